@@ -1,0 +1,57 @@
+"""Write with a trained model: `python sample.py runs/demo --prompt "def " --max_new_tokens 200 --num_samples 3`."""
+
+import sys
+from pathlib import Path
+
+from minigpt import cli
+from minigpt.config import SampleConfig, UserError
+
+
+def main(arguments: list[str]) -> None:
+    """Parse, open the model, write. Lightning is not needed and not imported."""
+    config = cli.parse_sampling(arguments)
+    prompt = read_prompt(config)
+
+    from minigpt.checkpoint import load_model
+    from minigpt.generation.generate import encode_prompt, generate, stream_text
+
+    loaded = load_model(config.run, config.device)
+    tokenizer = loaded.tokenizer
+    tokens = encode_prompt(tokenizer, prompt, loaded.config.model.context_length)
+    for number in range(config.num_samples):
+        if config.num_samples > 1:
+            print(f"──── sample {number + 1} of {config.num_samples}, seed {config.seed + number}", flush=True)
+        sys.stdout.write(prompt)
+        new_tokens = generate(
+            loaded.model,
+            tokens,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            seed=config.seed + number,
+            end_of_text=tokenizer.end_of_text,
+            n_drawable=tokenizer.vocab_size,
+        )
+        for text in stream_text(tokenizer, new_tokens):
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        print(flush=True)
+
+
+def read_prompt(config: SampleConfig) -> str:
+    """The prompt itself, or the whole of a file or of standard input ('-')."""
+    if config.prompt_file is None:
+        return config.prompt
+    try:
+        if config.prompt_file == "-":
+            return sys.stdin.buffer.read().decode("utf-8")
+        return Path(config.prompt_file).read_text(encoding="utf-8")
+    except OSError as error:
+        reason = (error.strerror or "cannot be read").lower()
+        raise UserError(f"--prompt_file {config.prompt_file}: {reason}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"--prompt_file {config.prompt_file}: not UTF-8 text (byte {error.start})") from None
+
+
+if __name__ == "__main__":
+    cli.run(main)

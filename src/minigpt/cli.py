@@ -1,0 +1,207 @@
+"""A command line -> a checked config, or one line that says what is wrong and exit code 2.
+
+jsonargparse does the parsing; what is added here is that every mistake becomes one line naming the file, the key and
+the fix. Nothing heavy is imported, so that a mistake is answered at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+
+from minigpt.config import Config, SampleConfig, UserError
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def run(main: Callable[[list[str]], None]) -> NoReturn:
+    """Call a program's main with the command line; end it with exit code 0, 2 (the user's mistake) or 130 (Ctrl-C)."""
+    try:
+        main(sys.argv[1:])
+        sys.stdout.flush()
+    except UserError as error:
+        sys.stdout.flush()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of a pipe (`sample.py ... | head`) has gone: not a mistake. Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(0)
+
+
+def parse_training(argv: Sequence[str]) -> tuple[Config, Path | None]:
+    """The command line of `train.py`.
+
+    Returns:
+        The config, and the run folder to continue, if `--resume RUN` was given: then the run's own config comes first
+        and the other arguments change it.
+
+    Raises:
+        UserError: for anything that cannot be understood, naming it.
+    """
+    parser = ArgumentParser(
+        prog="train.py",
+        exit_on_error=False,
+        allow_abbrev=False,
+        description="Train a GPT; later arguments win over earlier ones.",
+    )
+    parser.add_argument("--config", action="config", help="A YAML recipe; may be repeated, the later one wins.")
+    parser.add_argument("--resume", metavar="RUN", help="Continue this run folder where it stopped.")
+    parser.add_class_arguments(Config, None)
+    run_folder = _find_option("--resume", argv)
+    if run_folder is not None:
+        saved = Path(run_folder) / "config.yaml"
+        if not saved.is_file():
+            raise UserError(f"--resume {run_folder}: there is no {saved}; name the folder of a run, such as runs/demo")
+        argv = [f"--config={saved}", *argv]
+    values = parse(parser, Config, argv)
+    resume = values.pop("resume", None)
+    return Config.from_dict(values), None if resume is None else Path(resume)
+
+
+def parse_sampling(argv: Sequence[str]) -> SampleConfig:
+    """The command line of `sample.py`.
+
+    Raises:
+        UserError: for anything that cannot be understood, naming it.
+    """
+    parser = ArgumentParser(
+        prog="sample.py",
+        exit_on_error=False,
+        allow_abbrev=False,
+        description="Write text with a trained model.",
+    )
+    parser.add_class_arguments(SampleConfig, None, as_positional=True)
+    return SampleConfig(**parse(parser, SampleConfig, argv))
+
+
+def parse(parser: ArgumentParser, schema: type, argv: Sequence[str]) -> dict[str, Any]:
+    """Parse a command line into plain nested dictionaries, without the `config` option itself.
+
+    Args:
+        parser: with exit_on_error=False.
+        schema: the dataclass whose (nested) fields the options are; used to explain mistakes.
+        argv: the arguments, without the program's name.
+    """
+    options = {action.dest for action in parser._actions} | set(_field_types(schema))
+    for file in _all_options("--config", argv):
+        check_yaml(Path(file), options)
+    try:
+        namespace = parser.parse_args(list(argv))
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise UserError(_explain(str(error), options, _field_types(schema))) from None
+    values = _plain(namespace)
+    values.pop("config", None)
+    return values
+
+
+def check_yaml(path: Path, options: set[str]) -> None:
+    """Refuse a recipe that is missing, is not YAML, or has a key that no option has, naming file and line."""
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        recipes = sorted(str(p) for p in Path("configs").glob("**/*.yaml"))
+        hint = _did_you_mean(str(path), recipes) or (f"; there are {', '.join(recipes)}" if recipes else "")
+        raise UserError(f"--config {path}: {(error.strerror or 'cannot be read').lower()}{hint}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if root is None:
+        return
+    if not isinstance(root, yaml.MappingNode):
+        raise UserError(f"{path}: a recipe is a mapping such as 'model: {{n_layer: 6}}'")
+    _check_keys(path, root, "", options)
+
+
+def _check_keys(path: Path, node: yaml.MappingNode, prefix: str, options: set[str]) -> None:
+    for key_node, value_node in node.value:
+        key, where = f"{prefix}{key_node.value}", f"{path}:{key_node.start_mark.line + 1}"
+        if key not in options:
+            raise UserError(f"{where}: unknown setting {key}{_did_you_mean(key, options)}")
+        if any(option.startswith(f"{key}.") for option in options):
+            if not isinstance(value_node, yaml.MappingNode):
+                raise UserError(f"{where}: {key} is a group of settings: write 'name: value' lines under it")
+            _check_keys(path, value_node, f"{key}.", options)
+
+
+def _find_option(name: str, argv: Sequence[str]) -> str | None:
+    return next(_all_options(name, argv), None)
+
+
+def _all_options(name: str, argv: Sequence[str]) -> Iterator[str]:
+    for i, argument in enumerate(argv):
+        if argument.startswith(f"{name}="):
+            yield argument[len(name) + 1 :]
+        elif argument == name and i + 1 < len(argv):
+            yield argv[i + 1]
+
+
+def _field_types(schema: type, prefix: str = "") -> dict[str, str]:
+    """Dotted field name -> its type as written in the source."""
+    types: dict[str, str] = {}
+    for field in dataclasses.fields(schema):
+        factory = field.default_factory
+        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
+            types[prefix + field.name] = "group"
+            types |= _field_types(factory, f"{prefix}{field.name}.")
+        else:
+            types[prefix + field.name] = str(field.type)
+    return types
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Namespace):
+        return {key: _plain(item) for key, item in vars(value).items()}
+    return value
+
+
+def _did_you_mean(name: str, known: Sequence[str] | set[str]) -> str:
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    if not close:
+        # A forgotten or wrong section: `n_layer` or `train.n_layer` for `model.n_layer`.
+        last = name.rsplit(".", 1)[-1]
+        close = [option for option in sorted(known) if option.rsplit(".", 1)[-1] == last][:1]
+    return f": did you mean {close[0]}?" if close else ""
+
+
+def _explain(message: str, options: set[str], types: dict[str, str]) -> str:
+    """jsonargparse's message, made one line that names the option, the value and what is expected."""
+    if match := re.match(r"unrecognized arguments: (\S+)", message):
+        word = match[1].split("=", 1)[0]
+        if not word.startswith("-"):
+            return f"cannot place the argument {word!r}: options are written --section.name value; see --help"
+        guess = _did_you_mean(word.lstrip("-"), options).replace("did you mean ", "did you mean --")
+        return f"unknown option {word}{guess or '; --help lists all'}"
+    if match := re.match(r'Parser key "([^"]+)":', message):
+        key = match[1]
+        got = re.findall(r"(?:Got|Given) value: (.*)", message)
+        if key in types and got:
+            return f"{key}={got[-1]}: expected {_readable(types[key])}"
+    if match := re.search(r"the following arguments are required: (.*)", message):
+        return f"{match[1]} is missing; see --help"
+    if match := re.match(r"argument (--\S+): expected one argument", message):
+        return f"{match[1]} needs a value (one that begins with '-' is written {match[1]}=-...)"
+    return " ".join(message.split())
+
+
+def _readable(annotation: str) -> str:
+    """`Literal["a", "b"] | None` -> `a, b or null`; the rest of a type says itself."""
+    annotation = re.sub(r"Literal\[([^\]]*)\]", lambda m: m[1].replace(", ", " | "), annotation).replace('"', "")
+    annotation = annotation.replace("dict[str, Any]", "{class_path: …, init_args: …}")
+    words = [word.strip() for word in annotation.replace("None", "null").replace("bool", "true | false").split(" | ")]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"

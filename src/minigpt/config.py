@@ -1,0 +1,449 @@
+"""Nothing -> every knob of the project, as frozen dataclasses that refuse bad settings when they are built.
+
+The line under a field is its `--help`. No heavy import belongs here: the command line is parsed and checked before
+torch is loaded. The defaults are the demo recipe (`configs/demo.yaml`) without its time limit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+class UserError(ValueError):
+    """A mistake that one line can explain: programs print it and exit with code 2, without a traceback."""
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise UserError(message)
+
+
+def _require_at_least(prefix: str, config: object, minimum: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(
+            value is None or value >= minimum,
+            f"{f'{prefix}.{name}'.strip('.')}={value}: must be at least {minimum:g}",
+        )
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Shape of the model. The defaults are the modern family; `gpt2_family` names the other one."""
+
+    vocab_size: int | None = None
+    """Number of token ids; taken from the tokenizer when not given."""
+    context_length: int = 256
+    """Longest sequence the model can read, in tokens."""
+    n_layer: int = 4
+    """Number of transformer blocks."""
+    n_head: int = 4
+    """Number of query heads in a block."""
+    n_kv_head: int | None = None
+    """Number of key/value heads (grouped-query attention); n_head when not given, 1 is multi-query."""
+    n_embd: int = 192
+    """Width of the residual stream."""
+    head_dim: int | None = None
+    """Width of one head; n_embd / n_head when not given."""
+    mlp_hidden: int | None = None
+    """Width inside the MLP; when not given 4 x n_embd, or for swiglu 8/3 x n_embd rounded up to 64."""
+    position: Literal["rotary", "learned", "none"] = "rotary"
+    """How tokens know their place: rotary rotates queries and keys, learned adds a vector, none is no positions."""
+    rotary_base: float = 10_000.0
+    """Longest wavelength of rotary positions is about 2 pi times this, in tokens."""
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    """Normalisation before attention, before the MLP and at the end."""
+    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    """The MLP's nonlinearity: gated SiLU, or GPT-2's GELU (tanh approximation)."""
+    qk_norm: bool = True
+    """Normalise queries and keys per head before their product: bounds the scores."""
+    bias: bool = False
+    """Biases in linear layers and LayerNorm."""
+    tie_embeddings: bool = False
+    """Use the token embedding as the output head."""
+    dropout: float = 0.0
+    """Probability of dropping an attention weight, a residual update or an embedding in training."""
+
+    def __post_init__(self) -> None:
+        _require_at_least(
+            "model",
+            self,
+            1,
+            "vocab_size",
+            "context_length",
+            "n_layer",
+            "n_head",
+            "n_kv_head",
+            "n_embd",
+            "head_dim",
+        )
+        _require_at_least("model", self, 1, "mlp_hidden", "rotary_base")
+        _require(0 <= self.dropout < 1, f"model.dropout={self.dropout}: must be at least 0 and below 1")
+        if self.head_dim is None:
+            _require(
+                self.n_embd % self.n_head == 0,
+                f"model.n_embd={self.n_embd} is not divisible by model.n_head={self.n_head}: "
+                "change one of them, or give model.head_dim",
+            )
+        kv = self.kv_heads
+        _require(
+            self.n_head % kv == 0,
+            f"model.n_kv_head={kv} does not divide model.n_head={self.n_head}: each key/value head serves an equal "
+            "number of query heads",
+        )
+        _require(
+            self.position != "rotary" or self.width_per_head % 2 == 0,
+            f"model.position=rotary rotates pairs of channels: the head width {self.width_per_head} must be even",
+        )
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key/value heads."""
+        return self.n_head if self.n_kv_head is None else self.n_kv_head
+
+    @property
+    def width_per_head(self) -> int:
+        """Width of one head (the axis D)."""
+        return self.n_embd // self.n_head if self.head_dim is None else self.head_dim
+
+    @property
+    def mlp_width(self) -> int:
+        """Width inside the MLP. SwiGLU has three matrices instead of two, so 8/3 keeps the parameter count."""
+        if self.mlp_hidden is not None:
+            return self.mlp_hidden
+        return 4 * self.n_embd if self.mlp == "gelu" else -(-8 * self.n_embd // 3 // 64) * 64
+
+    @classmethod
+    def gpt2_family(cls, **overrides: Any) -> GPTConfig:
+        """GPT-2's choices (Radford et al. 2019), by default of the smallest model: 124,439,808 parameters."""
+        settings: dict[str, Any] = {
+            "vocab_size": 50257,
+            "context_length": 1024,
+            "n_layer": 12,
+            "n_head": 12,
+            "n_embd": 768,
+            "position": "learned",
+            "norm": "layernorm",
+            "mlp": "gelu",
+            "qk_norm": False,
+            "bias": True,
+            "tie_embeddings": True,
+        }
+        return cls(**(settings | overrides))
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which text, which tokenizer, and how much of it at once."""
+
+    source: str | list[str] = "python_stdlib"
+    """Text: python_stdlib (this interpreter's own library), or files, folders, globs and URLs of UTF-8 text."""
+    tokenizer: str = "bpe:2048"
+    """bytes, chars, bpe:N (trained on the train split), gpt2, cl100k_base, o200k_base, or a tokenizer.json of ours."""
+    val_fraction: float = 0.05
+    """Share of the documents held out for validation (of the text's end, if there is a single document)."""
+    max_documents: int | None = None
+    """Use only this many documents, the same ones every time; all when not given."""
+    batch_size: int = 16
+    """Windows of context_length tokens per micro-batch and device."""
+    num_workers: int = 0
+    """Processes that read batches ahead; 0 reads in the main process, which is enough for memory-mapped tokens."""
+    dir: str = "data"
+    """Folder for prepared token files; they are reused while text, tokenizer and split are unchanged."""
+
+    def __post_init__(self) -> None:
+        _require_at_least("data", self, 1, "batch_size", "max_documents")
+        _require_at_least("data", self, 0, "num_workers")
+        _require(
+            0 < self.val_fraction < 1,
+            f"data.val_fraction={self.val_fraction}: must lie between 0 and 1 (0.05 holds out a twentieth)",
+        )
+        _require(bool(self.source), "data.source is empty: name python_stdlib, a file, a folder, a glob or a URL")
+        named = self.tokenizer in {"bytes", "chars", "gpt2", "cl100k_base", "o200k_base"}
+        bpe = re.fullmatch(r"bpe:(\d+)", self.tokenizer)
+        _require(
+            named or bpe is not None or self.tokenizer.endswith(".json"),
+            f"data.tokenizer={self.tokenizer}: use bytes, chars, bpe:N such as bpe:2048, gpt2, cl100k_base, "
+            "o200k_base or the path of a tokenizer.json",
+        )
+        _require(
+            bpe is None or 257 < int(bpe[1]) <= 1_000_000,
+            f"data.tokenizer={self.tokenizer}: a byte-level vocabulary has 256 bytes, one end-of-text token and "
+            "at least one merge: N lies between 258 and 1000000",
+        )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How the loss turns into new weights."""
+
+    learning_rate: float = 4e-3
+    """Peak learning rate of AdamW."""
+    schedule: Literal["cosine", "linear", "constant"] = "linear"
+    """Decay of the learning rate after the warm-up, reaching its end at max_steps or max_time."""
+    final_lr_fraction: float = 0.0
+    """Learning rate at the end, as a share of the peak."""
+    warmup_steps: int = 40
+    """Steps over which the learning rate rises linearly from zero."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay, on matrices only: never on biases, norms or embeddings."""
+    beta1: float = 0.9
+    """Decay of AdamW's mean of gradients."""
+    beta2: float = 0.95
+    """Decay of AdamW's mean of squared gradients."""
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, f"optimizer.learning_rate={self.learning_rate}: must be above 0")
+        _require_at_least("optimizer", self, 0, "warmup_steps", "weight_decay", "final_lr_fraction")
+        for name in ("beta1", "beta2"):
+            _require(0 <= getattr(self, name) < 1, f"optimizer.{name}={getattr(self, name)}: must lie in [0, 1)")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Text written at each validation, and the defaults of `sample.py`."""
+
+    prompts: list[str] = field(default_factory=lambda: ["def ", "class ", "import "])
+    """Prompts continued at each validation; [] for none."""
+    max_new_tokens: int = 96
+    """Tokens written after a prompt."""
+    temperature: float = 0.8
+    """Flattens (above 1) or sharpens (below 1) the distribution; 0 always takes the likeliest token."""
+    top_k: int | None = 50
+    """Draw among this many likeliest tokens; all when not given."""
+    seed: int = 1
+    """Seed of the draws: the same seed writes the same text."""
+
+    def __post_init__(self) -> None:
+        _require_at_least("sampling", self, 1, "max_new_tokens", "top_k")
+        _require_at_least("sampling", self, 0, "temperature", "seed")
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """What `sample.py` is asked for."""
+
+    run: str
+    """A run folder such as runs/demo, or a .ckpt or .safetensors file."""
+    prompt: str = "\n"
+    """Text to continue; an empty one starts a new document."""
+    prompt_file: str | None = None
+    """Read the prompt from this file, or from standard input if it is '-'."""
+    max_new_tokens: int = 200
+    """Tokens to write; the text may end sooner, where the model ends its document."""
+    temperature: float = 0.8
+    """Flattens (above 1) or sharpens (below 1) the distribution; 0 always takes the likeliest token."""
+    top_k: int | None = 50
+    """Draw among this many likeliest tokens; null for all."""
+    num_samples: int = 1
+    """Texts to write, each with the next seed."""
+    seed: int = 1337
+    """Seed of the first text: the same seed writes the same text."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1, mps."""
+
+    def __post_init__(self) -> None:
+        _require_at_least("", self, 1, "max_new_tokens", "top_k", "num_samples")
+        _require_at_least("", self, 0, "temperature", "seed")
+        _require(self.temperature < float("inf"), "temperature=inf: must be a number")
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """What is shown of attention while the model trains."""
+
+    enabled: bool = True
+    """Probe a fixed text at each validation: maps as an image grid and an interactive page."""
+    text: str | None = None
+    """The probed text; the beginning of the val split when not given."""
+    max_tokens: int = 96
+    """Length of the probe, in tokens (at most 256, and at most the context)."""
+    max_snapshots: int = 12
+    """Training steps kept in the page; beyond that, an even selection with the first and the newest."""
+
+    def __post_init__(self) -> None:
+        _require(2 <= self.max_tokens <= 256, f"attention.max_tokens={self.max_tokens}: must lie between 2 and 256")
+        _require_at_least("attention", self, 2, "max_snapshots")
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Lightning's Trainer, by Lightning's own names; the defaults that differ from Lightning's say so."""
+
+    max_steps: int = 1200
+    """Number of optimizer steps."""
+    max_time: str | None = None
+    """Stop after this time, as DD:HH:MM:SS; the learning rate reaches its end by then, or at max_steps if sooner."""
+    val_check_interval: int | float | None = 300
+    """Validate every so many micro-batches (int) or share of the run (float); and always at the end."""
+    accumulate_grad_batches: int = 1
+    """Micro-batches per optimizer step."""
+    gradient_clip_val: int | float | None = 1.0
+    """Clip the gradient's norm to this value."""
+    gradient_clip_algorithm: Literal["norm", "value"] | None = None
+    """Clip by norm (default) or by value."""
+    precision: str | int | None = "auto"
+    """auto is bf16-mixed where the GPU has bfloat16, else 32-true; or any of Lightning's own names."""
+    accelerator: str | dict[str, Any] = "auto"
+    """cpu, gpu, mps, or auto for the best one there."""
+    devices: int | str | list[int] = "auto"
+    """How many devices, or which ones; all there are by default."""
+    strategy: str | dict[str, Any] = "auto"
+    """How several devices work together: ddp, fsdp, or an object as {class_path, init_args}."""
+    num_nodes: int = 1
+    """Number of machines."""
+    logger: Literal["wandb", "tensorboard"] | bool | dict[str, Any] = "wandb"
+    """wandb (online when logged in, else offline), tensorboard, false for files alone, or {class_path, init_args}."""
+    callbacks: list[dict[str, Any]] | None = None
+    """More callbacks, each as {class_path, init_args}."""
+    plugins: list[dict[str, Any]] | None = None
+    """Plugins, each as {class_path, init_args}."""
+    profiler: str | dict[str, Any] | None = None
+    """simple, advanced, pytorch, or {class_path, init_args}."""
+    log_every_n_steps: int | None = 10
+    """Write training metrics every so many steps."""
+    limit_train_batches: int | float | None = None
+    """Use only this many (int) or this share (float) of the train batches."""
+    limit_val_batches: int | float | None = None
+    """Use only part of the val split: then val/loss is no longer that of the whole."""
+    limit_test_batches: int | float | None = None
+    """Lightning's; there is no test loop here."""
+    limit_predict_batches: int | float | None = None
+    """Lightning's; there is no predict loop here."""
+    overfit_batches: int | float = 0.0
+    """Train and validate on this many batches again and again: a check that learning works."""
+    num_sanity_val_steps: int | None = 0
+    """Validation batches before training starts; Lightning's own default is 2."""
+    check_val_every_n_epoch: int | None = 1
+    """Lightning's; a run here is one long epoch of max_steps."""
+    max_epochs: int | None = None
+    """Lightning's; a run here is one long epoch, so use max_steps."""
+    min_epochs: int | None = None
+    """Lightning's; a run here is one long epoch, so use max_steps."""
+    min_steps: int | None = None
+    """Do not stop before this step."""
+    fast_dev_run: int | bool = False
+    """Run this many batches of everything, as a check; nothing is saved."""
+    enable_checkpointing: bool | None = None
+    """false writes no checkpoint and no weights."""
+    enable_progress_bar: bool | None = None
+    """false for no progress bar."""
+    enable_model_summary: bool | None = False
+    """Lightning's table of layers; Lightning's own default is true."""
+    deterministic: bool | Literal["warn"] | None = None
+    """Use only deterministic kernels, or warn about others."""
+    benchmark: bool | None = None
+    """cuDNN's autotuner."""
+    inference_mode: bool = True
+    """Validate under torch.inference_mode rather than torch.no_grad."""
+    use_distributed_sampler: bool = False
+    """Batches are already divided among devices here; Lightning's own default is true."""
+    detect_anomaly: bool = False
+    """Find the operation that made a NaN; slow."""
+    barebones: bool = False
+    """Lightning with all conveniences off, for measuring its overhead."""
+    sync_batchnorm: bool = False
+    """Lightning's; there is no batch norm here."""
+    reload_dataloaders_every_n_epochs: int = 0
+    """Lightning's; a run here is one long epoch."""
+    default_root_dir: str | None = None
+    """Folder for what Lightning itself writes; the run folder when not given."""
+    enable_autolog_hparams: bool = True
+    """Log hyperparameters at the start."""
+    model_registry: str | None = None
+    """Lightning's model registry."""
+
+    def __post_init__(self) -> None:
+        _require_at_least("trainer", self, 1, "max_steps", "accumulate_grad_batches", "log_every_n_steps", "num_nodes")
+        _require_at_least("trainer", self, 0, "gradient_clip_val")
+        interval = self.val_check_interval
+        _require(
+            interval is None or (isinstance(interval, int) and interval >= 1) or 0 < interval <= 1,
+            f"trainer.val_check_interval={interval}: a whole number of batches from 1, or a share in (0, 1]",
+        )
+        _require(
+            self.max_time is None or re.fullmatch(r"\d+:\d\d:\d\d:\d\d", self.max_time) is not None,
+            f"trainer.max_time={self.max_time}: must look like 00:00:03:00 (days:hours:minutes:seconds)",
+        )
+        _require(
+            self.max_epochs is None and self.min_epochs is None,
+            "trainer.max_epochs and min_epochs are not used: a run is one stream of batches, give trainer.max_steps",
+        )
+
+    @property
+    def max_time_seconds(self) -> float | None:
+        """max_time in seconds, None when there is no limit."""
+        if self.max_time is None:
+            return None
+        days, hours, minutes, seconds = map(int, self.max_time.split(":"))
+        return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that defines a run."""
+
+    model: GPTConfig = field(default_factory=GPTConfig)
+    """The model's shape."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The text and its tokens."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """The optimizer and its schedule."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """Lightning's Trainer."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Text written during training."""
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    """Attention shown during training."""
+    name: str = "demo"
+    """Name of the run; its folder is runs_dir/name, or name-2, name-3, ... when that is taken."""
+    runs_dir: str = "runs"
+    """Folder that holds the run folders."""
+    seed: int = 1337
+    """Seed of the weights, of dropout and of the order of the batches."""
+    compile: bool = False
+    """Compile the model with torch.compile: pays on a GPU and in long runs; costs about a minute at the start."""
+    checkpoint_every_n_steps: int | None = None
+    """Save last.ckpt every so many steps, besides at each validation."""
+
+    def __post_init__(self) -> None:
+        _require(
+            re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name) is not None,
+            f"name={self.name!r}: use letters, digits, '.', '_' and '-', since it names a folder",
+        )
+        _require(0 <= self.seed < 2**31, f"seed={self.seed}: must lie between 0 and 2147483647")
+        _require_at_least("", self, 1, "checkpoint_every_n_steps")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, so that a checkpoint opens with `torch.load(weights_only=True)`."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Config:
+        """The inverse of `to_dict`.
+
+        Raises:
+            UserError: a key that no field has, or a value that is refused.
+        """
+        sections = {f.name: f.default_factory for f in dataclasses.fields(cls) if f.name in _SECTIONS}
+        arguments: dict[str, Any] = {}
+        for key, value in settings.items():
+            arguments[key] = _build(sections[key], key, value) if key in sections else value  # type: ignore[arg-type]
+        return _build(cls, "config", arguments)
+
+
+_SECTIONS = ("model", "data", "optimizer", "trainer", "sampling", "attention")
+
+
+def _build(section: type, name: str, values: Mapping[str, Any]) -> Any:
+    known = {f.name for f in dataclasses.fields(section)}
+    unknown = sorted(set(values) - known)
+    _require(
+        not unknown,
+        f"{name} has no setting {', '.join(unknown)}: it was written by another version of minigpt",
+    )
+    return section(**values)

@@ -1,0 +1,1 @@
+"""Text -> tokens -> batches. Knows no model and no Lightning."""

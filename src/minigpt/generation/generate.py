@@ -1,0 +1,80 @@
+"""A model and a prompt -> tokens and text, as they are made.
+
+The simple engine: each new token costs one forward pass over the whole context. It is the reference for any faster one.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+
+from minigpt.config import UserError
+from minigpt.data.tokenizer import Tokenizer
+from minigpt.generation.sampling import next_token
+from minigpt.model.gpt import GPT
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str, context_length: int) -> list[int]:
+    """Token ids of a prompt; an empty one starts where a document starts.
+
+    Raises:
+        UserError: the prompt does not fit the context, or has a character that the tokenizer does not know.
+    """
+    tokens = tokenizer.encode(prompt) or [tokenizer.end_of_text]
+    if len(tokens) > context_length:
+        raise UserError(
+            f"the prompt has {len(tokens)} tokens, but the model reads at most {context_length}: "
+            "shorten it, or train with a longer model.context_length"
+        )
+    return tokens
+
+
+@torch.inference_mode()
+def generate(
+    model: GPT,
+    prompt: Sequence[int],
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    seed: int = 0,
+    end_of_text: int | None = None,
+    n_drawable: int | None = None,
+) -> Iterator[int]:
+    """Yield new tokens after a prompt, until max_new_tokens or the document's end.
+
+    Past the context's length the model reads its last context_length tokens.
+
+    Args:
+        model: in eval mode; its parameters' device is used.
+        prompt: at least one token id.
+        max_new_tokens: how many tokens at most.
+        temperature: see `next_token`.
+        top_k: see `next_token`.
+        seed: of the draws; the same seed gives the same tokens.
+        end_of_text: token that ends the text and is not yielded; None goes on to max_new_tokens.
+        n_drawable: only ids below this are drawn (a padded vocabulary has more); None allows all.
+    """
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    tokens = list(prompt)
+    for _ in range(max_new_tokens):
+        window = torch.tensor([tokens[-model.config.context_length :]], device=device)
+        logits = model(window)[0, -1, :n_drawable]
+        token = next_token(logits, temperature=temperature, top_k=top_k, generator=generator)
+        if token == end_of_text:
+            return
+        tokens.append(token)
+        yield token
+
+
+def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
+    """Text of tokens as they come; a character is shown when its last byte is there."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for token in tokens:
+        if text := decoder.decode(tokenizer.decode_bytes([token])):
+            yield text
+    if text := decoder.decode(b"", final=True):
+        yield text

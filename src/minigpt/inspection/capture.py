@@ -1,0 +1,65 @@
+"""A model and a text -> the attention weights that the fused kernel used."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from minigpt.data.tokenizer import Tokenizer, decode
+from minigpt.inspection.snapshot import Snapshot
+from minigpt.model.attention import Attention, attention_weights
+from minigpt.model.gpt import GPT
+
+
+@contextlib.contextmanager
+def capture_attention(model: GPT) -> Iterator[list[Tensor]]:
+    """`with capture_attention(model) as maps: model(tokens)` fills maps with (B, H, T, S) weights, a layer each.
+
+    The model computes as always, through the fused kernel; its queries and keys are tapped on the way and the weights
+    worked out beside it. Taps are removed at the end.
+    """
+    maps: list[Tensor] = []
+    layers = [module for module in model.modules() if isinstance(module, Attention)]
+    for layer in layers:
+        layer.tap = lambda query, key: maps.append(attention_weights(query.detach(), key.detach()))
+    try:
+        yield maps
+    finally:
+        for layer in layers:
+            layer.tap = None
+
+
+@contextlib.contextmanager
+def undisturbed(model: torch.nn.Module) -> Iterator[None]:
+    """Look at a model in the midst of training: eval mode and no gradients inside, everything as it was afterwards.
+
+    Each module's own training flag is restored, and torch's random state on the CPU and the GPUs.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, training in flags:
+                module.training = training
+
+
+def probe(model: GPT, tokenizer: Tokenizer, tokens: Sequence[int], step: int) -> Snapshot:
+    """Attention of every head on one text.
+
+    Args:
+        model: read only; see `undisturbed`.
+        tokenizer: turns each token into the text that is shown for it.
+        tokens: T ids, at most the model's context.
+        step: training step that the weights belong to.
+    """
+    device = next(model.parameters()).device
+    with undisturbed(model), capture_attention(model) as maps:
+        model(torch.tensor([list(tokens)], device=device))
+    weights = torch.stack([layer[0] for layer in maps]).float().cpu().numpy()  # (L, H, T, T)
+    return Snapshot(step, tuple(decode(tokenizer, [token]) for token in tokens), weights)

@@ -1,0 +1,21 @@
+"""A level from 0 to 255 -> a colour: the one colour map of the attention page and of the attention picture."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+# Dark violet to bright yellow, after matplotlib's "viridis" (Smith and van der Walt 2015, CC0,
+# https://bids.github.io/colormap): its lightness only ever rises, so it reads the same in grey and without colour vision.
+_STOPS = "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725"
+
+
+def _table() -> npt.NDArray[np.uint8]:
+    stops = np.array([list(bytes.fromhex(stop)) for stop in _STOPS.split()], dtype=np.float64)
+    at = np.linspace(0, len(stops) - 1, 256)
+    channels = [np.interp(at, np.arange(len(stops)), stops[:, channel]) for channel in range(3)]
+    return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
+
+
+COLOURS: npt.NDArray[np.uint8] = _table()
+"""(256, 3) RGB; row 0 is no attention, row 255 is all of it."""

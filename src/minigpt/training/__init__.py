@@ -1,0 +1,1 @@
+"""Logits -> loss -> optimizer steps -> a run folder, through Lightning."""

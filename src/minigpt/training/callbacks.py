@@ -1,0 +1,375 @@
+"""What happens beside training: metrics, samples, attention and checkpoints, in files and in the dashboard."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, Checkpoint, TQDMProgressBar
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from minigpt.checkpoint import RunFolder, read_checkpoint, save_weights
+from minigpt.config import Config, UserError
+from minigpt.data.prepare import PreparedData
+from minigpt.files import write_atomically
+from minigpt.generation.generate import encode_prompt, generate, stream_text
+from minigpt.inspection.capture import probe, undisturbed
+from minigpt.inspection.grid import grid_image, save_png
+from minigpt.inspection.page import render_page
+from minigpt.inspection.snapshot import Snapshot
+from minigpt.training.dashboards import log_image, log_page, log_scalars, log_table
+from minigpt.training.module import TrainingModule
+
+PLAIN_LINE_SECONDS = 10
+"""Where the output is no terminal, a line of progress comes at most this often."""
+
+COLUMNS = (
+    "step",
+    "tokens",
+    "seconds",
+    "train/loss",
+    "val/loss",
+    "val/bits_per_byte",
+    "learning_rate",
+    "grad_norm",
+    "perf/tokens_per_second",
+)
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar, with both losses; for terminals. `Metrics` prints lines where there is none."""
+
+    def init_train_tqdm(self) -> Any:
+        bar = super().init_train_tqdm()
+        bar.mininterval = 0.2
+        return bar
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description("training")  # Lightning's "Epoch 0" would promise others
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        metrics = next(c for c in trainer.callbacks if isinstance(c, Metrics))  # type: ignore[attr-defined]
+        shown = {
+            "train/loss": metrics.train_loss,
+            "val/loss": metrics.val_loss,
+            "tokens/s": metrics.tokens_per_second,
+        }
+        return {name: f"{value:.4g}" for name, value in shown.items() if not math.isnan(value)}
+
+
+class Metrics(Callback):
+    """Losses and speed -> metrics.csv, the logger, the progress bar.
+
+    Values are gathered every log_every_n_steps and written from here: `self.log` in each training step costs up to
+    three milliseconds, which a small model notices.
+    """
+
+    def __init__(self, folder: RunFolder, config: Config) -> None:
+        self.folder, self.config = folder, config
+        self.train_loss = self.val_loss = self.tokens_per_second = math.nan
+        self._logged_step = -1
+        self.seconds = 0.0  # of training alone, without validation, over all parts of a resumed run
+        self._mark, self._mark_step = 0.0, 0
+        self._last_line = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = state_dict["seconds"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._logged_step = trainer.global_step
+        self._start_watch(trainer)
+        if trainer.is_global_zero:
+            self._keep_rows_up_to(trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        step = trainer.global_step
+        # With accumulation the hook is called several times with one global_step.
+        if step == self._logged_step or step % (self.config.trainer.log_every_n_steps or 1):
+            return
+        self._logged_step = step
+        losses = [float(loss) for loss in pl_module.recent_losses]
+        pl_module.recent_losses.clear()
+        self.train_loss = sum(losses) / len(losses)
+        if not math.isfinite(self.train_loss):
+            raise UserError(
+                f"the loss became {self.train_loss} by step {step}; {self.folder.last} is from before. "
+                "A lower optimizer.learning_rate or a smaller trainer.gradient_clip_val may help"
+            )
+        self._stop_watch(trainer)
+        row = {
+            "train/loss": self.train_loss,
+            "learning_rate": pl_module.learning_rate,
+            "grad_norm": pl_module.grad_norm,
+            "perf/tokens_per_second": self.tokens_per_second,
+        }
+        self._write(trainer, step, row)
+        if not sys.stderr.isatty() and time.monotonic() - self._last_line > PLAIN_LINE_SECONDS:
+            self._print_line(trainer, pl_module)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop_watch(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        if not trainer.sanity_checking:
+            self.val_loss = pl_module.val_loss
+            row = {"val/loss": pl_module.val_loss, "val/bits_per_byte": pl_module.val_bits_per_byte}
+            self._write(trainer, trainer.global_step, row)
+            self._print_line(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._mark == 0.0:
+            self._start_watch(trainer)
+
+    def _print_line(self, trainer: L.Trainer, module: TrainingModule) -> None:
+        parts = [
+            f"step {trainer.global_step}/{self.config.trainer.max_steps}",
+            f"train/loss {self.train_loss:.4f}",
+            f"val/loss {module.val_loss:.4f}",
+            f"val/bits_per_byte {module.val_bits_per_byte:.4f}",
+            f"{self.tokens_per_second:,.0f} tokens/s",
+        ]
+        trainer.print("   ".join(part for part in parts if "nan" not in part), flush=True)
+        self._last_line = time.monotonic()
+
+    def _start_watch(self, trainer: L.Trainer) -> None:
+        self._mark, self._mark_step = time.perf_counter(), trainer.global_step
+
+    def _stop_watch(self, trainer: L.Trainer) -> None:
+        """Take the time since the last mark; validation and what hangs on it are not counted."""
+        if self._mark == 0.0:
+            return
+        now, steps = time.perf_counter(), trainer.global_step - self._mark_step
+        self.seconds += now - self._mark
+        if steps:
+            self.tokens_per_second = steps * self._tokens_per_step(trainer) / (now - self._mark)
+        self._mark, self._mark_step = (0.0, 0) if trainer.validating else (now, trainer.global_step)
+
+    def _tokens_per_step(self, trainer: L.Trainer) -> int:
+        per_batch = self.config.data.batch_size * self.config.model.context_length
+        return per_batch * self.config.trainer.accumulate_grad_batches * trainer.world_size
+
+    def _write(self, trainer: L.Trainer, step: int, row: dict[str, float]) -> None:
+        log_scalars(trainer.loggers, row, step)
+        if not trainer.is_global_zero:
+            return
+        new = not self.folder.metrics.exists()
+        with self.folder.metrics.open("a", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            if new:
+                writer.writeheader()
+            tokens = step * self._tokens_per_step(trainer)
+            writer.writerow({"step": step, "tokens": tokens, "seconds": f"{self.seconds:.3f}", **row})
+
+    def _keep_rows_up_to(self, step: int) -> None:
+        """Rows after the checkpoint that a run resumes from will be written again."""
+        if not self.folder.metrics.exists():
+            return
+        with self.folder.metrics.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+
+        def write(path: Path) -> None:
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS)
+                writer.writeheader()
+                writer.writerows(rows)
+
+        write_atomically(self.folder.metrics, write)
+
+
+class Samples(Callback):
+    """At each validation: text after fixed prompts -> a file and a table."""
+
+    def __init__(self, folder: RunFolder, config: Config, data: PreparedData) -> None:
+        """Raises UserError for a prompt that the tokenizer or the context cannot hold."""
+        self.folder, self.settings, self.tokenizer = folder, config.sampling, data.tokenizer
+        self.prompts = [
+            (prompt, encode_prompt(data.tokenizer, prompt, config.model.context_length))
+            for prompt in self.settings.prompts
+        ]
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero or not self.prompts:
+            return
+        assert isinstance(pl_module, TrainingModule)
+        with undisturbed(pl_module.model):
+            texts = [prompt + self._continue(pl_module, tokens) for prompt, tokens in self.prompts]
+        step = trainer.global_step
+        rows = [(step, prompt, text) for (prompt, _), text in zip(self.prompts, texts, strict=True)]
+        log_table(trainer.loggers, "samples", ("step", "prompt", "text"), rows, step)
+        content = "".join(f"──── step {step}, prompt {prompt!r}\n{text}\n\n" for _, prompt, text in rows)
+        write_atomically(self.folder.samples(step), lambda path: _write_text(path, content))
+        trainer.print(content.split("\n\n──── ")[0].rstrip())
+
+    def _continue(self, module: TrainingModule, tokens: Sequence[int]) -> str:
+        settings = self.settings
+        new_tokens = generate(
+            module.model,
+            tokens,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            seed=settings.seed,
+            end_of_text=self.tokenizer.end_of_text,
+            n_drawable=self.tokenizer.vocab_size,
+        )
+        return "".join(stream_text(self.tokenizer, new_tokens))
+
+
+class AttentionMaps(Callback):
+    """At each validation: attention on a fixed text -> the grid of maps and the interactive page."""
+
+    def __init__(self, folder: RunFolder, config: Config, data: PreparedData) -> None:
+        self.folder, self.settings, self.tokenizer = folder, config.attention, data.tokenizer
+        length = min(self.settings.max_tokens, config.model.context_length)
+        text = self.settings.text
+        tokens = data.val.tokens[:length].tolist() if text is None else data.tokenizer.encode(text)[:length]
+        if not tokens:
+            raise UserError(
+                "attention.text is empty: give a text to probe, or leave it out for the val split's beginning"
+            )
+        self.tokens = tokens
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, TrainingModule)
+        step = trainer.global_step
+        snapshot = probe(pl_module.model, self.tokenizer, self.tokens, step)
+        snapshot.save(self.folder.snapshot(step))
+        grid = grid_image(snapshot)
+        save_png(self.folder.attention_grid, grid)
+        page = render_page(self._history(snapshot), title=f"{self.folder.path.name}: attention while training")
+        write_atomically(self.folder.attention_page, lambda path: _write_text(path, page))
+        log_image(trainer.loggers, "attn/grid", grid, step)
+        log_page(trainer.loggers, "attn/page", page, step)
+
+    def _history(self, newest: Snapshot) -> list[Snapshot]:
+        """Snapshots of this probe up to now, thinned evenly to max_snapshots with the first and the newest."""
+        files = [p for p in sorted(self.folder.snapshot(0).parent.glob("step_*.npz")) if _step(p) < newest.step]
+        kept = min(len(files), self.settings.max_snapshots - 1)
+        chosen = [files[round(i * (len(files) - 1) / max(kept - 1, 1))] for i in range(kept)]
+        snapshots = [Snapshot.load(path) for path in chosen]
+        same = [s for s in snapshots if s.tokens == newest.tokens and s.weights.shape == newest.weights.shape]
+        return [*same, newest]
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step_"))
+
+
+class Checkpoints(Checkpoint):
+    """last.ckpt and best.ckpt, saved where a resume is exact; Ctrl-C and SIGTERM save and stop.
+
+    A checkpoint is taken between optimizer steps, never within one; and where a validation is due at the same step,
+    after it, as Lightning would not run it again.
+    """
+
+    def __init__(self, folder: RunFolder, config: Config) -> None:
+        self.folder, self.config = folder, config
+        self.best_val_loss, self.best_step = math.inf, -1
+        self.stop_signal: int | None = None
+        self._old_handlers: dict[int, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_val_loss": self.best_val_loss, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_val_loss, self.best_step = state_dict["best_val_loss"], state_dict["best_step"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._old_handlers[number] = signal.signal(number, self._on_signal)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        self._old_handlers.clear()
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self.stop_signal = number
+        # A second Ctrl-C stops at once.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step >= self.config.trainer.max_steps:
+            trainer.should_stop = True  # makes Lightning validate at the very end, whatever the interval
+        loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+        assert fetcher is not None
+        if loop._should_accumulate() or loop._should_check_val_fx(fetcher):
+            return
+        every = self.config.checkpoint_every_n_steps
+        stop = self._must_stop(trainer)
+        if stop or (every and step % every == 0):
+            self._save_last(trainer)
+        if stop:
+            raise SystemExit(128 + (self.stop_signal or signal.SIGTERM))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        if trainer.sanity_checking:
+            return
+        is_best = pl_module.val_loss < self.best_val_loss
+        if is_best:
+            self.best_val_loss, self.best_step = pl_module.val_loss, trainer.global_step
+        self._save_last(trainer)
+        if is_best and trainer.is_global_zero:
+            write_atomically(self.folder.best, lambda path: _link_or_copy(self.folder.last, path))
+            save_weights(self.folder.weights, pl_module.model, self.config, pl_module.data.tokenizer)
+        if self._must_stop(trainer):
+            raise SystemExit(128 + (self.stop_signal or signal.SIGTERM))
+
+    def _must_stop(self, trainer: L.Trainer) -> bool:
+        stop = self.stop_signal is not None
+        if trainer.world_size == 1:
+            return stop
+        return bool(trainer.strategy.reduce_boolean_decision(stop, all=False))
+
+    def _save_last(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.folder.last)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Files that are complete or not there, opened without running what is in them."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        import torch
+
+        write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+
+    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Both names for one file where the file system can: renaming a new last.ckpt leaves best.ckpt as it is."""
+    target.unlink()
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

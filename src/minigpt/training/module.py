@@ -1,0 +1,152 @@
+"""Batches -> losses -> optimizer steps: the model with teacher forcing, as a LightningModule."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Timer
+from torch import Tensor
+
+from minigpt.checkpoint import CHECKPOINT_KEY
+from minigpt.config import Config, UserError
+from minigpt.data.batches import IGNORED
+from minigpt.data.prepare import PreparedData
+from minigpt.model.gpt import GPT
+from minigpt.training.optimizer import learning_rate, make_optimizer
+
+
+def next_token_loss(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross-entropy in nats per token, computed in at least float32.
+
+    Args:
+        logits: (B, T, V).
+        targets: (B, T) ids of the tokens that follow; IGNORED ones count for nothing.
+        reduction: mean over the tokens that count, or sum.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction=reduction)
+
+
+class TrainingModule(L.LightningModule):
+    """Every position predicts the token that follows it, in one pass, under the causal mask."""
+
+    def __init__(self, config: Config, data: PreparedData, *, batches_per_step: int) -> None:
+        """Args: a config whose model.vocab_size is set; micro-batches per optimizer step, over all devices."""
+        super().__init__()
+        self.run_config, self.data, self.batches_per_step = config, data, batches_per_step
+        torch.manual_seed(config.seed)
+        self.model = GPT(config.model)
+        # The compiled function lies beside the model, not in it: the model's parameter names stay clean, and looking
+        # at it (samples, probes) uses the plain one.
+        self.logits: Callable[[Tensor], Tensor] = compiled(self.model) if config.compile else self.model
+        self.recent_losses: list[Tensor] = []
+        self.grad_norm = math.nan
+        self.learning_rate = 0.0
+        self.val_loss = math.nan
+        self.val_bits_per_byte = math.nan
+        self._nats, self._count = 0.0, 0
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return make_optimizer(self.model, self.run_config.optimizer)
+
+    def on_train_start(self) -> None:
+        # A resumed optimizer brings the settings of its file; what the user asks for now is what counts.
+        optimizer = self.run_config.optimizer
+        for group in self.optimizers().param_groups:  # type: ignore[union-attr]
+            group["betas"] = (optimizer.beta1, optimizer.beta2)
+            if group["weight_decay"] != 0.0:
+                group["weight_decay"] = optimizer.weight_decay
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Dropout is a function of (seed, micro-batch): a resumed run repeats it without any stored random state.
+        micro_batch = batch_idx * self.trainer.world_size + self.global_rank
+        torch.manual_seed((self.run_config.seed << 32) + micro_batch)
+        self.learning_rate = learning_rate(self.run_config.optimizer, self.global_step, self.progress)
+        for group in self.optimizers().param_groups:  # type: ignore[union-attr]
+            group["lr"] = self.learning_rate
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is over: by steps, or by time where max_time ends it sooner."""
+        by_steps = self.global_step / self.run_config.trainer.max_steps
+        limit = self.run_config.trainer.max_time_seconds
+        timers = [callback for callback in self.trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+        return max(by_steps, timers[0].time_elapsed() / limit) if limit and timers else by_steps
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        tokens, targets = batch
+        loss = next_token_loss(self.logits(tokens), targets)
+        self.recent_losses.append(loss.detach())
+        return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # The norm is worked out only for steps that are logged, and before clipping.
+        if (self.global_step + 1) % (self.trainer.log_every_n_steps or 1) == 0:  # type: ignore[attr-defined]
+            grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+            self.grad_norm = float(torch.nn.utils.get_total_norm(grads))
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_validation_epoch_start(self) -> None:
+        self._nats, self._count = 0.0, 0
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        tokens, targets = batch
+        self._nats += float(next_token_loss(self.logits(tokens), targets, reduction="sum"))
+        self._count += int((targets != IGNORED).sum())
+
+    def on_validation_epoch_end(self) -> None:
+        # Sums and counts, not means of means: the result is the same for any batch size and number of devices.
+        totals = torch.tensor([self._nats, self._count], dtype=torch.float64, device=self.device)
+        nats, count = self.trainer.strategy.reduce(totals, reduce_op="sum").tolist()
+        split = self.data.train if self.run_config.trainer.overfit_batches else self.data.val
+        self.val_loss = nats / count
+        # The split's own ratio: exact where every token but the first is predicted once, as it is by default.
+        self.val_bits_per_byte = self.val_loss / math.log(2) * (len(split.tokens) - 1) / split.n_bytes
+        # For Lightning's own callbacks (early stopping and the like); files and loggers are written by our callback.
+        self.log("val/loss", self.val_loss, logger=False)
+        self.log("val/bits_per_byte", self.val_bits_per_byte, logger=False)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CHECKPOINT_KEY] = {
+            "config": self.run_config.to_dict(),
+            "tokenizer": self.data.tokenizer.to_dict(),
+            "text_fingerprint": self.data.manifest.text_fingerprint,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint[CHECKPOINT_KEY]["text_fingerprint"]
+        if saved != self.data.manifest.text_fingerprint:
+            raise UserError(
+                f"the text has changed since the run began (fingerprint {saved[:12]}, now "
+                f"{self.data.manifest.text_fingerprint[:12]}): restore it, or start a new run"
+            )
+
+
+def compiled(model: GPT) -> Callable[[Tensor], Tensor]:
+    """The model's forward through torch.compile, or, with one warning, as it is where compiling fails."""
+    fast: Callable[[Tensor], Tensor] = torch.compile(model.forward)
+
+    def logits(tokens: Tensor) -> Tensor:
+        nonlocal fast
+        if fast is model.forward:
+            return fast(tokens)
+        try:
+            return fast(tokens)
+        except Exception as error:
+            # Compilers fail in many ways; whatever is wrong with the model itself fails again below, uncompiled.
+            warnings.warn(f"torch.compile failed ({type(error).__name__}); going on without it", stacklevel=2)
+            fast = model.forward
+            return fast(tokens)
+
+    return logits

@@ -1,0 +1,248 @@
+"""A config -> a trained model in a run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+
+from minigpt.checkpoint import RunFolder, read_checkpoint
+from minigpt.config import Config, TrainerConfig, UserError
+from minigpt.data.prepare import PreparedData, prepare
+from minigpt.data.tokenizer import save_tokenizer
+from minigpt.training.callbacks import (
+    AtomicCheckpointIO,
+    AttentionMaps,
+    Checkpoints,
+    Metrics,
+    ProgressBar,
+    Samples,
+)
+from minigpt.training.dashboards import finish_wandb, make_logger
+from minigpt.training.loaders import make_loaders
+from minigpt.training.module import TrainingModule
+
+
+def train(config: Config, resume: Path | None = None) -> RunFolder:
+    """Prepare the text, train, and leave everything in a run folder.
+
+    Args:
+        config: the run; model.vocab_size is filled in from the tokenizer.
+        resume: continue this run folder instead of making a new one.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        UserError: anything of the user's that cannot work, before training starts where possible.
+    """
+    _quieten()
+    data = prepare(config.data)
+    config = _with_vocabulary(config, data)
+    if resume is not None:
+        _check_resume(config, RunFolder(resume))
+    folder = RunFolder(resume) if resume else RunFolder.create(Path(config.runs_dir), config.name)
+    # Everything that can be refused is built before a logger opens a run.
+    samples, maps = Samples(folder, config, data), AttentionMaps(folder, config, data)
+    metrics, checkpoints = Metrics(folder, config), Checkpoints(folder, config)
+    _write_config(folder, config)
+    save_tokenizer(data.tokenizer, folder.tokenizer)
+    callbacks: list[L.Callback] = [metrics, samples]
+    if config.attention.enabled:
+        callbacks.append(maps)
+    if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
+        callbacks.append(checkpoints)
+    if config.trainer.enable_progress_bar is not False and sys.stderr.isatty():
+        callbacks.append(ProgressBar())
+    try:
+        trainer = make_trainer(config, folder, callbacks)
+        module = TrainingModule(config, data, batches_per_step=config.trainer.accumulate_grad_batches)
+        loaders = make_loaders(config, data, trainer)
+        _announce(config, data, module, trainer, folder)
+        trainer.fit(module, *loaders, ckpt_path=folder.last if resume else None)
+    except SystemExit:
+        _say_stopped(folder)
+        raise
+    finally:
+        dashboard = finish_wandb()
+    _summarise(folder, module, metrics, checkpoints, dashboard)
+    return folder
+
+
+def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback]) -> L.Trainer:
+    """Lightning's Trainer from the config: what differs from Lightning's defaults is passed on by name.
+
+    Raises:
+        UserError: Lightning refuses a setting, or an object cannot be built.
+    """
+    lightning_defaults = _lightning_defaults()
+    given = {f.name: getattr(config.trainer, f.name) for f in dataclasses.fields(TrainerConfig)}
+    settings = {name: build(value) for name, value in given.items()}
+    unknown = [name for name in given if name not in lightning_defaults and given[name] != _our_default(name)]
+    if unknown:
+        raise UserError(f"trainer.{unknown[0]}: the installed Lightning {L.__version__} has no such argument")
+    n_batches = config.trainer.max_steps * config.trainer.accumulate_grad_batches
+    interval = settings["val_check_interval"]
+    settings |= {
+        "callbacks": [*(settings["callbacks"] or []), *callbacks],
+        "plugins": [AtomicCheckpointIO(), *(settings["plugins"] or [])],
+        "precision": best_precision() if settings["precision"] == "auto" else settings["precision"],
+        "default_root_dir": settings["default_root_dir"] or folder.path,
+        # An interval beyond the end means: at the end.
+        "val_check_interval": min(interval, n_batches) if isinstance(interval, int) else interval,
+        "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
+        "overfit_batches": 0.0,  # the loaders repeat the batches themselves, so that a run stays one epoch
+    }
+    if not isinstance(config.trainer.logger, dict):
+        settings["logger"] = False if config.trainer.fast_dev_run else make_logger(config, folder) or False
+    changed = {k: v for k, v in settings.items() if k in lightning_defaults and v != lightning_defaults[k]}
+    try:
+        return L.Trainer(**changed)
+    except (
+        L.fabric.utilities.exceptions.MisconfigurationException,
+        ValueError,
+        TypeError,
+        RuntimeError,
+    ) as error:
+        raise UserError("trainer: " + " ".join(str(error).split())) from error
+
+
+def build(value: Any) -> Any:
+    """A {class_path, init_args} mapping, alone or in a list -> the object it names; anything else stays as it is.
+
+    Raises:
+        UserError: the class is not there or does not take the arguments.
+    """
+    if isinstance(value, list):
+        return [build(item) for item in value]
+    if not isinstance(value, dict) or "class_path" not in value:
+        return value
+    module_name, _, class_name = str(value["class_path"]).rpartition(".")
+    try:
+        return getattr(importlib.import_module(module_name), class_name)(**value.get("init_args", {}))
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"class_path={value['class_path']}: {' '.join(str(error).split())}") from error
+
+
+def best_precision() -> str:
+    """bfloat16 where a GPU computes in it natively; else float32, which a CPU without bfloat16 units prefers."""
+    return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(False) else "32-true"
+
+
+def _lightning_defaults() -> dict[str, Any]:
+    import inspect
+
+    parameters = inspect.signature(L.Trainer.__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.name != "self"}
+
+
+def _our_default(name: str) -> Any:
+    return next(f.default for f in dataclasses.fields(TrainerConfig) if f.name == name)
+
+
+def _with_vocabulary(config: Config, data: PreparedData) -> Config:
+    needed, given = data.tokenizer.vocab_size, config.model.vocab_size
+    if given is not None and given < needed:
+        raise UserError(f"model.vocab_size={given}: the tokenizer has {needed} tokens; leave the setting out")
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=given or needed))
+
+
+def _check_resume(config: Config, folder: RunFolder) -> None:
+    """Refuse what would make the run another one, naming each difference."""
+    if not folder.last.is_file():
+        raise UserError(f"--resume {folder.path}: no {folder.last} yet, so there is nothing to continue; start anew")
+    content = read_checkpoint(folder.last)
+    now, saved = config.to_dict(), Config.from_dict(content["minigpt"]["config"]).to_dict()
+    differences = [
+        f"{section}.{name}={value} (was {saved[section][name]})"
+        for section in ("model", "data")
+        for name, value in now[section].items()
+        if value != saved[section][name] and name not in {"dir", "num_workers"}
+    ]
+    if now["seed"] != saved["seed"]:
+        differences.append(f"seed={now['seed']} (was {saved['seed']})")
+    if differences:
+        raise UserError(f"--resume {folder.path}: this would be another run: {'; '.join(differences)}")
+    if content["global_step"] >= config.trainer.max_steps:
+        raise UserError(
+            f"--resume {folder.path}: all {content['global_step']} steps are done; "
+            f"give more, as in --trainer.max_steps {2 * content['global_step']}"
+        )
+
+
+def _write_config(folder: RunFolder, config: Config) -> None:
+    folder.config.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _quieten() -> None:
+    """Lightning's advice about things that are chosen on purpose here."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for pattern in (".*does not have many workers.*", ".*treespec.*", ".*`isinstance\\(.*LeafSpec.*"):
+        warnings.filterwarnings("ignore", pattern)
+
+
+def _announce(
+    config: Config, data: PreparedData, module: TrainingModule, trainer: L.Trainer, folder: RunFolder
+) -> None:
+    if not trainer.is_global_zero:
+        return
+    m, p = data.manifest, config.trainer
+    until = f"{p.max_steps} steps" + (f" or {p.max_time}" if p.max_time else "")
+    print(
+        f"text    {m.source}: {m.train_documents} documents, {m.train_bytes / 1e6:.2f} MB, {m.train_tokens:,} tokens "
+        f"to train on; {m.val_documents} documents, {m.val_bytes / 1e6:.2f} MB, {m.val_tokens:,} tokens held out\n"
+        f"model   {module.model.n_parameters:,} parameters, {config.model.n_layer} layers of {config.model.n_head} "
+        f"heads, {config.model.n_embd} wide, context {config.model.context_length}, "
+        f"vocabulary {config.model.vocab_size}\n"
+        f"train   {until} on {trainer.num_devices} {trainer.strategy.root_device.type}, {trainer.precision}, "
+        f"{torch.get_num_threads()} threads -> {folder.path}",
+        flush=True,
+    )
+
+
+def _command(arguments: str) -> str:
+    """A command line that works as it stands, also when the environment is not activated."""
+    python = Path(sys.executable)
+    shown = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else Path("python")
+    return f"{shown} {arguments}"
+
+
+def _say_stopped(folder: RunFolder) -> None:
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        print(f"\nstopped and saved; to go on: {_command(f'train.py --resume {folder.path}')}", flush=True)
+
+
+def _summarise(
+    folder: RunFolder,
+    module: TrainingModule,
+    metrics: Metrics,
+    checkpoints: Checkpoints,
+    dashboard: str | None,
+) -> None:
+    if int(os.environ.get("LOCAL_RANK", 0)) != 0:
+        return
+    print(
+        f"\ndone: {module.trainer.global_step} steps, {metrics.seconds:.0f} s of training, "
+        f"val/loss {module.val_loss:.4f} = {module.val_bits_per_byte:.4f} bits per byte"
+    )
+    rows = {
+        "attention": f"{folder.attention_page} (open it in a browser), {folder.attention_grid}",
+        "samples": str(folder.samples(module.trainer.global_step)),
+        "checkpoint": f"{folder.best} (best, step {checkpoints.best_step}), {folder.weights}",
+        "metrics": str(folder.metrics),
+        "dashboard": dashboard or "",
+        "write": _command(f'sample.py {folder.path} --prompt "def "'),
+        "go on": _command(f"train.py --resume {folder.path} --trainer.max_steps {2 * module.trainer.global_step}"),
+    }
+    for name, text in rows.items():
+        if text and (Path(text.split(" ")[0]).exists() or name in {"dashboard", "write", "go on"}):
+            print(f"  {name:<11}{text}")
