@@ -11,7 +11,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -60,8 +60,10 @@ def parse_training(argv: Sequence[str]) -> tuple[Config, Path | None]:
     parser.add_argument("--config", action="config", help="A YAML recipe; may be repeated, the later one wins.")
     parser.add_argument("--resume", metavar="RUN", help="Continue this run folder where it stopped.")
     parser.add_class_arguments(Config, None)
-    run_folder = _find_option("--resume", argv)
+    run_folder = next(reversed(list(_all_options("--resume", argv))), None)
     if run_folder is not None:
+        if not run_folder:
+            raise UserError("--resume is empty: name the folder of a run, such as runs/demo")
         saved = Path(run_folder) / "config.yaml"
         if not saved.is_file():
             raise UserError(f"--resume {run_folder}: there is no {saved}; name the folder of a run, such as runs/demo")
@@ -95,52 +97,85 @@ def parse(parser: ArgumentParser, schema: type, argv: Sequence[str]) -> dict[str
         schema: the dataclass whose (nested) fields the options are; used to explain mistakes.
         argv: the arguments, without the program's name.
     """
-    options = {action.dest for action in parser._actions} | set(_field_types(schema))
-    for file in _all_options("--config", argv):
-        check_yaml(Path(file), options)
+    types = _field_types(schema)
+    options = {action.dest for action in parser._actions} | set(types)
+    for argument in argv:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:  # Python stands lone surrogates for bytes that it could not read
+            raise UserError(f"the argument {argument!a} is not UTF-8 text") from None
+    if "config" in options:
+        for file in _all_options("--config", argv):
+            check_yaml(file, options, types)
     try:
         namespace = parser.parse_args(list(argv))
     except (ArgumentError, ValueError, TypeError) as error:
-        raise UserError(_explain(str(error), options, _field_types(schema))) from None
+        raise UserError(_explain(str(error), options, types)) from None
     values = _plain(namespace)
     values.pop("config", None)
+    _refuse_nulls(values, types)
     return values
 
 
-def check_yaml(path: Path, options: set[str]) -> None:
-    """Refuse a recipe that is missing, is not YAML, or has a key that no option has, naming file and line."""
+def _refuse_nulls(values: dict[str, Any], types: dict[str, str], prefix: str = "") -> None:
+    """jsonargparse lets a recipe's null pass for any type."""
+    for name, value in values.items():
+        key = prefix + name
+        if isinstance(value, dict) and types.get(key) == "group":
+            _refuse_nulls(value, types, f"{key}.")
+        elif value is None and key in types and "None" not in types[key]:
+            raise UserError(f"{key}=null: expected {_readable(types[key])}")
+
+
+def check_yaml(file: str, options: set[str], settings: Iterable[str]) -> None:
+    """Refuse a recipe that is missing, is not YAML, or has a key that is no setting, naming file and line.
+
+    Args:
+        file: its path.
+        options: all options of the command line, for suggestions.
+        settings: those of them that a recipe may give.
+    """
+    path = Path(file)
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except OSError as error:
         recipes = sorted(str(p) for p in Path("configs").glob("**/*.yaml"))
-        hint = _did_you_mean(str(path), recipes) or (f"; there are {', '.join(recipes)}" if recipes else "")
-        raise UserError(f"--config {path}: {(error.strerror or 'cannot be read').lower()}{hint}") from None
+        hint = _did_you_mean(file, recipes) or (f"; there are {', '.join(recipes)}" if recipes else "")
+        reason = (error.strerror or "cannot be read").lower() if file else "needs the name of a file"
+        raise UserError(f"--config {file}: {reason}{hint}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
-    if root is None:
-        return
+        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(root, yaml.MappingNode):
-        raise UserError(f"{path}: a recipe is a mapping such as 'model: {{n_layer: 6}}'")
-    _check_keys(path, root, "", options)
+        found = "it holds no settings; " if root is None else ""
+        raise UserError(f"{path}: {found}a recipe is a mapping such as 'model: {{n_layer: 6}}'")
+    _check_keys(path, root, "", options, set(settings))
 
 
-def _check_keys(path: Path, node: yaml.MappingNode, prefix: str, options: set[str]) -> None:
+def _check_keys(path: Path, node: yaml.MappingNode, prefix: str, options: set[str], settings: set[str]) -> None:
+    lines: dict[str, int] = {}
     for key_node, value_node in node.value:
-        key, where = f"{prefix}{key_node.value}", f"{path}:{key_node.start_mark.line + 1}"
+        line = key_node.start_mark.line + 1
+        where = f"{path}:{line}"
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise UserError(f"{where}: a setting's name is one word, not a list or a mapping")
+        key = f"{prefix}{key_node.value}"
+        if key in lines:
+            raise UserError(f"{where}: {key} was given already in line {lines[key]}: keep one of them")
+        lines[key] = line
+        if value_node.tag not in yaml.SafeLoader.yaml_constructors:
+            raise UserError(f"{where}: {key} has the YAML tag {value_node.tag}: write a plain value")
         if key not in options:
             raise UserError(f"{where}: unknown setting {key}{_did_you_mean(key, options)}")
-        if any(option.startswith(f"{key}.") for option in options):
+        if key not in settings and value_node.value != "null":  # --print_config writes `resume: null`
+            raise UserError(f"{where}: {key} belongs on the command line, as --{key}, not in a recipe")
+        if any(setting.startswith(f"{key}.") for setting in settings):
             if not isinstance(value_node, yaml.MappingNode):
                 raise UserError(f"{where}: {key} is a group of settings: write 'name: value' lines under it")
-            _check_keys(path, value_node, f"{key}.", options)
-
-
-def _find_option(name: str, argv: Sequence[str]) -> str | None:
-    return next(_all_options(name, argv), None)
+            _check_keys(path, value_node, f"{key}.", options, settings)
 
 
 def _all_options(name: str, argv: Sequence[str]) -> Iterator[str]:
@@ -184,14 +219,26 @@ def _explain(message: str, options: set[str], types: dict[str, str]) -> str:
     if match := re.match(r"unrecognized arguments: (\S+)", message):
         word = match[1].split("=", 1)[0]
         if not word.startswith("-"):
-            return f"cannot place the argument {word!r}: options are written --section.name value; see --help"
+            return f"cannot place the argument {word!r}: options are written --name value; see --help"
+        if word.lstrip("-") in types:
+            return f"{word.lstrip('-')} is written without {word}; see --help"
         guess = _did_you_mean(word.lstrip("-"), options).replace("did you mean ", "did you mean --")
         return f"unknown option {word}{guess or '; --help lists all'}"
+    if match := re.match(r"Group '([^']+)' does not accept option '([^']+)'", message):
+        key = f"{match[1]}.{match[2]}"
+        return f"unknown setting {key}{_did_you_mean(key, options)}"
     if match := re.match(r'Parser key "([^"]+)":', message):
         key = match[1]
+        if types.get(key) == "group":
+            return f"--{key} is a group of settings: write --{key}.name value, or the name of a YAML file with them"
         got = re.findall(r"(?:Got|Given) value: (.*)", message)
         if key in types and got:
-            return f"{key}={got[-1]}: expected {_readable(types[key])}"
+            if nested := re.match(r"NestedArg\(key='([^']*)'", got[-1]):
+                return f"unknown option --{key}.{nested[1]}: did you mean --{key}?"
+            if "float" in types[key] and re.fullmatch(r"[-+]?\.?(nan|inf|infinity)", got[-1].lower()):
+                return f"{key}={got[-1]}: must be a finite number"
+            quotes = " (in YAML, text that looks like something else needs quotes)" if "str" in types[key] else ""
+            return f"{key}={got[-1]}: expected {_readable(types[key])}{quotes}"
     if match := re.search(r"the following arguments are required: (.*)", message):
         return f"{match[1]} is missing; see --help"
     if match := re.match(r"argument (--\S+): expected one argument", message):

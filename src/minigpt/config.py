@@ -7,6 +7,7 @@ torch is loaded. The defaults are the demo recipe (`configs/demo.yaml`) without 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,10 +17,22 @@ from typing import Any, Literal
 class UserError(ValueError):
     """A mistake that one line can explain: programs print it and exit with code 2, without a traceback."""
 
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())  # what is quoted, as a path, may hold line breaks
+
 
 def _require(ok: bool, message: str) -> None:
     if not ok:
         raise UserError(message)
+
+
+def _require_finite(prefix: str, config: Any) -> None:
+    for field_ in dataclasses.fields(config):
+        value = getattr(config, field_.name)
+        _require(
+            not isinstance(value, float) or math.isfinite(value),
+            f"{f'{prefix}.{field_.name}'.strip('.')}={value}: must be a finite number",
+        )
 
 
 def _require_at_least(prefix: str, config: object, minimum: float, *names: str) -> None:
@@ -31,13 +44,17 @@ def _require_at_least(prefix: str, config: object, minimum: float, *names: str) 
         )
 
 
+def _require_seed(name: str, seed: int) -> None:
+    _require(0 <= seed < 2**31, f"{name}={seed}: must lie between 0 and 2147483647")
+
+
 @dataclass(frozen=True)
 class GPTConfig:
     """Shape of the model. The defaults are the modern family; `gpt2_family` names the other one."""
 
     vocab_size: int | None = None
     """Number of token ids; taken from the tokenizer when not given."""
-    context_length: int = 256
+    context_length: int = 128
     """Longest sequence the model can read, in tokens."""
     n_layer: int = 4
     """Number of transformer blocks."""
@@ -69,6 +86,7 @@ class GPTConfig:
     """Probability of dropping an attention weight, a residual update or an embedding in training."""
 
     def __post_init__(self) -> None:
+        _require_finite("model", self)
         _require_at_least(
             "model",
             self,
@@ -156,13 +174,18 @@ class DataConfig:
     """Folder for prepared token files; they are reused while text, tokenizer and split are unchanged."""
 
     def __post_init__(self) -> None:
+        _require_finite("data", self)
         _require_at_least("data", self, 1, "batch_size", "max_documents")
         _require_at_least("data", self, 0, "num_workers")
         _require(
             0 < self.val_fraction < 1,
             f"data.val_fraction={self.val_fraction}: must lie between 0 and 1 (0.05 holds out a twentieth)",
         )
-        _require(bool(self.source), "data.source is empty: name python_stdlib, a file, a folder, a glob or a URL")
+        _require(
+            bool(self.source) and all([self.source] if isinstance(self.source, str) else self.source),
+            "data.source is empty: name python_stdlib, a file, a folder, a glob or a URL",
+        )
+        _require(bool(self.dir), "data.dir is empty: name a folder such as data")
         named = self.tokenizer in {"bytes", "chars", "gpt2", "cl100k_base", "o200k_base"}
         bpe = re.fullmatch(r"bpe:(\d+)", self.tokenizer)
         _require(
@@ -197,8 +220,13 @@ class OptimizerConfig:
     """Decay of AdamW's mean of squared gradients."""
 
     def __post_init__(self) -> None:
+        _require_finite("optimizer", self)
         _require(self.learning_rate > 0, f"optimizer.learning_rate={self.learning_rate}: must be above 0")
         _require_at_least("optimizer", self, 0, "warmup_steps", "weight_decay", "final_lr_fraction")
+        _require(
+            self.final_lr_fraction <= 1,
+            f"optimizer.final_lr_fraction={self.final_lr_fraction}: must be at most 1, since learning_rate is the peak",
+        )
         for name in ("beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, f"optimizer.{name}={getattr(self, name)}: must lie in [0, 1)")
 
@@ -219,8 +247,10 @@ class SamplingConfig:
     """Seed of the draws: the same seed writes the same text."""
 
     def __post_init__(self) -> None:
+        _require_finite("sampling", self)
         _require_at_least("sampling", self, 1, "max_new_tokens", "top_k")
-        _require_at_least("sampling", self, 0, "temperature", "seed")
+        _require_at_least("sampling", self, 0, "temperature")
+        _require_seed("sampling.seed", self.seed)
 
 
 @dataclass(frozen=True)
@@ -247,9 +277,11 @@ class SampleConfig:
     """Where to compute: cpu, cuda, cuda:1, mps."""
 
     def __post_init__(self) -> None:
+        _require_finite("", self)
         _require_at_least("", self, 1, "max_new_tokens", "top_k", "num_samples")
-        _require_at_least("", self, 0, "temperature", "seed")
-        _require(self.temperature < float("inf"), "temperature=inf: must be a number")
+        _require_at_least("", self, 0, "temperature")
+        _require_seed("seed", self.seed)
+        _require(bool(self.run), "run is empty: name a run folder such as runs/demo, or a checkpoint")
 
 
 @dataclass(frozen=True)
@@ -274,11 +306,11 @@ class AttentionConfig:
 class TrainerConfig:
     """Lightning's Trainer, by Lightning's own names; the defaults that differ from Lightning's say so."""
 
-    max_steps: int = 1200
+    max_steps: int = 600
     """Number of optimizer steps."""
     max_time: str | None = None
     """Stop after this time, as DD:HH:MM:SS; the learning rate reaches its end by then, or at max_steps if sooner."""
-    val_check_interval: int | float | None = 300
+    val_check_interval: int | float | None = 200
     """Validate every so many micro-batches (int) or share of the run (float); and always at the end."""
     accumulate_grad_batches: int = 1
     """Micro-batches per optimizer step."""
@@ -358,8 +390,11 @@ class TrainerConfig:
     """Lightning's model registry."""
 
     def __post_init__(self) -> None:
+        _require_finite("trainer", self)
         _require_at_least("trainer", self, 1, "max_steps", "accumulate_grad_batches", "log_every_n_steps", "num_nodes")
-        _require_at_least("trainer", self, 0, "gradient_clip_val")
+        _require_at_least("trainer", self, 0, "gradient_clip_val", "overfit_batches")
+        _require_at_least("trainer", self, 0, "limit_train_batches", "limit_val_batches")
+        _require_at_least("trainer", self, -1, "num_sanity_val_steps")
         interval = self.val_check_interval
         _require(
             interval is None or (isinstance(interval, int) and interval >= 1) or 0 < interval <= 1,
@@ -369,6 +404,7 @@ class TrainerConfig:
             self.max_time is None or re.fullmatch(r"\d+:\d\d:\d\d:\d\d", self.max_time) is not None,
             f"trainer.max_time={self.max_time}: must look like 00:00:03:00 (days:hours:minutes:seconds)",
         )
+        _require(self.max_time_seconds != 0, f"trainer.max_time={self.max_time}: must be above zero")
         _require(
             self.max_epochs is None and self.min_epochs is None,
             "trainer.max_epochs and min_epochs are not used: a run is one stream of batches, give trainer.max_steps",
@@ -415,7 +451,8 @@ class Config:
             re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name) is not None,
             f"name={self.name!r}: use letters, digits, '.', '_' and '-', since it names a folder",
         )
-        _require(0 <= self.seed < 2**31, f"seed={self.seed}: must lie between 0 and 2147483647")
+        _require_seed("seed", self.seed)
+        _require(bool(self.runs_dir), "runs_dir is empty: name a folder such as runs")
         _require_at_least("", self, 1, "checkpoint_every_n_steps")
 
     def to_dict(self) -> dict[str, Any]:

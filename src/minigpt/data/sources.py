@@ -14,6 +14,9 @@ from pathlib import Path
 
 from minigpt.config import UserError
 
+LONG_BYTES = 50_000_000
+"""Local text beyond this takes long enough to show a progress bar."""
+
 
 @dataclass(frozen=True)
 class Document:
@@ -124,11 +127,15 @@ def _read_with_datasets(files: list[str], cache: Path) -> list[Document]:
         raise UserError(
             "data.source: reading files and URLs needs the package 'datasets': pip install datasets"
         ) from None
+    urls = [file for file in files if file.startswith(("http://", "https://"))]
+    long = urls or sum(Path(file).stat().st_size for file in files) > LONG_BYTES
+    (datasets.enable_progress_bars if long else datasets.disable_progress_bars)()
     try:
         # Errors of a download's server come as many types; each file's own trouble is looked for afterwards.
         table = datasets.load_dataset(
             "text",
-            data_files=files,
+            # datasets takes names for patterns; ours are the names of files that are there.
+            data_files=[file if file in urls else glob.escape(file) for file in files],
             sample_by="document",
             split="train",
             cache_dir=str(cache / "huggingface"),

@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 # Dark violet to bright yellow, after matplotlib's "viridis" (Smith and van der Walt 2015, CC0,
-# https://bids.github.io/colormap): its lightness only ever rises, so it reads the same in grey and without colour vision.
+# https://bids.github.io/colormap): its lightness only ever rises, so it reads the same in grey and without
+# colour vision.
 _STOPS = "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725"
 
 

@@ -60,7 +60,8 @@ def grid_image(snapshot: Snapshot, *, cell_pixels: int = 96) -> Picture:
         for head in range(n_head):
             top, left = _TOP + layer * pitch, _LEFT + head * pitch
             picture[top : top + cell + 2, left : left + cell + 2] = _SEPARATOR
-            picture[top + 1 : top + 1 + cell, left + 1 : left + 1 + cell] = _cell(snapshot.weights[layer, head], cell)
+            inside = np.s_[top + 1 : top + 1 + cell, left + 1 : left + 1 + cell]
+            picture[inside] = _cell(snapshot.weights[layer, head], cell)
     return _label(picture, n_layer, n_head, pitch)
 
 
@@ -80,7 +81,8 @@ def _cell(weights: packing.Weights, pixels: int) -> Picture:
     levels = packing.compand(weights).astype(np.int16)
     levels[np.triu_indices(T, 1)] = -1  # less than every level, so that the maximum below prefers any weight
     if T > pixels:
-        starts = -(-np.arange(pixels) * T // pixels)  # row i goes to pixel floor(i * pixels / T), as in page.html
+        # token i goes to pixel floor(i * pixels / T), as in page.html; a pixel begins at the first such token
+        starts = -(-np.arange(pixels) * T // pixels)
         levels = np.maximum.reduceat(np.maximum.reduceat(levels, starts, axis=0), starts, axis=1)
     else:
         nearest = np.arange(pixels) * T // pixels

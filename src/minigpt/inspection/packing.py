@@ -13,6 +13,7 @@ A page with every head of a model has to stay a few MB. Four steps do it, and `p
 from __future__ import annotations
 
 import base64
+import math
 import zlib
 from collections.abc import Sequence
 
@@ -25,11 +26,11 @@ Weights = npt.NDArray[np.float32]
 MAX_ERROR = 1 - (254.5 / 255) ** 2
 """Largest absolute error of one weight, 0.0039: reached half a level below 1, where the square is steepest."""
 
-# Level 9 takes ten times as long for a few percent less.
+# Level 9 measured: 0.2 % smaller, up to two and a half times as long.
 _DEFLATE_LEVEL = 6
 _RAW_DEFLATE = -15  # zlib's way to say: the largest window, no header, no checksum
 _MEMORY = 9
-# For "data produced by a filter": differences repeat seldom but cluster around 0. Measured 8 % smaller and faster.
+# For "data produced by a filter": differences repeat seldom but cluster around 0. Measured: 4 to 8 % smaller.
 _STRATEGY = zlib.Z_FILTERED
 
 
@@ -42,7 +43,8 @@ def compand(weights: npt.NDArray[np.floating]) -> Levels:
     Returns:
         uint8 of the same shape; `expand` gives the weights back to within `MAX_ERROR` = 0.0039.
     """
-    return np.rint(255 * np.sqrt(np.clip(weights, 0, 1))).astype(np.uint8)
+    levels: Levels = np.rint(255 * np.sqrt(np.clip(weights, 0, 1))).astype(np.uint8)
+    return levels
 
 
 def expand(levels: Levels) -> Weights:
@@ -57,7 +59,7 @@ def row_sum_error(n_tokens: int) -> float:
     roots of weights that sum to 1 sum to at most sqrt(n_tokens) (Cauchy and Schwarz). 0.045 for 128 tokens.
     """
     half_level = 0.5 / 255
-    return half_level * (2 * n_tokens**0.5 + n_tokens * half_level)
+    return half_level * (2 * math.sqrt(n_tokens) + n_tokens * half_level)
 
 
 def pack(weights: npt.NDArray[np.floating]) -> Levels:
@@ -93,7 +95,7 @@ def unpack(levels: Levels, n_tokens: int) -> Weights:
     """
     triangle = n_tokens * (n_tokens + 1) // 2
     if levels.ndim < 1 or levels.shape[-1] != triangle:
-        raise ValueError(f"{n_tokens} tokens need {triangle} levels on the last axis, got shape {levels.shape}")
+        raise ValueError(f"{n_tokens} tokens need {triangle} levels per map, got shape {levels.shape}")
     weights = np.zeros((*levels.shape[:-1], n_tokens, n_tokens), dtype=np.float32)
     rows, columns = np.tril_indices(n_tokens)
     weights[..., rows, columns] = expand(levels)
@@ -115,7 +117,8 @@ def encode_frames(frames: Sequence[Levels]) -> str:
     for frame in frames:
         if previous is not None and frame.shape != previous.shape:
             raise ValueError(f"frames must have one shape, got {previous.shape} and {frame.shape}")
-        change = frame if previous is None else frame - previous  # uint8 wraps at 256, as the reader's sum does
+        # uint8 wraps at 256, and so does the sum of whoever reads it
+        change = frame if previous is None else frame - previous
         pieces.append(compressor.compress(change.tobytes()))
         previous = frame
     pieces.append(compressor.flush())
@@ -136,7 +139,8 @@ def decode_frames(text: str, shape: tuple[int, ...]) -> Levels:
         ValueError: the text is damaged or does not hold whole frames of that shape.
     """
     try:
-        changes = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True), _RAW_DEFLATE), dtype=np.uint8)
+        packed = base64.b64decode(text, validate=True)
+        changes = np.frombuffer(zlib.decompress(packed, _RAW_DEFLATE), dtype=np.uint8)
         return np.cumsum(changes.reshape(-1, *shape), axis=0, dtype=np.uint8)
     except (ValueError, zlib.error) as error:
         raise ValueError(f"not packed frames of shape {shape}: {error}") from error

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minigpt.files import write_atomically
 from minigpt.inspection import packing
 from minigpt.inspection.packing import Weights
 
@@ -48,25 +49,20 @@ class Snapshot:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the snapshot as a compressed .npz of bytes; a weight keeps to within 0.0039.
 
-        The file appears whole or not at all: it is written under a temporary name beside `path` and renamed, so a run
-        that is killed leaves the older file as it was. Missing folders are made.
+        The file appears whole or not at all, see `write_atomically`. Missing folders are made.
 
         Raises:
-            OSError: the file cannot be written.
+            UserError: the file cannot be written.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         # JSON rather than an array of strings: numpy drops trailing NUL characters, and a token may be one
         tokens = np.frombuffer(json.dumps(self.tokens).encode("ascii"), dtype=np.uint8)
-        try:
+        levels = packing.pack(self.weights)
+
+        def write(temporary: Path) -> None:
             with temporary.open("wb") as file:  # a file, not a name: numpy would append .npz to the name
-                np.savez_compressed(
-                    file, format=_FORMAT, step=self.step, tokens=tokens, levels=packing.pack(self.weights)
-                )
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+                np.savez_compressed(file, format=_FORMAT, step=self.step, tokens=tokens, levels=levels)
+
+        write_atomically(Path(path), write)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Snapshot:
@@ -112,4 +108,5 @@ def _check_weights(weights: Weights, n_tokens: int) -> None:
     sums = weights.sum(axis=-1, dtype=np.float64)
     # rows that went through `packing` are off by its rounding, and loading one must not fail
     if np.abs(sums - 1).max() > _SUM_TOLERANCE + packing.row_sum_error(n_tokens):
-        raise ValueError(f"each row of weights must sum to 1, got sums from {sums.min():.4g} to {sums.max():.4g}")
+        extremes = f"{sums.min():.4g} to {sums.max():.4g}"
+        raise ValueError(f"each row of weights must sum to 1, got sums from {extremes}")

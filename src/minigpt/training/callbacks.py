@@ -67,6 +67,11 @@ class ProgressBar(TQDMProgressBar):
         return {name: f"{value:.4g}" for name, value in shown.items() if not math.isnan(value)}
 
 
+def seconds_of_training(trainer: L.Trainer) -> float:
+    """Time of the training steps alone, over all parts of a resumed run."""
+    return next(c for c in trainer.callbacks if isinstance(c, Metrics)).seconds  # type: ignore[attr-defined]
+
+
 class Metrics(Callback):
     """Losses and speed -> metrics.csv, the logger, the progress bar.
 
@@ -201,10 +206,13 @@ class Samples(Callback):
     def __init__(self, folder: RunFolder, config: Config, data: PreparedData) -> None:
         """Raises UserError for a prompt that the tokenizer or the context cannot hold."""
         self.folder, self.settings, self.tokenizer = folder, config.sampling, data.tokenizer
-        self.prompts = [
-            (prompt, encode_prompt(data.tokenizer, prompt, config.model.context_length))
-            for prompt in self.settings.prompts
-        ]
+        self.prompts: list[tuple[str, list[int]]] = []
+        for prompt in self.settings.prompts:
+            try:
+                tokens = encode_prompt(data.tokenizer, prompt, config.model.context_length)
+            except UserError as error:
+                raise UserError(f"sampling.prompts: {error}") from None
+            self.prompts.append((prompt, tokens))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero or not self.prompts:

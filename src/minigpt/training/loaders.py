@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sized
 from typing import Any
 
@@ -73,7 +74,7 @@ def make_loaders(config: Config, data: PreparedData, trainer: L.Trainer) -> tupl
     context_length, batch_size = config.model.context_length, config.data.batch_size
     n_batches = config.trainer.max_steps * config.trainer.accumulate_grad_batches * trainer.world_size
     overfit = config.trainer.overfit_batches
-    repeat = overfit if isinstance(overfit, int) else max(1, round(overfit * n_batches))
+    repeat = overfit if isinstance(overfit, int) else math.ceil(overfit * n_batches)
     train = TrainBatches(
         data.train.tokens,
         context_length=context_length,

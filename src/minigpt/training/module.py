@@ -36,15 +36,15 @@ def next_token_loss(logits: Tensor, targets: Tensor, reduction: str = "mean") ->
 class TrainingModule(L.LightningModule):
     """Every position predicts the token that follows it, in one pass, under the causal mask."""
 
-    def __init__(self, config: Config, data: PreparedData, *, batches_per_step: int) -> None:
-        """Args: a config whose model.vocab_size is set; micro-batches per optimizer step, over all devices."""
+    def __init__(self, config: Config, data: PreparedData) -> None:
+        """Args: a config whose model.vocab_size is set, and the text it trains on."""
         super().__init__()
-        self.run_config, self.data, self.batches_per_step = config, data, batches_per_step
+        self.run_config, self.data = config, data
         torch.manual_seed(config.seed)
         self.model = GPT(config.model)
-        # The compiled function lies beside the model, not in it: the model's parameter names stay clean, and looking
-        # at it (samples, probes) uses the plain one.
-        self.logits: Callable[[Tensor], Tensor] = compiled(self.model) if config.compile else self.model
+        # A function beside the model, not a module in it: the parameters' names stay clean, and whoever looks at the
+        # model (samples, probes) uses the plain one.
+        self.logits: Callable[[Tensor], Tensor] = compiled(self.model) if config.compile else self.model.forward
         self.recent_losses: list[Tensor] = []
         self.grad_norm = math.nan
         self.learning_rate = 0.0
@@ -122,6 +122,7 @@ class TrainingModule(L.LightningModule):
             "config": self.run_config.to_dict(),
             "tokenizer": self.data.tokenizer.to_dict(),
             "text_fingerprint": self.data.manifest.text_fingerprint,
+            "recent_losses": [float(loss) for loss in self.recent_losses],  # gathered, not yet logged
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -131,6 +132,7 @@ class TrainingModule(L.LightningModule):
                 f"the text has changed since the run began (fingerprint {saved[:12]}, now "
                 f"{self.data.manifest.text_fingerprint[:12]}): restore it, or start a new run"
             )
+        self.recent_losses = [torch.tensor(loss) for loss in checkpoint[CHECKPOINT_KEY]["recent_losses"]]
 
 
 def compiled(model: GPT) -> Callable[[Tensor], Tensor]:

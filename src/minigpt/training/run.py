@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import logging
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from minigpt.checkpoint import RunFolder, read_checkpoint
 from minigpt.config import Config, TrainerConfig, UserError
@@ -26,6 +28,7 @@ from minigpt.training.callbacks import (
     Metrics,
     ProgressBar,
     Samples,
+    seconds_of_training,
 )
 from minigpt.training.dashboards import finish_wandb, make_logger
 from minigpt.training.loaders import make_loaders
@@ -51,31 +54,43 @@ def train(config: Config, resume: Path | None = None) -> RunFolder:
     if resume is not None:
         _check_resume(config, RunFolder(resume))
     folder = RunFolder(resume) if resume else RunFolder.create(Path(config.runs_dir), config.name)
-    # Everything that can be refused is built before a logger opens a run.
-    samples, maps = Samples(folder, config, data), AttentionMaps(folder, config, data)
-    metrics, checkpoints = Metrics(folder, config), Checkpoints(folder, config)
+    try:
+        trainer = make_trainer(config, folder, make_callbacks(config, folder, data))
+        module = TrainingModule(config, data)
+        loaders = make_loaders(config, data, trainer)
+    except UserError:
+        finish_wandb()
+        if resume is None:
+            shutil.rmtree(folder.path)  # a run that never began leaves no folder
+        raise
     _write_config(folder, config)
     save_tokenizer(data.tokenizer, folder.tokenizer)
-    callbacks: list[L.Callback] = [metrics, samples]
-    if config.attention.enabled:
-        callbacks.append(maps)
-    if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
-        callbacks.append(checkpoints)
-    if config.trainer.enable_progress_bar is not False and sys.stderr.isatty():
-        callbacks.append(ProgressBar())
+    _announce(config, data, module, trainer, folder)
     try:
-        trainer = make_trainer(config, folder, callbacks)
-        module = TrainingModule(config, data, batches_per_step=config.trainer.accumulate_grad_batches)
-        loaders = make_loaders(config, data, trainer)
-        _announce(config, data, module, trainer, folder)
         trainer.fit(module, *loaders, ckpt_path=folder.last if resume else None)
     except SystemExit:
         _say_stopped(folder)
         raise
     finally:
         dashboard = finish_wandb()
-    _summarise(folder, module, metrics, checkpoints, dashboard)
+    _summarise(folder, module, dashboard)
     return folder
+
+
+def make_callbacks(config: Config, folder: RunFolder, data: PreparedData) -> list[L.Callback]:
+    """What the config wants to happen beside training.
+
+    Raises:
+        UserError: a prompt or a probe text that the model cannot read.
+    """
+    callbacks: list[L.Callback] = [Metrics(folder, config), Samples(folder, config, data)]
+    if config.attention.enabled:
+        callbacks.append(AttentionMaps(folder, config, data))
+    if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
+        callbacks.append(Checkpoints(folder, config))
+    if config.trainer.enable_progress_bar is not False and sys.stderr.isatty():
+        callbacks.append(ProgressBar())
+    return callbacks
 
 
 def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback]) -> L.Trainer:
@@ -107,12 +122,7 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
     changed = {k: v for k, v in settings.items() if k in lightning_defaults and v != lightning_defaults[k]}
     try:
         return L.Trainer(**changed)
-    except (
-        L.fabric.utilities.exceptions.MisconfigurationException,
-        ValueError,
-        TypeError,
-        RuntimeError,
-    ) as error:
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
         raise UserError("trainer: " + " ".join(str(error).split())) from error
 
 
@@ -221,23 +231,17 @@ def _say_stopped(folder: RunFolder) -> None:
         print(f"\nstopped and saved; to go on: {_command(f'train.py --resume {folder.path}')}", flush=True)
 
 
-def _summarise(
-    folder: RunFolder,
-    module: TrainingModule,
-    metrics: Metrics,
-    checkpoints: Checkpoints,
-    dashboard: str | None,
-) -> None:
+def _summarise(folder: RunFolder, module: TrainingModule, dashboard: str | None) -> None:
     if int(os.environ.get("LOCAL_RANK", 0)) != 0:
         return
     print(
-        f"\ndone: {module.trainer.global_step} steps, {metrics.seconds:.0f} s of training, "
+        f"\ndone: {module.trainer.global_step} steps, {seconds_of_training(module.trainer):.0f} s of training, "
         f"val/loss {module.val_loss:.4f} = {module.val_bits_per_byte:.4f} bits per byte"
     )
     rows = {
         "attention": f"{folder.attention_page} (open it in a browser), {folder.attention_grid}",
         "samples": str(folder.samples(module.trainer.global_step)),
-        "checkpoint": f"{folder.best} (best, step {checkpoints.best_step}), {folder.weights}",
+        "checkpoint": f"{folder.best} and last.ckpt; the best weights alone: {folder.weights}",
         "metrics": str(folder.metrics),
         "dashboard": dashboard or "",
         "write": _command(f'sample.py {folder.path} --prompt "def "'),

@@ -1,0 +1,49 @@
+# Everything runs in .venv, made from pyproject.toml with the versions of constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+NAME ?= demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint types format clean
+
+help: ## print this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+demo: .venv/installed ## train the default model for three minutes, write samples, show its attention
+	$(BIN)/python train.py --config configs/demo.yaml --name $(NAME)
+
+test: .venv/installed-dev lint types ## lint, types and the test suite
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/installed-dev ## the longer proofs that `make test` leaves out
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/installed-dev ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed-dev ## mypy on src and the scripts
+	$(BIN)/mypy
+
+format: .venv/installed-dev ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment and caches; runs/ and data/ stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: $$($(PYTHON) --version) is too old: minigpt needs Python 3.11 or newer, as in 'make demo PYTHON=python3.12'"; exit 2; }
+	@test -x $(BIN)/python || { echo "making .venv"; $(PYTHON) -m venv .venv; }
+	@echo "installing what constraints.txt pins (a few minutes the first time)"
+	@# torch first and by its pin: a bare requirement would take the newest build, with gigabytes of CUDA on Linux.
+	@$(PIP) torch
+	@$(PIP) -e .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	@echo "installing the tools of the tests"
+	@$(PIP) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from minigpt.inspection import packing
+
+
+@given(arrays.arrays(np.float32, st.integers(1, 200), elements=st.floats(0, 1, width=32)))
+def test_a_weight_comes_back_within_the_stated_error(weights):
+    error = np.abs(packing.expand(packing.compand(weights)).astype(np.float64) - weights)
+    assert error.max() <= packing.MAX_ERROR + 1e-6  # float32's own rounding
+    assert packing.MAX_ERROR < 0.00392
+
+
+def test_the_stated_error_is_reached_and_not_only_an_upper_bound():
+    weights = np.linspace(0, 1, 1_000_001)
+    error = np.abs(packing.expand(packing.compand(weights)) - weights).max()
+    assert error == pytest.approx(packing.MAX_ERROR, abs=1e-5)
+
+
+def test_nothing_and_everything_are_kept_exactly():
+    assert packing.expand(packing.compand(np.array([0.0, 1.0]))).tolist() == [0.0, 1.0]
+
+
+def test_a_head_that_spreads_evenly_over_many_tokens_does_not_vanish():
+    for n_tokens in (128, 1024, 8192):
+        weight = packing.expand(packing.compand(np.array([1 / n_tokens])))[0]
+        assert weight == pytest.approx(1 / n_tokens, rel=0.2)
+
+
+def test_levels_survive_being_expanded_and_companded_again():
+    levels = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(packing.compand(packing.expand(levels)), levels)
+
+
+@given(st.integers(1, 12), st.integers(0, 2**32 - 1))
+def test_packed_maps_come_back_with_their_shape_and_nothing_above_the_diagonal(n_tokens, seed):
+    weights = np.tril(np.random.default_rng(seed).random((2, 3, n_tokens, n_tokens)))
+    packed = packing.pack(weights)
+    assert packed.shape == (2, 3, n_tokens * (n_tokens + 1) // 2)
+    again = packing.unpack(packed, n_tokens)
+    assert np.abs(again - weights).max() <= packing.MAX_ERROR + 1e-6
+    assert not again[..., *np.triu_indices(n_tokens, 1)].any()
+
+
+def test_the_triangle_is_stored_row_after_row():
+    weights = np.array([[1.0, 0, 0], [0.25, 0.75, 0], [0, 0.5, 0.5]])
+    levels = np.sqrt([1, 0.25, 0.75, 0, 0.5, 0.5]) * 255
+    np.testing.assert_array_equal(packing.pack(weights), np.rint(levels))
+
+
+@given(
+    arrays.arrays(
+        np.uint8,
+        st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(1, 40)),
+        elements=st.integers(0, 255),
+    )
+)
+def test_frames_come_back_exactly_also_where_differences_wrap(frames):
+    text = packing.encode_frames(list(frames))
+    assert text.isascii()
+    np.testing.assert_array_equal(packing.decode_frames(text, frames.shape[1:]), frames)
+
+
+def test_frames_that_do_not_change_cost_almost_nothing():
+    frame = np.random.default_rng(0).integers(0, 256, 20_000, dtype=np.uint8)
+    extra = len(packing.encode_frames([frame] * 10)) - len(packing.encode_frames([frame]))
+    assert extra < 0.01 * 9 * frame.size
+
+
+@given(st.integers(1, 64), st.floats(0, 5), st.integers(0, 2**32 - 1))
+def test_the_sum_of_a_packed_row_stays_within_its_stated_error(n_tokens, sharpness, seed):
+    weights = np.exp(sharpness * np.random.default_rng(seed).normal(size=n_tokens))
+    weights /= weights.sum()
+    total = packing.expand(packing.compand(weights)).sum(dtype=np.float64)
+    assert abs(total - 1) <= packing.row_sum_error(n_tokens) + 1e-6
+
+
+def test_maps_that_are_not_square_are_refused():
+    with pytest.raises(ValueError, match=r"must have shape \(\.\.\., T, T\), got \(2, 3\)"):
+        packing.pack(np.zeros((2, 3)))
+
+
+def test_a_triangle_of_another_size_is_refused():
+    with pytest.raises(ValueError, match="3 tokens need 6 levels per map"):
+        packing.unpack(np.zeros((2, 5), dtype=np.uint8), 3)
+
+
+def test_frames_of_different_shapes_are_refused():
+    with pytest.raises(ValueError, match="one shape"):
+        packing.encode_frames([np.zeros(3, np.uint8), np.zeros(4, np.uint8)])
+
+
+@pytest.mark.parametrize("text", ["not base64!", "AAAA", packing.encode_frames([np.zeros(5, np.uint8)])])
+def test_damaged_frames_are_refused(text):
+    with pytest.raises(ValueError, match="not packed frames"):
+        packing.decode_frames(text, (3,))

@@ -1,0 +1,532 @@
+"""The attention page, in a real browser: what it shows is right, its controls work, and no text can break out of it."""
+
+import base64
+import html
+import io
+import itertools
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minigpt.inspection.page import render_page
+from minigpt.inspection.snapshot import Snapshot
+
+CHROMIUM = os.environ.get("MINIGPT_CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-quic"]
+ARGUMENTS += [
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--force-device-scale-factor=1",
+]
+
+HOSTILE = (
+    "</script><img src=x onerror=alert(1)>",
+    "<!--<script>",
+    "]]>\u2028\u2029",
+    "&lt;b&gt;\"'`",
+    "{{title}} {{data}}",
+    "\u202eright to left",
+    "\ud800",
+)
+WORDS = ("Once", " upon", " a", " time", "\n", "\tThe", " fox", " ran", ".\n", " Once", " upon", " a")
+TITLE = "runs/<b>tiny</b> & co"
+
+SELF, PREVIOUS, FIRST, UNIFORM, INDUCTION, HALF = ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2))
+
+
+def known_heads(n_tokens, period=None):
+    """(2, 3, T, T): heads whose every weight is known, one pattern each, in the order of the names above.
+
+    `period` is where the text begins to repeat: the induction head listens to the token after the earlier copy.
+    """
+    period = period or n_tokens
+    maps = np.zeros((2, 3, n_tokens, n_tokens), dtype=np.float32)
+    for i in range(n_tokens):
+        maps[(*SELF, i, i)] = 1
+        maps[(*PREVIOUS, i, max(0, i - 1))] = 1
+        maps[(*FIRST, i, 0)] = 1
+        maps[(*UNIFORM, i, slice(0, i + 1))] = 1 / (i + 1)
+        maps[(*INDUCTION, i, i - period + 1 if i >= period else 0)] = 1
+        maps[(*HALF, i, 0)] += 0.7
+        maps[(*HALF, i, i)] += 0.3
+    return maps
+
+
+def history(steps=(100, 200, 300), tokens=WORDS, period=9):
+    """Snapshots that go from uniform attention to the known heads."""
+    known = known_heads(len(tokens), period)
+    uniform = np.broadcast_to(known[UNIFORM], known.shape)
+    shares = np.linspace(0, 1, len(steps)) if len(steps) > 1 else [1.0]
+    return [
+        Snapshot(step, tokens, share * known + (1 - share) * uniform) for step, share in zip(steps, shares, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """One browser window for all tests of this file (starting one takes longer than a test)."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium: install one, or set MINIGPT_CHROMIUM to its path")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        context = browser.new_context(viewport={"width": 1200, "height": 800})
+        yield context
+        browser.close()
+
+
+class View:
+    """A page opened from a file, with what it asked for and complained about."""
+
+    def __init__(self, browser, path, width=1200, height=800):
+        self.page = browser.new_page()
+        if (width, height) != (1200, 800):
+            self.page.set_viewport_size({"width": width, "height": height})
+        self.page.set_default_timeout(5000)
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.complaints.append(dialog.message), dialog.dismiss()))
+        self.url = path.as_uri()
+        self.page.goto(self.url)
+        self.page.wait_for_selector("html[data-ready='1']")
+
+    def state(self, name):
+        return self.page.evaluate(f"document.documentElement.dataset.{name}")
+
+    def selected(self):
+        return int(self.state("layer")), int(self.state("head"))
+
+    def text(self, selector):
+        return self.page.locator(selector).text_content()
+
+    def weight(self):
+        return float(self.text("#readout-weight"))
+
+    def select(self, head):
+        self.page.locator(".thumb").nth(head[0] * 3 + head[1]).click()
+
+    def hover(self, query, key):
+        """Put the pointer on the middle of a cell of the large map."""
+        self.page.mouse.move(*self.cell(query, key))
+
+    def cell(self, query, key):
+        self.page.locator("#large").scroll_into_view_if_needed()
+        box = self.page.locator("#large").bounding_box()
+        n_tokens = self.page.locator("#tokens span").count()
+        return box["x"] + (key + 0.5) / n_tokens * box["width"], box["y"] + (query + 0.5) / n_tokens * box["height"]
+
+    def pixels(self, selector="#large"):
+        """(n, n, 4) RGBA of a canvas."""
+        picture = self.page.evaluate("s => document.querySelector(s).toDataURL()", selector)
+        return np.array(Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2]))))
+
+    def shares(self):
+        """How strongly each token of the text is coloured, 0 to 0.85."""
+        return self.page.evaluate(
+            "[...document.querySelectorAll('#tokens span')].map(s => +s.style.getPropertyValue('--share'))"
+        )
+
+    def ranking(self, which):
+        rows = self.page.evaluate(
+            "id => [...document.getElementById(id).children].map(li => [li.dataset.token, li.lastChild.textContent])",
+            which,
+        )
+        return [(int(token), float(value.split()[-1].strip("<"))) for token, value in rows]
+
+    def check_clean(self):
+        assert self.requests == [self.url]
+        assert self.complaints == []
+
+
+@pytest.fixture
+def show(browser, tmp_path):
+    """show(snapshots) opens their page; at the end every page must have been silent and without requests."""
+    views = []
+
+    def open_page(snapshots, **size):
+        path = tmp_path / f"page{len(views)}.html"
+        path.write_text(render_page(snapshots, title=TITLE), encoding="utf-8")
+        views.append(View(browser, path, **size))
+        return views[-1]
+
+    yield open_page
+    for view in views:
+        view.check_clean()
+        view.page.close()
+
+
+@pytest.fixture
+def view(show):
+    return show(history())
+
+
+def test_the_page_opens_at_the_last_step_and_token_without_any_request(view):
+    assert view.state("step") == "300"
+    assert view.state("token") == str(len(WORDS) - 1)
+    assert view.selected() == (0, 0)
+    assert view.page.title() == TITLE
+    assert view.text("h1") == TITLE
+    assert view.page.locator(".thumb").count() == 6
+    assert "row is a token" in view.text("#intro")
+
+
+def test_clicking_a_head_changes_the_large_map(view):
+    before = view.pixels()
+    view.select(FIRST)
+    after = view.pixels()
+    assert view.selected() == FIRST
+    assert (before != after).any()
+    yellow = [253, 231, 37, 255]
+    assert (after[:, 0] == yellow).all()
+    assert (before[np.arange(12), np.arange(12)] == yellow).all()
+
+
+def test_above_the_diagonal_nothing_is_drawn(view):
+    view.select(UNIFORM)
+    alpha = view.pixels()[..., 3]
+    np.testing.assert_array_equal(alpha, np.tril(np.full((12, 12), 255)))
+
+
+def test_hovering_tells_the_two_tokens_and_their_weight(view):
+    for head, query, key, weight in [
+        (SELF, 5, 5, 1.0),
+        (PREVIOUS, 6, 5, 1.0),
+        (PREVIOUS, 6, 6, 0.0),
+        (UNIFORM, 7, 2, 1 / 8),
+        (INDUCTION, 10, 2, 1.0),
+        (HALF, 9, 0, 0.7),
+        (HALF, 9, 9, 0.3),
+    ]:
+        view.select(head)
+        view.hover(query, key)
+        for name, token in (("query", query), ("key", key)):
+            shown = WORDS[token].replace("\n", "↵").replace("\t", "→")
+            assert view.text(f"#readout-{name}") == f"“{shown}”"
+        assert view.text("#readout-row") == f"#{query}"
+        assert view.text("#readout-column") == f"#{key}"
+        assert view.weight() == pytest.approx(weight, abs=0.01), (head, query, key)
+
+
+def test_without_a_pointer_the_readout_tells_the_strongest_pair_of_the_selected_token(view):
+    view.select(INDUCTION)
+    view.page.mouse.move(1, 1)
+    assert view.text("#readout-column") == "#3"
+    assert view.weight() == pytest.approx(1, abs=0.01)
+
+
+def test_the_weight_at_an_earlier_step_is_that_of_its_snapshot(view):
+    view.select(HALF)
+    for frame, snapshot in enumerate(history()):
+        view.page.locator("#slider").fill(str(frame))
+        assert view.state("step") == str(snapshot.step)
+        assert view.text("#step") == str(snapshot.step)
+        view.hover(8, 0)
+        assert view.weight() == pytest.approx(snapshot.weights[(*HALF, 8, 0)], abs=0.01)
+
+
+def test_every_pixel_of_a_step_has_the_colour_of_its_weight(view):
+    from minigpt.inspection.colormap import COLOURS
+
+    view.page.locator("#slider").fill("1")
+    view.select(HALF)
+    levels = np.rint(255 * np.sqrt(history()[1].weights[HALF])).astype(int)
+    lower = np.tril_indices(12)
+    np.testing.assert_array_equal(view.pixels()[..., :3][lower], COLOURS[levels][lower])
+
+
+def test_play_runs_from_the_first_step_to_the_last_and_stops(view):
+    view.page.locator("#play").click()
+    assert view.state("step") == "100"
+    assert "pause" in view.text("#play")
+    view.page.wait_for_selector("html[data-step='200']")
+    view.page.wait_for_selector("html[data-step='300']")
+    assert "play" in view.text("#play")
+
+
+def test_a_single_snapshot_has_neither_slider_nor_play_button(show):
+    view = show(history(steps=(7,)))
+    assert not view.page.locator("#slider").is_visible()
+    assert not view.page.locator("#play").is_visible()
+    assert not view.page.locator("#step-keys").is_visible()
+    assert view.state("step") == "7"
+
+
+def test_clicking_the_map_pins_its_row_and_colours_the_text(view):
+    view.select(PREVIOUS)
+    view.page.mouse.click(*view.cell(6, 2))
+    assert view.state("token") == "6"
+    shares = view.shares()
+    assert shares[5] == pytest.approx(0.85, abs=0.01)
+    assert sum(shares) == pytest.approx(shares[5])
+    assert "fox" in view.text("#text-title")
+
+
+def test_clicking_a_token_selects_it_and_dims_what_it_cannot_see(view):
+    view.page.locator("#tokens span").nth(3).click()
+    assert view.state("token") == "3"
+    deaf = view.page.evaluate("[...document.querySelectorAll('#tokens .deaf')].map(span => +span.dataset.token)")
+    assert deaf == list(range(4, 12))
+
+
+def test_the_other_direction_shows_who_listens(view):
+    view.select(PREVIOUS)
+    view.page.locator("#tokens span").nth(4).click()
+    view.page.get_by_text("who listens to it").click()
+    assert view.state("direction") == "to"
+    assert "Who listens to" in view.text("#text-title")
+    shares = view.shares()
+    assert [i for i, share in enumerate(shares) if share > 0] == [5]
+    assert view.ranking("one")[0] == (5, pytest.approx(1, abs=0.01))
+    view.page.mouse.click(*view.cell(9, 2))  # now a click pins the column
+    assert view.state("token") == "2"
+
+
+def test_hovering_a_token_tells_its_weight_with_the_selected_one(view):
+    view.select(HALF)
+    view.page.locator("#tokens span").nth(9).click()
+    view.page.locator("#tokens span").nth(0).hover()
+    assert (view.text("#readout-row"), view.text("#readout-column")) == ("#9", "#0")
+    assert view.weight() == pytest.approx(0.7, abs=0.01)
+
+
+def test_the_lists_rank_one_head_and_the_mean_of_all(view):
+    view.select(HALF)
+    view.page.locator("#tokens span").nth(9).click()
+    one = view.ranking("one")
+    assert one[:2] == [(0, pytest.approx(0.7, abs=0.01)), (9, pytest.approx(0.3, abs=0.01))]
+    mean = known_heads(12, 9)[:, :, 9].mean((0, 1))
+    expected = sorted(((int(i), mean[i]) for i in range(10)), key=lambda pair: -pair[1])[:4]
+    everywhere = view.ranking("all")
+    assert [weight for _, weight in everywhere[:4]] == pytest.approx([weight for _, weight in expected], abs=0.01)
+    assert everywhere[0][0] == 0
+    assert len(everywhere) == 8
+
+
+def test_scales_change_the_colours_but_never_the_weights(view):
+    view.page.locator("#slider").fill("1")
+    view.select(UNIFORM)
+    view.page.locator("#tokens span").nth(8).click()
+    pictures = []
+    for scale in ("sqrt", "linear", "log", "row"):
+        view.page.locator("#scale").select_option(scale)
+        assert view.state("scale") == scale
+        pictures.append(view.pixels()[11, 3].tolist())
+        view.hover(8, 3)
+        assert view.weight() == pytest.approx(1 / 9, abs=0.01)
+    assert all(a != b for a, b in itertools.combinations(pictures, 2))
+    assert pictures[-1] == [253, 231, 37, 255]  # the largest of its row, like all others of a uniform row
+
+
+def test_hiding_the_first_token_takes_it_out_of_maps_text_and_lists(view):
+    view.select(FIRST)
+    assert view.shares()[0] > 0
+    view.page.locator("#hide").check()
+    assert view.state("hide") == "true"
+    pixels = view.pixels()
+    assert (pixels[:, 0, 3] == 0).all()
+    assert (pixels[1:, 1, 3] == 255).all()
+    assert view.shares()[0] == 0
+    assert 0 not in [token for token, _ in view.ranking("one") + view.ranking("all")]
+
+
+def test_hiding_the_first_token_while_it_is_selected_breaks_nothing(view):
+    view.page.locator("#tokens span").nth(0).click()
+    view.page.locator("#hide").check()
+    assert view.ranking("one") == []
+
+
+def test_the_keyboard_moves_heads_steps_and_tokens(view):
+    press = view.page.keyboard.press
+    press("ArrowRight")
+    press("ArrowDown")
+    assert view.selected() == (1, 1)
+    for _ in range(5):
+        press("ArrowUp")
+        press("ArrowRight")
+    assert view.selected() == (0, 2)
+    press("ArrowLeft")
+    assert view.selected() == (0, 1)
+    press(",")
+    assert view.state("step") == "200"
+    press(".")
+    press(".")
+    assert view.state("step") == "300"
+    press("[")
+    press("[")
+    assert view.state("token") == "9"
+    press("]")
+    assert view.state("token") == "10"
+
+
+def test_the_focus_follows_the_arrows_in_the_grid_and_tokens_answer_to_enter(view):
+    view.page.locator(".thumb").nth(0).focus()
+    view.page.keyboard.press("ArrowRight")
+    assert view.page.evaluate("document.activeElement.getAttribute('aria-label')") == "layer 0, head 1"
+    view.page.locator("#tokens span").nth(2).focus()
+    view.page.keyboard.press("Enter")
+    assert view.state("token") == "2"
+
+
+def test_arrows_inside_the_slider_move_the_slider_and_not_the_head(view):
+    view.page.locator("#slider").focus()
+    view.page.keyboard.press("ArrowLeft")
+    assert view.state("step") == "200"
+    assert view.selected() == (0, 0)
+
+
+def test_a_line_break_is_visible_and_breaks_the_line_and_a_tab_is_an_arrow(view):
+    spans = view.page.locator("#tokens span")
+    assert spans.nth(4).text_content() == "↵\n"
+    assert spans.nth(8).text_content() == ".↵\n"
+    assert spans.nth(5).text_content() == "→The"
+    assert spans.nth(1).text_content() == " upon"
+    assert spans.nth(5).bounding_box()["y"] > spans.nth(3).bounding_box()["y"]
+
+
+def test_a_hostile_token_is_shown_as_text(show):
+    tokens = HOSTILE * 2
+    view = show([Snapshot(1, tokens, known_heads(len(tokens)))])
+    plain = show([Snapshot(1, ("a",) * len(tokens), known_heads(len(tokens)))])
+    shown = view.page.locator("#tokens span").all_text_contents()
+    assert shown[:6] == list(HOSTILE[:6])
+    assert shown[6] in ("\ud800", "\ufffd")  # the lone surrogate, or what the browser's pipe makes of it
+    view.hover(8, 0)
+    assert view.text("#readout-key") == f"“{HOSTILE[0]}”"
+    view.hover(8, 8)
+    count = "document.getElementsByTagName('*').length"
+    assert view.page.locator("img, b").count() == 0
+    assert view.page.evaluate(count) == plain.page.evaluate(count)
+
+
+def test_a_hostile_title_is_shown_as_text(browser, tmp_path):
+    title = " ".join(HOSTILE[:6])
+    path = tmp_path / "page.html"
+    path.write_text(render_page(history(), title=title), encoding="utf-8")
+    view = View(browser, path)
+    assert view.text("h1") == title
+    assert view.page.locator("img, b").count() == 0
+    view.check_clean()
+    view.page.close()
+
+
+def test_the_page_works_in_a_sandboxed_frame(browser, tmp_path):
+    inner = html.escape(render_page(history(), title=TITLE))
+    path = tmp_path / "outer.html"
+    path.write_text(
+        f'<html data-ready="1"><iframe sandbox="allow-scripts" width="500" height="420" srcdoc="{inner}"></iframe>',
+        encoding="utf-8",
+    )
+    view = View(browser, path)
+    frame = view.page.frame_locator("iframe")
+    frame.locator("html[data-ready='1']").wait_for(state="attached")
+    frame.locator(".thumb").nth(4).click()
+    frame.locator("#slider").fill("0")
+    assert frame.locator("html").get_attribute("data-step") == "100"
+    assert frame.locator("html").get_attribute("data-layer") == "1"
+    assert [url for url in view.requests if url != view.url] in ([], ["about:srcdoc"])
+    assert view.complaints == []
+    view.page.close()
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 420), (340, 700), (1600, 900)])
+def test_the_layout_never_scrolls_sideways(show, width, height):
+    view = show(history(tokens=(*WORDS[:5], "x" * 300, *WORDS[5:])), width=width, height=height)
+    assert view.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert view.page.locator("#large").bounding_box()["width"] > 200
+
+
+def test_at_500_by_420_the_heads_and_the_whole_large_map_are_in_sight(show):
+    view = show(history(), width=500, height=420)
+    for selector in (".thumb:last-child", "#large"):
+        box = view.page.locator(selector).last.bounding_box()
+        assert box["y"] + box["height"] <= 420
+
+
+def test_a_thin_diagonal_survives_in_a_map_with_fewer_pixels_than_tokens(show):
+    n_tokens = 150
+    view = show([Snapshot(0, ("a ",) * n_tokens, known_heads(n_tokens))], width=500, height=420)
+    thumb = view.pixels(".thumb canvas")
+    side = len(thumb)
+    assert side < n_tokens
+    assert (thumb[np.arange(side), np.arange(side)] == [253, 231, 37, 255]).all()
+
+
+def test_a_page_of_one_token_works(show):
+    view = show([Snapshot(0, ("a",), np.ones((1, 1, 1, 1)))])
+    view.page.keyboard.press("]")
+    view.page.keyboard.press("ArrowDown")
+    assert view.weight() == 1
+
+
+def softmax_maps(n_layer, n_head, n_tokens, sharpness=1.0, seed=0):
+    scores = sharpness * np.random.default_rng(seed).normal(size=(n_layer, n_head, n_tokens, n_tokens))
+    weights = np.tril(np.exp(scores))
+    return (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
+
+
+def test_ten_steps_of_36_heads_that_form_smoothly_stay_under_a_megabyte():
+    # Noise that changes from step to step costs more, as the bound for any weights below says.
+    known = np.tile(known_heads(128, 40), (3, 2, 1, 1))
+    uniform = np.broadcast_to(known_heads(128)[UNIFORM], known.shape)
+    shares = np.linspace(0, 1, 10)
+    snapshots = [Snapshot(k, ("word",) * 128, s * known + (1 - s) * uniform) for k, s in enumerate(shares)]
+    assert len(render_page(snapshots, title="size")) < 1_000_000
+
+
+def test_144_heads_and_256_tokens_half_of_them_diffuse_noise_stay_under_four_megabytes():
+    weights = softmax_maps(12, 12, 256)
+    weights[::2] = np.tile(known_heads(256, 70), (3, 4, 1, 1))
+    assert len(render_page([Snapshot(0, ("word",) * 256, weights)], title="size")) < 4_000_000
+
+
+def test_no_weights_take_more_than_a_byte_and_its_base64_each():
+    snapshots = [Snapshot(k, ("word",) * 64, softmax_maps(2, 2, 64, sharpness=2, seed=k)) for k in range(8)]
+    levels = 8 * 2 * 2 * 64 * 65 // 2
+    assert len(render_page(snapshots, title="size")) < 4 / 3 * levels + 40_000
+
+
+def test_steps_are_shown_in_their_order_whatever_the_order_of_the_list(show):
+    view = show(history()[::-1])
+    assert view.state("step") == "300"
+
+
+def test_the_document_names_no_address_and_allows_only_its_own_script():
+    page = render_page(history(), title=TITLE)
+    assert page.isascii()
+    assert not re.search(r"https?:|//\w+\.|<link|<img|\bsrc=|@import|url\(", page)
+    assert "default-src 'none'" in page
+    assert "unsafe" not in page
+
+
+def other_tokens(snapshots):
+    return [snapshots[0], Snapshot(5, (*WORDS[:-1], "!"), snapshots[1].weights)]
+
+
+def other_shape(snapshots):
+    return [snapshots[0], Snapshot(5, WORDS, snapshots[1].weights[:1])]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda _: [], "at least one snapshot"),
+        (other_tokens, "same tokens, but those of step 5 and step 100 differ"),
+        (
+            other_shape,
+            r"same shape of weights, got \(1, 3, 12, 12\) at step 5 and \(2, 3, 12, 12\) at step 100",
+        ),
+    ],
+)
+def test_snapshots_that_do_not_belong_together_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        render_page(change(history()), title="x")

@@ -1,0 +1,147 @@
+import zipfile
+
+import numpy as np
+import pytest
+
+from minigpt.inspection import packing
+from minigpt.inspection.snapshot import Snapshot
+
+
+def random_weights(n_layer=2, n_head=3, n_tokens=7, seed=0):
+    """Softmax of random scores over the tokens up to each one."""
+    weights = np.exp(2 * np.random.default_rng(seed).normal(size=(n_layer, n_head, n_tokens, n_tokens)))
+    weights = np.tril(weights)
+    return (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
+
+
+WORDS = ("Once", " upon", "\n", "\t", "", "\x00", "</script>\u2028 \U0001f98a\ud800")
+
+
+def names(folder):
+    return [path.name for path in folder.iterdir()]
+
+
+def test_a_saved_snapshot_comes_back(tmp_path):
+    path = tmp_path / "new" / "folder" / "step.npz"
+    weights = random_weights()
+    Snapshot(step=40, tokens=WORDS, weights=weights).save(path)
+    again = Snapshot.load(path)
+    assert (again.step, again.tokens) == (40, WORDS)
+    assert again.weights.dtype == np.float32
+    assert np.abs(again.weights - weights).max() <= packing.MAX_ERROR + 1e-6
+    assert names(path.parent) == ["step.npz"]
+
+
+def test_saving_again_what_was_loaded_changes_nothing(tmp_path):
+    Snapshot(1, WORDS, random_weights()).save(tmp_path / "a.npz")
+    first = Snapshot.load(tmp_path / "a.npz")
+    first.save(tmp_path / "b.npz")
+    np.testing.assert_array_equal(Snapshot.load(tmp_path / "b.npz").weights, first.weights)
+
+
+def test_a_long_probe_with_diffuse_heads_can_be_loaded_though_its_rows_are_rounded(tmp_path):
+    n_tokens = 300
+    uniform = np.tril(np.ones((1, 1, n_tokens, n_tokens))) / np.arange(1, n_tokens + 1)[:, None]
+    Snapshot(0, ("x",) * n_tokens, uniform).save(tmp_path / "long.npz")
+    assert Snapshot.load(tmp_path / "long.npz").weights.shape == (1, 1, n_tokens, n_tokens)
+
+
+def test_the_name_of_the_file_is_the_one_that_was_asked_for(tmp_path):
+    Snapshot(0, WORDS, random_weights()).save(str(tmp_path / "step.snapshot"))
+    assert names(tmp_path) == ["step.snapshot"]
+
+
+def test_a_save_that_fails_leaves_the_older_file_and_no_litter(tmp_path, monkeypatch):
+    path = tmp_path / "step.npz"
+    Snapshot(1, WORDS, random_weights()).save(path)
+    before = path.read_bytes()
+
+    def full_disk(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full_disk)
+    with pytest.raises(Exception, match="No space left"):
+        Snapshot(2, WORDS, random_weights()).save(path)
+    assert path.read_bytes() == before
+    assert names(tmp_path) == ["step.npz"]
+
+
+def test_lists_float64_and_numpy_integers_are_taken_and_given_their_type():
+    snapshot = Snapshot(np.int64(3), ["a", "b"], [[[[1, 0], [0.5, 0.5]]]])  # type: ignore[arg-type]
+    assert type(snapshot.step) is int
+    assert snapshot.tokens == ("a", "b")
+    assert snapshot.weights.dtype == np.float32
+
+
+def future():
+    weights = random_weights()
+    weights[0, 0, 0, :2] = 0.5
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"step": -1}, "step must be 0 or more, got -1"),
+        ({"tokens": ()}, "at least one token"),
+        ({"tokens": (1, 2, 3, 4, 5, 6, 7)}, "decode token ids first"),
+        ({"tokens": ("a",) * 6}, r"with T = 6 tokens, got \(2, 3, 7, 7\)"),
+        ({"weights": random_weights()[0]}, r"got \(3, 7, 7\)"),
+        ({"weights": random_weights(n_layer=0)}, r"got \(0, 3, 7, 7\)"),
+        ({"weights": random_weights() * np.nan}, "finite"),
+        ({"weights": random_weights() * 30 - 9}, "weights after softmax, not the scores"),
+        ({"weights": future()}, "zero above the diagonal"),
+        ({"weights": random_weights() / 2}, "each row of weights must sum to 1, got sums from 0.5 to 0.5"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_clear_line(changes, message):
+    fields = {"step": 1, "tokens": ("a",) * 7, "weights": random_weights()} | changes
+    with pytest.raises(ValueError, match=message) as refusal:
+        Snapshot(**fields)
+    assert "\n" not in str(refusal.value)
+
+
+def damaged(path):
+    with zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo("levels.npy")
+    content = bytearray(path.read_bytes())
+    for offset in range(60, 90):  # past the entry's own header, within its compressed bytes
+        content[entry.header_offset + offset] ^= 0xFF
+    path.write_bytes(content)
+
+
+def of_another_kind(path):
+    np.savez(path, other=np.zeros(3))
+
+
+def of_a_later_format(path):
+    np.savez(path, format=99)
+
+
+def with_a_pickle(path):
+    np.savez(path, format=np.array([{"a": 1}], dtype=object))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        damaged,
+        of_another_kind,
+        of_a_later_format,
+        with_a_pickle,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"hello"),
+        lambda path: path.write_bytes(path.read_bytes()[:-40]),
+    ],
+)
+def test_a_file_that_is_not_a_snapshot_is_refused_by_name(tmp_path, spoil):
+    path = tmp_path / "step.npz"
+    Snapshot(1, WORDS, random_weights()).save(path)
+    spoil(path)
+    with pytest.raises(ValueError, match=r"step\.npz is not a snapshot that can be read: "):
+        Snapshot.load(path)
+
+
+def test_a_missing_file_is_reported_as_missing(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Snapshot.load(tmp_path / "nothing.npz")

@@ -1,0 +1,107 @@
+"""The layout: imports point one way, and what is light stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from scripts import ROOT
+
+PACKAGE = ROOT / "src" / "minigpt"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+PARTS = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in MODULES} - {"__init__"}
+HEAVY = {"lightning", "pytorch_lightning", "wandb"}
+
+MAY_IMPORT = {
+    "config": set(),
+    "files": {"config"},
+    "cli": {"config"},
+    "data": {"config", "files"},
+    "model": {"config", "files"},
+    "checkpoint": {"config", "files", "data", "model"},
+    "generation": {"config", "files", "data", "model", "checkpoint"},
+    "inspection": {"config", "files", "data", "model", "checkpoint"},
+    "interop": {"config", "files", "data", "model", "checkpoint"},
+    "training": {"config", "files", "data", "model", "checkpoint", "generation", "inspection", "interop"},
+}
+"""The parts of minigpt that each part may import, besides itself."""
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """The modules that a file imports anywhere in it, as dotted names; `from a import b` counts as `a.b` too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def parts_imported(path: Path) -> set[str]:
+    return {name.split(".")[1] for name in imported(path) if name.startswith("minigpt.")} & PARTS
+
+
+def test_the_parser_of_imports_sees_every_kind_of_import(tmp_path: Path) -> None:
+    file = tmp_path / "module.py"
+    file.write_text("import a.b as c\nfrom minigpt import model\ndef f():\n    from minigpt.data.prepare import prepare\n")
+    assert {"a.b", "minigpt.model", "minigpt.data.prepare"} <= imported(file)
+    assert parts_imported(file) == {"model", "data"}
+
+
+def test_every_part_has_a_rule() -> None:
+    assert PARTS <= set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    if path == PACKAGE / "__init__.py":
+        assert not parts_imported(path)
+        return
+    part = part_of(path)
+    assert parts_imported(path) - {part} <= MAY_IMPORT[part]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_training_knows_lightning_and_dashboards(path: Path) -> None:
+    top_level = {name.split(".")[0] for name in imported(path)}
+    assert part_of(path) == "training" or not top_level & HEAVY
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_package_does_not_import_scripts_tests_or_benchmarks(path: Path) -> None:
+    assert not {name.split(".")[0] for name in imported(path)} & {"train", "sample", "tests", "benchmarks", "scripts"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_module_begins_with_a_line_that_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def test_no_script_at_the_top_hides_a_module_of_the_standard_library() -> None:
+    assert not {path.stem for path in ROOT.glob("*.py")} & sys.stdlib_module_names
+
+
+def loaded_after(statement: str) -> set[str]:
+    """The top-level modules that a fresh interpreter has after a statement."""
+    program = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(result.stdout.split())
+
+
+def test_opening_a_model_and_writing_with_it_loads_neither_lightning_nor_datasets_nor_wandb() -> None:
+    loaded = loaded_after("import sample, minigpt.checkpoint, minigpt.generation.generate")
+    assert "torch" in loaded
+    assert not loaded & (HEAVY | {"datasets", "pyarrow", "pandas", "tensorboard"})
+
+
+def test_the_command_line_is_understood_without_loading_torch() -> None:
+    loaded = loaded_after("import train\nfrom minigpt import cli\ncli.parse_training([])")
+    assert "jsonargparse" in loaded
+    assert not loaded & (HEAVY | {"torch", "datasets", "numpy"})

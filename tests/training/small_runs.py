@@ -1,0 +1,44 @@
+"""Configs of runs of a second or two, on a text that is the same on every machine."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from minigpt.config import Config
+
+
+def small_text(n_lines: int = 400) -> str:
+    """Lines of made-up arithmetic: learnable, and no file of anybody's."""
+    return "".join(f"{i * 7 % 100} plus {i * 13 % 50} is {i * 7 % 100 + i * 13 % 50};\n" for i in range(n_lines))
+
+
+def small_settings(tmp_path: Path, **sections: dict[str, Any]) -> Config:
+    """A config of a second or two, with some sections' settings changed."""
+    text = tmp_path / "text.txt"
+    if not text.exists():
+        text.write_text(small_text())
+    settings: dict[str, Any] = {
+        "model": {"context_length": 16, "n_layer": 2, "n_head": 2, "n_embd": 16},
+        "data": {"source": str(text), "tokenizer": "bytes", "batch_size": 4, "dir": str(tmp_path / "data")},
+        "optimizer": {"warmup_steps": 3},
+        "trainer": {
+            "max_steps": 12,
+            "val_check_interval": 6,
+            "logger": False,
+            "log_every_n_steps": 1,
+            "enable_progress_bar": False,
+            "accelerator": "cpu",
+        },
+        "sampling": {"prompts": ["1 plus"], "max_new_tokens": 8},
+        "attention": {"max_tokens": 12},
+        "name": "small",
+        "runs_dir": str(tmp_path / "runs"),
+    }
+    for name, value in sections.items():
+        settings[name] = settings[name] | value if isinstance(value, dict) else value
+    return Config.from_dict(settings)
+
+
+def with_trainer(config: Config, **settings: Any) -> Config:
+    """The same run with other Trainer settings."""
+    return dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, **settings))

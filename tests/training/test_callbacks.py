@@ -1,0 +1,191 @@
+"""What happens beside training, in this process."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_runs import small_settings
+
+from minigpt.checkpoint import load_model, read_checkpoint
+from minigpt.config import UserError
+from minigpt.inspection.snapshot import Snapshot
+from minigpt.training.module import TrainingModule
+from minigpt.training.run import train
+
+
+def test_looking_changes_nothing_final_weights_are_bit_identical(tmp_path: Path) -> None:
+    seen = train(small_settings(tmp_path, model={"dropout": 0.2}, trainer={"val_check_interval": 2}))
+    blind = train(
+        small_settings(
+            tmp_path,
+            model={"dropout": 0.2},
+            trainer={"val_check_interval": 12},
+            attention={"enabled": False},
+            sampling={"prompts": []},
+        )
+    )
+    one, two = read_checkpoint(seen.last)["state_dict"], read_checkpoint(blind.last)["state_dict"]
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    assert not blind.attention_page.exists()
+
+
+def test_the_attention_history_has_a_snapshot_for_each_validation(tmp_path: Path) -> None:
+    run = train(small_settings(tmp_path, trainer={"val_check_interval": 3}))
+    snapshots = [Snapshot.load(run.snapshot(step)) for step in (3, 6, 9, 12)]
+    assert {snapshot.weights.shape for snapshot in snapshots} == {(2, 2, 12, 12)}
+    assert snapshots[0].tokens == snapshots[3].tokens
+    assert (snapshots[0].weights != snapshots[3].weights).any()
+
+
+def test_a_long_history_is_thinned_with_the_first_and_the_newest_kept(tmp_path: Path, monkeypatch: Any) -> None:
+    shown: list[list[int]] = []
+
+    def render(snapshots: list[Snapshot], title: str) -> str:
+        shown.append([snapshot.step for snapshot in snapshots])
+        return ""
+
+    monkeypatch.setattr("minigpt.training.callbacks.render_page", render)
+    train(small_settings(tmp_path, trainer={"val_check_interval": 1}, attention={"max_snapshots": 4}))
+    assert shown[2] == [1, 2, 3]
+    assert len(shown[-1]) == 4
+    assert shown[-1][0] == 1
+    assert shown[-1][-1] == 12
+
+
+def test_the_last_step_is_validated_whatever_the_interval(tmp_path: Path) -> None:
+    run = train(small_settings(tmp_path, trainer={"val_check_interval": 5}))
+    with run.metrics.open() as file:
+        assert [row["step"] for row in csv.DictReader(file) if row["val/loss"]] == ["5", "10", "12"]
+
+
+def test_an_interval_beyond_the_end_means_at_the_end(tmp_path: Path) -> None:
+    run = train(small_settings(tmp_path, trainer={"val_check_interval": 1000}))
+    assert run.samples(12).is_file()
+
+
+def test_best_is_the_best_and_last_is_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worse_later = iter([2.0, 1.0, 3.0])
+    real_end = TrainingModule.on_validation_epoch_end
+
+    def end(self: TrainingModule) -> None:
+        real_end(self)
+        self.val_loss = next(worse_later)
+
+    monkeypatch.setattr(TrainingModule, "on_validation_epoch_end", end)
+    run = train(small_settings(tmp_path, trainer={"val_check_interval": 4}))
+    assert read_checkpoint(run.best)["global_step"] == 8
+    assert read_checkpoint(run.last)["global_step"] == 12
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_step = TrainingModule.training_step
+
+    def step(self: TrainingModule, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = real_step(self, batch, batch_idx)
+        if batch_idx == 7:
+            loss = loss * float("nan")
+            self.recent_losses[-1] = loss.detach()
+        return loss
+
+    monkeypatch.setattr(TrainingModule, "training_step", step)
+    with pytest.raises(UserError, match="the loss became nan by step 8"):
+        train(small_settings(tmp_path, trainer={"log_every_n_steps": 4}))
+    run = tmp_path / "runs" / "small" / "checkpoints" / "last.ckpt"
+    assert read_checkpoint(run)["global_step"] == 6
+    assert all(torch.isfinite(tensor).all() for tensor in read_checkpoint(run)["state_dict"].values())
+
+
+def test_one_batch_is_overfitted_when_asked(tmp_path: Path) -> None:
+    config = small_settings(
+        tmp_path,
+        model={"n_embd": 64},
+        optimizer={"learning_rate": 1e-2, "schedule": "constant"},
+        trainer={"overfit_batches": 1, "max_steps": 150, "val_check_interval": 150},
+    )
+    run = train(config)
+    with run.metrics.open() as file:
+        last = list(csv.DictReader(file))[-1]
+    assert float(last["val/loss"]) < 0.05
+
+
+def test_tensorboard_gets_scalars_image_and_samples(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = train(small_settings(tmp_path, trainer={"logger": "tensorboard"}))
+    events = EventAccumulator(str(run.path / "tensorboard"))
+    events.Reload()
+    assert {"train/loss", "val/loss", "val/bits_per_byte"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("val/loss")] == [6, 12]
+    assert "attn/grid" in events.Tags()["images"]
+    assert any("samples" in name for name in events.Tags()["tensors"])
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    config = small_settings(tmp_path, sampling={"prompts": ["much too long for a context of sixteen"]})
+    with pytest.raises(UserError, match="sampling.prompts.*reads at most 16"):
+        train(config)
+    assert not (tmp_path / "runs" / "small").exists()
+
+
+def test_a_context_longer_than_the_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("short text\nof a few words\n")
+    with pytest.raises(UserError, match="needs 129"):
+        train(small_settings(tmp_path, model={"context_length": 128}))
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="model.vocab_size=100: the tokenizer has 257 tokens"):
+        train(small_settings(tmp_path, model={"vocab_size": 100}))
+
+
+def test_a_padded_vocabulary_trains_and_its_padding_is_never_written(tmp_path: Path) -> None:
+    run = train(small_settings(tmp_path, model={"vocab_size": 320}))
+    assert load_model(run.path).model.token_embedding.weight.shape == (320, 16)
+    assert run.samples(12).read_text()
+
+
+def test_compiling_that_fails_goes_on_uncompiled_with_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(function: Any) -> Any:
+        def call(*_: Any) -> Any:
+            raise RuntimeError("no compiler here")
+
+        return call
+
+    plain = train(small_settings(tmp_path))
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.warns(UserWarning, match="torch.compile failed") as warned:
+        run = train(small_settings(tmp_path, compile=True))
+    assert len([w for w in warned if "torch.compile" in str(w.message)]) == 1
+    one, two = read_checkpoint(plain.last)["state_dict"], read_checkpoint(run.last)["state_dict"]
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+@pytest.mark.parametrize(
+    ("trainer", "words"),
+    [
+        ({"accelerator": "tpu"}, "trainer: "),
+        ({"precision": "8-bit"}, "trainer: "),
+        ({"callbacks": [{"class_path": "no.such.Thing"}]}, "class_path=no.such.Thing"),
+        ({"strategy": "telepathy"}, "trainer: "),
+    ],
+)
+def test_what_lightning_refuses_is_one_clear_line(trainer: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        train(small_settings(tmp_path, trainer=trainer))
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_callback_of_lightnings_can_be_named_in_the_recipe(tmp_path: Path) -> None:
+    stopping = {
+        "class_path": "lightning.pytorch.callbacks.EarlyStopping",
+        "init_args": {"monitor": "val/loss", "stopping_threshold": 100.0},
+    }
+    run = train(small_settings(tmp_path, trainer={"callbacks": [stopping]}))
+    assert read_checkpoint(run.last)["global_step"] == 6

@@ -1,0 +1,59 @@
+"""The first 20 losses of two families, kept in a file: a refactoring must not move them.
+
+In float64, so that processors that add in another order agree to far more digits than are compared. To renew the file
+after a change that is meant to move the curve: python tests/training/test_golden_curve.py
+"""
+
+import csv
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_runs import small_settings
+
+from minigpt.training.run import train
+
+GOLDEN = Path(__file__).parent / "golden_curve.json"
+FAMILIES: dict[str, dict[str, Any]] = {
+    "modern": {"n_kv_head": 1},
+    "gpt2": {
+        "position": "learned",
+        "norm": "layernorm",
+        "mlp": "gelu",
+        "qk_norm": False,
+        "bias": True,
+        "tie_embeddings": True,
+    },
+}
+
+
+def losses(folder: Path, family: str) -> dict[str, list[float]]:
+    config = small_settings(
+        folder,
+        model=FAMILIES[family],
+        trainer={"max_steps": 20, "val_check_interval": 10, "precision": "64-true"},
+        attention={"enabled": False},
+        sampling={"prompts": []},
+    )
+    with train(config).metrics.open() as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows if row[name]] for name in ("train/loss", "val/loss", "grad_norm")}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_first_twenty_losses_are_what_they_were(family: str, tmp_path: Path) -> None:
+    golden = json.loads(GOLDEN.read_text())[family]
+    now = losses(tmp_path, family)
+    assert len(now["train/loss"]) == 20
+    for name, values in golden.items():
+        assert now[name] == pytest.approx(values, rel=1e-5), name
+
+
+if __name__ == "__main__":
+    curves = {}
+    for each in FAMILIES:
+        with tempfile.TemporaryDirectory() as temporary:
+            curves[each] = losses(Path(temporary), each)
+    GOLDEN.write_text(json.dumps(curves, indent=1))

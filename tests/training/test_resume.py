@@ -1,0 +1,194 @@
+"""A run that is killed and resumed is, bit for bit, the run that was never stopped."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from scripts import ROOT
+from small_runs import small_settings, with_trainer
+
+from minigpt.checkpoint import RunFolder, read_checkpoint
+from minigpt.config import Config, UserError
+from minigpt.training.module import TrainingModule
+from minigpt.training.run import train
+
+
+class PowerCutError(Exception):
+    """Ends training at once, as a power cut would: nothing is saved on the way out."""
+
+
+def train_until(config: Config, micro_batch: int, monkeypatch: pytest.MonkeyPatch, resume: Path | None = None) -> None:
+    real_step = TrainingModule.training_step
+
+    def step(self: TrainingModule, batch: Any, batch_idx: int) -> torch.Tensor:
+        if batch_idx == micro_batch:
+            raise PowerCutError
+        return real_step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patched, pytest.raises(PowerCutError):
+        patched.setattr(TrainingModule, "training_step", step)
+        train(config, resume)
+
+
+def assert_same_run(straight: RunFolder, resumed: RunFolder) -> None:
+    one, two = read_checkpoint(straight.last), read_checkpoint(resumed.last)
+    assert one["global_step"] == two["global_step"]
+    for name, tensor in one["state_dict"].items():
+        assert torch.equal(tensor, two["state_dict"][name]), name
+    for one_state, two_state in zip(one["optimizer_states"], two["optimizer_states"], strict=True):
+        for index, values in one_state["state"].items():
+            for name, value in values.items():
+                assert torch.equal(torch.as_tensor(value), torch.as_tensor(two_state["state"][index][name]))
+    assert metrics(straight) == metrics(resumed)
+
+
+def metrics(folder: RunFolder) -> list[dict[str, str]]:
+    with folder.metrics.open() as file:
+        rows = list(csv.DictReader(file))
+    clock = {"seconds", "perf/tokens_per_second"}
+    return [{k: v for k, v in row.items() if k not in clock} for row in rows]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("validate_on_checkpoint_step", [True, False])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_killed_run_goes_on_bit_for_bit(
+    accumulate: int,
+    validate_on_checkpoint_step: bool,
+    num_workers: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = small_settings(
+        tmp_path,
+        model={"dropout": 0.1},
+        data={"num_workers": num_workers},
+        trainer={
+            "accumulate_grad_batches": accumulate,
+            "val_check_interval": accumulate * (5 if validate_on_checkpoint_step else 4),
+            "log_every_n_steps": 4,  # so that a logged loss spans the checkpoint
+        },
+        checkpoint_every_n_steps=5,
+    )
+    straight = train(config)
+    train_until(config, 7 * accumulate, monkeypatch)
+    resumed = RunFolder(tmp_path / "runs" / "small-2")
+    assert read_checkpoint(resumed.last)["global_step"] == 5
+    train(config, resumed.path)
+    assert_same_run(straight, resumed)
+
+
+def test_a_run_killed_twice_in_later_epochs_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text has few windows, so that 60 batches are many epochs of it."""
+    (tmp_path / "text.txt").write_text("a small text that is read again and again\n" * 12)
+    config = small_settings(tmp_path, trainer={"max_steps": 60, "val_check_interval": 60}, checkpoint_every_n_steps=10)
+    straight = train(config)
+    train_until(config, 33, monkeypatch)
+    resumed = RunFolder(tmp_path / "runs" / "small-2")
+    train_until(config, 47, monkeypatch, resume=resumed.path)
+    train(config, resumed.path)
+    assert_same_run(straight, resumed)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_save_and_say_how_to_go_on(number: int, code: int, tmp_path: Path) -> None:
+    folder, process = start_long_run(tmp_path)
+    process.send_signal(number)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == code, output
+    assert f"train.py --resume {folder.path}" in output
+    assert "Traceback" not in output
+    assert read_checkpoint(folder.last)["global_step"] >= 3
+
+
+def test_a_process_killed_by_sigkill_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    folder, process = start_long_run(tmp_path)
+    process.kill()
+    process.wait()
+    steps = read_checkpoint(folder.last)["global_step"] + 10
+    config = with_trainer(Config.from_dict(yaml.safe_load(folder.config.read_text())), max_steps=steps)
+    # The schedule depends on max_steps, so the straight run is one of the same length that is stopped nowhere.
+    train(config, folder.path)
+    straight = train(config)
+    # What the killed process trained under its own max_steps differs in the learning rate: constant is chosen below.
+    assert_same_weights(straight, folder)
+
+
+def assert_same_weights(straight: RunFolder, resumed: RunFolder) -> None:
+    one, two = read_checkpoint(straight.last)["state_dict"], read_checkpoint(resumed.last)["state_dict"]
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+def start_long_run(tmp_path: Path) -> tuple[RunFolder, subprocess.Popen[str]]:
+    """A real process that would train for minutes; returns when some checkpoints have been written."""
+    config = small_settings(
+        tmp_path,
+        model={"dropout": 0.1},
+        optimizer={"schedule": "constant"},
+        trainer={"max_steps": 100_000, "val_check_interval": 100_000},
+        checkpoint_every_n_steps=3,
+    )
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(config.to_dict()))
+    process = subprocess.Popen(
+        [sys.executable, "train.py", "--config", str(recipe)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    folder = RunFolder(Path(config.runs_dir) / config.name)
+    deadline = time.monotonic() + 120
+    while not folder.last.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return folder, process
+
+
+def test_a_finished_run_is_lengthened_by_more_steps(tmp_path: Path) -> None:
+    config = small_settings(tmp_path)
+    folder = train(config)
+    with pytest.raises(UserError, match="all 12 steps are done"):
+        train(config, folder.path)
+    train(with_trainer(config, max_steps=15), folder.path)
+    assert read_checkpoint(folder.last)["global_step"] == 15
+    assert [row["step"] for row in metrics(folder) if row["train/loss"]] == [str(i) for i in range(1, 16)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"model": {"n_layer": 3}}, "model.n_layer=3 (was 2)"),
+        ({"data": {"batch_size": 5}}, "data.batch_size=5 (was 4)"),
+        ({"seed": 7}, "seed=7 (was 1337)"),
+    ],
+)
+def test_what_would_make_it_another_run_is_refused_by_name(changed: dict[str, Any], words: str, tmp_path: Path) -> None:
+    folder = train(small_settings(tmp_path, trainer={"max_steps": 2}))
+    with pytest.raises(UserError) as refused:
+        train(small_settings(tmp_path, **changed), folder.path)
+    assert words in str(refused.value)
+
+
+def test_a_changed_text_is_refused(tmp_path: Path) -> None:
+    folder = train(small_settings(tmp_path, trainer={"max_steps": 2}))
+    (tmp_path / "text.txt").write_text("another text\n" * 200)
+    with pytest.raises(UserError, match="the text has changed"):
+        train(small_settings(tmp_path), folder.path)
+
+
+def test_a_new_learning_rate_takes_effect_on_resume(tmp_path: Path) -> None:
+    folder = train(small_settings(tmp_path, optimizer={"schedule": "constant"}))
+    optimizer = {"schedule": "constant", "learning_rate": 0.5}
+    train(small_settings(tmp_path, optimizer=optimizer, trainer={"max_steps": 13}), folder.path)
+    assert float(metrics(folder)[-2]["learning_rate"]) == 0.5
