@@ -1,5 +1,6 @@
 """Write with a trained model: `python sample.py runs/demo --prompt "def " --max_new_tokens 200 --num_samples 3`."""
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -13,26 +14,23 @@ def main(arguments: list[str]) -> None:
     prompt = read_prompt(config)
 
     from minigpt.checkpoint import load_model
-    from minigpt.generation.generate import encode_prompt, generate, stream_text
+    from minigpt.generation.generate import continue_text
 
     loaded = load_model(config.run, config.device)
-    tokenizer = loaded.tokenizer
-    tokens = encode_prompt(tokenizer, prompt, loaded.config.model.context_length)
     for number in range(config.num_samples):
-        if config.num_samples > 1:
-            print(f"──── sample {number + 1} of {config.num_samples}, seed {config.seed + number}", flush=True)
-        sys.stdout.write(prompt)
-        new_tokens = generate(
+        texts = continue_text(
             loaded.model,
-            tokens,
+            loaded.tokenizer,
+            prompt,
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
             top_k=config.top_k,
             seed=config.seed + number,
-            end_of_text=tokenizer.end_of_text,
-            n_drawable=tokenizer.vocab_size,
         )
-        for text in stream_text(tokenizer, new_tokens):
+        first = next(texts, "")  # a prompt that is refused is refused before anything is printed
+        if config.num_samples > 1:
+            print(f"──── sample {number + 1} of {config.num_samples}, seed {config.seed + number}")
+        for text in itertools.chain([prompt, first], texts):
             sys.stdout.write(text)
             sys.stdout.flush()
         print(flush=True)

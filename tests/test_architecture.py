@@ -50,7 +50,9 @@ def parts_imported(path: Path) -> set[str]:
 
 def test_the_parser_of_imports_sees_every_kind_of_import(tmp_path: Path) -> None:
     file = tmp_path / "module.py"
-    file.write_text("import a.b as c\nfrom minigpt import model\ndef f():\n    from minigpt.data.prepare import prepare\n")
+    file.write_text(
+        "import a.b as c\nfrom minigpt import model\ndef f():\n    from minigpt.data.prepare import prepare\n"
+    )
     assert {"a.b", "minigpt.model", "minigpt.data.prepare"} <= imported(file)
     assert parts_imported(file) == {"model", "data"}
 

@@ -134,6 +134,14 @@ def test_a_changed_file_is_read_anew(texts: Path) -> None:
     assert load("texts/a.txt") == [("texts/a.txt", "changed")]
 
 
+def test_a_changed_file_is_read_anew_even_if_its_time_of_change_is_the_same(texts: Path) -> None:
+    os.utime(texts / "b.txt", (1e9, 1e9))
+    load("texts/b.txt")
+    (texts / "b.txt").write_text("2econd")
+    os.utime(texts / "b.txt", (1e9, 1e9))
+    assert load("texts/b.txt") == [("texts/b.txt", "2econd")]
+
+
 def test_empty_files_are_left_out(texts: Path) -> None:
     (texts / "a.txt").write_text("")
     (texts / "sub" / "d.txt").write_text(" \n\n")
@@ -189,6 +197,12 @@ def test_a_limited_number_of_documents_is_the_same_choice_each_time_and_grows() 
     assert load("python_stdlib", max_documents=10) == few
     assert (len(few), len(more)) == (10, 20)
     assert set(few) < set(more)
+
+
+def test_a_limit_counts_equal_documents_one_by_one(texts: Path) -> None:
+    for path in texts.glob("*.txt"):
+        path.write_text("equal")
+    assert len(load("texts/*.txt", max_documents=1)) == 1
 
 
 def test_a_limit_beyond_what_is_there_keeps_all(texts: Path) -> None:

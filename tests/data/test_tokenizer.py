@@ -127,7 +127,9 @@ def test_without_network_a_tiktoken_name_is_refused_with_what_to_do(name: str, m
     assert "\n" not in str(caught.value)
 
 
-def test_a_tiktoken_encoding_keeps_all_its_special_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tiktoken_encoding_keeps_all_its_special_tokens_and_its_gaps_can_be_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     ranks = {bytes([byte]): byte for byte in range(256)} | {b"ab": 256}
     special = {END_OF_TEXT: 257, "<|other|>": 259}  # with a gap, as cl100k_base has
     encoding = tiktoken.Encoding("fake", pat_str=r"\w+|\W+", mergeable_ranks=ranks, special_tokens=special)
@@ -136,6 +138,7 @@ def test_a_tiktoken_encoding_keeps_all_its_special_tokens(monkeypatch: pytest.Mo
     assert (tokenizer.vocab_size, tokenizer.end_of_text) == (260, 257)
     assert tokenizer.encode("ab") == [256]
     assert decode(tokenizer, [256, 259]) == "ab<|other|>"
+    assert all(tokenizer.decode_bytes([token]) for token in range(tokenizer.vocab_size))
 
 
 @pytest.mark.parametrize(

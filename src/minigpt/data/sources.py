@@ -57,8 +57,8 @@ def load_documents(source: str | Sequence[str], cache: Path, max_documents: int 
         raise UserError(f"data.source={source}: no text in it, all files are empty")
     if max_documents is not None and len(documents) > max_documents:
         # By the digest's end: its beginning decides between train and val, and the choice must not prefer one.
-        chosen = {d.digest for d in sorted(documents, key=lambda d: d.digest[::-1])[:max_documents]}
-        documents = [d for d in documents if d.digest in chosen]
+        chosen = sorted(documents, key=lambda d: (d.digest[::-1], d.name))[:max_documents]
+        documents = sorted(chosen, key=lambda d: (d.name, d.digest))
     return documents
 
 
@@ -134,6 +134,7 @@ def _read_with_datasets(files: list[str], cache: Path) -> list[Document]:
         # Errors of a download's server come as many types; each file's own trouble is looked for afterwards.
         table = datasets.load_dataset(
             "text",
+            name=_state(file for file in files if file not in urls),
             # datasets takes names for patterns; ours are the names of files that are there.
             data_files=[file if file in urls else glob.escape(file) for file in files],
             sample_by="document",
@@ -146,6 +147,13 @@ def _read_with_datasets(files: list[str], cache: Path) -> list[Document]:
         reason = f"{type(error.__cause__ or error).__name__}: {error.__cause__ or error}".splitlines()[0]
         raise UserError(f"data.source={', '.join(files[:3])}: could not be loaded ({reason})") from None
     return [Document(file, text) for file, text in zip(files, table["text"], strict=True)]
+
+
+def _state(files: Iterable[str]) -> str:
+    """Changes whenever a file is written. datasets itself goes by the time of change, which copying may preserve."""
+    stats = [(file, Path(file).stat()) for file in files]
+    key = repr([(file, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for file, stat in stats])
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def _explain_unreadable(file: str) -> None:

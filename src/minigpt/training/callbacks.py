@@ -9,7 +9,6 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from minigpt.checkpoint import RunFolder, read_checkpoint, save_weights
 from minigpt.config import Config, UserError
 from minigpt.data.prepare import PreparedData
 from minigpt.files import write_atomically
-from minigpt.generation.generate import encode_prompt, generate, stream_text
+from minigpt.generation.generate import continue_text, encode_prompt
 from minigpt.inspection.capture import probe, undisturbed
 from minigpt.inspection.grid import grid_image, save_png
 from minigpt.inspection.page import render_page
@@ -125,7 +124,7 @@ class Metrics(Callback):
         }
         self._write(trainer, step, row)
         if not sys.stderr.isatty() and time.monotonic() - self._last_line > PLAIN_LINE_SECONDS:
-            self._print_line(trainer, pl_module)
+            self._print_line(trainer, f"{self.tokens_per_second:,.0f} tokens/s")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._stop_watch(trainer)
@@ -136,7 +135,7 @@ class Metrics(Callback):
             self.val_loss = pl_module.val_loss
             row = {"val/loss": pl_module.val_loss, "val/bits_per_byte": pl_module.val_bits_per_byte}
             self._write(trainer, trainer.global_step, row)
-            self._print_line(trainer, pl_module)
+            self._print_line(trainer, "   ".join(f"{name} {value:.4f}" for name, value in row.items()))
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -144,15 +143,10 @@ class Metrics(Callback):
         if self._mark == 0.0:
             self._start_watch(trainer)
 
-    def _print_line(self, trainer: L.Trainer, module: TrainingModule) -> None:
-        parts = [
-            f"step {trainer.global_step}/{self.config.trainer.max_steps}",
-            f"train/loss {self.train_loss:.4f}",
-            f"val/loss {module.val_loss:.4f}",
-            f"val/bits_per_byte {module.val_bits_per_byte:.4f}",
-            f"{self.tokens_per_second:,.0f} tokens/s",
-        ]
-        trainer.print("   ".join(part for part in parts if "nan" not in part), flush=True)
+    def _print_line(self, trainer: L.Trainer, rest: str) -> None:
+        step = f"step {trainer.global_step}/{self.config.trainer.max_steps}"
+        train = [] if math.isnan(self.train_loss) else [f"train/loss {self.train_loss:.4f}"]
+        trainer.print("   ".join([step, *train, rest]), flush=True)
         self._last_line = time.monotonic()
 
     def _start_watch(self, trainer: L.Trainer) -> None:
@@ -206,40 +200,37 @@ class Samples(Callback):
     def __init__(self, folder: RunFolder, config: Config, data: PreparedData) -> None:
         """Raises UserError for a prompt that the tokenizer or the context cannot hold."""
         self.folder, self.settings, self.tokenizer = folder, config.sampling, data.tokenizer
-        self.prompts: list[tuple[str, list[int]]] = []
         for prompt in self.settings.prompts:
             try:
-                tokens = encode_prompt(data.tokenizer, prompt, config.model.context_length)
+                encode_prompt(data.tokenizer, prompt, config.model.context_length)
             except UserError as error:
                 raise UserError(f"sampling.prompts: {error}") from None
-            self.prompts.append((prompt, tokens))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero or not self.prompts:
+        if trainer.sanity_checking or not trainer.is_global_zero or not self.settings.prompts:
             return
         assert isinstance(pl_module, TrainingModule)
         with undisturbed(pl_module.model):
-            texts = [prompt + self._continue(pl_module, tokens) for prompt, tokens in self.prompts]
+            texts = [prompt + self._continue(pl_module, prompt) for prompt in self.settings.prompts]
         step = trainer.global_step
-        rows = [(step, prompt, text) for (prompt, _), text in zip(self.prompts, texts, strict=True)]
+        rows = [(step, prompt, text) for prompt, text in zip(self.settings.prompts, texts, strict=True)]
         log_table(trainer.loggers, "samples", ("step", "prompt", "text"), rows, step)
         content = "".join(f"──── step {step}, prompt {prompt!r}\n{text}\n\n" for _, prompt, text in rows)
         write_atomically(self.folder.samples(step), lambda path: _write_text(path, content))
         trainer.print(content.split("\n\n──── ")[0].rstrip())
 
-    def _continue(self, module: TrainingModule, tokens: Sequence[int]) -> str:
+    def _continue(self, module: TrainingModule, prompt: str) -> str:
         settings = self.settings
-        new_tokens = generate(
+        texts = continue_text(
             module.model,
-            tokens,
+            self.tokenizer,
+            prompt,
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
             top_k=settings.top_k,
             seed=settings.seed,
-            end_of_text=self.tokenizer.end_of_text,
-            n_drawable=self.tokenizer.vocab_size,
         )
-        return "".join(stream_text(self.tokenizer, new_tokens))
+        return "".join(texts)
 
 
 class AttentionMaps(Callback):

@@ -1,0 +1,256 @@
+"""The config: every bad setting is refused by name when it is built, and a config survives being written down."""
+
+import ast
+import copy
+import dataclasses
+import inspect
+import json
+from typing import Any
+
+import pytest
+from scripts import ROOT
+
+from minigpt import cli, config
+from minigpt.config import (
+    AttentionConfig,
+    Config,
+    DataConfig,
+    GPTConfig,
+    OptimizerConfig,
+    SampleConfig,
+    SamplingConfig,
+    TrainerConfig,
+    UserError,
+)
+
+SECTIONS: list[type] = [
+    Config,
+    GPTConfig,
+    DataConfig,
+    OptimizerConfig,
+    SamplingConfig,
+    AttentionConfig,
+    TrainerConfig,
+    SampleConfig,
+]
+NAN, INF = float("nan"), float("inf")
+
+REFUSED: list[tuple[type, dict[str, Any], str]] = [
+    *((GPTConfig, {name: 0}, f"model.{name}=0: must be at least 1") for name in ("vocab_size", "context_length")),
+    *((GPTConfig, {name: -3}, f"model.{name}=-3: must be at least 1") for name in ("n_layer", "n_head", "n_kv_head")),
+    *((GPTConfig, {name: 0}, f"model.{name}=0: must be at least 1") for name in ("n_embd", "head_dim", "mlp_hidden")),
+    (GPTConfig, {"n_embd": 10, "n_head": 3}, "model.n_embd=10 is not divisible by model.n_head=3"),
+    (GPTConfig, {"n_head": 4, "n_kv_head": 3}, "model.n_kv_head=3 does not divide model.n_head=4"),
+    (GPTConfig, {"n_head": 4, "n_kv_head": 8}, "model.n_kv_head=8 does not divide model.n_head=4"),
+    (GPTConfig, {"n_embd": 12, "n_head": 4}, "the head width 3 must be even"),
+    (GPTConfig, {"head_dim": 5}, "the head width 5 must be even"),
+    (GPTConfig, {"rotary_base": 0.5}, "model.rotary_base=0.5: must be at least 1"),
+    (GPTConfig, {"rotary_base": INF}, "model.rotary_base=inf: must be a finite number"),
+    (GPTConfig, {"dropout": -0.1}, "model.dropout=-0.1: must be at least 0 and below 1"),
+    (GPTConfig, {"dropout": 1.0}, "model.dropout=1.0: must be at least 0 and below 1"),
+    (GPTConfig, {"dropout": NAN}, "model.dropout=nan: must be a finite number"),
+    (DataConfig, {"source": ""}, "data.source is empty"),
+    (DataConfig, {"source": []}, "data.source is empty"),
+    (DataConfig, {"source": ["a.txt", ""]}, "data.source is empty"),
+    (DataConfig, {"dir": ""}, "data.dir is empty"),
+    (DataConfig, {"batch_size": 0}, "data.batch_size=0: must be at least 1"),
+    (DataConfig, {"max_documents": 0}, "data.max_documents=0: must be at least 1"),
+    (DataConfig, {"num_workers": -1}, "data.num_workers=-1: must be at least 0"),
+    *((DataConfig, {"val_fraction": x}, f"data.val_fraction={x}: must lie between 0 and 1") for x in (0.0, 1.0, -1, 5)),
+    (DataConfig, {"val_fraction": NAN}, "data.val_fraction=nan: must be a finite number"),
+    *((DataConfig, {"tokenizer": name}, f"data.tokenizer={name}: use bytes") for name in ("", "gpt4", "bpe", "bpe:x")),
+    *((DataConfig, {"tokenizer": f"bpe:{n}"}, f"data.tokenizer=bpe:{n}: a byte-level") for n in (0, 257, 1_000_001)),
+    *((OptimizerConfig, {"learning_rate": x}, f"optimizer.learning_rate={x}: must be above 0") for x in (0.0, -1e-3)),
+    *((OptimizerConfig, {"learning_rate": x}, f"optimizer.learning_rate={x}: must be a finite") for x in (NAN, INF)),
+    (OptimizerConfig, {"warmup_steps": -1}, "optimizer.warmup_steps=-1: must be at least 0"),
+    (OptimizerConfig, {"weight_decay": -0.1}, "optimizer.weight_decay=-0.1: must be at least 0"),
+    (OptimizerConfig, {"weight_decay": NAN}, "optimizer.weight_decay=nan: must be a finite number"),
+    (OptimizerConfig, {"final_lr_fraction": -0.1}, "optimizer.final_lr_fraction=-0.1: must be at least 0"),
+    (OptimizerConfig, {"final_lr_fraction": 1.1}, "optimizer.final_lr_fraction=1.1: must be at most 1"),
+    *((OptimizerConfig, {name: 1.0}, f"optimizer.{name}=1.0: must lie in [0, 1)") for name in ("beta1", "beta2")),
+    *((OptimizerConfig, {name: NAN}, f"optimizer.{name}=nan: must be a finite number") for name in ("beta1", "beta2")),
+    (SamplingConfig, {"max_new_tokens": 0}, "sampling.max_new_tokens=0: must be at least 1"),
+    (SamplingConfig, {"top_k": 0}, "sampling.top_k=0: must be at least 1"),
+    (SamplingConfig, {"temperature": -0.1}, "sampling.temperature=-0.1: must be at least 0"),
+    *((SamplingConfig, {"temperature": x}, f"sampling.temperature={x}: must be a finite number") for x in (NAN, INF)),
+    *((SamplingConfig, {"seed": n}, f"sampling.seed={n}: must lie between 0 and 2147483647") for n in (-1, 2**31)),
+    (SampleConfig, {"run": ""}, "run is empty"),
+    (SampleConfig, {"run": "r", "max_new_tokens": 0}, "max_new_tokens=0: must be at least 1"),
+    (SampleConfig, {"run": "r", "top_k": 0}, "top_k=0: must be at least 1"),
+    (SampleConfig, {"run": "r", "num_samples": 0}, "num_samples=0: must be at least 1"),
+    (SampleConfig, {"run": "r", "temperature": -1.0}, "temperature=-1.0: must be at least 0"),
+    *((SampleConfig, {"run": "r", "temperature": x}, f"temperature={x}: must be a finite number") for x in (NAN, INF)),
+    *((SampleConfig, {"run": "r", "seed": n}, f"seed={n}: must lie between 0 and 2147483647") for n in (-1, 2**31)),
+    *((AttentionConfig, {"max_tokens": n}, f"attention.max_tokens={n}: must lie between 2 and 256") for n in (1, 257)),
+    (AttentionConfig, {"max_snapshots": 1}, "attention.max_snapshots=1: must be at least 2"),
+    *((TrainerConfig, {"max_steps": n}, f"trainer.max_steps={n}: must be at least 1") for n in (0, -1)),
+    (TrainerConfig, {"accumulate_grad_batches": 0}, "trainer.accumulate_grad_batches=0: must be at least 1"),
+    (TrainerConfig, {"log_every_n_steps": 0}, "trainer.log_every_n_steps=0: must be at least 1"),
+    (TrainerConfig, {"num_nodes": 0}, "trainer.num_nodes=0: must be at least 1"),
+    (TrainerConfig, {"gradient_clip_val": -1.0}, "trainer.gradient_clip_val=-1.0: must be at least 0"),
+    (TrainerConfig, {"gradient_clip_val": NAN}, "trainer.gradient_clip_val=nan: must be a finite number"),
+    (TrainerConfig, {"overfit_batches": -1}, "trainer.overfit_batches=-1: must be at least 0"),
+    *((TrainerConfig, {f"limit_{n}_batches": -1}, f"limit_{n}_batches=-1: must be") for n in ("train", "val")),
+    (TrainerConfig, {"num_sanity_val_steps": -2}, "trainer.num_sanity_val_steps=-2: must be at least -1"),
+    *((TrainerConfig, {"val_check_interval": x}, f"trainer.val_check_interval={x}: a whole number") for x in (0, 1.5)),
+    *(
+        (TrainerConfig, {"max_time": x}, f"trainer.max_time={x}: must look like 00:00:03:00")
+        for x in ("5m", "00:03:00")
+    ),
+    (TrainerConfig, {"max_time": "00:00:00:00"}, "trainer.max_time=00:00:00:00: must be above zero"),
+    *((TrainerConfig, {f"{n}_epochs": 3}, "give trainer.max_steps") for n in ("max", "min")),
+    *((Config, {"name": x}, f"name={x!r}: use letters, digits") for x in ("", "a/b", "../up", ".hidden", "a b", "a\n")),
+    *((Config, {"seed": n}, f"seed={n}: must lie between 0 and 2147483647") for n in (-1, 2**31)),
+    (Config, {"runs_dir": ""}, "runs_dir is empty"),
+    (Config, {"checkpoint_every_n_steps": 0}, "checkpoint_every_n_steps=0: must be at least 1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("section", "settings", "expected"),
+    REFUSED,
+    ids=[f"{section.__name__}-{settings}" for section, settings, _ in REFUSED],
+)
+def test_a_bad_setting_is_refused_in_one_line_that_names_it(
+    section: type, settings: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        section(**settings)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "settings"),
+    [
+        (GPTConfig, {"dropout": 0.0, "n_kv_head": 1, "mlp_hidden": 1, "rotary_base": 1.0}),
+        (GPTConfig, {"n_embd": 12, "n_head": 4, "position": "learned"}),  # an odd head width, without rotation
+        (GPTConfig, {"n_embd": 10, "n_head": 3, "head_dim": 4}),
+        (DataConfig, {"tokenizer": "bpe:258"}),
+        (DataConfig, {"tokenizer": "runs/demo/tokenizer.json", "source": ["a", "b"]}),
+        (OptimizerConfig, {"beta1": 0.0, "final_lr_fraction": 1.0, "warmup_steps": 0}),
+        (SamplingConfig, {"temperature": 0.0, "top_k": None, "prompts": [], "seed": 2**31 - 1}),
+        (AttentionConfig, {"max_tokens": 256, "max_snapshots": 2}),
+        (TrainerConfig, {"val_check_interval": 1.0, "gradient_clip_val": None, "num_sanity_val_steps": -1}),
+        (TrainerConfig, {"max_time": "100:23:59:59"}),
+        (Config, {"name": "a.B_c-2"}),
+    ],
+)
+def test_settings_at_the_edge_are_taken(section: type, settings: dict[str, Any]) -> None:
+    section(**settings)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_finite_number_of_every_section_is_checked(section: type) -> None:
+    required = {"run": "r"} if section is SampleConfig else {}
+    for field in dataclasses.fields(section):
+        if "float" in str(field.type):
+            with pytest.raises(UserError, match=rf"{field.name}=nan: must be a finite number"):
+                section(**required, **{field.name: NAN})
+
+
+def test_a_config_comes_back_from_its_dictionary_and_from_json() -> None:
+    original = Config(
+        model=GPTConfig(n_kv_head=2, tie_embeddings=True),
+        data=DataConfig(source=["a.txt", "b.txt"]),
+        trainer=TrainerConfig(max_time="00:00:01:00", devices=[0, 1], callbacks=[{"class_path": "a.B"}]),
+        sampling=SamplingConfig(prompts=["é", ""]),
+        attention=AttentionConfig(text="one"),
+        name="other",
+    )
+    assert Config.from_dict(original.to_dict()) == original
+    assert Config.from_dict(json.loads(json.dumps(original.to_dict()))) == original
+    assert original != Config()
+
+
+def test_a_dictionary_with_what_is_missing_takes_the_defaults() -> None:
+    assert Config.from_dict({"model": {"n_layer": 3}}) == Config(model=GPTConfig(n_layer=3))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"model": {"n_layers": 3}}, "model has no setting n_layers"),
+        ({"modle": {}}, "config has no setting modle"),
+        ({"model": {"dropout": 2.0}}, "model.dropout=2.0"),
+    ],
+)
+def test_a_dictionary_of_another_version_is_refused_by_key(settings: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        Config.from_dict(settings)
+
+
+def test_a_config_cannot_be_changed_and_its_dictionary_is_a_copy() -> None:
+    original = Config()
+    before = copy.deepcopy(original)
+    original.to_dict()["sampling"]["prompts"].append("changed")
+    assert original == before
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        original.model.n_layer = 5  # type: ignore[misc]
+
+
+def test_the_trainer_has_every_argument_of_the_installed_lightning_and_no_other() -> None:
+    import lightning
+
+    theirs = set(inspect.signature(lightning.Trainer.__init__).parameters) - {"self"}
+    ours = {field.name for field in dataclasses.fields(TrainerConfig)}
+    assert theirs - ours == set()
+    assert ours - theirs == set()
+
+
+def test_every_setting_has_one_line_of_help() -> None:
+    without, several = [], []
+    for node in ast.parse(inspect.getsource(config)).body:
+        if not isinstance(node, ast.ClassDef) or not any("dataclass" in ast.unparse(d) for d in node.decorator_list):
+            continue
+        assert ast.get_docstring(node)
+        for statement, following in zip(node.body, [*node.body[1:], None], strict=True):
+            if isinstance(statement, ast.AnnAssign):
+                name = f"{node.name}.{ast.unparse(statement.target)}"
+                value = following.value if isinstance(following, ast.Expr) else None
+                if not isinstance(value, ast.Constant) or not isinstance(value.value, str):
+                    without.append(name)
+                elif "\n" in value.value:
+                    several.append(name)
+    assert (without, several) == ([], [])
+
+
+def test_the_check_of_help_sees_every_section() -> None:
+    classes = [node.name for node in ast.parse(inspect.getsource(config)).body if isinstance(node, ast.ClassDef)]
+    assert set(classes) - {"UserError"} == {section.__name__ for section in SECTIONS}
+
+
+def test_the_defaults_are_the_demo_recipe_but_for_its_time_limit() -> None:
+    path = ROOT / "configs" / "demo.yaml"
+    if not path.exists():
+        pytest.skip("there is no configs/demo.yaml")
+    recipe = cli.parse_training([f"--config={path}"])[0].to_dict()
+    recipe["trainer"]["max_time"] = None
+    recipe["name"] = Config().name
+    assert recipe == Config().to_dict()
+
+
+@pytest.mark.parametrize(
+    ("max_time", "seconds"), [(None, None), ("00:00:03:00", 180.0), ("01:02:03:04", 93784.0), ("00:00:00:01", 1.0)]
+)
+def test_max_time_is_days_hours_minutes_and_seconds(max_time: str | None, seconds: float | None) -> None:
+    assert TrainerConfig(max_time=max_time).max_time_seconds == seconds
+
+
+@pytest.mark.parametrize(
+    ("settings", "width"),
+    [
+        ({"n_embd": 192}, 512),  # 8/3 x 192, a multiple of 64 already
+        ({"n_embd": 128}, 384),  # 341.3, rounded up
+        ({"n_embd": 128, "mlp": "gelu"}, 512),
+        ({"n_embd": 128, "mlp_hidden": 100}, 100),
+    ],
+)
+def test_the_width_of_the_mlp_follows_its_kind(settings: dict[str, Any], width: int) -> None:
+    assert GPTConfig(**settings).mlp_width == width
+
+
+def test_gpt2s_family_is_gpt2s_and_takes_other_sizes() -> None:
+    small, large = GPTConfig.gpt2_family(), GPTConfig.gpt2_family(n_layer=36, n_head=20, n_embd=1280)
+    assert (small.vocab_size, small.context_length, small.n_layer, small.width_per_head) == (50257, 1024, 12, 64)
+    assert (large.n_layer, large.width_per_head, large.position, large.norm) == (36, 64, "learned", "layernorm")
