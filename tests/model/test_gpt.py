@@ -82,7 +82,7 @@ def test_one_batch_is_learned_by_heart(family: str) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert float(loss) < 0.05
+    assert loss.item() < 0.05
 
 
 def test_without_positions_a_token_order_before_the_last_does_not_matter() -> None:

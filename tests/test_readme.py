@@ -1,0 +1,82 @@
+"""The README's commands run, as they stand there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from scripts import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Lines of the shell blocks that start our scripts, without those of the three-minute demo."""
+    lines = [
+        line.split("  #")[0].strip() for language, text in BLOCKS if language == "sh" for line in text.splitlines()
+    ]
+    return [line for line in lines if "python " in line and ".py" in line and "demo" not in line]
+
+
+@pytest.fixture(scope="module")
+def user_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the project's files as a clone has them, and no run in it."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("train.py", "sample.py", "configs", "README.md"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = re.sub(r"\bpython\b", sys.executable, command)
+    return subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_the_commands_run_in_the_order_they_stand_in(user_folder: Path) -> None:
+    assert len(commands()) >= 7
+    for command in commands():
+        result = shell(command, user_folder)
+        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+
+
+def test_the_python_block_runs_on_the_run_that_the_commands_made(user_folder: Path) -> None:
+    if not (user_folder / "runs" / "tiny").exists():
+        assert shell("python train.py --config configs/tiny.yaml --trainer.max_steps 3", user_folder).returncode == 0
+    (block,) = [text for language, text in BLOCKS if language == "python" and "load_model" in text]
+    result = subprocess.run(
+        [sys.executable, "-c", block], cwd=user_folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "2 torch.Size([1, 2, 14, 14])" in result.stdout
+
+
+def test_the_callback_block_is_a_recipe(tmp_path: Path) -> None:
+    from minigpt.cli import parse_training
+
+    (block,) = [text for language, text in BLOCKS if language == "yaml"]
+    (tmp_path / "recipe.yaml").write_text(block)
+    config, _ = parse_training(["--config", str(tmp_path / "recipe.yaml")])
+    assert config.trainer.callbacks
+
+
+def test_files_and_pictures_that_are_linked_are_there() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_files_named_in_the_tree_are_there() -> None:
+    (tree,) = [text for language, text in BLOCKS if not language]
+    for name in re.findall(r"[\w]+\.(?:py|html)", tree):
+        assert list(ROOT.glob(f"{name}")) or list((ROOT / "src").rglob(name)), name
+
+
+def test_the_readme_stays_short() -> None:
+    assert README.count("\n") < 250
+
+
+def test_make_alone_prints_its_targets() -> None:
+    result = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+    for target in ("demo", "test", "lint", "types"):
+        assert re.search(rf"^  make {target} +\S", result.stdout, re.MULTILINE)
