@@ -11,6 +11,7 @@ from small_runs import small_settings
 from minigpt.checkpoint import load_model, read_checkpoint
 from minigpt.config import UserError
 from minigpt.inspection.snapshot import Snapshot
+from minigpt.training.callbacks import Metrics
 from minigpt.training.module import TrainingModule
 from minigpt.training.run import train
 
@@ -92,11 +93,44 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(
         return loss
 
     monkeypatch.setattr(TrainingModule, "training_step", step)
-    with pytest.raises(UserError, match="the loss became nan by step 8"):
+    with pytest.raises(UserError, match="the loss is no finite number by step 8"):
         train(small_settings(tmp_path, trainer={"log_every_n_steps": 4}))
     run = tmp_path / "runs" / "small" / "checkpoints" / "last.ckpt"
     assert read_checkpoint(run)["global_step"] == 6
     assert all(torch.isfinite(tensor).all() for tensor in read_checkpoint(run)["state_dict"].values())
+
+
+def test_weights_that_became_infinite_in_the_last_step_are_never_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of that step was finite still, and nothing was validated."""
+    real_end = Metrics.on_train_batch_end
+
+    def end(self: Metrics, trainer: Any, module: TrainingModule, *rest: Any) -> None:
+        real_end(self, trainer, module, *rest)
+        if trainer.global_step == 4:
+            module.model.final_norm.weight.data[0] = float("inf")
+
+    monkeypatch.setattr(Metrics, "on_train_batch_end", end)
+    with pytest.raises(UserError, match="a weight is no finite number by step 4"):
+        train(small_settings(tmp_path, checkpoint_every_n_steps=2))
+    assert read_checkpoint(tmp_path / "runs" / "small" / "checkpoints" / "last.ckpt")["global_step"] == 2
+
+
+def test_a_validation_that_is_not_finite_stops_the_run_before_anything_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_start = TrainingModule.on_validation_epoch_start
+
+    def start(self: TrainingModule) -> None:
+        real_start(self)
+        if self.global_step == 12:
+            self.model.final_norm.weight.data[0] = float("inf")
+
+    monkeypatch.setattr(TrainingModule, "on_validation_epoch_start", start)
+    with pytest.raises(UserError, match="val/loss is no finite number by step 12"):
+        train(small_settings(tmp_path))
+    assert read_checkpoint(tmp_path / "runs" / "small" / "checkpoints" / "last.ckpt")["global_step"] == 6
 
 
 def test_one_batch_is_overfitted_when_asked(tmp_path: Path) -> None:

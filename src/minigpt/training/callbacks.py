@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, TQDMProgressBar
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
@@ -66,6 +67,15 @@ class ProgressBar(TQDMProgressBar):
         return {name: f"{value:.4g}" for name, value in shown.items() if not math.isnan(value)}
 
 
+def not_finite(what: str, step: int, folder: RunFolder) -> str:
+    """What to say of a run that has gone to NaN or infinity."""
+    before = f"{folder.last} is from before; " if folder.last.exists() else ""
+    return (
+        f"{what} is no finite number by step {step}, so the run stops; {before}a lower optimizer.learning_rate or a "
+        "smaller trainer.gradient_clip_val may help"
+    )
+
+
 def seconds_of_training(trainer: L.Trainer) -> float:
     """Time of the training steps alone, over all parts of a resumed run."""
     return next(c for c in trainer.callbacks if isinstance(c, Metrics)).seconds  # type: ignore[attr-defined]
@@ -107,14 +117,11 @@ class Metrics(Callback):
         if step == self._logged_step or step % (self.config.trainer.log_every_n_steps or 1):
             return
         self._logged_step = step
-        losses = [float(loss) for loss in pl_module.recent_losses]
+        loss = torch.stack(pl_module.recent_losses).mean()
         pl_module.recent_losses.clear()
-        self.train_loss = sum(losses) / len(losses)
+        self.train_loss = float(trainer.strategy.reduce(loss, reduce_op="mean"))
         if not math.isfinite(self.train_loss):
-            raise UserError(
-                f"the loss became {self.train_loss} by step {step}; {self.folder.last} is from before. "
-                "A lower optimizer.learning_rate or a smaller trainer.gradient_clip_val may help"
-            )
+            raise UserError(not_finite("the loss", step, self.folder))
         self._stop_watch(trainer)
         row = {
             "train/loss": self.train_loss,
@@ -133,6 +140,8 @@ class Metrics(Callback):
         assert isinstance(pl_module, TrainingModule)
         if not trainer.sanity_checking:
             self.val_loss = pl_module.val_loss
+            if not math.isfinite(self.val_loss):
+                raise UserError(not_finite("val/loss", trainer.global_step, self.folder))
             row = {"val/loss": pl_module.val_loss, "val/bits_per_byte": pl_module.val_bits_per_byte}
             self._write(trainer, trainer.global_step, row)
             self._print_line(trainer, "   ".join(f"{name} {value:.4f}" for name, value in row.items()))
@@ -321,7 +330,7 @@ class Checkpoints(Checkpoint):
         every = self.config.checkpoint_every_n_steps
         stop = self._must_stop(trainer)
         if stop or (every and step % every == 0):
-            self._save_last(trainer)
+            self._save_last(trainer, pl_module)
         if stop:
             raise SystemExit(128 + (self.stop_signal or signal.SIGTERM))
 
@@ -332,7 +341,7 @@ class Checkpoints(Checkpoint):
         is_best = pl_module.val_loss < self.best_val_loss
         if is_best:
             self.best_val_loss, self.best_step = pl_module.val_loss, trainer.global_step
-        self._save_last(trainer)
+        self._save_last(trainer, pl_module)
         if is_best and trainer.is_global_zero:
             write_atomically(self.folder.best, lambda path: _link_or_copy(self.folder.last, path))
             save_weights(self.folder.weights, pl_module.model, self.config, pl_module.data.tokenizer)
@@ -345,7 +354,9 @@ class Checkpoints(Checkpoint):
             return stop
         return bool(trainer.strategy.reduce_boolean_decision(stop, all=False))
 
-    def _save_last(self, trainer: L.Trainer) -> None:
+    def _save_last(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters()):
+            raise UserError(not_finite("a weight", trainer.global_step, self.folder))
         trainer.save_checkpoint(self.folder.last)
 
 
@@ -353,8 +364,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Files that are complete or not there, opened without running what is in them."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        import torch
-
         write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))
 
     def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:

@@ -114,8 +114,8 @@ class TrainingModule(L.LightningModule):
         # The split's own ratio: exact where every token but the first is predicted once, as it is by default.
         self.val_bits_per_byte = self.val_loss / math.log(2) * (len(split.tokens) - 1) / split.n_bytes
         # For Lightning's own callbacks (early stopping and the like); files and loggers are written by our callback.
-        self.log("val/loss", self.val_loss, logger=False)
-        self.log("val/bits_per_byte", self.val_bits_per_byte, logger=False)
+        self.log("val/loss", self.val_loss, logger=False, sync_dist=True)
+        self.log("val/bits_per_byte", self.val_bits_per_byte, logger=False, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CHECKPOINT_KEY] = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import logging
-import os
 import shutil
 import sys
 import warnings
@@ -16,6 +15,7 @@ import lightning as L
 import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_only
 
 from minigpt.checkpoint import RunFolder, read_checkpoint
 from minigpt.config import Config, TrainerConfig, UserError
@@ -53,27 +53,37 @@ def train(config: Config, resume: Path | None = None) -> RunFolder:
     config = _with_vocabulary(config, data)
     if resume is not None:
         _check_resume(config, RunFolder(resume))
-    folder = RunFolder(resume) if resume else RunFolder.create(Path(config.runs_dir), config.name)
+    # Of several processes, the first makes the folder; the others read and write nothing in it.
+    is_main = _is_main_process()
+    if resume is not None:
+        folder = RunFolder(resume)
+    elif is_main:
+        folder = RunFolder.create(Path(config.runs_dir), config.name)
+    else:
+        folder = RunFolder(Path(config.runs_dir) / config.name)
     try:
         trainer = make_trainer(config, folder, make_callbacks(config, folder, data))
         module = TrainingModule(config, data)
         loaders = make_loaders(config, data, trainer)
     except UserError:
         finish_wandb()
-        if resume is None:
+        if resume is None and is_main:
             shutil.rmtree(folder.path)  # a run that never began leaves no folder
         raise
-    _write_config(folder, config)
-    save_tokenizer(data.tokenizer, folder.tokenizer)
-    _announce(config, data, module, trainer, folder)
+    if is_main:
+        _write_config(folder, config)
+        save_tokenizer(data.tokenizer, folder.tokenizer)
+        _announce(config, data, module, trainer, folder)
     try:
         trainer.fit(module, *loaders, ckpt_path=folder.last if resume else None)
-    except SystemExit:
-        _say_stopped(folder)
+    except SystemExit as stop:
+        if is_main and stop.code in {130, 143}:
+            print(f"\nstopped and saved; to go on: {_command(f'train.py --resume {folder.path}')}", flush=True)
         raise
     finally:
         dashboard = finish_wandb()
-    _summarise(folder, module, dashboard)
+    if is_main:
+        _summarise(folder, module, dashboard)
     return folder
 
 
@@ -118,7 +128,8 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
         "overfit_batches": 0.0,  # the loaders repeat the batches themselves, so that a run stays one epoch
     }
     if not isinstance(config.trainer.logger, dict):
-        settings["logger"] = False if config.trainer.fast_dev_run else make_logger(config, folder) or False
+        wanted = _is_main_process() and not config.trainer.fast_dev_run
+        settings["logger"] = (make_logger(config, folder) if wanted else None) or False
     changed = {k: v for k, v in settings.items() if k in lightning_defaults and v != lightning_defaults[k]}
     try:
         return L.Trainer(**changed)
@@ -146,6 +157,11 @@ def build(value: Any) -> Any:
 def best_precision() -> str:
     """bfloat16 where a GPU computes in it natively; else float32, which a CPU without bfloat16 units prefers."""
     return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(False) else "32-true"
+
+
+def _is_main_process() -> bool:
+    """Whether this is the process of rank 0, known from the launcher before any group is formed."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _lightning_defaults() -> dict[str, Any]:
@@ -203,8 +219,6 @@ def _quieten() -> None:
 def _announce(
     config: Config, data: PreparedData, module: TrainingModule, trainer: L.Trainer, folder: RunFolder
 ) -> None:
-    if not trainer.is_global_zero:
-        return
     m, p = data.manifest, config.trainer
     until = f"{p.max_steps} steps" + (f" or {p.max_time}" if p.max_time else "")
     print(
@@ -226,14 +240,7 @@ def _command(arguments: str) -> str:
     return f"{shown} {arguments}"
 
 
-def _say_stopped(folder: RunFolder) -> None:
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        print(f"\nstopped and saved; to go on: {_command(f'train.py --resume {folder.path}')}", flush=True)
-
-
 def _summarise(folder: RunFolder, module: TrainingModule, dashboard: str | None) -> None:
-    if int(os.environ.get("LOCAL_RANK", 0)) != 0:
-        return
     print(
         f"\ndone: {module.trainer.global_step} steps, {seconds_of_training(module.trainer):.0f} s of training, "
         f"val/loss {module.val_loss:.4f} = {module.val_bits_per_byte:.4f} bits per byte"
