@@ -21,15 +21,8 @@ from minigpt.checkpoint import RunFolder, read_checkpoint
 from minigpt.config import Config, TrainerConfig, UserError
 from minigpt.data.prepare import PreparedData, prepare
 from minigpt.data.tokenizer import save_tokenizer
-from minigpt.training.callbacks import (
-    AtomicCheckpointIO,
-    AttentionMaps,
-    Checkpoints,
-    Metrics,
-    ProgressBar,
-    Samples,
-    seconds_of_training,
-)
+from minigpt.training.callbacks import AttentionMaps, Metrics, ProgressBar, Samples, seconds_of_training
+from minigpt.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from minigpt.training.dashboards import finish_wandb, make_logger
 from minigpt.training.loaders import make_loaders
 from minigpt.training.module import TrainingModule
