@@ -223,3 +223,22 @@ def test_a_callback_of_lightnings_can_be_named_in_the_recipe(tmp_path: Path) -> 
     }
     run = train(small_settings(tmp_path, trainer={"callbacks": [stopping]}))
     assert read_checkpoint(run.last)["global_step"] == 6
+
+
+def test_a_broken_wandb_is_warned_about_and_the_run_trains_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    tried: list[str] = []
+
+    def init(mode: str, **_: Any) -> Any:
+        tried.append(mode)
+        raise wandb.errors.CommError("nobody answers")
+
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setattr(wandb, "init", init)
+    with pytest.warns(UserWarning, match="W&B cannot log online .*nobody answers"):
+        run = train(small_settings(tmp_path, trainer={"logger": "wandb"}))
+    assert tried == ["online", "offline"]
+    assert read_checkpoint(run.last)["global_step"] == 12

@@ -64,13 +64,14 @@ def _wandb_logger(config: Config, folder: RunFolder) -> Logger | None:
         "settings": wandb.Settings(silent=True, init_timeout=CONNECT_SECONDS, finish_timeout=30),
     }
     mode: Any = os.environ.get("WANDB_MODE") or ("online" if _logged_in(wandb) else "offline")
-    try:
-        run = wandb.init(mode=mode, **arguments)
-    except Exception as error:
-        # Whatever a logging service has to complain of (network, key, version) is no reason not to train.
-        warnings.warn(f"W&B is not available ({type(error).__name__}); logging offline instead", stacklevel=2)
-        run = wandb.init(mode="offline", **arguments)
-    return WandbLogger(experiment=run)
+    # Whatever a logging service has to complain of (network, key, version) is no reason not to train.
+    for attempt in dict.fromkeys((mode, "offline")):
+        try:
+            return WandbLogger(experiment=wandb.init(mode=attempt, **arguments))
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            warnings.warn(f"W&B cannot log {attempt} ({reason})", stacklevel=2)
+    return None
 
 
 def _logged_in(wandb: Any) -> bool:
