@@ -57,11 +57,11 @@ class ProgressBar(TQDMProgressBar):
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         metrics = next(c for c in trainer.callbacks if isinstance(c, Metrics))  # type: ignore[attr-defined]
         shown = {
-            "train/loss": metrics.train_loss,
-            "val/loss": metrics.val_loss,
-            "tokens/s": metrics.tokens_per_second,
+            "train/loss": f"{metrics.train_loss:.3f}",
+            "val/loss": f"{metrics.val_loss:.3f}",
+            "tokens/s": f"{metrics.tokens_per_second:,.0f}",
         }
-        return {name: f"{value:.4g}" for name, value in shown.items() if not math.isnan(value)}
+        return {name: text for name, text in shown.items() if text != "nan"}
 
 
 def seconds_of_training(trainer: L.Trainer) -> float:

@@ -92,7 +92,7 @@ def make_callbacks(config: Config, folder: RunFolder, data: PreparedData) -> lis
     if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
         callbacks.append(Checkpoints(folder, config))
     if config.trainer.enable_progress_bar is not False and sys.stderr.isatty():
-        callbacks.append(ProgressBar())
+        callbacks.insert(0, ProgressBar())  # first, so that its validation bar is gone when the others print
     return callbacks
 
 
@@ -238,15 +238,20 @@ def _summarise(folder: RunFolder, module: TrainingModule, dashboard: str | None)
         f"\ndone: {module.trainer.global_step} steps, {seconds_of_training(module.trainer):.0f} s of training, "
         f"val/loss {module.val_loss:.4f} = {module.val_bits_per_byte:.4f} bits per byte"
     )
-    rows = {
-        "attention": f"{folder.attention_page} (open it in a browser), {folder.attention_grid}",
-        "samples": str(folder.samples(module.trainer.global_step)),
-        "checkpoint": f"{folder.best} and last.ckpt; the best weights alone: {folder.weights}",
-        "metrics": str(folder.metrics),
-        "dashboard": dashboard or "",
-        "write": _command(f'sample.py {folder.path} --prompt "def "'),
-        "go on": _command(f"train.py --resume {folder.path} --trainer.max_steps {2 * module.trainer.global_step}"),
-    }
-    for name, text in rows.items():
-        if text and (Path(text.split(" ")[0]).exists() or name in {"dashboard", "write", "go on"}):
+    step, samples = module.trainer.global_step, folder.samples(module.trainer.global_step)
+    rows = [
+        (
+            "attention",
+            folder.attention_page,
+            f"{folder.attention_page} (open it in a browser), {folder.attention_grid}",
+        ),
+        ("samples", samples, str(samples)),
+        ("metrics", folder.metrics, str(folder.metrics)),
+        ("checkpoint", folder.best, f"{folder.best} and last.ckpt; the best weights alone: {folder.weights}"),
+        ("dashboard", folder.path if dashboard else None, dashboard),
+        ("write", folder.weights, _command(f'sample.py {folder.path} --prompt "def "')),
+        ("go on", folder.last, _command(f"train.py --resume {folder.path} --trainer.max_steps {2 * step}")),
+    ]
+    for name, needed, text in rows:
+        if needed is not None and needed.exists():
             print(f"  {name:<11}{text}")
