@@ -22,8 +22,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from minigpt.checkpoint import RunFolder
 from minigpt.config import Config, UserError
 
-CONNECT_SECONDS = 15
-"""How long a start may wait for W&B's service before the run goes on offline."""
+CONNECT_SECONDS = 8
+"""How long W&B's service may take to answer before the run goes on offline."""
 
 
 def make_logger(config: Config, folder: RunFolder) -> Logger | None:

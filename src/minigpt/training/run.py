@@ -205,7 +205,12 @@ def _write_config(folder: RunFolder, config: Config) -> None:
 def _quieten() -> None:
     """Lightning's advice about things that are chosen on purpose here."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for pattern in (".*does not have many workers.*", ".*treespec.*", ".*`isinstance\\(.*LeafSpec.*"):
+    for pattern in (
+        ".*smaller than the logging interval.*",
+        ".*does not have many workers.*",
+        ".*treespec.*",
+        ".*`isinstance\\(.*LeafSpec.*",
+    ):
         warnings.filterwarnings("ignore", pattern)
 
 
