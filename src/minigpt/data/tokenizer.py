@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from minigpt.config import UserError
+from minigpt.files import write_text
 
 END_OF_TEXT = "<|endoftext|>"
 TIKTOKEN_NAMES = ("gpt2", "cl100k_base", "o200k_base")
@@ -220,7 +221,7 @@ def tokenizer_from_dict(saved: dict[str, Any]) -> Tokenizer:
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
     """Write the file that goes with a model: everything needed to encode and decode, without the network."""
-    path.write_text(json.dumps(tokenizer.to_dict(), ensure_ascii=True), encoding="utf-8")
+    write_text(path, json.dumps(tokenizer.to_dict()))
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

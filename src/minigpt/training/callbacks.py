@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from minigpt.checkpoint import RunFolder
 from minigpt.config import Config, UserError
 from minigpt.data.prepare import PreparedData
-from minigpt.files import write_atomically
+from minigpt.files import write_atomically, write_text
 from minigpt.generation.generate import continue_text, encode_prompt
 from minigpt.inspection.capture import probe, undisturbed
 from minigpt.inspection.grid import grid_image, save_png
@@ -213,7 +213,7 @@ class Samples(Callback):
         rows = [(step, prompt, text) for prompt, text in zip(self.settings.prompts, texts, strict=True)]
         log_table(trainer.loggers, "samples", ("step", "prompt", "text"), rows, step)
         content = "".join(f"──── step {step}, prompt {prompt!r}\n{text}\n\n" for _, prompt, text in rows)
-        write_atomically(self.folder.samples(step), lambda path: _write_text(path, content))
+        write_text(self.folder.samples(step), content)
         trainer.print(content.split("\n\n──── ")[0].rstrip())
 
     def _continue(self, module: TrainingModule, prompt: str) -> str:
@@ -254,7 +254,7 @@ class AttentionMaps(Callback):
         grid = grid_image(snapshot)
         save_png(self.folder.attention_grid, grid)
         page = render_page(self._history(snapshot), title=f"{self.folder.path.name}: attention while training")
-        write_atomically(self.folder.attention_page, lambda path: _write_text(path, page))
+        write_text(self.folder.attention_page, page)
         log_image(trainer.loggers, "attn/grid", grid, step)
         log_page(trainer.loggers, "attn/page", page, step)
 
@@ -270,7 +270,3 @@ class AttentionMaps(Callback):
 
 def _step(path: Path) -> int:
     return int(path.stem.removeprefix("step_"))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

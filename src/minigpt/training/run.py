@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import logging
 import shutil
 import sys
@@ -17,10 +18,11 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 
-from minigpt.checkpoint import RunFolder, read_checkpoint
+from minigpt.checkpoint import CHECKPOINT_KEY, RunFolder, read_checkpoint
 from minigpt.config import Config, TrainerConfig, UserError
 from minigpt.data.prepare import PreparedData, prepare
 from minigpt.data.tokenizer import save_tokenizer
+from minigpt.files import write_text
 from minigpt.training.callbacks import AttentionMaps, Metrics, ProgressBar, Samples, seconds_of_training
 from minigpt.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from minigpt.training.dashboards import finish_wandb, make_logger
@@ -158,8 +160,6 @@ def _is_main_process() -> bool:
 
 
 def _lightning_defaults() -> dict[str, Any]:
-    import inspect
-
     parameters = inspect.signature(L.Trainer.__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.name != "self"}
 
@@ -180,7 +180,7 @@ def _check_resume(config: Config, folder: RunFolder) -> None:
     if not folder.last.is_file():
         raise UserError(f"--resume {folder.path}: no {folder.last} yet, so there is nothing to continue; start anew")
     content = read_checkpoint(folder.last)
-    now, saved = config.to_dict(), Config.from_dict(content["minigpt"]["config"]).to_dict()
+    now, saved = config.to_dict(), Config.from_dict(content[CHECKPOINT_KEY]["config"]).to_dict()
     differences = [
         f"{section}.{name}={value} (was {saved[section][name]})"
         for section in ("model", "data")
@@ -199,7 +199,7 @@ def _check_resume(config: Config, folder: RunFolder) -> None:
 
 
 def _write_config(folder: RunFolder, config: Config) -> None:
-    folder.config.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_text(folder.config, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
 
 
 def _quieten() -> None:
