@@ -68,10 +68,30 @@ class GPTConfig:
     """Width of one head; n_embd / n_head when not given."""
     mlp_hidden: int | None = None
     """Width inside the MLP; when not given 4 x n_embd, or for swiglu 8/3 x n_embd rounded up to 64."""
-    position: Literal["rotary", "learned", "none"] = "rotary"
-    """How tokens know their place: rotary rotates queries and keys, learned adds a vector, none is no positions."""
+    position: Literal["rotary", "learned", "sinusoidal", "alibi", "none"] = "rotary"
+    """rotary turns queries and keys, learned and sinusoidal add a vector, alibi lowers the scores of far keys."""
     rotary_base: float = 10_000.0
     """Longest wavelength of rotary positions is about 2 pi times this, in tokens."""
+    similarity: Literal["scaled_dot", "cosine", "gaussian", "hopfield", "symmetric", "uniform", "linear", "hard"] = (
+        "scaled_dot"
+    )
+    """How much a query weighs a key; docs/attention.md shows and compares them."""
+    softmax_temperature: float = 1.0
+    """Divides the scores of scaled_dot, symmetric and hard, besides sqrt(head_dim): above 1 is flatter."""
+    hopfield_beta: float | None = None
+    """Inverse temperature of hopfield; 1 / sqrt(head_dim) when not given."""
+    hopfield_steps: int = 2
+    """Updates of a query by hopfield; 1 is the scaled dot product."""
+    hard_choice: Literal["best", "sampled"] = "best"
+    """The one key of hard attention: the best, or in training one sampled by its probability."""
+    window: int | list[int | None] | None = None
+    """Tokens that attention reaches back, itself included, or a pattern that repeats over the layers; null is all."""
+    logit_softcap: float | None = None
+    """Bend attention scores into (-softcap, softcap) by a tanh, as Gemma 2 does with 50; not when not given."""
+    document_mask: bool = False
+    """Keep documents apart: a token never attends across the end of one, and absolute positions start anew."""
+    end_of_text: int | None = None
+    """Token id at which document_mask begins a new document; taken from the tokenizer when not given."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     """Normalisation before attention, before the MLP and at the end."""
     mlp: Literal["swiglu", "gelu"] = "swiglu"
@@ -99,7 +119,11 @@ class GPTConfig:
             "n_embd",
             "head_dim",
         )
-        _require_at_least("model", self, 1, "mlp_hidden", "rotary_base")
+        _require_at_least("model", self, 1, "mlp_hidden", "rotary_base", "hopfield_steps")
+        _require_at_least("model", self, 0, "end_of_text")
+        for name in ("softmax_temperature", "hopfield_beta", "logit_softcap"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"model.{name}={value}: must be above 0")
         _require(0 <= self.dropout < 1, f"model.dropout={self.dropout}: must be at least 0 and below 1")
         if self.head_dim is None:
             _require(
@@ -117,6 +141,55 @@ class GPTConfig:
             self.position != "rotary" or self.width_per_head % 2 == 0,
             f"model.position=rotary rotates pairs of channels: the head width {self.width_per_head} must be even",
         )
+        self._check_windows()
+        self._check_similarity()
+
+    def _check_windows(self) -> None:
+        pattern = self.window if isinstance(self.window, list) else [self.window]
+        _require(
+            all(window is None or window >= 1 for window in pattern),
+            f"model.window={self.window}: a window is at least 1 token, the token itself",
+        )
+        _require(
+            0 < len(pattern) <= self.n_layer,
+            f"model.window={self.window}: a pattern has 1 to {self.n_layer} entries, for {self.n_layer} layers",
+        )
+
+    def _check_similarity(self) -> None:
+        settings = {
+            "softmax_temperature": (self.softmax_temperature != 1.0, {"scaled_dot", "symmetric", "hard"}),
+            "hopfield_beta": (self.hopfield_beta is not None, {"hopfield"}),
+            "hard_choice": (self.hard_choice != "best", {"hard"}),
+        }
+        for name, (given, users) in settings.items():
+            _require(
+                not given or self.similarity in users,
+                f"model.{name}={getattr(self, name)}: only similarity {' or '.join(sorted(users))} uses it, "
+                f"not {self.similarity}",
+            )
+        _require(
+            self.similarity != "symmetric" or self.kv_heads == self.n_head,
+            f"model.n_kv_head={self.n_kv_head}: with similarity=symmetric queries are the keys, so there are as many "
+            f"of one as of the other: leave it out or give {self.n_head}",
+        )
+        _require(
+            self.similarity != "uniform" or self.position != "rotary",
+            "model.position=rotary turns queries and keys, and similarity=uniform has none: use learned, sinusoidal, "
+            "alibi or none",
+        )
+        check_attention(
+            self.similarity,
+            softcap=self.logit_softcap,
+            dropout=self.dropout,
+            alibi=self.position == "alibi",
+            names=("model.logit_softcap", "model.dropout", "model.position=alibi"),
+        )
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The window of each layer; None where attention reaches all that came before."""
+        pattern = self.window if isinstance(self.window, list) else [self.window]
+        return tuple(pattern[layer % len(pattern)] for layer in range(self.n_layer))
 
     @property
     def kv_heads(self) -> int:
@@ -152,6 +225,35 @@ class GPTConfig:
             "tie_embeddings": True,
         }
         return cls(**(settings | overrides))
+
+
+def check_attention(
+    similarity: str,
+    *,
+    softcap: float | None,
+    dropout: float,
+    alibi: bool,
+    names: tuple[str, str, str] = ("softcap", "dropout", "key_bias"),
+) -> None:
+    """Refuse what a kind of attention cannot do, with the reason; `names` are the settings' names in the message.
+
+    Raises:
+        UserError: the combination has no meaning, or would change one that has.
+    """
+    no_scores = {"uniform": "has no scores", "linear": "has no softmax and so no scores"}
+    shifted = {"gaussian": "counts distances, of which a softmax sees only the differences; a cap would change them"}
+    weightless = {
+        "linear": "never forms the weights",
+        "hard": "puts all weight on one key, and without it is nothing left",
+    }
+    for name, value, reasons in (
+        (names[0], softcap, no_scores | shifted),
+        (names[1], dropout, weightless),
+        (names[2], alibi, {"linear": no_scores["linear"]}),
+    ):
+        shown = name if value is True else f"{name}={value}"
+        _require(not value or similarity not in reasons, f"{shown}: similarity={similarity} {reasons.get(similarity)}")
+    _require(softcap is None or softcap > 0, f"{names[0]}={softcap}: must be above 0")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minigpt.data.tokenizer import Tokenizer, decode
 from minigpt.inspection.snapshot import Snapshot
-from minigpt.model.attention import Attention, attention_weights
+from minigpt.model.attention import Attention, How, attention_weights
 from minigpt.model.gpt import GPT
 
 
@@ -19,12 +19,17 @@ def capture_attention(model: GPT) -> Iterator[list[Tensor]]:
     """`with capture_attention(model) as maps: model(tokens)` fills maps with (B, H, T, S) weights, a layer each.
 
     The model computes as always, through the fused kernel; its queries and keys are tapped on the way and the weights
-    worked out beside it. Taps are removed at the end.
+    worked out beside it, for whatever kind of attention it is. Taps are removed at the end.
     """
     maps: list[Tensor] = []
+
+    def tap(query: Tensor, key: Tensor, value: Tensor, how: How) -> None:
+        with torch.no_grad():
+            maps.append(attention_weights(query, key, **how))
+
     layers = [module for module in model.modules() if isinstance(module, Attention)]
     for layer in layers:
-        layer.tap = lambda query, key: maps.append(attention_weights(query.detach(), key.detach()))
+        layer.tap = tap
     try:
         yield maps
     finally:

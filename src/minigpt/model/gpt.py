@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.config import GPTConfig
 from minigpt.model.blocks import Block
+from minigpt.model.graphs import Causal, Documents, Graph, Window
 from minigpt.model.norms import make_norm
-from minigpt.model.positions import rotary_table
+from minigpt.model.positions import alibi_bias, alibi_slopes, rotary_table, sinusoidal_table
 
 
 class GPT(nn.Module):
@@ -18,11 +20,13 @@ class GPT(nn.Module):
         """Build and initialise the model from torch's global random state.
 
         Raises:
-            ValueError: config.vocab_size is not set.
+            ValueError: config.vocab_size is not set, or end_of_text is not and is needed.
         """
         super().__init__()
         if config.vocab_size is None:
             raise ValueError("GPTConfig.vocab_size is not set: give it, or take it from the tokenizer")
+        if config.document_mask and config.end_of_text is None:
+            raise ValueError("GPTConfig.end_of_text is not set: document_mask needs it; take it from the tokenizer")
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         if config.position == "learned":
@@ -32,11 +36,18 @@ class GPT(nn.Module):
         self.final_norm = make_norm(config, config.n_embd)
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        rotary = None
-        if config.position == "rotary":
-            rotary = rotary_table(config.context_length, config.width_per_head, config.rotary_base)
-        self.register_buffer("rotary", rotary, persistent=False)
+        # Worked out from the config, so they are no part of a checkpoint.
+        T, D = config.context_length, config.width_per_head
+        tables = {
+            "rotary": rotary_table(T, D, config.rotary_base) if config.position == "rotary" else None,
+            "sinusoidal": sinusoidal_table(T, config.n_embd) if config.position == "sinusoidal" else None,
+            "slopes": alibi_slopes(config.n_head) if config.position == "alibi" else None,
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, table, persistent=False)
         self.rotary: Tensor | None
+        self.sinusoidal: Tensor | None
+        self.slopes: Tensor | None
         self._initialise()
 
     def _initialise(self) -> None:
@@ -55,28 +66,47 @@ class GPT(nn.Module):
         """Exact number of parameters; a tied output head counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of the token that follows each position; position t sees tokens 0..t only.
+    def forward(self, tokens: Tensor, texts: Tensor | None = None) -> Tensor:
+        """Logits of the token that follows each position; position t sees tokens 0..t only, and those of its own text.
 
         Args:
             tokens: (B, T) token ids below vocab_size, T at most context_length.
+            texts: (B, T) number of the text that each token belongs to; -1 is padding, which no token sees and whose
+                own logits mean nothing. Tokens of one text stand side by side, and absolute positions count from its
+                start. When not given, a row is one text, or with document_mask a new one begins at each end_of_text.
 
         Returns:
             (B, T, V) logits.
 
         Raises:
-            ValueError: T is longer than the context.
+            ValueError: T is longer than the context, or texts has another shape.
         """
         _, T = tokens.shape
         if T > self.config.context_length:
             raise ValueError(f"{T} tokens do not fit the context of {self.config.context_length}")
+        if texts is None and self.config.document_mask:
+            texts = tokens.eq(self.config.end_of_text or 0).cumsum(dim=1)
+        if texts is not None and texts.shape != tokens.shape:
+            raise ValueError(f"texts has shape {tuple(texts.shape)}, tokens {tuple(tokens.shape)}: give one for each")
         x = self.token_embedding(tokens)  # (B, T, C)
-        if self.config.position == "learned":
-            x = x + self.position_embedding.weight[:T]
+        absolute = self.position_embedding.weight if self.config.position == "learned" else self.sinusoidal
+        if absolute is not None:
+            x = x + (absolute[:T] if texts is None else absolute[_positions(texts)])
         x = self.dropout(x)
+        # Distances are the same from wherever positions are counted, so these two need not know of texts.
         rotary = None if self.rotary is None else self.rotary[:, :T]
-        for block in self.blocks:
-            x = block(x, rotary)
+        key_bias = None if self.slopes is None else alibi_bias(self.slopes, T)
+        graph: Graph = Causal() if texts is None else Causal() & Documents(texts)
+        graphs = {window: graph & Window(window) if window else graph for window in set(self.config.windows)}
+        for block, window in zip(self.blocks, self.config.windows, strict=True):
+            x = block(x, graphs[window], rotary, key_bias)
         x = self.final_norm(x)
         # A tied head is not a module of its own, so that the weight is stored and counted once.
         return F.linear(x, self.token_embedding.weight) if self.config.tie_embeddings else self.lm_head(x)
+
+
+def _positions(texts: Tensor) -> Tensor:
+    """(B, T) numbers of texts -> (B, T) positions, each counted from where its text begins."""
+    index = torch.arange(texts.shape[1], device=texts.device).expand_as(texts)
+    begins = F.pad(texts[:, 1:] != texts[:, :-1], (1, 0), value=True)
+    return index - torch.where(begins, index, 0).cummax(dim=1).values

@@ -1,4 +1,8 @@
-"""Positions -> rotations of queries and keys (Su et al. 2021, https://arxiv.org/abs/2104.09864)."""
+"""Positions -> what tells tokens where they are: rotations, vectors to add, or biases of scores.
+
+Rotary (Su et al. 2021, https://arxiv.org/abs/2104.09864) and ALiBi (Press et al. 2022, https://arxiv.org/abs/2108.12409)
+say distances only; sinusoidal (Vaswani et al. 2017, section 3.5) and learned positions say places.
+"""
 
 from __future__ import annotations
 
@@ -33,3 +37,41 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     cos, sin = table.to(x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def sinusoidal_table(context_length: int, n_embd: int) -> Tensor:
+    """A vector for each position: sines in the even channels, cosines in the odd ones, wavelengths 2 pi to 20,000 pi.
+
+    Scaled to the size that token embeddings are initialised with (0.02), as in the original, which scales those up.
+
+    Returns:
+        (T, C) float32.
+    """
+    frequencies = 10_000.0 ** (-torch.arange(0, n_embd, 2, dtype=torch.float64) / n_embd)
+    angles = torch.arange(context_length, dtype=torch.float64)[:, None] * frequencies
+    waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :n_embd]
+    return (0.02 * 2**0.5 * waves).float()
+
+
+def alibi_slopes(n_head: int) -> Tensor:
+    """Each head's penalty of the score for each token of distance: 2^(-8/H), 2^(-16/H), ... down to 2^-8.
+
+    For a number of heads that is no power of two, the paper's own way: the slopes of the next smaller power, then every
+    other one of the next larger.
+
+    Returns:
+        (H,) float32.
+    """
+    whole = 2 ** (n_head.bit_length() - 1)
+    slopes = [2 ** (-8 * (i + 1) / whole) for i in range(whole)]
+    between = [2 ** (-8 * (i + 1) / (2 * whole)) for i in range(0, 2 * whole, 2)]
+    return torch.tensor((slopes + between)[:n_head])
+
+
+def alibi_bias(slopes: Tensor, n_keys: int) -> Tensor:
+    """slope * s for key s: in a causal graph the penalty -slope * (t - s), as slope * t is the same for all keys of t.
+
+    Returns:
+        (1, H, S) float32.
+    """
+    return (slopes[:, None] * torch.arange(n_keys, device=slopes.device))[None]

@@ -172,7 +172,10 @@ def _with_vocabulary(config: Config, data: PreparedData) -> Config:
     needed, given = data.tokenizer.vocab_size, config.model.vocab_size
     if given is not None and given < needed:
         raise UserError(f"model.vocab_size={given}: the tokenizer has {needed} tokens; leave the setting out")
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=given or needed))
+    filled: dict[str, Any] = {"vocab_size": given or needed}
+    if config.model.document_mask and config.model.end_of_text is None:
+        filled["end_of_text"] = data.tokenizer.end_of_text
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **filled))
 
 
 def _check_resume(config: Config, folder: RunFolder) -> None:

@@ -1,0 +1,65 @@
+"""Positive features of queries and keys, and values -> weighted sums, in time linear in T.
+
+weights[t, s] = q[t]·k[s] / sum over s' of q[t]·k[s']: the product is bilinear, so the sum over s of k[s] v[s] can be
+carried along instead of the keys and values themselves (Katharopoulos et al. 2020, https://arxiv.org/abs/2006.16236).
+The sum of the k[s] themselves, which the denominator needs, rides along as one more channel of ones in the values.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK = 64
+"""Tokens that attend pair by pair; what came before is in the carried sum. Near D, both parts cost the same."""
+
+
+def causal_linear_attention(
+    query: Tensor, key: Tensor, value: Tensor, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Each token's weighted sum over itself and what came before, and the sum to go on from.
+
+    Training hands over a whole text at once; decoding hands over one token and the state so far, the recurrent form.
+    The two agree because it is one function.
+
+    Args:
+        query: (B, H, T, D), features: not negative.
+        key: (B, H, T, D), features.
+        value: (B, H, T, D_v).
+        state: (B, H, D, D_v + 1) from the tokens before, or None at the beginning.
+
+    Returns:
+        (B, H, T, D_v) in value's dtype, and the new state in at least float32.
+    """
+    B, H, T, _ = query.shape
+    dtype, D_v = value.dtype, value.shape[-1]
+    query, key, value = _prepared(query, key, value)
+    C = min(CHUNK, T)
+    missing = -T % C  # empty keys add nothing to any sum
+    query, key, value = (F.pad(x, (0, 0, 0, missing)).view(B, H, -1, C, x.shape[-1]) for x in (query, key, value))
+    within = (query @ key.mT).tril() @ value  # (B, H, T / C, C, D_v + 1)
+    sums = key.mT @ value  # (B, H, T / C, D, D_v + 1), of each chunk
+    carried = sums.cumsum(dim=2)
+    before = F.pad(carried[:, :, :-1], (0, 0, 0, 0, 1, 0))
+    if state is not None:
+        carried, before = carried + state[:, :, None], before + state[:, :, None]
+    total = (within + query @ before).reshape(B, H, T + missing, D_v + 1)[:, :, :T]
+    return _divided(total).to(dtype), carried[:, :, -1]
+
+
+def full_linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Each token's weighted sum over all: one sum serves every query. Shapes as above, with any number of keys."""
+    dtype = value.dtype
+    query, key, value = _prepared(query, key, value)
+    return _divided(query @ (key.mT @ value)).to(dtype)
+
+
+def _prepared(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = torch.promote_types(value.dtype, torch.float32)  # long sums in 16 bits would lose their newest terms
+    return query.to(dtype), key.to(dtype), F.pad(value.to(dtype), (0, 1), value=1.0)
+
+
+def _divided(total: Tensor) -> Tensor:
+    numerator, denominator = total[..., :-1], total[..., -1:]
+    return numerator / denominator.clamp(min=torch.finfo(total.dtype).tiny)
