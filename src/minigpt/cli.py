@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from minigpt.config import Config, SampleConfig, UserError
+from minigpt.config import CompareConfig, Config, SampleConfig, UserError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -87,6 +87,23 @@ def parse_sampling(argv: Sequence[str]) -> SampleConfig:
     )
     parser.add_class_arguments(SampleConfig, None, as_positional=True)
     return SampleConfig(**parse(parser, SampleConfig, argv))
+
+
+def parse_comparing(argv: Sequence[str]) -> CompareConfig:
+    """The command line of `python -m minigpt.training.compare`.
+
+    Raises:
+        UserError: for anything that cannot be understood, naming it.
+    """
+    parser = ArgumentParser(
+        prog="python -m minigpt.training.compare",
+        exit_on_error=False,
+        allow_abbrev=False,
+        description="Train recipes on the same text, seeds and budget, and make one table of them.",
+    )
+    parser.add_argument("recipes", nargs="+", type=str, help="YAML recipes that differ in model or optimizer alone.")
+    parser.add_class_arguments(CompareConfig, None, skip={"recipes"})
+    return CompareConfig(**parse(parser, CompareConfig, argv))
 
 
 def parse(parser: ArgumentParser, schema: type, argv: Sequence[str]) -> dict[str, Any]:

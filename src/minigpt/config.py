@@ -387,6 +387,31 @@ class SampleConfig:
 
 
 @dataclass(frozen=True)
+class CompareConfig:
+    """What `python -m minigpt.training.compare` is asked for."""
+
+    recipes: list[str]
+    """YAML recipes that differ in model or optimizer alone."""
+    seeds: list[int] = field(default_factory=lambda: [1, 2])
+    """Each recipe is trained once with each seed."""
+    max_steps: int | None = None
+    """Optimizer steps of every run, instead of the recipes' own trainer.max_steps and max_time."""
+    out: str = "runs/compare"
+    """Folder for the runs, runs.csv, table.md and table.png; what it has finished is not trained again."""
+    jobs: int = 1
+    """Runs at the same time, each with its share of the CPU's cores."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.recipes), "recipes: name at least one, such as configs/attention/*.yaml")
+        _require(bool(self.seeds), "seeds=[]: give at least one, as in --seeds [1]")
+        for seed in self.seeds:
+            _require_seed("seeds", seed)
+        _require(len(set(self.seeds)) == len(self.seeds), f"seeds={self.seeds}: each seed once")
+        _require_at_least("", self, 1, "max_steps", "jobs")
+        _require(bool(self.out), "out is empty: name a folder such as runs/compare")
+
+
+@dataclass(frozen=True)
 class AttentionConfig:
     """What is shown of attention while the model trains."""
 

@@ -45,7 +45,7 @@ def train(config: Config, resume: Path | None = None) -> RunFolder:
     """
     _quieten()
     data = prepare(config.data)
-    config = _with_vocabulary(config, data)
+    config = with_vocabulary(config, data)
     if resume is not None:
         _check_resume(config, RunFolder(resume))
     # Of several processes, the first makes the folder; the others read and write nothing in it.
@@ -168,7 +168,12 @@ def _our_default(name: str) -> Any:
     return next(f.default for f in dataclasses.fields(TrainerConfig) if f.name == name)
 
 
-def _with_vocabulary(config: Config, data: PreparedData) -> Config:
+def with_vocabulary(config: Config, data: PreparedData) -> Config:
+    """The config with what the model takes from the tokenizer.
+
+    Raises:
+        UserError: a vocabulary smaller than the tokenizer's.
+    """
     needed, given = data.tokenizer.vocab_size, config.model.vocab_size
     if given is not None and given < needed:
         raise UserError(f"model.vocab_size={given}: the tokenizer has {needed} tokens; leave the setting out")
