@@ -13,6 +13,7 @@ from scripts import ROOT
 from minigpt import cli, config
 from minigpt.config import (
     AttentionConfig,
+    CompareConfig,
     Config,
     DataConfig,
     GPTConfig,
@@ -32,6 +33,7 @@ SECTIONS: list[type] = [
     AttentionConfig,
     TrainerConfig,
     SampleConfig,
+    CompareConfig,
 ]
 NAN, INF = float("nan"), float("inf")
 
@@ -49,6 +51,49 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (GPTConfig, {"dropout": -0.1}, "model.dropout=-0.1: must be at least 0 and below 1"),
     (GPTConfig, {"dropout": 1.0}, "model.dropout=1.0: must be at least 0 and below 1"),
     (GPTConfig, {"dropout": NAN}, "model.dropout=nan: must be a finite number"),
+    *(
+        (GPTConfig, {name: value} | more, f"model.{name}={value}: must be above 0")
+        for name, more in (
+            ("softmax_temperature", {}),
+            ("hopfield_beta", {"similarity": "hopfield"}),
+            ("logit_softcap", {}),
+        )
+        for value in (0.0, -1.0)
+    ),
+    (GPTConfig, {"similarity": "hopfield", "hopfield_steps": 0}, "model.hopfield_steps=0: must be at least 1"),
+    (GPTConfig, {"hopfield_beta": 2.0}, "model.hopfield_beta=2.0: only similarity hopfield uses it, not scaled_dot"),
+    (GPTConfig, {"hard_choice": "sampled"}, "model.hard_choice=sampled: only similarity hard uses it, not scaled_dot"),
+    (GPTConfig, {"similarity": "linear", "softmax_temperature": 2.0}, "model.softmax_temperature=2.0: only similarity"),
+    (GPTConfig, {"window": 0}, "model.window=0: a window is at least 1 token"),
+    (GPTConfig, {"window": [8, -1]}, "model.window=[8, -1]: a window is at least 1 token"),
+    (GPTConfig, {"window": []}, "model.window=[]: a pattern has 1 to 4 entries"),
+    (GPTConfig, {"window": [8] * 5}, "a pattern has 1 to 4 entries, for 4 layers"),
+    (GPTConfig, {"end_of_text": -1}, "model.end_of_text=-1: must be at least 0"),
+    (GPTConfig, {"vocab_size": 10, "end_of_text": 10}, "model.end_of_text=10: the vocabulary has 10 tokens"),
+    (GPTConfig, {"similarity": "symmetric", "n_kv_head": 2}, "model.n_kv_head=2: with similarity=symmetric"),
+    (GPTConfig, {"similarity": "uniform"}, "model.position=rotary turns queries and keys, and similarity=uniform"),
+    (GPTConfig, {"similarity": "hard", "dropout": 0.1}, "model.dropout=0.1: similarity=hard puts all weight on one"),
+    (GPTConfig, {"similarity": "linear", "dropout": 0.1}, "model.dropout=0.1: similarity=linear never forms"),
+    *(
+        (
+            GPTConfig,
+            {"similarity": name, "position": "none", "logit_softcap": 5.0},
+            f"model.logit_softcap=5.0: similarity={name}",
+        )
+        for name in ("uniform", "linear", "gaussian")
+    ),
+    (
+        GPTConfig,
+        {"similarity": "linear", "position": "alibi"},
+        "model.position=alibi: similarity=linear has no softmax",
+    ),
+    (CompareConfig, {"recipes": []}, "recipes: name at least one"),
+    (CompareConfig, {"recipes": ["a"], "seeds": []}, "seeds=[]: give at least one"),
+    (CompareConfig, {"recipes": ["a"], "seeds": [1, 1]}, "seeds=[1, 1]: each seed once"),
+    (CompareConfig, {"recipes": ["a"], "seeds": [-1]}, "seeds=-1: must lie between 0"),
+    (CompareConfig, {"recipes": ["a"], "jobs": 0}, "jobs=0: must be at least 1"),
+    (CompareConfig, {"recipes": ["a"], "max_steps": 0}, "max_steps=0: must be at least 1"),
+    (CompareConfig, {"recipes": ["a"], "out": ""}, "out is empty"),
     (DataConfig, {"source": ""}, "data.source is empty"),
     (DataConfig, {"source": []}, "data.source is empty"),
     (DataConfig, {"source": ["a.txt", ""]}, "data.source is empty"),

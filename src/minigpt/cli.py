@@ -102,7 +102,8 @@ def parse_comparing(argv: Sequence[str]) -> CompareConfig:
         description="Train recipes on the same text, seeds and budget, and make one table of them.",
     )
     parser.add_argument("recipes", nargs="+", type=str, help="YAML recipes that differ in model or optimizer alone.")
-    parser.add_class_arguments(CompareConfig, None, skip={"recipes"})
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2], help="Each recipe is trained with each seed.")
+    parser.add_class_arguments(CompareConfig, None, skip={"recipes", "seeds"})
     return CompareConfig(**parse(parser, CompareConfig, argv))
 
 
@@ -156,8 +157,11 @@ def check_yaml(file: str, options: set[str], settings: Iterable[str]) -> None:
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except OSError as error:
-        recipes = sorted(str(p) for p in Path("configs").glob("**/*.yaml"))
-        hint = _did_you_mean(file, recipes) or (f"; there are {', '.join(recipes)}" if recipes else "")
+        recipes = sorted(Path("configs").glob("**/*.yaml"))
+        namesake = next((p for p in recipes if p.name == path.name), None)
+        hint = f": did you mean {namesake}?" if namesake else _did_you_mean(file, [str(p) for p in recipes])
+        if not hint and recipes:
+            hint = f"; there are {', '.join(str(p) for p in recipes if len(p.parts) == 2)}"
         reason = (error.strerror or "cannot be read").lower() if file else "needs the name of a file"
         raise UserError(f"--config {file}: {reason}{hint}") from None
     except UnicodeDecodeError as error:
@@ -244,7 +248,7 @@ def _explain(message: str, options: set[str], types: dict[str, str]) -> str:
     if match := re.match(r"Group '([^']+)' does not accept option '([^']+)'", message):
         key = f"{match[1]}.{match[2]}"
         return f"unknown setting {key}{_did_you_mean(key, options)}"
-    if match := re.match(r'Parser key "([^"]+)":', message):
+    if match := re.match(r'Parser key "([^"]+)"(?: element \d+)?:', message):
         key = match[1]
         if types.get(key) == "group":
             return f"--{key} is a group of settings: write --{key}.name value, or the name of a YAML file with them"
@@ -265,7 +269,11 @@ def _explain(message: str, options: set[str], types: dict[str, str]) -> str:
 
 def _readable(annotation: str) -> str:
     """`Literal["a", "b"] | None` -> `a, b or null`; the rest of a type says itself."""
-    annotation = re.sub(r"Literal\[([^\]]*)\]", lambda m: m[1].replace(", ", " | "), annotation).replace('"', "")
+    annotation = (
+        re.sub(r"Literal\[([^\]]*)\]", lambda m: m[1].replace(", ", " | "), annotation)
+        .replace('"', "")
+        .replace("'", "")
+    )
     annotation = annotation.replace("dict[str, Any]", "{class_path: …, init_args: …}")
     words = [word.strip() for word in annotation.replace("None", "null").replace("bool", "true | false").split(" | ")]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"

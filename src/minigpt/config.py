@@ -121,6 +121,10 @@ class GPTConfig:
         )
         _require_at_least("model", self, 1, "mlp_hidden", "rotary_base", "hopfield_steps")
         _require_at_least("model", self, 0, "end_of_text")
+        _require(
+            self.vocab_size is None or self.end_of_text is None or self.end_of_text < self.vocab_size,
+            f"model.end_of_text={self.end_of_text}: the vocabulary has {self.vocab_size} tokens",
+        )
         for name in ("softmax_temperature", "hopfield_beta", "logit_softcap"):
             value = getattr(self, name)
             _require(value is None or value > 0, f"model.{name}={value}: must be above 0")
@@ -403,7 +407,7 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         _require(bool(self.recipes), "recipes: name at least one, such as configs/attention/*.yaml")
-        _require(bool(self.seeds), "seeds=[]: give at least one, as in --seeds [1]")
+        _require(bool(self.seeds), "seeds=[]: give at least one, as in --seeds 1 2")
         for seed in self.seeds:
             _require_seed("seeds", seed)
         _require(len(set(self.seeds)) == len(self.seeds), f"seeds={self.seeds}: each seed once")

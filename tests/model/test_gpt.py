@@ -1,14 +1,17 @@
 """The whole model: sizes, causality, the loss it starts from, and that it can learn."""
 
+import contextlib
 import itertools
 import math
+import typing
 from typing import Any
 
 import pytest
 import torch
 
-from minigpt.config import GPTConfig, OptimizerConfig
+from minigpt.config import GPTConfig, OptimizerConfig, UserError
 from minigpt.model.gpt import GPT
+from minigpt.model.similarities import SIMILARITIES
 from minigpt.training.module import next_token_loss
 from minigpt.training.optimizer import make_optimizer
 
@@ -16,9 +19,41 @@ TINY: dict[str, Any] = {"vocab_size": 61, "context_length": 24, "n_layer": 2, "n
 CHOICES = [
     dict(zip(("position", "norm", "mlp", "qk_norm", "n_kv_head"), values, strict=True))
     for values in itertools.product(
-        ("rotary", "learned", "none"), ("rmsnorm", "layernorm"), ("swiglu", "gelu"), (True, False), (4, 2)
+        ("rotary", "learned", "sinusoidal", "alibi", "none"),
+        ("rmsnorm", "layernorm"),
+        ("swiglu", "gelu"),
+        (True, False),
+        (4, 2),
     )
 ]
+POSITIONS = ("rotary", "learned", "sinusoidal", "alibi", "none")
+
+
+def built(choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of some settings that compose; the others are refused, which test_config looks at."""
+    good = []
+    for choice in choices:
+        with contextlib.suppress(UserError):
+            GPTConfig(**{**TINY, **choice})
+            good.append(choice)
+    return good
+
+
+KINDS = built(
+    [
+        {"similarity": similarity, "position": position, "window": window, "n_kv_head": n_kv_head}
+        for similarity, position, window, n_kv_head in itertools.product(
+            SIMILARITIES, POSITIONS, (None, [5, None]), (4, 2)
+        )
+    ]
+    + [
+        {"similarity": similarity, "logit_softcap": 5.0, "position": position}
+        for similarity, position in itertools.product(SIMILARITIES, ("rotary", "alibi"))
+    ]
+    + [{"similarity": "hopfield", "hopfield_steps": 3}, {"similarity": "hard", "hard_choice": "sampled"}]
+)
+"""Every kind of attention with every kind of position, windows and grouped heads."""
+ONE_OF_EACH = built([{"similarity": s, "position": p} for s in SIMILARITIES for p in ("rotary", "learned")])
 FAMILIES = {"modern": GPTConfig(**TINY), "gpt2": GPTConfig.gpt2_family(**TINY)}
 
 
@@ -43,7 +78,7 @@ def test_the_number_of_parameters_of_the_modern_family_is_what_its_shapes_say() 
     assert make(GPTConfig(**TINY)).n_parameters == 2 * V * C + L * per_layer + C
 
 
-@pytest.mark.parametrize("choice", CHOICES, ids=name_of)
+@pytest.mark.parametrize("choice", CHOICES + KINDS, ids=name_of)
 def test_changing_a_later_token_moves_no_earlier_logit(choice: dict[str, Any]) -> None:
     model = make(GPTConfig(**TINY, **choice)).eval()
     tokens = torch.randint(61, (2, 24))
@@ -52,16 +87,28 @@ def test_changing_a_later_token_moves_no_earlier_logit(choice: dict[str, Any]) -
     with torch.no_grad():
         before, after = model(tokens), model(changed)
     torch.testing.assert_close(before[:, :13], after[:, :13], atol=1e-6, rtol=1e-5)
-    assert (before[:, 13:] != after[:, 13:]).any(dim=-1).all(), "the change must reach every later position"
+    moved = (before != after).any(dim=-1)
+    # Hard attention chooses whom to hear; all others hear everyone in reach.
+    reached = moved[:, 13] if choice.get("similarity") == "hard" else moved[:, 13:]
+    assert reached.all(), "the change must reach every later position"
 
 
-@pytest.mark.parametrize("choice", CHOICES, ids=name_of)
+@pytest.mark.parametrize("choice", CHOICES + KINDS, ids=name_of)
 def test_the_loss_before_training_is_that_of_a_uniform_guess(choice: dict[str, Any]) -> None:
     model = make(GPTConfig(**{**TINY, "vocab_size": 1000, "n_embd": 64}, **choice)).eval()
     tokens = torch.randint(1000, (8, 25))
     with torch.no_grad():
         loss = next_token_loss(model(tokens[:, :-1]), tokens[:, 1:])
     assert float(loss) == pytest.approx(math.log(1000), rel=0.03)
+
+
+def test_every_similarity_and_every_position_is_among_the_kinds_that_are_tested() -> None:
+    assert {kind["similarity"] for kind in KINDS} == set(SIMILARITIES) == set(allowed("similarity"))
+    assert {kind.get("position") for kind in KINDS} - {None} == set(POSITIONS) == set(allowed("position"))
+
+
+def allowed(name: str) -> tuple[str, ...]:
+    return typing.get_args(typing.get_type_hints(GPTConfig)[name])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -83,6 +130,115 @@ def test_one_batch_is_learned_by_heart(family: str) -> None:
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.05
+
+
+@pytest.mark.parametrize("choice", ONE_OF_EACH, ids=name_of)
+def test_every_kind_of_attention_learns_one_batch_by_heart(choice: dict[str, Any]) -> None:
+    model = make(GPTConfig(**TINY, **choice))
+    optimizer = make_optimizer(model, OptimizerConfig(learning_rate=1e-2, weight_decay=0.0))
+    tokens = torch.randint(61, (4, 25))
+    for _ in range(150):
+        loss = next_token_loss(model(tokens[:, :-1]), tokens[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < (0.3 if choice["similarity"] == "hard" else 0.05)
+
+
+@pytest.mark.parametrize("choice", ONE_OF_EACH, ids=name_of)
+def test_every_parameter_of_every_kind_of_attention_gets_a_gradient(choice: dict[str, Any]) -> None:
+    model = make(GPTConfig(**TINY, **choice))
+    tokens = torch.randint(61, (2, 25))
+    next_token_loss(model(tokens[:, :-1]), tokens[:, 1:]).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+@pytest.mark.parametrize("choice", KINDS, ids=name_of)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_padded_batch_says_of_each_text_what_the_text_alone_says(choice: dict[str, Any], side: str) -> None:
+    model = make(GPTConfig(**TINY, **choice)).eval()
+    lengths = [24, 7, 1, 15]
+    texts = [torch.randint(61, (length,)) for length in lengths]
+    tokens, owner = torch.randint(61, (4, 24)), torch.full((4, 24), -1)  # padding is any token at all
+    for row, text in enumerate(texts):
+        place = slice(24 - len(text), 24) if side == "left" else slice(len(text))
+        tokens[row, place], owner[row, place] = text, 0
+    with torch.no_grad():
+        together = model(tokens, owner)
+        for row, text in enumerate(texts):
+            torch.testing.assert_close(together[row, owner[row] == 0], model(text[None])[0], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("choice", ONE_OF_EACH, ids=name_of)
+def test_the_loss_and_the_gradient_of_a_padded_batch_are_those_of_its_texts(choice: dict[str, Any]) -> None:
+    model = make(GPTConfig(**TINY, **choice))
+    texts = [torch.randint(61, (length,)) for length in (24, 7, 15)]
+    tokens, targets, owner = torch.zeros(3, 23, dtype=torch.long), torch.full((3, 23), -1), torch.full((3, 23), -1)
+    for row, text in enumerate(texts):
+        n = len(text) - 1
+        tokens[row, :n], targets[row, :n], owner[row, :n] = text[:-1], text[1:], 0
+    together = next_token_loss(model(tokens, owner), targets, reduction="sum")
+    alone = sum(next_token_loss(model(t[None, :-1]), t[None, 1:], reduction="sum") for t in texts)
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-5)
+    parameters = list(model.parameters())
+    for a, b in zip(torch.autograd.grad(together, parameters), torch.autograd.grad(alone, parameters), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-4, rtol=2e-3)
+
+
+@pytest.mark.parametrize("choice", KINDS, ids=name_of)
+def test_with_a_document_mask_a_document_reads_the_same_alone_and_in_a_packed_window(choice: dict[str, Any]) -> None:
+    model = make(GPTConfig(**TINY, **choice, document_mask=True, end_of_text=60)).eval()
+    documents = [torch.randint(60, (length,)) for length in (5, 1, 9)]
+    begin = torch.tensor([60])
+    # The first document was cut by the window's edge, so it has no mark at its beginning.
+    pieces = [documents[0], torch.cat([begin, documents[1]]), torch.cat([begin, documents[2]])]
+    with torch.no_grad():
+        packed = model(torch.cat(pieces)[None])[0]
+        alone = torch.cat([model(piece[None])[0] for piece in pieces])
+    torch.testing.assert_close(packed, alone, atol=2e-5, rtol=1e-4)
+
+
+def test_without_a_document_mask_documents_hear_each_other() -> None:
+    model = make(GPTConfig(**TINY, end_of_text=60)).eval()
+    tokens = torch.tensor([[1, 2, 60, 3, 4]])
+    with torch.no_grad():
+        assert not torch.allclose(model(tokens)[0, -1], model(tokens[:, 2:])[0, -1], atol=1e-4)
+
+
+@pytest.mark.parametrize(("window", "hears"), [(4, 3), (1, 0), ([4, 4], 6), ([4, 2], 4), ([4, None], 23)])
+def test_a_window_lets_a_token_hear_just_that_far(window: int | list[int | None], hears: int) -> None:
+    n_layer = 1 if isinstance(window, int) else 2
+    model = make(GPTConfig(**{**TINY, "n_layer": n_layer}, window=window)).eval()
+    tokens = torch.randint(61, (1, 24))
+    with torch.no_grad():
+        before = model(tokens)[0, 23]
+        for distance in range(24):
+            changed = tokens.clone()
+            changed[0, 23 - distance] = (changed[0, 23 - distance] + 1) % 61
+            assert torch.equal(before, model(changed)[0, 23]) == (distance > hears), distance
+
+
+def test_a_pattern_of_windows_repeats_over_the_layers() -> None:
+    assert GPTConfig(n_layer=5, window=[8, None]).windows == (8, None, 8, None, 8)
+    assert GPTConfig(n_layer=2, window=8).windows == (8, 8)
+    assert GPTConfig(n_layer=2).windows == (None, None)
+
+
+@pytest.mark.parametrize("choice", list({c["similarity"]: c for c in ONE_OF_EACH}.values()), ids=name_of)
+def test_a_compiled_model_says_the_same(choice: dict[str, Any]) -> None:
+    """Through the tracer and autograd's part of torch.compile; `make test-slow` has the default compiler."""
+    torch._dynamo.reset()
+    model = make(GPTConfig(**TINY, **choice, window=[5, None]))
+    tokens = torch.randint(61, (2, 25))
+    parameters = list(model.parameters())
+    losses = [
+        next_token_loss(forward(tokens[:, :-1]), tokens[:, 1:])
+        for forward in (model, torch.compile(model, backend="aot_eager"))
+    ]
+    torch.testing.assert_close(losses[0], losses[1])
+    for a, b in zip(*(torch.autograd.grad(loss, parameters) for loss in losses), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
 
 
 def test_without_positions_a_token_order_before_the_last_does_not_matter() -> None:
@@ -119,6 +275,16 @@ def test_a_text_longer_than_the_context_is_refused_with_both_lengths() -> None:
 def test_a_model_without_a_vocabulary_is_refused() -> None:
     with pytest.raises(ValueError, match="vocab_size is not set"):
         GPT(GPTConfig())
+
+
+def test_a_document_mask_without_a_mark_to_go_by_is_refused() -> None:
+    with pytest.raises(ValueError, match="end_of_text is not set"):
+        GPT(GPTConfig(**TINY, document_mask=True))
+
+
+def test_numbers_of_texts_in_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"texts has shape \(1, 3\), tokens \(1, 4\)"):
+        make(GPTConfig(**TINY))(torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, 3, dtype=torch.long))
 
 
 def test_weight_decay_reaches_matrices_only() -> None:

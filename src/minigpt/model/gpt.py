@@ -90,11 +90,12 @@ class GPT(nn.Module):
             raise ValueError(f"texts has shape {tuple(texts.shape)}, tokens {tuple(tokens.shape)}: give one for each")
         x = self.token_embedding(tokens)  # (B, T, C)
         absolute = self.position_embedding.weight if self.config.position == "learned" else self.sinusoidal
+        positions = slice(T) if texts is None else _positions(texts)
         if absolute is not None:
-            x = x + (absolute[:T] if texts is None else absolute[_positions(texts)])
+            x = x + absolute[positions]
         x = self.dropout(x)
-        # Distances are the same from wherever positions are counted, so these two need not know of texts.
-        rotary = None if self.rotary is None else self.rotary[:, :T]
+        rotary = None if self.rotary is None else self.rotary[:, positions]
+        # ALiBi needs to know nothing of texts: a distance is the same from wherever positions are counted.
         key_bias = None if self.slopes is None else alibi_bias(self.slopes, T)
         graph: Graph = Causal() if texts is None else Causal() & Documents(texts)
         graphs = {window: graph & Window(window) if window else graph for window in set(self.config.windows)}

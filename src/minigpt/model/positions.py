@@ -29,12 +29,12 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
     Args:
         x: (B, H, T, D) queries or keys.
-        table: (2, T, D / 2) from `rotary_table`, cut to the T positions of x.
+        table: (2, T, D / 2) from `rotary_table`, cut to the T positions of x, or (2, B, T, D / 2) for those of each row.
 
     Returns:
         (B, H, T, D), in x's dtype; norms are unchanged.
     """
-    cos, sin = table.to(x.dtype)
+    cos, sin = table.to(x.dtype).unsqueeze(-3)  # the same for all heads
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 

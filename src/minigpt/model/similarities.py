@@ -167,7 +167,8 @@ class Hard(ScaledDot):
 class Linear(Similarity):
     """phi(q)·phi(k) with phi(x) = elu(x) + 1, divided by its sum over the keys (Katharopoulos et al. 2020, 2006.16236).
 
-    Without a softmax, the sums over keys can be carried along: time and memory grow linearly in T.
+    Without a softmax, the sums over keys can be carried along: time and memory grow linearly in T. With rotary
+    positions the features are of the rotated vectors, so that weights depend on places and not on distances alone.
     """
 
     name = "linear"

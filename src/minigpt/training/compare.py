@@ -1,6 +1,6 @@
 """Recipes -> one table: each is trained on the same text with the same seeds and budget; only the recipe differs.
 
-    python -m minigpt.training.compare configs/attention/*.yaml --seeds "[1, 2]"
+    python -m minigpt.training.compare configs/attention/*.yaml --seeds 1 2
 
 Finished runs are noted in OUT/runs.csv and not trained again, so a comparison that was stopped goes on, and recipes can
 be added later. Speeds are measured apart from training, all recipes in turn within one process: on a machine that has
@@ -91,7 +91,10 @@ def load_recipes(compare_config: CompareConfig) -> dict[str, Config]:
         budget = [f"--trainer.max_steps={compare_config.max_steps}", "--trainer.max_time=null"]
     recipes: dict[str, Config] = {}
     for path in compare_config.recipes:
-        config, _ = cli.parse_training([f"--config={path}", *budget])
+        try:
+            config, _ = cli.parse_training([f"--config={path}", *budget])
+        except UserError as error:
+            raise UserError(str(error).removeprefix("--config ")) from None
         if config.name in recipes:
             raise UserError(f"{path}: another recipe is called {config.name} too: give it a name of its own")
         if config.trainer.max_time is not None:

@@ -1,0 +1,58 @@
+"""What is shown is what is used: captured weights times values are what the fused kernels gathered."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from minigpt.config import GPTConfig, UserError
+from minigpt.inspection.capture import capture_attention
+from minigpt.model import attention
+from minigpt.model.gpt import GPT
+from minigpt.model.similarities import SIMILARITIES
+
+TINY: dict[str, Any] = {"vocab_size": 61, "context_length": 24, "n_layer": 2, "n_head": 4, "n_embd": 32}
+
+
+def kinds() -> list[dict[str, Any]]:
+    """Every similarity with plain, windowed, capped and grouped attention, where they compose."""
+    extras: list[dict[str, Any]] = [{}, {"window": [5, None]}, {"logit_softcap": 3.0}, {"n_kv_head": 2}]
+    good = []
+    for similarity, position, extra in itertools.product(SIMILARITIES, ("rotary", "alibi", "learned"), extras):
+        kind = {"similarity": similarity, "position": position, **extra}
+        try:
+            GPTConfig(**TINY, **kind)
+        except UserError:
+            continue
+        good.append(kind)
+    return good
+
+
+@pytest.mark.parametrize("kind", kinds(), ids=lambda kind: "-".join(map(str, kind.values())))
+def test_captured_weights_times_values_are_what_attention_gathered(
+    kind: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**TINY, **kind)).eval()
+    gathered: list[tuple[Tensor, Tensor]] = []
+    attend = attention.attend
+
+    def spy(query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
+        result = attend(query, key, value, **how)
+        gathered.append((value.repeat_interleave(4 // value.shape[1], dim=1), result))
+        return result
+
+    monkeypatch.setattr(attention, "attend", spy)
+    texts = torch.tensor([[0] * 24, [-1] * 3 + [0] * 9 + [1] * 12])
+    with torch.no_grad(), capture_attention(model) as maps:
+        model(torch.randint(61, (2, 24)), texts)
+    assert len(maps) == len(gathered) == 2
+    for weights, (value, result) in zip(maps, gathered, strict=True):
+        torch.testing.assert_close(weights @ value, result, atol=1e-5, rtol=1e-4)
+        assert (weights.triu(1) == 0).all()
+        heard = weights.sum(-1)
+        torch.testing.assert_close(heard[0], torch.ones(4, 24))
+        torch.testing.assert_close(heard[1], torch.cat([torch.zeros(4, 3), torch.ones(4, 21)], dim=-1))
+        assert not weights[1, :, 12:, :12].any(), "no text hears another"
