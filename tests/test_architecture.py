@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "generation": {"config", "files", "data", "model", "checkpoint"},
     "inspection": {"config", "files", "data", "model", "checkpoint"},
     "interop": {"config", "files", "data", "model", "checkpoint"},
-    "training": {"config", "files", "data", "model", "checkpoint", "generation", "inspection", "interop"},
+    "training": {"config", "cli", "files", "data", "model", "checkpoint", "generation", "inspection", "interop"},
 }
 """The parts of minigpt that each part may import, besides itself."""
 

@@ -19,7 +19,7 @@ def truth(x: Tensor) -> Tensor:
 
 
 def noisy_samples(seed: int, n: int = 50) -> tuple[Tensor, Tensor]:
-    """The data of Dive into Deep Learning: points in [0, 5] and their values with noise of 0.5."""
+    """The data of Dive into Deep Learning, first edition: points in [0, 5] and their values with noise of 0.5."""
     generator = torch.Generator().manual_seed(seed)
     x = 5 * torch.rand(n, generator=generator, dtype=torch.float64)
     return x, truth(x) + 0.5 * torch.randn(n, generator=generator, dtype=torch.float64)
@@ -218,9 +218,9 @@ def test_a_hard_choice_without_straight_through_learns_nothing() -> None:
     assert train_lookup(Honest()) < 0.3
 
 
-@pytest.mark.parametrize(("similarity", "most"), [(Uniform(), 0.4), (Linear(), 0.8)], ids=["uniform", "linear"])
-def test_without_a_softmax_attention_cannot_look_up(similarity: Similarity, most: float) -> None:
-    assert train_lookup(similarity) < most
+def test_without_a_softmax_attention_looks_up_worse_and_without_a_similarity_not_at_all() -> None:
+    assert 0.6 < train_lookup(Linear()) < 0.9
+    assert train_lookup(Uniform()) < 0.4
 
 
 def test_a_lookup_leaves_the_similarity_and_the_random_numbers_as_they_were() -> None:

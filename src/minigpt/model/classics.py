@@ -26,10 +26,9 @@ def regress(
         f(x) = sum_s K(x - x_s) y_s / sum_s K(x - x_s),  K(u) = exp(-u^2 / (2 width^2)) for `Gaussian(1, width)`.
 
     `Uniform()` makes it the mean of all values. Nadaraya 1964 (https://doi.org/10.1137/1109020), Watson 1964
-    (https://www.jstor.org/stable/25049340); as attention: Zhang et al., Dive into Deep Learning, section 11.2
-    (https://d2l.ai/chapter_attention-mechanisms-and-transformers/attention-pooling.html).
-
-    In float64: far from 0, a Gaussian's score is the small difference of the large numbers q·k and |k|^2 / 2.
+    (https://www.jstor.org/stable/25049340); as attention: Zhang et al. 2021, Dive into Deep Learning
+    (https://d2l.ai/chapter_attention-mechanisms-and-transformers/attention-pooling.html). In float64, as far from 0 a
+    Gaussian's score is the small difference of the large numbers q·k and |k|^2 / 2.
 
     Args:
         x: (T,) points to predict at: the queries.
@@ -60,10 +59,10 @@ def fit_width(x_train: Tensor, y_train: Tensor, steps: int = 20) -> Gaussian:
     L-BFGS with a line search (Liu and Nocedal 1989, https://doi.org/10.1007/BF01589116) on the logarithm of the width,
     starting from the spread of the points: metres and millimetres lead to the same predictions.
 
-    Args:
-        x_train: (S,) points, at least two different ones.
-        y_train: (S,) their values.
-        steps: at most; fewer are taken once the gradient is 0.
+    Args: x_train (S,), at least two different points; y_train (S,); at most `steps` steps, fewer once it is found.
+
+    Raises:
+        UserError: points without a spread.
     """
     kernel = Gaussian(1, width=x_train.double().std().item()).to(x_train.device)
     optimizer = torch.optim.LBFGS(kernel.parameters(), max_iter=steps, line_search_fn="strong_wolfe")
@@ -87,7 +86,7 @@ def retrieve(query: Tensor, patterns: Tensor, beta: float, steps: int = 1) -> Te
 
     Args:
         query: (T, D) corrupted patterns, each on its own.
-        patterns: (S, D) the memory.
+        patterns: (S, D) memory.
         beta: inverse temperature. Towards 0 it averages all patterns, in between similar ones; when large it finds one.
         steps: updates; one is enough where patterns lie well apart.
 
@@ -125,7 +124,7 @@ def train_lookup(similarity: Similarity, *, steps: int = 200, n_keys: int = 8, s
     its backward pass pretends to have been the softmax: straight through (Bengio et al. 2013,
     https://arxiv.org/abs/1308.3432). `Hard(sampled=True)` tries keys by their probability while training (Xu et al.
     2015, https://arxiv.org/abs/1502.03044). All three get nearly every lookup right; `Linear()`, without a softmax to
-    sharpen its weights, about 0.6; `Uniform()` 0.3, by naming the commonest of the digits.
+    sharpen its weights, 0.8, even in 1000 steps; `Uniform()` 0.3, by naming the commonest of the digits.
 
     Args:
         similarity: with settings for one head; a copy is trained.

@@ -29,7 +29,7 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
     Args:
         x: (B, H, T, D) queries or keys.
-        table: (2, T, D / 2) from `rotary_table`, cut to the T positions of x, or (2, B, T, D / 2) for those of each row.
+        table: (2, T, D / 2) from `rotary_table`, cut to the T positions of x, or (2, B, T, D / 2), a row each.
 
     Returns:
         (B, H, T, D), in x's dtype; norms are unchanged.

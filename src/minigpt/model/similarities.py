@@ -92,7 +92,8 @@ class Gaussian(Similarity):
     """-|q - k|^2 / (2 width^2): Nadaraya and Watson's kernel regression (1964), a width learned by each head.
 
     |q|^2 is the same for all keys of a query and falls out: this is q·k / width^2 with a bias of -|k|^2 / (2 width^2)
-    for each key. The default width D^(1/4) gives q·k the scale of the scaled dot product.
+    for each key. Points far from the origin, counted in widths, lose digits in that difference. In a model the width
+    starts at D^(1/4), which gives q·k the scale of the scaled dot product.
     """
 
     name = "gaussian"
@@ -142,8 +143,9 @@ class Uniform(Similarity):
 
 
 class Hard(ScaledDot):
-    """All weight on one key: the best, or while training one sampled by its probability (Xu et al. 2015, 1502.03044).
+    """All weight on one key: the best, or in training mode one sampled by its probability (Xu et al. 2015, 1502.03044).
 
+    As any module, it is in training mode until `eval()`.
     Choosing has no gradient; the softmax's is used in its place (straight through; Bengio et al. 2013,
     https://arxiv.org/abs/1308.3432).
     """
