@@ -232,6 +232,7 @@ def test_a_graph_is_reduced_to_the_one_that_the_fast_kernel_knows() -> None:
     assert Window(8).reduced(8, 8) == Full()
     assert Window(7).reduced(8, 8) == Window(7)
     assert Window(7).reduced(5, 8) == Window(7), "the longer of the two counts"
+    assert Window(7).reduced(8, 5) == Window(7), "the longer of the two counts"
     assert (Causal() & Window(8)).reduced(8, 8) == Causal()
     assert (Window(8) & Causal()).reduced(8, 8) == Causal()
     assert (Causal() & Causal()).reduced(8, 8) == Causal()

@@ -8,26 +8,20 @@ as the similarity's mathematics and the graph's shape allow; `attention_weights`
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from functools import lru_cache
 from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
-from torch.utils.checkpoint import checkpoint
 
 from minigpt.config import GPTConfig, UserError, check_attention
 from minigpt.model.graphs import Causal, Full, Graph
-from minigpt.model.linear_attention import causal_linear_attention, full_linear_attention
+from minigpt.model.kernels import by_blocks, fused, has_triton, in_pieces, repeat_heads
+from minigpt.model.linear_attention import causal_linear_attention, full_linear_attention, full_product
 from minigpt.model.norms import make_norm
 from minigpt.model.positions import rotate
 from minigpt.model.similarities import SIMILARITIES, Hard, Linear, Scores, Similarity
-
-ROWS = 256
-"""Queries for which a dense piece of the graph is made at a time."""
 
 
 class How(TypedDict):
@@ -76,13 +70,13 @@ def attend(
     Raises:
         UserError: shapes that do not fit one another, or a similarity that cannot do what is asked of it.
     """
-    _check(query, key, value, similarity, graph, key_bias, softcap, dropout)
-    graph = graph.reduced(query.shape[2], key.shape[2])
+    how: How = {"similarity": similarity, "graph": graph, "key_bias": key_bias, "softcap": softcap}
+    _check(query, key, value, how, dropout)
     if isinstance(similarity, Linear):
         return _gather_linearly(query, key, value, similarity, graph)
     for _ in range(similarity.steps - 1):
-        query = _gather(query, key, key, similarity, graph, key_bias, softcap, dropout)
-    return _gather(query, key, value, similarity, graph, key_bias, softcap, dropout)
+        query = _gather(query, key, key, how, dropout)
+    return _gather(query, key, value, how, dropout)
 
 
 def attention_weights(
@@ -101,168 +95,54 @@ def attention_weights(
     Returns:
         (B, H, T, S) in at least float32: rows sum to 1, or to 0 where nothing is heard; 0 where there is no edge.
     """
-    _check(query, key, key, similarity, graph, key_bias, softcap, 0.0)
+    how: How = {"similarity": similarity, "graph": graph, "key_bias": key_bias, "softcap": softcap}
+    _check(query, key, key, how)
     (B, H, T, _), S = query.shape, key.shape[2]
     mask = graph.mask(range(T), range(S), query.device)
     heard = mask.any(dim=-1, keepdim=True)
     if isinstance(similarity, Linear):
-        features = similarity.features(query), similarity.features(_repeat_heads(key, H))
+        features = similarity.features(query), similarity.features(repeat_heads(key, H))
         weights = _linear_weights(*features, mask | ~heard)
     else:
         for _ in range(similarity.steps - 1):
-            query = _gather(query, key, key, similarity, graph, key_bias, softcap, 0.0)
+            query = _gather(query, key, key, how)
         weights = _weights(_scores(query, key, similarity, key_bias), mask | ~heard, similarity, softcap)
     return weights.masked_fill(~mask, 0.0).expand(B, H, T, S)
 
 
-def _gather(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    similarity: Similarity,
-    graph: Graph,
-    key_bias: Tensor | None,
-    softcap: float | None,
-    dropout: float,
-) -> Tensor:
+def _gather(query: Tensor, key: Tensor, value: Tensor, how: How, dropout: float = 0.0) -> Tensor:
     """One softmax, or one hard choice, over the keys of each query."""
-    scores = _scores(query, key, similarity, key_bias)
-    value = _repeat_heads(value, query.shape[1])
+    similarity, softcap = how["similarity"], how["softcap"]
+    graph = how["graph"].reduced(query.shape[2], key.shape[2])
+    scores = _scores(query, key, similarity, how["key_bias"])
+    value = repeat_heads(value, query.shape[1])
     simple = softcap is None and isinstance(graph, Full | Causal)
-    if query.is_cuda and not simple and not dropout and not isinstance(similarity, Hard) and _has_triton():
-        return _by_blocks(scores, value, graph, softcap)
+    if query.is_cuda and not simple and not dropout and not isinstance(similarity, Hard) and has_triton():
+        return by_blocks(scores, value, graph, softcap)
     if softcap is None and not isinstance(similarity, Hard):
-        return _fused(scores, value, graph, dropout)
+        return fused(scores, value, graph, dropout)
 
     def by_weights(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, keys: slice) -> Tensor:
         bias = None if scores.key_bias is None else scores.key_bias[..., keys]
         weights = _weights(Scores(query, key, scores.scale, bias), mask, similarity, softcap)
-        return F.dropout(weights, dropout).to(value.dtype) @ value
+        return (F.dropout(weights, dropout).to(value.dtype) @ value).to(value.dtype)
 
-    return _in_pieces(by_weights, scores.query, scores.key, value, graph)
+    return in_pieces(by_weights, scores.query, scores.key, value, graph)
 
 
 def _gather_linearly(query: Tensor, key: Tensor, value: Tensor, similarity: Linear, graph: Graph) -> Tensor:
-    query, key = similarity.features(query), similarity.features(_repeat_heads(key, query.shape[1]))
-    value = _repeat_heads(value, query.shape[1])
+    query, key = similarity.features(query), similarity.features(repeat_heads(key, query.shape[1]))
+    value = repeat_heads(value, query.shape[1])
+    graph = graph.reduced(query.shape[2], key.shape[2])
     if isinstance(graph, Full):
         return full_linear_attention(query, key, value)
     if isinstance(graph, Causal) and query.shape[2] == key.shape[2]:
         return causal_linear_attention(query, key, value)[0]
 
     def by_weights(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, keys: slice) -> Tensor:
-        return _linear_weights(query, key, mask).to(value.dtype) @ value
+        return (_linear_weights(query, key, mask).to(value.dtype) @ value).to(value.dtype)
 
-    return _in_pieces(by_weights, query, key, value, graph)
-
-
-def _fused(scores: Scores, value: Tensor, graph: Graph, dropout: float) -> Tensor:
-    """scaled_dot_product_attention: by its flag, or by pieces of a dense mask."""
-    dtype, D_v = value.dtype, value.shape[-1]
-    query, key, value = _of_one_width(*_bias_in_channels(scores), value)
-
-    def by_mask(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, keys: slice) -> Tensor:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scores.scale)
-
-    if isinstance(graph, Full | Causal):
-        gathered = F.scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, is_causal=isinstance(graph, Causal), scale=scores.scale
-        )
-    else:
-        gathered = _in_pieces(by_mask, query, key, value, graph)
-    return gathered[..., :D_v].to(dtype)
-
-
-def _in_pieces(
-    piece: Callable[[Tensor, Tensor, Tensor, Tensor, slice], Tensor],
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    graph: Graph,
-) -> Tensor:
-    """ROWS queries at a time, with the keys in their reach and that piece of the graph's matrix.
-
-    Args:
-        piece: (query, key, value, mask, keys) -> what these queries gather from these keys. No row of the mask it gets
-            is empty: who hears nothing is let to hear all, and its result replaced by zeros.
-        query: (B, H, T, D).
-        key: (B, H, S, D).
-        value: (B, H, S, D_v).
-        graph: that the pieces are cut from.
-    """
-    B, H, T, _ = query.shape
-    S = key.shape[2]
-    gathered = []
-    for start in range(0, T, ROWS):
-        stop = min(start + ROWS, T)
-        low, high = graph.reach(start, stop, S)
-        if low >= high:
-            gathered.append(value.new_zeros(B, H, stop - start, value.shape[-1]))
-            continue
-
-        def run(
-            query: Tensor,
-            key: Tensor,
-            value: Tensor,
-            queries: range = range(start, stop),
-            keys: range = range(low, high),
-        ) -> Tensor:
-            mask = graph.mask(queries, keys, query.device)
-            here = slice(keys.start, keys.stop)
-            if graph.reflexive and T <= S:
-                return piece(query, key, value, mask, here)
-            heard = mask.any(dim=-1, keepdim=True)
-            return piece(query, key, value, mask | ~heard, here).masked_fill(~heard, 0.0)
-
-        parts = query[:, :, start:stop], key[:, :, low:high], value[:, :, low:high]
-        keep = T <= ROWS or not torch.is_grad_enabled()
-        gathered.append(run(*parts) if keep else checkpoint(run, *parts, use_reentrant=False))
-    return gathered[0] if len(gathered) == 1 else torch.cat(gathered, dim=2)
-
-
-def _by_blocks(scores: Scores, value: Tensor, graph: Graph, softcap: float | None) -> Tensor:
-    """FlexAttention: blocks of the matrix without an edge are skipped, and no mask is held."""
-    bias = scores.key_bias
-
-    def score_mod(score: Tensor, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        if softcap is not None:
-            score = softcap * torch.tanh(score / softcap)
-        return score if bias is None else score + bias[b % len(bias), h, s]
-
-    kernel: Callable[..., Tensor] = flex_attention
-    if value.is_cuda and not torch.compiler.is_compiling():
-        kernel = _compiled_flex_attention()
-    gathered: Tensor = kernel(
-        scores.query.to(value.dtype),
-        scores.key.to(value.dtype),
-        value,
-        score_mod=None if softcap is None and bias is None else score_mod,
-        block_mask=_block_mask(graph, value.device, scores.query.shape[2], value.shape[2]),
-        scale=scores.scale,
-    )
-    return gathered
-
-
-@lru_cache(maxsize=8)  # a model's layers share their graphs, and a static graph stays the same from step to step
-def _block_mask(graph: Graph, device: torch.device, n_queries: int, n_keys: int) -> BlockMask:
-    n_batch, n_heads = (n if n > 1 else None for n in graph.shape)
-
-    def edges(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:  # a plain function, as torch looks at its kind
-        return graph.edges(b, h, t, s)
-
-    return create_block_mask(edges, n_batch, n_heads, n_queries, n_keys, device=str(device))
-
-
-@lru_cache(maxsize=1)
-def _compiled_flex_attention() -> Callable[..., Tensor]:
-    compiled: Callable[..., Tensor] = torch.compile(flex_attention)
-    return compiled
-
-
-@lru_cache(maxsize=1)
-def _has_triton() -> bool:
-    """Without the compiler that it needs, FlexAttention would hold the whole matrix."""
-    return importlib.util.find_spec("triton") is not None
+    return in_pieces(by_weights, query, key, value, graph)
 
 
 def _scores(query: Tensor, key: Tensor, similarity: Similarity, key_bias: Tensor | None) -> Scores:
@@ -271,73 +151,27 @@ def _scores(query: Tensor, key: Tensor, similarity: Similarity, key_bias: Tensor
     bias = scores.key_bias
     if key_bias is not None:
         bias = key_bias if bias is None else bias + key_bias
-    return Scores(scores.query, _repeat_heads(scores.key, query.shape[1]), scores.scale, bias)
+    return Scores(scores.query, repeat_heads(scores.key, query.shape[1]), scores.scale, bias)
 
 
 def _weights(scores: Scores, mask: Tensor, similarity: Similarity, softcap: float | None) -> Tensor:
     """(B, H, T, S) weights of one piece in at least float32; NaN in rows of the mask without an edge."""
-    dtype = torch.promote_types(scores.query.dtype, torch.float32)
-    products = scores.query.to(dtype) @ scores.key.to(dtype).mT * scores.scale
+    products = full_product(scores.query, scores.key.mT) * scores.scale
     if softcap is not None:
         products = softcap * torch.tanh(products / softcap)
     if scores.key_bias is not None:
-        products = products + scores.key_bias[:, :, None].to(dtype)
+        products = products + scores.key_bias[:, :, None].to(products.dtype)
     products = products.masked_fill(~mask, float("-inf"))
     return similarity.choose(products) if isinstance(similarity, Hard) else products.softmax(dim=-1)
 
 
 def _linear_weights(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
     """(B, H, T, S) weights of one piece from features, in at least float32."""
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    products = (query.to(dtype) @ key.to(dtype).mT).masked_fill(~mask, 0.0)
-    return products / products.sum(dim=-1, keepdim=True)
+    products = full_product(query, key.mT).masked_fill(~mask, 0.0)
+    return products / products.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(products.dtype).tiny)
 
 
-def _repeat_heads(x: Tensor, n_head: int) -> Tensor:
-    """(B, H_kv, T, D) -> (B, H, T, D). Explicit, as enable_gqa leaves the fused kernel on some devices."""
-    return x if x.shape[1] == n_head else x.repeat_interleave(n_head // x.shape[1], dim=1)
-
-
-def _bias_in_channels(scores: Scores) -> tuple[Tensor, Tensor]:
-    """Queries and keys whose product has the bias in it: (q, 1)·(k, bias) = q·k + bias.
-
-    The fused kernels take no bias for each key along with the causal flag, nor give its gradient. A bias of 16 bits
-    would be coarser than the scores' differences, so there it is split over three channels, which hold 24 bits.
-    """
-    query, key, scale, bias = scores
-    if bias is None:
-        return query, key
-    kind = query.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
-    bias = (bias / scale).expand(len(key), -1, -1)
-    parts = []
-    for _ in range(3 if dtype.itemsize < 4 else 1):
-        parts.append(bias.to(dtype))
-        bias = bias - parts[-1]
-    ones = query.new_ones(()).to(dtype).expand(*query.shape[:-1], len(parts))
-    return torch.cat([query.to(dtype), ones], dim=-1), torch.cat([key.to(dtype), torch.stack(parts, dim=-1)], dim=-1)
-
-
-def _of_one_width(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Zero channels for the narrower ones, as the fused kernels want one width: they change no product and no sum."""
-    widths = query.shape[-1], value.shape[-1]
-    if widths[0] == widths[1]:
-        return query, key, value
-    width = -(-max(widths) // 8) * 8  # rows that begin at multiples of 32 bytes are faster
-    query, key, value = (F.pad(x, (0, width - x.shape[-1])) for x in (query, key, value))
-    return query, key, value
-
-
-def _check(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    similarity: Similarity,
-    graph: Graph,
-    key_bias: Tensor | None,
-    softcap: float | None,
-    dropout: float,
-) -> None:
+def _check(query: Tensor, key: Tensor, value: Tensor, how: How, dropout: float = 0.0) -> None:
     (B, H, T, D), S = query.shape, key.shape[2]
     if key.shape[0] != B or key.shape[3] != D or key.shape[:3] != value.shape[:3]:
         raise UserError(
@@ -346,8 +180,13 @@ def _check(
         )
     if H % key.shape[1]:
         raise UserError(f"{key.shape[1]} key heads do not divide {H} query heads: each serves an equal number of them")
-    graph.check(B, H, T, S)
-    check_attention(similarity.name, softcap=softcap, dropout=dropout, alibi=key_bias is not None)
+    how["graph"].check(B, H, T, S)
+    bias, n_head = how["key_bias"], how["similarity"].n_head
+    if bias is not None and tuple(bias.shape) not in {(1, H, S), (B, H, S)}:
+        raise UserError(f"key_bias has shape {tuple(bias.shape)}: it is (1, {H}, {S}) or ({B}, {H}, {S})")
+    if n_head not in {None, H}:
+        raise UserError(f"the similarity was made for {n_head} heads, but there are {H} query heads")
+    check_attention(how["similarity"].name, softcap=how["softcap"], dropout=dropout, alibi=how["key_bias"] is not None)
 
 
 class Attention(nn.Module):

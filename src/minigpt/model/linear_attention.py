@@ -38,13 +38,13 @@ def causal_linear_attention(
     C = min(CHUNK, T)
     missing = -T % C  # empty keys add nothing to any sum
     query, key, value = (F.pad(x, (0, 0, 0, missing)).view(B, H, -1, C, x.shape[-1]) for x in (query, key, value))
-    within = (query @ key.mT).tril() @ value  # (B, H, T / C, C, D_v + 1)
-    sums = key.mT @ value  # (B, H, T / C, D, D_v + 1), of each chunk
+    within = full_product(full_product(query, key.mT).tril(), value)  # (B, H, T / C, C, D_v + 1)
+    sums = full_product(key.mT, value)  # (B, H, T / C, D, D_v + 1), of each chunk
     carried = sums.cumsum(dim=2)
     before = F.pad(carried[:, :, :-1], (0, 0, 0, 0, 1, 0))
     if state is not None:
         carried, before = carried + state[:, :, None], before + state[:, :, None]
-    total = (within + query @ before).reshape(B, H, T + missing, D_v + 1)[:, :, :T]
+    total = (within + full_product(query, before)).reshape(B, H, T + missing, D_v + 1)[:, :, :T]
     return _divided(total).to(dtype), carried[:, :, -1]
 
 
@@ -52,12 +52,19 @@ def full_linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Each token's weighted sum over all: one sum serves every query. Shapes as above, with any number of keys."""
     dtype = value.dtype
     query, key, value = _prepared(query, key, value)
-    return _divided(query @ (key.mT @ value)).to(dtype)
+    return _divided(full_product(query, full_product(key.mT, value))).to(dtype)
 
 
 def _prepared(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.promote_types(value.dtype, torch.float32)  # long sums in 16 bits would lose their newest terms
     return query.to(dtype), key.to(dtype), F.pad(value.to(dtype), (0, 1), value=1.0)
+
+
+def full_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in at least float32, also where autocast would take 16 bits."""
+    dtype = torch.promote_types(a.dtype, torch.float32)
+    with torch.autocast(a.device.type, enabled=False):
+        return a.to(dtype) @ b.to(dtype)
 
 
 def _divided(total: Tensor) -> Tensor:

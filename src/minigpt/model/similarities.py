@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.config import GPTConfig, UserError
@@ -38,6 +37,11 @@ class Similarity(nn.Module):
     """What a token's vector must be projected to; what is missing here needs no weights in the model."""
     steps: int = 1
     """Updates of the query; all but the last gather keys instead of values."""
+
+    @property
+    def n_head(self) -> int | None:
+        """Number of heads that it learns something for, the length of its parameters; None if it learns nothing."""
+        return next((len(parameter) for parameter in self.parameters()), None)
 
     def scores(self, query: Tensor, key: Tensor) -> Scores:
         """The scores before the softmax. Args: query (B, H, T, D), key (B, H_kv, S, D)."""
@@ -177,7 +181,8 @@ class Linear(Similarity):
 
     def features(self, x: Tensor) -> Tensor:
         """phi: positive, so that weights are."""
-        return F.elu(x) + 1
+        # Not F.elu(x) + 1, which subtracts 1 and adds it again: nothing would be left of very small weights.
+        return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
 
 
 SIMILARITIES: dict[str, Callable[[GPTConfig], Similarity]] = {

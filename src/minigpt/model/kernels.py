@@ -1,0 +1,168 @@
+"""Scores, values and a graph -> what is gathered, by the kernel that does it best.
+
+Scores are (query, key, scale, key_bias), as `similarities` says them; the kernels are PyTorch's. None of them holds the
+(T, S) matrix, and what each cannot do is the next one's: `fused` takes every softmax on the CPU and the simple graphs
+on a GPU, `by_blocks` the other graphs there, and `in_pieces` whatever needs its scores or a dense mask in hand.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.utils.checkpoint import checkpoint
+
+from minigpt.model.graphs import Causal, Full, Graph
+from minigpt.model.similarities import Scores
+
+ROWS = 256
+"""Queries for which a dense piece of the graph is made at a time."""
+
+
+def fused(scores: Scores, value: Tensor, graph: Graph, dropout: float) -> Tensor:
+    """scaled_dot_product_attention: by its flag, or by pieces of a dense mask."""
+    dtype, D_v = value.dtype, value.shape[-1]
+    query, key, value = _of_one_width(*_bias_in_channels(scores), value)
+
+    def by_mask(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, keys: slice) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scores.scale)
+
+    if isinstance(graph, Full | Causal):
+        gathered = F.scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout, is_causal=isinstance(graph, Causal), scale=scores.scale
+        )
+    else:
+        gathered = in_pieces(by_mask, query, key, value, graph)
+    return gathered[..., :D_v].to(dtype)
+
+
+def in_pieces(
+    piece: Callable[[Tensor, Tensor, Tensor, Tensor, slice], Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    graph: Graph,
+) -> Tensor:
+    """ROWS queries at a time, with the keys in their reach and that piece of the graph's matrix.
+
+    Args:
+        piece: (query, key, value, mask, keys) -> what these queries gather from these keys. No row of the mask it gets
+            is empty: who hears nothing is let to hear all, and its result replaced by zeros.
+        query: (B, H, T, D).
+        key: (B, H, S, D).
+        value: (B, H, S, D_v).
+        graph: that the pieces are cut from.
+    """
+    B, H, T, _ = query.shape
+    S = key.shape[2]
+    gathered = []
+    for start in range(0, T, ROWS):
+        stop = min(start + ROWS, T)
+        low, high = graph.reach(start, stop, S)
+        if low >= high:
+            gathered.append(value.new_zeros(B, H, stop - start, value.shape[-1]))
+            continue
+
+        def run(
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            queries: range = range(start, stop),
+            keys: range = range(low, high),
+        ) -> Tensor:
+            mask = graph.mask(queries, keys, query.device)
+            here = slice(keys.start, keys.stop)
+            if graph.reflexive and T <= S:
+                return piece(query, key, value, mask, here)
+            heard = mask.any(dim=-1, keepdim=True)
+            return piece(query, key, value, mask | ~heard, here).masked_fill(~heard, 0.0)
+
+        parts = query[:, :, start:stop], key[:, :, low:high], value[:, :, low:high]
+        keep = T <= ROWS or not torch.is_grad_enabled()
+        gathered.append(run(*parts) if keep else checkpoint(run, *parts, use_reentrant=False))
+    return gathered[0] if len(gathered) == 1 else torch.cat(gathered, dim=2)
+
+
+def by_blocks(scores: Scores, value: Tensor, graph: Graph, softcap: float | None) -> Tensor:
+    """FlexAttention: blocks of the matrix without an edge are skipped, and no mask is held."""
+    bias = scores.key_bias
+
+    def score_mod(score: Tensor, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        if softcap is not None:
+            score = softcap * torch.tanh(score / softcap)
+        return score if bias is None else score + bias[b % len(bias), h, s]
+
+    kernel: Callable[..., Tensor] = flex_attention
+    if value.is_cuda and not torch.compiler.is_compiling():
+        kernel = _compiled_flex_attention()
+    gathered: Tensor = kernel(
+        scores.query.to(value.dtype),
+        scores.key.to(value.dtype),
+        value,
+        score_mod=None if softcap is None and bias is None else score_mod,
+        block_mask=_block_mask(graph, value.device, scores.query.shape[2], value.shape[2]),
+        scale=scores.scale,
+    )
+    return gathered
+
+
+@lru_cache(maxsize=8)  # a model's layers share their graphs, and a static graph stays the same from step to step
+def _block_mask(graph: Graph, device: torch.device, n_queries: int, n_keys: int) -> BlockMask:
+    n_batch, n_heads = (n if n > 1 else None for n in graph.shape)
+
+    def edges(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:  # a plain function, as torch looks at its kind
+        return graph.edges(b, h, t, s)
+
+    return create_block_mask(edges, n_batch, n_heads, n_queries, n_keys, device=str(device))
+
+
+@lru_cache(maxsize=1)
+def _compiled_flex_attention() -> Callable[..., Tensor]:
+    compiled: Callable[..., Tensor] = torch.compile(flex_attention)
+    return compiled
+
+
+@lru_cache(maxsize=1)
+def has_triton() -> bool:
+    """Without the compiler that it needs, FlexAttention would hold the whole matrix."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def repeat_heads(x: Tensor, n_head: int) -> Tensor:
+    """(B, H_kv, T, D) -> (B, H, T, D). Explicit, as enable_gqa leaves the fused kernel on some devices."""
+    return x if x.shape[1] == n_head else x.repeat_interleave(n_head // x.shape[1], dim=1)
+
+
+def _bias_in_channels(scores: Scores) -> tuple[Tensor, Tensor]:
+    """Queries and keys whose product has the bias in it: (q, 1)·(k, bias) = q·k + bias.
+
+    The fused kernels take no bias for each key along with the causal flag, nor give its gradient. A bias of 16 bits
+    would be coarser than the scores' differences, so there it is split over three channels, which hold 24 bits.
+    """
+    query, key, scale, bias = scores
+    if bias is None:
+        return query, key
+    kind = query.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+    bias = (bias / scale).expand(len(key), -1, -1)
+    parts = []
+    for _ in range(3 if dtype.itemsize < 4 else 1):
+        parts.append(bias.to(dtype))
+        bias = bias - parts[-1]
+    ones = query.new_ones(()).to(dtype).expand(*query.shape[:-1], len(parts))
+    return torch.cat([query.to(dtype), ones], dim=-1), torch.cat([key.to(dtype), torch.stack(parts, dim=-1)], dim=-1)
+
+
+def _of_one_width(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Zero channels for the narrower ones, as the fused kernels want one width: they change no product and no sum."""
+    widths = query.shape[-1], value.shape[-1]
+    if widths[0] == widths[1]:
+        return query, key, value
+    width = -(-max(widths) // 8) * 8  # rows that begin at multiples of 32 bytes are faster
+    query, key, value = (F.pad(x, (0, width - x.shape[-1])) for x in (query, key, value))
+    return query, key, value

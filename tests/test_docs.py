@@ -1,0 +1,75 @@
+"""docs/attention.md: its code runs as it stands there, and its pictures and numbers are those of the code."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from scripts import ROOT
+
+from minigpt.model import similarities
+from minigpt.model.attention import attend
+from minigpt.model.graphs import Causal, Documents, Full, Prefix, Window
+
+PAGE = (ROOT / "docs" / "attention.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", PAGE, re.DOTALL)
+
+
+def python_block(containing: str) -> str:
+    (block,) = [text for language, text in BLOCKS if language == "python" and containing in text]
+    return block
+
+
+def test_the_commands_run(tmp_path: Path) -> None:
+    for name in ("train.py", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    commands = [
+        line for language, text in BLOCKS if language == "sh" for line in text.splitlines() if "train.py" in line
+    ]
+    assert len(commands) >= 2
+    for command in commands:
+        command = re.sub(r"\bpython\b", sys.executable, command)
+        result = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, f"{command}\n{result.stderr}"
+
+
+def test_the_first_example_runs_and_prints_shapes_and_a_graph() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", python_block("near = attention_weights")], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert "torch.Size([2, 8, 100, 64]) torch.Size([2, 8, 100, 100])" in run.stdout
+    assert run.stdout.splitlines()[-1] == "········"
+
+
+def test_the_drawn_graphs_are_what_the_code_draws() -> None:
+    (drawing,) = [text for language, text in BLOCKS if not language and "Causal() & Window(3)" in text]
+    ids = torch.tensor([0, 0, 0, 1, 1, 1, 1, -1])
+    graphs = [Full(), Causal(), Causal() & Window(3), Causal() | Prefix(4), Causal() & Documents(ids)]
+    drawn = [re.findall(r"[■·]{8}", line) for line in drawing.splitlines()[1:]]
+    assert drawn == [list(row) for row in zip(*(graph.show(8).splitlines() for graph in graphs), strict=True)]
+
+
+def test_the_regressions_errors_are_those_in_the_table() -> None:
+    run = subprocess.run([sys.executable, "-c", python_block("fit_width")], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    first = [float(number) for number in re.findall(r"[\d.]+(?:e-\d+)?", run.stdout.splitlines()[0])]
+    rows = re.findall(r"^\| (?:average|`Gaussian`).*?\| (\.\d+) \|", PAGE, re.MULTILINE)
+    assert [round(number, 3) for number in first] == [float(cell) for cell in rows]
+
+
+def test_the_similarity_of_ones_own_works_in_attend_as_it_stands_there() -> None:
+    names = {**vars(similarities), "SIMILARITIES": dict(similarities.SIMILARITIES)}
+    exec(python_block("class Tempered"), names)
+    query, key, value = torch.randn(3, 1, 2, 5, 4).unbind()
+    own, plain = names["Tempered"](2), similarities.ScaledDot()
+    torch.testing.assert_close(
+        attend(query, key, value, similarity=own, graph=Causal()),
+        attend(query, key, value, similarity=plain, graph=Causal()),
+    )
+
+
+def test_every_similarity_is_in_the_table() -> None:
+    for name in similarities.SIMILARITIES:
+        assert f"| `{name}` |" in PAGE
