@@ -33,7 +33,7 @@ from torch import Tensor
 
 from minigpt import cli
 from minigpt.config import UserError
-from minigpt.model import attention, linear_attention
+from minigpt.model import kernels, linear_attention
 from minigpt.model import similarities as sim
 from minigpt.model.attention import attend
 from minigpt.model.graphs import Causal, Documents, Graph, Prefix, Window
@@ -190,7 +190,7 @@ def graphs(device: str, quick: bool) -> Iterator[str]:
     if device == "cpu":  # FlexAttention, which a GPU takes, cuts no pieces
         windows = [(T, f"causal & window {size}") for T in (1024, 4096) for size in (64, 256)]
         scanned = [Case("scaled_dot", (1, 4, T, 64), device, window) for T, window in windows]
-        yield scan(attention, "ROWS", (64, 128, 256, 512), scanned, quick)
+        yield scan(kernels, "ROWS", (64, 128, 256, 512), scanned, quick)
 
 
 PARTS = {"cost": cost, "memory": memory, "linear": linear, "graphs": graphs}
@@ -253,7 +253,7 @@ def peak(case: Case) -> float:
     B, H, _, D = case.shape
     for graph in (case.graph, "causal & documents of 256"):  # the second is cut into pieces even where it is small
         small = dataclasses.replace(case, shape=(B, H, 64, D), graph=graph)
-        with mock.patch.object(attention, "ROWS", 32):
+        with mock.patch.object(kernels, "ROWS", 32):
             small.call(*small.inputs())()
     inputs = case.inputs()
     if case.device == "cuda":
