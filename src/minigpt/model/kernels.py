@@ -27,7 +27,7 @@ ROWS = 256
 def fused(scores: Scores, value: Tensor, graph: Graph, dropout: float) -> Tensor:
     """scaled_dot_product_attention: by its flag, or by pieces of a dense mask."""
     dtype, D_v = value.dtype, value.shape[-1]
-    query, key, value = _of_one_width(*_bias_in_channels(scores), value)
+    query, key, value = _of_one_width(scores, value)
 
     def by_mask(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, keys: slice) -> Tensor:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scores.scale)
@@ -138,31 +138,37 @@ def repeat_heads(x: Tensor, n_head: int) -> Tensor:
     return x if x.shape[1] == n_head else x.repeat_interleave(n_head // x.shape[1], dim=1)
 
 
-def _bias_in_channels(scores: Scores) -> tuple[Tensor, Tensor]:
-    """Queries and keys whose product has the bias in it: (q, 1)·(k, bias) = q·k + bias.
+def _of_one_width(scores: Scores, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value of one width, as the fused kernels want them, the bias among their channels.
 
-    The fused kernels take no bias for each key along with the causal flag, nor give its gradient. A bias of 16 bits
-    would be coarser than the scores' differences, so there it is split over three channels, which hold 24 bits.
+    (q, 1)·(k, bias) = q·k + bias: the kernels take no bias for each key along with the causal flag, nor give its
+    gradient. A bias of 16 bits would be coarser than the scores' differences, so there it is split over three channels,
+    which hold 24 bits. Channels of zeros change no product and no sum.
     """
     query, key, scale, bias = scores
-    if bias is None:
-        return query, key
-    kind = query.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
-    bias = (bias / scale).expand(len(key), -1, -1)
-    parts = []
-    for _ in range(3 if dtype.itemsize < 4 else 1):
-        parts.append(bias.to(dtype))
-        bias = bias - parts[-1]
-    ones = query.new_ones(()).to(dtype).expand(*query.shape[:-1], len(parts))
-    return torch.cat([query.to(dtype), ones], dim=-1), torch.cat([key.to(dtype), torch.stack(parts, dim=-1)], dim=-1)
+    dtype, parts = query.dtype, []
+    if bias is not None:
+        kind = query.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+        bias = (bias / scale).expand(len(key), -1, -1)
+        for _ in range(3 if dtype.itemsize < 4 else 1):
+            parts.append(bias.to(dtype))
+            bias = bias - parts[-1]
+    width = max(query.shape[-1] + len(parts), value.shape[-1])
+    if width > min(query.shape[-1], value.shape[-1]):
+        width = -(-width // 8) * 8  # rows that begin at multiples of 32 bytes are faster
+    ones = [query.new_ones(()).to(dtype).expand(*query.shape[:-1], 1)] * len(parts)
+    channels = [part[..., None] for part in parts]
+    return (
+        _widened([query.to(dtype), *ones], width),
+        _widened([key.to(dtype), *channels], width),
+        _widened([value], width),
+    )
 
 
-def _of_one_width(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Zero channels for the narrower ones, as the fused kernels want one width: they change no product and no sum."""
-    widths = query.shape[-1], value.shape[-1]
-    if widths[0] == widths[1]:
-        return query, key, value
-    width = -(-max(widths) // 8) * 8  # rows that begin at multiples of 32 bytes are faster
-    query, key, value = (F.pad(x, (0, width - x.shape[-1])) for x in (query, key, value))
-    return query, key, value
+def _widened(channels: list[Tensor], width: int) -> Tensor:
+    """Channels side by side, and zeros up to a width: one copy, or none."""
+    missing = width - sum(x.shape[-1] for x in channels)
+    if missing:
+        channels = [*channels, channels[0].new_zeros(()).expand(*channels[0].shape[:-1], missing)]
+    return torch.cat(channels, dim=-1) if len(channels) > 1 else channels[0]

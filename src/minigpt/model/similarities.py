@@ -110,7 +110,8 @@ class Gaussian(Similarity):
     def scores(self, query: Tensor, key: Tensor) -> Scores:
         precision = (-2 * self.log_width).exp()  # (H,) 1 / width^2
         groups = len(precision) // key.shape[1]
-        half_square = key.to(torch.promote_types(key.dtype, torch.float32)).square().sum(-1) / 2  # (B, H_kv, S)
+        exact = torch.promote_types(key.dtype, torch.float32)
+        half_square = torch.linalg.vector_norm(key, dim=-1, dtype=exact).square() / 2  # (B, H_kv, S)
         bias = -half_square.repeat_interleave(groups, dim=1) * precision[:, None]
         return Scores(query * precision[:, None, None].to(query.dtype), key, 1.0, bias)
 
