@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 NAME ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types format clean
+.PHONY: help demo test test-slow bench lint types format clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -18,6 +18,9 @@ test: .venv/installed-dev lint types ## lint, types and the test suite
 
 test-slow: .venv/installed-dev ## the longer proofs that `make test` leaves out
 	$(BIN)/python -m pytest -m slow
+
+bench: .venv/installed ## attention's time and memory, into benchmarks/results/ (ten minutes; leave the machine alone)
+	$(BIN)/python benchmarks/attention.py --write
 
 lint: .venv/installed-dev ## ruff: rules and format
 	$(BIN)/ruff check .
