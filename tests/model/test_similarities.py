@@ -242,3 +242,12 @@ def test_hard_weights_are_one_for_the_best_and_zero_elsewhere() -> None:
     sampled = full_weights(query, key, Hard(sampled=True).train())
     assert torch.equal(sampled.sum(-1), torch.ones(2, H, T).double())
     assert not torch.equal(sampled, expected)
+
+
+def test_gaussian_distances_far_from_the_origin_are_told_apart_in_16_bits() -> None:
+    """There |k|^2 / 2 is about 50, where 16-bit numbers are 1/4 apart, and q·k as large: only the difference counts."""
+    query, key, value = (x.detach().bfloat16() for x in random_heads())
+    query, key = query + 4.5, key + 4.5
+    exact = attend(*(x.double() for x in (query, key, value)), similarity=Gaussian(H, 1.0), graph=Full())
+    found = attend(query, key, value, similarity=Gaussian(H, 1.0), graph=Full())
+    torch.testing.assert_close(found.double(), exact, atol=2**-7, rtol=2**-7)
