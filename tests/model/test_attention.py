@@ -224,6 +224,7 @@ def test_pieces_of_the_matrix_give_what_the_whole_gives(name: str, graph: str, m
     leaves, similarity = inputs(H_kv=2), MAKERS[name]().double()
     whole = result_and_gradients(attend, leaves, similarity, graph=GRAPHS[graph])
     monkeypatch.setattr(kernels, "ROWS", 3)  # the last piece is a single row
+    monkeypatch.setattr(kernels, "WEIGHTS", B * H * 3 * 3)
     pieces = result_and_gradients(attend, leaves, similarity, graph=GRAPHS[graph])
     assert_all_close(pieces, whole, atol=1e-12, rtol=1e-11)
 
@@ -237,6 +238,7 @@ def test_pieces_whose_queries_are_beyond_the_reach_of_any_key_gather_zeros(
         monkeypatch.undo()
         whole = result_and_gradients(attend, leaves, similarity, graph=graph)
         monkeypatch.setattr(kernels, "ROWS", 3)
+        monkeypatch.setattr(kernels, "WEIGHTS", B * H * 3 * 3)
         pieces = result_and_gradients(attend, leaves, similarity, graph=graph)
         assert_all_close(pieces, whole, atol=1e-12, rtol=1e-11)
         assert torch.equal(pieces[0][1, :, 6:], torch.zeros(H, 6, D_v))
@@ -252,6 +254,7 @@ def test_softcap_and_bias_in_pieces_give_what_the_whole_gives(
     how = {"graph": GRAPHS[graph], "softcap": 2.0, "key_bias": bias}
     whole = result_and_gradients(attend, leaves, similarity, **how)
     monkeypatch.setattr(kernels, "ROWS", 3)
+    monkeypatch.setattr(kernels, "WEIGHTS", B * H * 3 * 3)
     assert_all_close(result_and_gradients(attend, leaves, similarity, **how), whole, atol=1e-12, rtol=1e-11)
 
 
@@ -275,6 +278,7 @@ def test_a_window_costs_its_width_and_no_piece_of_it_is_kept_for_the_backward_pa
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "ROWS", 4)
+    monkeypatch.setattr(kernels, "WEIGHTS", B * H * 4 * 6)
     query, key, value = inputs(32, 32)
     graph = Watched(Causal() & Window(3))
     gathered = attend(query, key, value, similarity=MAKERS[name](), graph=graph)
@@ -295,6 +299,7 @@ def random_keys_and_their_use(
 ) -> tuple[Tensor, Tensor]:
     """The sum of what is gathered, twice: forward, and from the gradient, as it is linear in the values."""
     monkeypatch.setattr(kernels, "ROWS", 3)
+    monkeypatch.setattr(kernels, "WEIGHTS", B * H * 3 * 3)
     query, key, value = inputs(20, 20)
     torch.manual_seed(0)
     gathered = attend(query, key, value, similarity=similarity, graph=graph, dropout=dropout)
@@ -343,6 +348,7 @@ def test_who_hears_nothing_gathers_zeros_and_has_no_gradient(
     name: str, graph: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "ROWS", rows)
+    monkeypatch.setattr(kernels, "WEIGHTS", B * H * rows * rows)
     for dtype in (torch.float64, torch.bfloat16):
         similarity = MAKERS[name]().to(dtype)
         result = result_and_gradients(attend, inputs(H_kv=2, dtype=dtype), similarity, graph=LONELY[graph])
@@ -764,6 +770,7 @@ def test_traced_attention_in_pieces_is_the_same_forward_and_backward(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "ROWS", 3)
+    monkeypatch.setattr(kernels, "WEIGHTS", B * H * 3 * 3)
     assert_compiled_is_the_same(name, GRAPHS["causal window"], "aot_eager", atol=1e-12, rtol=1e-11)
 
 

@@ -49,7 +49,7 @@ def attend(
     Self- and cross-attention differ only in where key and value come from.
 
     A softmax similarity runs on PyTorch's fused kernel, which never holds the (T, S) weights: without a mask on the
-    full graph, with a flag on the causal one, with FlexAttention's block mask on a GPU, and else in pieces of ROWS
+    full graph, with a flag on the causal one, with FlexAttention's block mask on a GPU, and else in pieces of some
     queries and the keys in their reach. The pieces of the mask are made again for the backward pass, so that memory
     grows with T, not with T * S. Linear attention carries sums along the causal and the full graph. Softcap and hard
     attention need the scores themselves, piece by piece.
@@ -127,7 +127,7 @@ def _gather(query: Tensor, key: Tensor, value: Tensor, how: How, dropout: float 
         weights = _weights(Scores(query, key, scores.scale, bias), mask, similarity, softcap)
         return (F.dropout(weights, dropout).to(value.dtype) @ value).to(value.dtype)
 
-    return in_pieces(by_weights, scores.query, scores.key, value, graph)
+    return in_pieces(by_weights, scores.query, scores.key, value, graph, writes_weights=True)
 
 
 def _gather_linearly(query: Tensor, key: Tensor, value: Tensor, similarity: Linear, graph: Graph) -> Tensor:
@@ -142,7 +142,7 @@ def _gather_linearly(query: Tensor, key: Tensor, value: Tensor, similarity: Line
     def by_weights(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, keys: slice) -> Tensor:
         return (_linear_weights(query, key, mask).to(value.dtype) @ value).to(value.dtype)
 
-    return in_pieces(by_weights, query, key, value, graph)
+    return in_pieces(by_weights, query, key, value, graph, writes_weights=True)
 
 
 def _scores(query: Tensor, key: Tensor, similarity: Similarity, key_bias: Tensor | None) -> Scores:

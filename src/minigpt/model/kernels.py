@@ -22,6 +22,8 @@ from minigpt.model.similarities import Scores
 
 ROWS = 256
 """Queries for which a dense piece of the graph is made at a time."""
+WEIGHTS = 2**22
+"""Weights that are written out at a time, over all rows and heads: 16 MB in float32, and some copies of it."""
 
 
 def fused(scores: Scores, value: Tensor, graph: Graph, dropout: float) -> Tensor:
@@ -47,8 +49,10 @@ def in_pieces(
     key: Tensor,
     value: Tensor,
     graph: Graph,
+    *,
+    writes_weights: bool = False,
 ) -> Tensor:
-    """ROWS queries at a time, with the keys in their reach and that piece of the graph's matrix.
+    """Some queries at a time, with the keys in their reach and that piece of the graph's matrix.
 
     Args:
         piece: (query, key, value, mask, keys) -> what these queries gather from these keys. No row of the mask it gets
@@ -57,12 +61,17 @@ def in_pieces(
         key: (B, H, S, D).
         value: (B, H, S, D_v).
         graph: that the pieces are cut from.
+        writes_weights: whether the piece holds weights of all its rows and heads. Then pieces have equally many
+            weights, not equally many queries: no more than WEIGHTS are held at once, whatever the number of keys, and
+            the memory of one piece fits the next (growing pieces leave holes in the heap).
     """
-    B, H, T, _ = query.shape
-    S = key.shape[2]
-    gathered = []
-    for start in range(0, T, ROWS):
-        stop = min(start + ROWS, T)
+    (B, H, T, _), S = query.shape, key.shape[2]
+    gathered: list[Tensor] = []
+    stop = 0
+    while stop < T:
+        start = stop
+        stop = start + (_rows_of_weights(graph, start, T, S, WEIGHTS // (B * H)) if writes_weights else ROWS)
+        stop = min(stop, T)
         low, high = graph.reach(start, stop, S)
         if low >= high:
             gathered.append(value.new_zeros(B, H, stop - start, value.shape[-1]))
@@ -83,9 +92,24 @@ def in_pieces(
             return piece(query, key, value, mask | ~heard, here).masked_fill(~heard, 0.0)
 
         parts = query[:, :, start:stop], key[:, :, low:high], value[:, :, low:high]
-        keep = T <= ROWS or not torch.is_grad_enabled()
+        keep = stop - start == T or not torch.is_grad_enabled()
         gathered.append(run(*parts) if keep else checkpoint(run, *parts, use_reentrant=False))
     return gathered[0] if len(gathered) == 1 else torch.cat(gathered, dim=2)
+
+
+def _rows_of_weights(graph: Graph, start: int, n_queries: int, n_keys: int, most: int) -> int:
+    """How many queries from `start` on have at most that many weights with the keys in their reach; one at least."""
+
+    def weights(rows: int) -> int:
+        low, high = graph.reach(start, start + rows, n_keys)
+        return rows * max(0, high - low)
+
+    # Where the reach does not go back to the first key, as in a window, long pieces would have many edges that are none.
+    fewest, largest = 1, n_queries - start if graph.reach(start, start + 1, n_keys)[0] == 0 else ROWS
+    while fewest < largest:
+        middle = (fewest + largest + 1) // 2
+        fewest, largest = (middle, largest) if weights(middle) <= most else (fewest, middle - 1)
+    return fewest
 
 
 def by_blocks(scores: Scores, value: Tensor, graph: Graph, softcap: float | None) -> Tensor:
