@@ -104,7 +104,7 @@ def _rows_of_weights(graph: Graph, start: int, n_queries: int, n_keys: int, most
         low, high = graph.reach(start, start + rows, n_keys)
         return rows * max(0, high - low)
 
-    # Where the reach does not go back to the first key, as in a window, long pieces would have many edges that are none.
+    # In a window, which does not reach back to the first key, long pieces would hold little but what is no edge.
     fewest, largest = 1, n_queries - start if graph.reach(start, start + 1, n_keys)[0] == 0 else ROWS
     while fewest < largest:
         middle = (fewest + largest + 1) // 2
