@@ -62,6 +62,7 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     ),
     (GPTConfig, {"similarity": "hopfield", "hopfield_steps": 0}, "model.hopfield_steps=0: must be at least 1"),
     (GPTConfig, {"hopfield_beta": 2.0}, "model.hopfield_beta=2.0: only similarity hopfield uses it, not scaled_dot"),
+    (GPTConfig, {"hopfield_steps": 3}, "model.hopfield_steps=3: only similarity hopfield uses it, not scaled_dot"),
     (GPTConfig, {"hard_choice": "sampled"}, "model.hard_choice=sampled: only similarity hard uses it, not scaled_dot"),
     (GPTConfig, {"similarity": "linear", "softmax_temperature": 2.0}, "model.softmax_temperature=2.0: only similarity"),
     (GPTConfig, {"window": 0}, "model.window=0: a window is at least 1 token"),

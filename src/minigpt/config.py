@@ -163,6 +163,7 @@ class GPTConfig:
         settings = {
             "softmax_temperature": (self.softmax_temperature != 1.0, {"scaled_dot", "symmetric", "hard"}),
             "hopfield_beta": (self.hopfield_beta is not None, {"hopfield"}),
+            "hopfield_steps": (self.hopfield_steps != 2, {"hopfield"}),
             "hard_choice": (self.hard_choice != "best", {"hard"}),
         }
         for name, (given, users) in settings.items():
