@@ -156,7 +156,7 @@ class Documents(Graph):
     def reach(self, start: int, stop: int, n_keys: int) -> tuple[int, int]:
         if torch.compiler.is_compiling():  # a shape that depends on the ids would break the traced graph
             return 0, n_keys
-        ids = self.ids.view(-1, n_keys)
+        ids = self.ids.reshape(-1, n_keys)
         mine = ids[:, start:stop]
         lowest = mine.masked_fill(mine < 0, torch.iinfo(ids.dtype).max).amin(dim=1, keepdim=True)
         between = ((ids >= lowest) & (ids <= mine.amax(dim=1, keepdim=True))).any(dim=0).nonzero()
@@ -166,8 +166,8 @@ class Documents(Graph):
         whole = not self.ids.is_floating_point() and self.ids.dtype != torch.bool
         if tuple(self.ids.shape) not in {(T,), (B, T)} or T != S or not whole:
             raise UserError(
-                f"documents is {tuple(self.ids.shape)} {str(self.ids.dtype).removeprefix('torch.')}: give a whole number "
-                f"for each of {T} tokens, as ({T},) or "
+                f"documents is {tuple(self.ids.shape)} {str(self.ids.dtype).removeprefix('torch.')}: give whole numbers "
+                f"for {T} tokens, as ({T},) or "
                 f"({B}, {T})" + ("" if T == S else f"; there are {S} keys, but one document numbers both")
             )
 
