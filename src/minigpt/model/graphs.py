@@ -166,8 +166,8 @@ class Documents(Graph):
         whole = not self.ids.is_floating_point() and self.ids.dtype != torch.bool
         if tuple(self.ids.shape) not in {(T,), (B, T)} or T != S or not whole:
             raise UserError(
-                f"documents is {tuple(self.ids.shape)} {str(self.ids.dtype).removeprefix('torch.')}: give whole numbers "
-                f"for {T} tokens, as ({T},) or "
+                f"documents is {tuple(self.ids.shape)} {str(self.ids.dtype).removeprefix('torch.')}: whole "
+                f"numbers are needed for {T} tokens, as ({T},) or "
                 f"({B}, {T})" + ("" if T == S else f"; there are {S} keys, but one document numbers both")
             )
 
