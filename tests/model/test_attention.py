@@ -215,6 +215,25 @@ def test_a_bias_of_each_key_and_a_softcap_do_as_in_the_slow_twin(name: str, grap
     assert_all_close(fast, result_and_gradients(attend_slowly, leaves, similarity, **how), atol=1e-12, rtol=1e-11)
 
 
+@pytest.mark.parametrize("graph", ["causal", "causal window"])
+@pytest.mark.parametrize("width", [1, 5, 6, 11])
+@pytest.mark.parametrize("name", MAKERS)
+def test_values_may_be_of_any_width(name: str, width: int, graph: str) -> None:
+    query, key, _ = inputs(H_kv=2)
+    value = torch.randn(B, 2, T, width, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    leaves, similarity = (query, key, value.requires_grad_()), MAKERS[name]().double()
+    fast = result_and_gradients(attend, leaves, similarity, graph=GRAPHS[graph])
+    assert fast[0].shape == (B, H, T, width)
+    weights = attention_weights(query, key, similarity=similarity, graph=GRAPHS[graph])
+    explicit = (weights @ value.repeat_interleave(2, dim=1)).detach()
+    torch.testing.assert_close(fast[0], explicit, atol=1e-12, rtol=1e-11)
+    one_by_one = [
+        result_and_gradients(attend, (query, key, value[..., c : c + 1]), similarity, graph=GRAPHS[graph])[0]
+        for c in range(width)
+    ]
+    torch.testing.assert_close(fast[0], torch.cat(one_by_one, dim=-1), atol=1e-12, rtol=1e-11)
+
+
 # In pieces
 
 
@@ -689,6 +708,13 @@ def test_linear_attention_of_very_negative_queries_keeps_its_weights(graph: str)
     assert_all_close(
         result, result_and_gradients(attend_slowly, leaves, Linear(), graph=GRAPHS[graph]), atol=5e-6, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("graph", ["full", "causal", "causal window"])
+def test_linear_attention_whose_features_are_all_rounded_to_zero_is_finite(graph: str) -> None:
+    query, key, value = (x.detach() for x in inputs(dtype=torch.float32))
+    for leaves in ((query - 1000, key, value), (query, key - 1000, value)):
+        assert torch.isfinite(attend(*leaves, similarity=Linear(), graph=GRAPHS[graph])).all()
 
 
 # Hard attention

@@ -214,6 +214,13 @@ def test_reach_is_no_wider_than_the_rule_says() -> None:
     assert Prefix(4).reach(10, 12, 20) == (0, 4)
     assert (Causal() | Prefix(15)).reach(10, 12, 20) == (0, 15)
     assert (Window(2) | Prefix(3)).reach(10, 12, 20) == (0, 13)
+    documents = Documents(torch.tensor([0] * 5 + [-1] * 2 + [1] * 8 + [2] * 5))
+    assert documents.reach(0, 3, 20) == (0, 5)
+    assert documents.reach(8, 10, 20) == (7, 15)
+    assert documents.reach(14, 16, 20) == (7, 20)
+    assert (Causal() & documents).reach(8, 10, 20) == (7, 10)
+    low, high = documents.reach(5, 7, 20)
+    assert low >= high, "padding hears nothing"
     low, high = Window(2).reach(10, 12, 5)
     assert low >= high, "queries far beyond the last key hear nothing"
 
@@ -260,7 +267,7 @@ def test_the_graphs_of_a_decoder_say_that_everyone_hears_itself() -> None:
         Prefix(3),
         Causal() & Prefix(3),
         Documents(torch.tensor([0, -1])),
-        Causal() & Documents(torch.ones(2)),
+        Causal() & Documents(torch.tensor([1, 1])),
     ):
         assert not graph.reflexive
 
@@ -306,9 +313,11 @@ WRONG: dict[str, tuple[Graph, list[str]]] = {
     "a prefix for another number of rows": (Prefix(torch.tensor([1, 2, 3])), ["(3,)", "2 rows"]),
     "a prefix that is a number in a tensor": (Prefix(torch.tensor(3)), ["prefix", "()"]),
     "a prefix of two axes": (Prefix(torch.tensor([[1], [2]])), ["prefix", "(2, 1)"]),
-    "documents of another length": (Documents(torch.zeros(5)), ["documents", "(5,)", "(7,)", "(2, 7)"]),
-    "documents of other rows": (Documents(torch.zeros(3, 7)), ["documents", "(3, 7)", "(2, 7)"]),
-    "documents of three axes": (Documents(torch.zeros(2, 7, 7)), ["documents", "(2, 7, 7)"]),
+    "documents of another length": (Documents(torch.zeros(5).long()), ["documents", "(5,)", "(7,)", "(2, 7)"]),
+    "documents of other rows": (Documents(torch.zeros(3, 7).long()), ["documents", "(3, 7)", "(2, 7)"]),
+    "documents of three axes": (Documents(torch.zeros(2, 7, 7).long()), ["documents", "(2, 7, 7)"]),
+    "documents in fractions": (Documents(torch.zeros(7)), ["documents", "(7,) float32", "whole numbers"]),
+    "documents as yes and no": (Documents(torch.zeros(2, 7).bool()), ["documents", "(2, 7) bool", "whole numbers"]),
     "padding of another length": (Padding(REAL[:, :6]), ["keys", "(2, 6) bool", "(2, 7)"]),
     "padding for all rows": (Padding(REAL[0]), ["keys", "(7,) bool", "(2, 7)"]),
     "padding in numbers": (Padding(REAL.long()), ["keys", "int64", "give (2, 7) bool"]),
@@ -320,7 +329,7 @@ WRONG: dict[str, tuple[Graph, list[str]]] = {
     "adjacency of five axes": (Adjacency(torch.ones(1, 2, 4, 7, 7).bool()), ["adjacency", "(1, 2, 4, 7, 7)"]),
     "adjacency of other rows": (Adjacency(torch.ones(3, 7, 7).bool()), ["adjacency", "(3, 7, 7)", "(2, 7, 7)"]),
     "adjacency of other heads": (Adjacency(torch.ones(2, 3, 7, 7).bool()), ["(2, 3, 7, 7)", "(2, 4, 7, 7)"]),
-    "a mistake on the left": (Documents(torch.zeros(5)) & Causal(), ["documents", "(5,)"]),
+    "a mistake on the left": (Documents(torch.zeros(5).long()) & Causal(), ["documents", "(5,)"]),
     "a mistake on the right": (Causal() | Prefix(-2), ["prefix=-2"]),
     "a mistake deep inside": (Causal() & (Window(3) | Adjacency(torch.ones(7, 7))), ["adjacency", "float32"]),
 }
@@ -343,7 +352,7 @@ def test_a_graph_that_does_not_fit_is_refused_in_one_line_with_the_sizes(name: s
 
 
 def test_documents_of_queries_do_not_number_other_keys() -> None:
-    documents = Documents(torch.zeros(7))
+    documents = Documents(torch.zeros(7).long())
     with pytest.raises(UserError, match="there are 5 keys, but one document numbers both"):
         documents.check(2, 4, 7, 5)
     with pytest.raises(UserError, match="there are 5 keys"):
