@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from minigpt.config import GPTConfig, OptimizerConfig, UserError
+from minigpt.model import gpt
 from minigpt.model.gpt import GPT
 from minigpt.model.similarities import SIMILARITIES
 from minigpt.training.module import next_token_loss
@@ -265,6 +266,74 @@ def test_a_tied_head_is_stored_once() -> None:
     tied, untied = make(GPTConfig(**TINY, tie_embeddings=True)), make(GPTConfig(**TINY))
     assert untied.n_parameters - tied.n_parameters == 61 * 32
     assert "lm_head.weight" not in tied.state_dict()
+
+
+VOCABULARIES = pytest.mark.parametrize("vocab_size", [1, 63, 64, 65, 128, 50257])
+TIED = pytest.mark.parametrize("tie_embeddings", [True, False], ids=["tied", "untied"])
+
+
+def tables(model: GPT) -> list[torch.nn.Parameter]:
+    """The weights that have a row for each token."""
+    return [p for name, p in model.named_parameters() if name in ("token_embedding.weight", "lm_head.weight")]
+
+
+@VOCABULARIES
+@TIED
+def test_there_are_logits_of_the_vocabulary_only_though_its_tables_are_padded(
+    vocab_size: int, tie_embeddings: bool
+) -> None:
+    model = make(GPTConfig(**{**TINY, "vocab_size": vocab_size}, tie_embeddings=tie_embeddings))
+    assert model(torch.randint(vocab_size, (2, 24))).shape == (2, 24, vocab_size)
+    assert len(tables(model)) == (1 if tie_embeddings else 2)
+    for table in tables(model):
+        assert table.shape == (-(-vocab_size // 64) * 64, 32)
+    others = sum(p.numel() for p in model.parameters()) - sum(table.numel() for table in tables(model))
+    assert model.n_parameters == others + len(tables(model)) * vocab_size * 32
+
+
+@VOCABULARIES
+@TIED
+def test_rows_of_padding_change_nothing_and_get_no_gradient(vocab_size: int, tie_embeddings: bool) -> None:
+    model = make(GPTConfig(**{**TINY, "vocab_size": vocab_size}, tie_embeddings=tie_embeddings))
+    tokens = torch.randint(vocab_size, (2, 25))
+    before = model(tokens[:, :-1])
+    with torch.no_grad():
+        for table in tables(model):
+            table[vocab_size:] = 1e4
+    after = model(tokens[:, :-1])
+    assert torch.equal(before, after)
+    next_token_loss(after, tokens[:, 1:]).backward()
+    for table in tables(model):
+        assert table.grad is not None
+        assert not table.grad[vocab_size:].any()
+
+
+@TIED
+def test_off_the_cpu_the_padded_product_is_cut_to_the_vocabulary(tie_embeddings: bool) -> None:
+    model = make(GPTConfig(**TINY, tie_embeddings=tie_embeddings)).to("meta")
+    assert model(torch.zeros(2, 24, dtype=torch.long, device="meta")).shape == (2, 24, 61)
+
+
+@VOCABULARIES
+@TIED
+def test_weights_with_padding_come_back_from_their_state_dict(vocab_size: int, tie_embeddings: bool) -> None:
+    config = GPTConfig(**{**TINY, "vocab_size": vocab_size}, tie_embeddings=tie_embeddings)
+    first = make(config)
+    torch.manual_seed(1)
+    second = GPT(config)
+    second.load_state_dict(first.state_dict())
+    tokens = torch.randint(vocab_size, (2, 24))
+    assert torch.equal(first(tokens), second(tokens))
+
+
+@TIED
+def test_padding_moves_none_of_the_initial_weights(tie_embeddings: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = GPTConfig(**TINY, tie_embeddings=tie_embeddings)
+    padded = make(config).state_dict()
+    monkeypatch.setattr(gpt, "VOCABULARY_MULTIPLE", 1)
+    for name, weight in make(config).state_dict().items():
+        assert torch.equal(padded[name][: len(weight)], weight)
+        assert not padded[name][len(weight) :].any()
 
 
 def test_a_text_longer_than_the_context_is_refused_with_both_lengths() -> None:

@@ -120,7 +120,7 @@ def generate(
         top_k: see `next_token`.
         seed: of the draws; the same seed gives the same tokens.
         end_of_text: token that ends the text and is not yielded; None goes on to max_new_tokens.
-        n_drawable: only ids below this are drawn (a padded vocabulary has more); None allows all.
+        n_drawable: only ids below this are drawn (a model.vocab_size above the tokenizer's has more); None allows all.
         beginning: what the new text must begin with; None leaves it free.
     """
     device = next(model.parameters()).device

@@ -12,9 +12,16 @@ from minigpt.model.graphs import Causal, Documents, Graph, Window
 from minigpt.model.norms import make_norm
 from minigpt.model.positions import alibi_bias, alibi_slopes, rotary_table, sinusoidal_table
 
+VOCABULARY_MULTIPLE = 64
+"""Tables of the vocabulary have a multiple of this many rows: matrix products of odd sizes are slow on GPUs."""
+
 
 class GPT(nn.Module):
-    """A decoder-only transformer (Radford et al. 2019), in GPT-2's form or a modern one: every choice is a knob."""
+    """A decoder-only transformer (Radford et al. 2019), in GPT-2's form or a modern one: every choice is a knob.
+
+    The token embedding and the output head have rows that pad the vocabulary to a multiple of VOCABULARY_MULTIPLE.
+    They never reach the logits, so they get no gradient and are never sampled.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         """Build and initialise the model from torch's global random state.
@@ -49,6 +56,10 @@ class GPT(nn.Module):
         self.sinusoidal: Tensor | None
         self.slopes: Tensor | None
         self._initialise()
+        # Last, so that the real rows are drawn as they would be without padding.
+        _pad_rows(self.token_embedding)
+        if not config.tie_embeddings:
+            _pad_rows(self.lm_head)
 
     def _initialise(self) -> None:
         """GPT-2's: normal(0.02); what is added to the residual stream is scaled down by its number of additions."""
@@ -63,8 +74,13 @@ class GPT(nn.Module):
 
     @property
     def n_parameters(self) -> int:
-        """Exact number of parameters; a tied output head counts once."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        """Exact number of parameters; a tied output head counts once.
+
+        Rows that only pad the vocabulary are never used and not counted: GPT-2 small has 124,439,808.
+        """
+        tables = 1 if self.config.tie_embeddings else 2
+        padding = (self.token_embedding.num_embeddings - (self.config.vocab_size or 0)) * self.config.n_embd
+        return sum(parameter.numel() for parameter in self.parameters()) - tables * padding
 
     def forward(self, tokens: Tensor, texts: Tensor | None = None) -> Tensor:
         """Logits of the token that follows each position; position t sees tokens 0..t only, and those of its own text.
@@ -76,7 +92,7 @@ class GPT(nn.Module):
                 start. When not given, a row is one text, or with document_mask a new one begins at each end_of_text.
 
         Returns:
-            (B, T, V) logits.
+            (B, T, V) logits, V being config.vocab_size: rows that pad the vocabulary have none.
 
         Raises:
             ValueError: T is longer than the context, or texts has another shape.
@@ -101,9 +117,26 @@ class GPT(nn.Module):
         graphs = {window: graph & Window(window) if window else graph for window in set(self.config.windows)}
         for block, window in zip(self.blocks, self.config.windows, strict=True):
             x = block(x, graphs[window], rotary, key_bias)
-        x = self.final_norm(x)
+        return self._logits(self.final_norm(x))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, V)."""
         # A tied head is not a module of its own, so that the weight is stored and counted once.
-        return F.linear(x, self.token_embedding.weight) if self.config.tie_embeddings else self.lm_head(x)
+        weight = (self.token_embedding if self.config.tie_embeddings else self.lm_head).weight
+        V = self.config.vocab_size
+        # A GPU multiplies aligned matrices faster, so there the padding takes part and its logits are cut off. A CPU
+        # gains nothing from it, and would copy all logits to cut them, forward and backward.
+        return F.linear(x, weight[:V]) if x.device.type == "cpu" else F.linear(x, weight)[..., :V]
+
+
+def _pad_rows(table: nn.Embedding | nn.Linear) -> None:
+    """Append rows of zeros up to a multiple of VOCABULARY_MULTIPLE."""
+    weight = table.weight.detach()
+    table.weight = nn.Parameter(F.pad(weight, (0, 0, 0, -len(weight) % VOCABULARY_MULTIPLE)))
+    if isinstance(table, nn.Embedding):
+        table.num_embeddings = len(table.weight)
+    else:
+        table.out_features = len(table.weight)
 
 
 def _positions(texts: Tensor) -> Tensor:
