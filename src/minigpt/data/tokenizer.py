@@ -1,25 +1,37 @@
-"""Text <-> token ids: bytes, characters, a BPE trained here, or one of tiktoken's, and one file format for all."""
+"""Text <-> token ids: bytes, characters, a BPE (here, tiktoken's, Hugging Face's), and one file format for all."""
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from minigpt.config import UserError
+from minigpt.data.bpe import END_OF_TEXT, SPLIT_PATTERN, TIKTOKEN_NAMES, BPETokenizer, well_formed
+from minigpt.data.huggingface import HuggingFaceTokenizer
 from minigpt.files import write_text
 
-END_OF_TEXT = "<|endoftext|>"
-TIKTOKEN_NAMES = ("gpt2", "cl100k_base", "o200k_base")
+__all__ = [
+    "END_OF_TEXT",
+    "SPLIT_PATTERN",
+    "TIKTOKEN_NAMES",
+    "BPETokenizer",
+    "BytesTokenizer",
+    "CharsTokenizer",
+    "HuggingFaceTokenizer",
+    "Tokenizer",
+    "decode",
+    "load_tokenizer",
+    "make_tokenizer",
+    "save_tokenizer",
+    "tokenizer_from_dict",
+]
 
-# Words with one leading space, numbers of up to three digits, punctuation, newlines, spaces: the split of tiktoken's
-# cl100k_base, without possessive quantifiers, which not every regex engine has.
-SPLIT_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+MAX_FILE_BYTES = 64 << 20
+"""Larger tokenizer files are refused unread; that of Llama 3 has 9 MB."""
 
 
 class Tokenizer(Protocol):
@@ -27,12 +39,15 @@ class Tokenizer(Protocol):
 
     vocab_size: int
     end_of_text: int
+    lossless: bool
+    """Whether `decode(encode(text)) == text`; not where a file of Hugging Face's normalises text or puts a space
+    before it. A lone surrogate, which UTF-8 cannot hold, is read as "?" by all."""
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text; `decode(encode(text)) == text`."""
+        """Token ids of a text."""
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of many texts, in parallel where that pays."""
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """`encode` of many texts, in parallel where that pays: read-only arrays of some unsigned integer type."""
 
     def decode_bytes(self, tokens: Sequence[int]) -> bytes:
         """UTF-8 of the tokens; a token may hold part of a character."""
@@ -51,12 +66,13 @@ class BytesTokenizer:
 
     vocab_size = 257
     end_of_text = 256
+    lossless = True
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8", errors="replace"))
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self.encode(text) for text in texts]
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.frombuffer(text.encode("utf-8", errors="replace"), np.uint8) for text in texts]
 
     def decode_bytes(self, tokens: Sequence[int]) -> bytes:
         return b"".join(END_OF_TEXT.encode() if token == self.end_of_text else bytes([token]) for token in tokens)
@@ -68,30 +84,52 @@ class BytesTokenizer:
 class CharsTokenizer:
     """Each character of a fixed alphabet is a token."""
 
+    lossless = True
+
     def __init__(self, alphabet: str) -> None:
+        """Args: the characters, each once; a character's place is its id.
+
+        Raises:
+            UserError: a character stands there twice, or is a lone surrogate.
+        """
+        if len(set(alphabet)) < len(alphabet):
+            raise UserError("a character appears twice in its alphabet")
+        if well_formed(alphabet) != alphabet:
+            raise UserError("its alphabet has a lone surrogate, which is no character")
         self.alphabet = alphabet
         self.vocab_size = len(alphabet) + 1
         self.end_of_text = len(alphabet)
-        self._ids = {character: i for i, character in enumerate(alphabet)}
+        points = _code_points(alphabet)
+        # Id of each code point up to the highest; the last entry stands for all above. No character has end_of_text.
+        self._ids = np.full(int(points.max(initial=0)) + 2, self.end_of_text, dtype=np.uint32)
+        self._ids[points] = np.arange(len(points))
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> CharsTokenizer:
-        """The alphabet of these texts, in code point order."""
-        return cls("".join(sorted(set().union(*map(set, texts)))))
+        """The alphabet of these texts, in code point order; they are read one by one."""
+        characters: set[str] = set()
+        for text in texts:
+            characters.update(well_formed(text))
+        return cls("".join(sorted(characters)))
 
     def encode(self, text: str) -> list[int]:
         """Raises UserError for a character outside the alphabet, naming it and its place."""
-        try:
-            return [self._ids[character] for character in text]
-        except KeyError:
-            i = next(i for i, character in enumerate(text) if character not in self._ids)
+        return self._encode(text).tolist()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Raises what `encode` does."""
+        return [self._encode(text) for text in texts]
+
+    def _encode(self, text: str) -> np.ndarray:
+        text = well_formed(text)
+        tokens: np.ndarray = self._ids[np.minimum(_code_points(text), len(self._ids) - 1)]
+        if (unknown := tokens == self.end_of_text).any():
+            i = int(unknown.argmax())
             raise UserError(
                 f"character {text[i]!r} (U+{ord(text[i]):04X}) at position {i} is not among the {len(self.alphabet)} "
                 "characters this tokenizer was made from; leave it out, or train with bytes or bpe:N, which know all"
-            ) from None
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self.encode(text) for text in texts]
+            )
+        return tokens
 
     def decode_bytes(self, tokens: Sequence[int]) -> bytes:
         symbols = [*self.alphabet, END_OF_TEXT]
@@ -99,87 +137,6 @@ class CharsTokenizer:
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": "chars", "alphabet": self.alphabet}
-
-
-class BPETokenizer:
-    """Byte-level byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019), served by tiktoken."""
-
-    def __init__(self, pattern: str, ranks: Sequence[bytes], special_tokens: dict[str, int]) -> None:
-        """Args: tiktoken's split regex; the token bytes in merge order; ids beyond the ranks for special tokens."""
-        import tiktoken  # not needed, and not paid for, by the other tokenizers
-
-        self.pattern, self.ranks, self.special_tokens = pattern, list(ranks), dict(special_tokens)
-        self.end_of_text = special_tokens[END_OF_TEXT]
-        self._encoding = tiktoken.Encoding(
-            "minigpt",
-            pat_str=pattern,
-            mergeable_ranks={token: rank for rank, token in enumerate(self.ranks)},
-            special_tokens=self.special_tokens,
-        )
-        self.vocab_size = self._encoding.n_vocab
-
-    @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int) -> BPETokenizer:
-        """Learn merges from texts until there are `vocab_size` tokens, or nothing left to merge.
-
-        `tokenizers` finds the merges. It writes bytes as printable characters; here they become bytes again, as
-        tiktoken wants them.
-        """
-        from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
-
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size - 1,  # the last id is end_of_text
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=False,
-        )
-        learner = Tokenizer(models.BPE())
-        learner.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-        learner.train_from_iterator(texts, trainer)
-        symbols = _byte_symbols()
-        by_id = sorted(learner.get_vocab().items(), key=lambda item: item[1])
-        ranks = [bytes(symbols[character] for character in token) for token, _ in by_id]
-        return cls(SPLIT_PATTERN, ranks, {END_OF_TEXT: len(ranks)})
-
-    @classmethod
-    def named(cls, name: str) -> BPETokenizer:
-        """One of tiktoken's encodings, with all its special tokens, from its cache or the network."""
-        import tiktoken
-
-        try:
-            encoding = tiktoken.get_encoding(name)
-        except Exception as error:
-            raise UserError(
-                f"data.tokenizer={name}: tiktoken could not download its tables ({type(error).__name__}); set "
-                "TIKTOKEN_CACHE_DIR to a folder that holds them, or use bpe:N or bytes, which need no download"
-            ) from None
-        by_rank = sorted(encoding._mergeable_ranks.items(), key=lambda item: item[1])
-        special = dict(encoding._special_tokens)
-        # cl100k_base and o200k_base leave gaps between their special tokens, which an untrained model may draw.
-        for gap in set(range(len(by_rank), encoding.n_vocab)) - set(special.values()):
-            special[f"<|unused_{gap}|>"] = gap
-        return cls(encoding._pat_str, [token for token, _ in by_rank], special)
-
-    def encode(self, text: str) -> list[int]:
-        return self._encoding.encode_ordinary(text)
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._encoding.encode_ordinary_batch(list(texts), num_threads=2)
-
-    def decode_bytes(self, tokens: Sequence[int]) -> bytes:
-        return self._encoding.decode_bytes(tokens)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "kind": "bpe",
-            "pattern": self.pattern,
-            "ranks": [base64.b64encode(token).decode() for token in self.ranks],
-            "special_tokens": self.special_tokens,
-        }
 
 
 def make_tokenizer(name: str, train_texts: Iterable[str], all_texts: Iterable[str]) -> Tokenizer:
@@ -202,7 +159,7 @@ def tokenizer_from_dict(saved: dict[str, Any]) -> Tokenizer:
     """The inverse of `Tokenizer.to_dict`.
 
     Raises:
-        UserError: the dictionary is not one of ours.
+        UserError: the dictionary is not one of ours, or some text or id would be beyond the tokenizer it describes.
     """
     try:
         match saved["kind"]:
@@ -211,11 +168,14 @@ def tokenizer_from_dict(saved: dict[str, Any]) -> Tokenizer:
             case "chars":
                 return CharsTokenizer(saved["alphabet"])
             case "bpe":
-                ranks = [base64.b64decode(token) for token in saved["ranks"]]
-                return BPETokenizer(saved["pattern"], ranks, saved["special_tokens"])
+                return BPETokenizer.from_dict(saved)
+            case "huggingface":
+                return HuggingFaceTokenizer(saved["tokenizer"])
             case kind:
-                raise UserError(f"unknown tokenizer kind {kind!r}")
-    except (KeyError, TypeError, ValueError) as error:
+                raise UserError(f"unknown tokenizer kind {kind!r:.40}")
+    except UserError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # whatever a strange file leads to
         raise UserError(f"not a tokenizer of minigpt ({type(error).__name__}: {error})") from None
 
 
@@ -225,30 +185,30 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a file written by `save_tokenizer`.
+    """Read a file written by `save_tokenizer`, or the tokenizer.json of a byte-level BPE of Hugging Face's.
 
     Raises:
-        UserError: the file is missing or not one of ours.
+        UserError: the file is missing, too large, damaged, or neither of the two.
     """
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise UserError(f"tokenizer {path}: {(error.strerror or 'cannot be read').lower()}") from None
-    except ValueError:
+    if len(content) > MAX_FILE_BYTES:
+        raise UserError(f"tokenizer {path}: is larger than {MAX_FILE_BYTES >> 20} MiB")
+    try:
+        saved = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError):  # the latter for brackets in brackets in brackets
         raise UserError(f"tokenizer {path}: not a JSON file") from None
     try:
+        if isinstance(saved, dict) and "model" in saved and "kind" not in saved:
+            return HuggingFaceTokenizer(saved)
         return tokenizer_from_dict(saved)
     except UserError as error:
         raise UserError(f"tokenizer {path}: {error}") from None
 
 
-def _byte_symbols() -> dict[str, int]:
-    """GPT-2's printable stand-in for each byte -> the byte: itself if printable, else 256, 257, ... in order."""
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
-    symbols = {chr(byte): byte for byte in printable}
-    others = [byte for byte in range(256) if byte not in printable]
-    return symbols | {chr(256 + i): byte for i, byte in enumerate(others)}
+def _code_points(text: str) -> np.ndarray:
+    """(len(text),) uint32 of a text without lone surrogates."""
+    return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")

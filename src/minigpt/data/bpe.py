@@ -1,0 +1,286 @@
+"""Text <-> token ids by byte-level byte-pair encoding: one trained here, or one of tiktoken's."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import queue
+import re
+import socket
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from minigpt.config import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+TIKTOKEN_NAMES = ("gpt2", "cl100k_base", "o200k_base")
+MAX_VOCAB_SIZE = 1_000_000
+"""Ids of a file beyond this are refused: an embedding of so many rows is a mistake, or meant to fill the memory."""
+
+# Words with one leading space, numbers of up to three digits, punctuation, newlines, spaces: the split of tiktoken's
+# cl100k_base, without possessive quantifiers, which not every regex engine has.
+SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPLITS = {
+    "bpe": SPLIT_PATTERN,
+    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
+    "cl100k_base": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
+    "o200k_base": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
+"""How text is split before its bytes are merged. Files may name no other pattern: one that leaves characters out would
+lose text, and one that backtracks could take hours. Each of these covers all text, and cuts wherever a space follows
+what is no space, which `_pieces` relies on."""
+
+_PIECE = 1 << 16
+"""Characters that one thread encodes at a time: long enough that handing them over costs nothing."""
+_BEFORE_SPACE = re.compile(r"[!-~](?= )")
+_CONNECT_SECONDS = 1.5
+_SILENCE_SECONDS = 10.0
+
+
+class BPETokenizer:
+    """Byte-level byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019), served by tiktoken."""
+
+    lossless = True
+
+    def __init__(self, pattern: str, ranks: Sequence[bytes], special_tokens: dict[str, int]) -> None:
+        """Args: one of SPLITS; the token bytes in merge order; ids beyond the ranks for special tokens.
+
+        Raises:
+            UserError: some text could not be encoded, or some id not decoded.
+        """
+        import tiktoken  # not needed, and not paid for, by the other tokenizers
+
+        _check(pattern, ranks, special_tokens)
+        self.pattern, self.ranks, self.special_tokens = pattern, list(ranks), dict(special_tokens)
+        self.end_of_text = special_tokens[END_OF_TEXT]
+        self._encoding = tiktoken.Encoding(
+            "minigpt",
+            pat_str=pattern,
+            mergeable_ranks={token: rank for rank, token in enumerate(self.ranks)},
+            special_tokens=self.special_tokens,
+        )
+        self.vocab_size = self._encoding.n_vocab
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> BPETokenizer:
+        """Learn merges from texts until there are `vocab_size` tokens, or nothing left to merge.
+
+        `tokenizers` finds the merges. It writes bytes as printable characters; here they become bytes again, as
+        tiktoken wants them. Memory grows with the number of different words, not with the text; time with the text,
+        so of a large one the caller gives a sample from all over it; 200 MB are plenty.
+        """
+        from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size - 1,  # the last id is end_of_text
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        learner = Tokenizer(models.BPE())
+        learner.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        learner.train_from_iterator(map(well_formed, texts), trainer)
+        symbols = byte_symbols()
+        by_id = sorted(learner.get_vocab().items(), key=lambda item: item[1])
+        ranks = [bytes(symbols[character] for character in token) for token, _ in by_id]
+        return cls(SPLIT_PATTERN, ranks, {END_OF_TEXT: len(ranks)})
+
+    @classmethod
+    def named(cls, name: str) -> BPETokenizer:
+        """One of tiktoken's encodings, with all its special tokens, from its cache or the network.
+
+        Raises:
+            UserError: the tables are not in the cache, and nobody answers within two seconds or the download breaks.
+        """
+        import tiktoken
+
+        try:
+            with _bounded_downloads():
+                encoding = tiktoken.get_encoding(name)
+        except Exception as error:
+            raise UserError(
+                f"data.tokenizer={name}: tiktoken could not download its tables ({type(error).__name__}); set "
+                "TIKTOKEN_CACHE_DIR to a folder that holds them, or use bpe:N or bytes, which need no download"
+            ) from None
+        by_rank = sorted(encoding._mergeable_ranks.items(), key=lambda item: item[1])
+        special = dict(encoding._special_tokens)
+        # cl100k_base and o200k_base leave gaps between their special tokens, which an untrained model may draw.
+        for gap in set(range(len(by_rank), encoding.n_vocab)) - set(special.values()):
+            special[unused_token(gap)] = gap
+        return cls(SPLITS[name], [token for token, _ in by_rank], special)
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> BPETokenizer:
+        """The inverse of `to_dict`."""
+        ranks = [base64.b64decode(token, validate=True) for token in saved["ranks"]]
+        return cls(saved["pattern"], ranks, saved["special_tokens"])
+
+    def encode(self, text: str) -> list[int]:
+        return self._encoding.encode_ordinary(well_formed(text))
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """`encode` of many texts; long ones are cut, so that a single one keeps all cores busy too."""
+        pieces = [list(_pieces(text)) for text in texts]
+        groups = list(_groups([piece for of_text in pieces for piece in of_text]))
+        # tiktoken lets go of the interpreter's lock; the pool starts a thread only for work that is there.
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            run = pool.map if len(groups) > 1 else map
+            encoded = iter([tokens for group in run(self._encode_all, groups) for tokens in group])
+        parts = [[next(encoded) for _ in of_text] for of_text in pieces]
+        return [part[0] if len(part) == 1 else np.concatenate(part) for part in parts]
+
+    def _encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encode = self._encoding.encode_to_numpy  # no list of Python's integers in between
+        return [encode(well_formed(text), allowed_special=set(), disallowed_special=()) for text in texts]
+
+    def decode_bytes(self, tokens: Sequence[int]) -> bytes:
+        return self._encoding.decode_bytes(tokens)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "kind": "bpe",
+            "pattern": self.pattern,
+            "ranks": [base64.b64encode(token).decode() for token in self.ranks],
+            "special_tokens": self.special_tokens,
+        }
+
+
+def well_formed(text: str) -> str:
+    """The text with "?" for each lone surrogate: Python's strings may hold them, UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", errors="replace").decode()
+    return text
+
+
+def byte_symbols() -> dict[str, int]:
+    """GPT-2's printable stand-in for each byte -> the byte: itself if printable, else 256, 257, ... in order."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    symbols = {chr(byte): byte for byte in printable}
+    others = [byte for byte in range(256) if byte not in printable]
+    return symbols | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def unused_token(token: int) -> str:
+    """What is shown for an id that a vocabulary leaves out."""
+    return f"<|unused_{token}|>"
+
+
+def usable_cores() -> int:
+    """Number of cores that this process may use, which in a container are fewer than the machine has."""
+    # Not every system lets processes be bound to cores.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check(pattern: str, ranks: Sequence[bytes], special_tokens: dict[str, int]) -> None:
+    ids = list(special_tokens.values())
+    if pattern not in SPLITS.values():
+        raise UserError("its split pattern is not one that minigpt uses")
+    if len(set(ranks)) < len(ranks):
+        raise UserError("a token appears twice among its ranks")
+    if missing := {bytes([byte]) for byte in range(256)} - set(ranks):
+        raise UserError(f"it has no token for the byte 0x{min(missing).hex()}")
+    if not all(type(token) is int for token in ids):
+        raise UserError("the id of a special token is not an integer")
+    if len(ranks) + len(ids) > MAX_VOCAB_SIZE:
+        raise UserError(f"it has more than {MAX_VOCAB_SIZE} tokens")
+    if sorted(ids) != list(range(len(ranks), len(ranks) + len(ids))):
+        raise UserError(f"the ids of its special tokens are not those that follow its {len(ranks)} ranks, each once")
+    if END_OF_TEXT not in special_tokens:
+        raise UserError(f"it has no special token {END_OF_TEXT}")
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cut a long text where the split pattern cuts anyway, so that the pieces' tokens are the text's.
+
+    Of all patterns in SPLITS no match goes on from something else to a space, and none looks ahead past a space's
+    predecessor; so what stands before such a place and what stands behind are split alike, together or apart.
+    """
+    start = 0
+    while cut := _BEFORE_SPACE.search(text, start + _PIECE):
+        yield text[start : cut.end()]
+        start = cut.end()
+    yield text[start:]
+
+
+def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Short texts go to a thread many at a time."""
+    group: list[str] = []
+    size = 0
+    for text in texts:
+        group.append(text)
+        size += len(text)
+        if size >= _PIECE:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+@contextlib.contextmanager
+def _bounded_downloads() -> Iterator[None]:
+    """Let tiktoken fetch what its cache lacks by `_download`; its own way waits for ever where nothing answers."""
+    import tiktoken.load as tiktoken_load
+
+    original = tiktoken_load.read_file
+    tiktoken_load.read_file = _download
+    try:
+        yield
+    finally:
+        tiktoken_load.read_file = original
+
+
+def _download(blobpath: str) -> bytes:
+    """The content at a URL; a slow network may take its time, a dead one may not."""
+    import requests
+
+    proxy = requests.utils.select_proxy(blobpath, requests.utils.get_environ_proxies(blobpath))
+    address = urlsplit(requests.utils.prepend_scheme_if_needed(proxy, "http") if proxy else blobpath)
+    _require_connection(address.hostname or "", address.port or {"https": 443}.get(address.scheme, 80))
+    response = requests.get(blobpath, timeout=_SILENCE_SECONDS)
+    response.raise_for_status()
+    return response.content
+
+
+def _require_connection(host: str, port: int) -> None:
+    """Raise OSError unless somebody answers within _CONNECT_SECONDS."""
+    outcome: queue.SimpleQueue[OSError | None] = queue.SimpleQueue()
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+            outcome.put(None)
+        except OSError as error:
+            outcome.put(error)
+
+    # In a thread, and one that does not keep the program alive: looking up a name has no time limit of its own.
+    threading.Thread(target=connect, daemon=True).start()
+    try:
+        error = outcome.get(timeout=_CONNECT_SECONDS)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {_CONNECT_SECONDS} seconds") from None
+    if error is not None:
+        raise error
