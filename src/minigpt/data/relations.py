@@ -1,0 +1,87 @@
+"""Which span of a text refers to which earlier one, and texts with such relations in a file of JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from minigpt.config import UserError
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Relation:
+    """One span of a text refers to an earlier one: where a head that follows this relation looks, and from where."""
+
+    name: str
+    source: Span
+    """Characters [start, stop) that refer; a head is asked where it looks from here."""
+    target: Span
+    """Characters [start, stop) that are meant; they end before the source begins, as a causal model needs."""
+
+
+Example = tuple[str, list[Relation]]
+"""A text and its relations, in the order of their sources."""
+
+
+def to_json_line(text: str, relations: Sequence[Relation]) -> str:
+    """One line of JSON, without its line break and in ASCII: no character of the text can break the line or file."""
+    return json.dumps({"text": text, "relations": [asdict(relation) for relation in relations]})
+
+
+def read_json_lines(path: str | Path) -> Iterator[Example]:
+    """Texts and relations from a UTF-8 file of lines as `to_json_line` makes them; empty lines are passed over.
+
+    Raises:
+        UserError: the file cannot be read, or a line is not such a text; names both.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    example = _parse(line)
+                except (ValueError, RecursionError) as error:
+                    raise UserError(f"{path}, line {number}: {error}") from None
+                yield example
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from None
+
+
+def _parse(line: bytes) -> Example:
+    try:
+        data = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 text at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"not JSON ({error.msg} at character {error.pos + 1})") from None
+    text = _get(data, "text", str, "a string")
+    return text, [_relation(item, len(text)) for item in _get(data, "relations", list, "a list")]
+
+
+def _relation(item: Any, length: int) -> Relation:
+    name = _get(item, "name", str, "a string")
+    source, target = (_span(_get(item, key, list, "a list"), key, length) for key in ("source", "target"))
+    if target[1] > source[0]:
+        raise UserError(f"target {list(target)} must end before source {list(source)} begins: attention looks back")
+    return Relation(name, source, target)
+
+
+def _get(data: Any, key: str, kind: type[Any], kind_name: str) -> Any:
+    if not isinstance(data, dict) or not isinstance(data.get(key), kind):
+        raise UserError(f'needs "{key}", {kind_name}, in {json.dumps(data)[:80]}')
+    return data[key]
+
+
+def _span(value: list[Any], key: str, length: int) -> Span:
+    if len(value) != 2 or any(type(end) is not int for end in value):
+        raise UserError(f"{key} {json.dumps(value)[:80]} must be two whole numbers, [start, stop]")
+    start, stop = value
+    if not 0 <= start < stop <= length:
+        raise UserError(f"{key} {value} must be [start, stop] with 0 <= start < stop <= {length}, the text's length")
+    return start, stop
