@@ -2,96 +2,293 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from minigpt.config import UserError
+from minigpt.data.order import Mixture, mixed, shuffled
+from minigpt.data.shards import SourceRange, Split, Tokens
 
 IGNORED = -1
 """Target of a position that has nothing to predict: the loss leaves it out."""
 
+Mode = Literal["packed", "examples"]
+"""Windows cut from the joined documents, or each document by itself, padded."""
 
-class TrainBatches(Dataset[tuple[Tensor, Tensor]]):
-    """Micro-batches of a whole run. Each epoch visits every window once, in a new order, at newly shifted cuts.
+BATCHES_PER_POOL = 64
+"""Batches drawn together: numpy hardly takes longer than for one, and examples are sorted by length among them."""
 
-    The item at index i is the i-th micro-batch of the run, over all devices: device r of n takes i = r, r + n, ...
+_MIXTURE, _ORDER, _CUTS, _BATCHES = range(4)  # what a random number is for
+
+
+class Share(NamedTuple):
+    """What a run takes from one source."""
+
+    name: str
+    share: float
+    """Of the run's items."""
+    epochs: float
+    """How often the run goes through the source."""
+
+
+class _Windows:
+    """Ranges of tokens, each cut into windows of context_length + 1 that share only their first and last tokens.
+
+    A range is a ring, cut at another place in every epoch: so no token is always the one that is left over, or always
+    at the same place of its window. The ring's joint is an end of a document like any other.
+    """
+
+    def __init__(self, tokens: Tokens, ranges: Sequence[SourceRange], context_length: int, seed: int) -> None:
+        self.tokens, self.context_length, self.seed = tokens, context_length, seed
+        self.first_token = np.array([part.first_token for part in ranges], dtype=np.int64)
+        self.n_tokens = np.array([part.n_tokens for part in ranges], dtype=np.int64)
+        self.n_items = self.n_tokens // context_length
+
+    def amount(self, part: SourceRange) -> float:
+        """Size of a part of the tokens, in windows."""
+        return part.n_tokens / self.context_length
+
+    def rows(self, ranges: np.ndarray, epochs: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """(N, 2): which range each window is in, and where in it the window begins."""
+        n = self.n_tokens[ranges]
+        cut = mixed(self.seed, _CUTS, ranges, epochs) % n.astype(np.uint64)
+        return np.stack([ranges, (cut.astype(np.int64) + items * self.context_length) % n], axis=1)
+
+    def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """tokens (B, T) and targets (B, T)."""
+        size = self.context_length + 1
+        windows = np.empty((len(rows), size), dtype=np.int64)
+        for window, (range_, start) in zip(windows, rows.tolist(), strict=True):
+            first, n = int(self.first_token[range_]), int(self.n_tokens[range_])
+            ahead = min(size, n - start)
+            window[:ahead] = self.tokens.read(first + start, first + start + ahead)
+            if ahead < size:
+                window[ahead:] = self.tokens.read(first, first + size - ahead)
+        joined = torch.from_numpy(windows)
+        return joined[:, :-1], joined[:, 1:]
+
+
+class _Examples:
+    """Documents one by one. What is longer than the context is cut into pieces, each an example by itself.
+
+    A model reads end_of_text and then the document, and must predict the document and then end_of_text: so it begins a
+    text as it will when it writes one. A later piece reads the token before it instead.
+    """
+
+    def __init__(self, split: Split, ranges: Sequence[SourceRange], context_length: int, end_of_text: int) -> None:
+        self.tokens, self.starts = split.tokens, split.document_starts
+        self.context_length, self.end_of_text = context_length, end_of_text
+        lengths = np.diff(self.starts, append=len(self.tokens))
+        self.first_piece: np.ndarray | None = None
+        """(n_documents + 1,) number of pieces before each document; None where every document is one piece."""
+        if lengths.max(initial=0) > context_length:
+            self.first_piece = np.zeros(len(lengths) + 1, dtype=np.int64)
+            np.cumsum(-(-lengths // context_length), out=self.first_piece[1:])
+        self.first_item = np.array([self._pieces_before(part.first_document) for part in ranges], dtype=np.int64)
+        self.n_items = np.array([self.amount(part) for part in ranges], dtype=np.int64)
+
+    def _pieces_before(self, document: int) -> int:
+        return document if self.first_piece is None else int(self.first_piece[document])
+
+    def amount(self, part: SourceRange) -> int:
+        """Size of a part of the documents, in examples."""
+        return self._pieces_before(part.first_document + part.n_documents) - self._pieces_before(part.first_document)
+
+    def rows(self, ranges: np.ndarray, epochs: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """(N, 3): where each example begins and ends, and whether it begins a document; the same in every epoch."""
+        number = documents = self.first_item[ranges] + items
+        pieces = np.zeros_like(number)
+        if self.first_piece is not None:
+            documents = np.searchsorted(self.first_piece, number, side="right") - 1
+            pieces = number - self.first_piece[documents]
+        begin = self.starts[documents] + pieces * self.context_length
+        last = len(self.starts) - 1
+        end = np.where(documents < last, self.starts[np.minimum(documents + 1, last)], len(self.tokens))
+        return np.stack([begin, np.minimum(begin + self.context_length, end), pieces == 0], axis=1)
+
+    def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """tokens, targets and texts, each (B, length of the longest)."""
+        lengths = rows[:, 1] - rows[:, 0]
+        joined = np.full((len(rows), lengths.max() + 1), self.end_of_text, dtype=np.int64)
+        for row, (begin, end, opens) in zip(joined, rows.tolist(), strict=True):
+            row[opens : end - begin + 1] = self.tokens.read(begin - (not opens), end)
+        padding = torch.from_numpy(np.arange(lengths.max()) >= lengths[:, None])
+        tokens, targets = torch.from_numpy(joined[:, :-1]), torch.from_numpy(joined[:, 1:])
+        return tokens, targets.masked_fill(padding, IGNORED), -padding.long()
+
+    @staticmethod
+    def by_length(rows: np.ndarray) -> np.ndarray:
+        """The rows, sorted by length."""
+        return rows[np.argsort(rows[:, 1] - rows[:, 0], kind="stable")]
+
+
+class TrainBatches(Dataset[tuple[Tensor, ...]]):
+    """Micro-batches of a whole run. Each epoch takes every item once, in a new order; windows are cut anew as well.
+
+    The batch at index i is the i-th of the run, over all devices: device r of n takes i = r, r + n, ...
+
+    Examples are sorted by length among those of 64 batches, whose order is then shuffled: little padding, and still
+    batches of unlike texts one after another (Khomenko et al. 2016, https://arxiv.org/abs/1708.05604).
     """
 
     def __init__(
         self,
-        tokens: np.ndarray,
+        split: Split,
         *,
         context_length: int,
         batch_size: int,
         n_batches: int,
         seed: int,
+        end_of_text: int,
+        weights: Sequence[float] | None = None,
+        mode: Mode = "packed",
         repeat: int = 0,
     ) -> None:
-        """Args: tokens (n_tokens,); n_batches of the run; repeat > 0 cycles through that many first batches only.
+        """Choose the items; nothing is read yet.
+
+        Args:
+            split: documents, whose sources the weights belong to.
+            context_length: tokens that a row predicts (packed), or may at most (examples).
+            batch_size: rows of a batch.
+            n_batches: batches of the run.
+            seed: chooses the order, the cuts and the mixture.
+            end_of_text: what an example begins with.
+            weights: share of the items that each source gets; by their lengths when not given.
+            mode: what an item is.
+            repeat: above 0, the run goes round this many first batches only.
 
         Raises:
-            UserError: the text is shorter than one window of context_length + 1 tokens.
+            UserError: the split, or a source that has a weight, is too short for one item; or a weight is too small.
         """
-        if len(tokens) <= context_length:
-            raise UserError(
-                f"the train split has {len(tokens)} tokens, but a window of model.context_length={context_length} "
-                f"needs {context_length + 1}: give more text or a shorter context"
-            )
-        self.tokens, self.context_length, self.batch_size = tokens, context_length, batch_size
-        self.n_batches, self.seed, self.repeat = n_batches, seed, repeat
-        # The cuts shift by less than a window, and every epoch has the same number of windows whatever the shift.
-        self.n_shifts = min(context_length, len(tokens) - context_length)
-        self.n_windows = (len(tokens) - self.n_shifts) // context_length
-        self._epoch, self._order, self._shift = -1, np.zeros(0, dtype=np.int64), 0
+        self.split, self.batch_size, self.n_batches = split, batch_size, n_batches
+        self.seed, self.weighted, self.repeat = seed, weights is not None, repeat
+        ranges = _whole(split) if weights is None else split.sources
+        for part in ranges:
+            _require_enough(part, context_length, mode, f" of {part.name}" if self.weighted else "")
+        self.items = (
+            _Windows(split.tokens, ranges, context_length, seed)
+            if mode == "packed"
+            else _Examples(split, ranges, context_length, end_of_text)
+        )
+        names = [part.name for part in ranges]
+        self.mixture = Mixture(names, [1.0] if weights is None else weights, mixed(seed, _MIXTURE))
+        self.batches_per_pool = BATCHES_PER_POOL
+        if mode == "examples":
+            # Copies of one example sort next to each other, so a pool does not go through any source twice.
+            once = (self.items.n_items / self.mixture.shares).min()
+            self.batches_per_pool = int(np.clip(once // batch_size, 1, BATCHES_PER_POOL))
+        self._pool_number, self._pool = -1, np.zeros(0, dtype=np.int64)
+
+    @property
+    def n_items(self) -> int:
+        """Windows or examples of all sources, each counted once."""
+        return int(self.items.n_items.sum())
+
+    def shares(self, n_items: int) -> list[Share]:
+        """What a run of so many items takes from each source, for a report."""
+        amounts = np.array([self.items.amount(part) for part in self.split.sources], dtype=np.float64)
+        shares = self.mixture.shares if self.weighted else amounts / amounts.sum()
+        epochs = n_items * shares / np.where(amounts > 0, amounts, np.inf)
+        names = [part.name for part in self.split.sources]
+        return [Share(*row) for row in zip(names, shares.tolist(), epochs.tolist(), strict=True)]
 
     def __len__(self) -> int:
         return self.n_batches
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """tokens (B, T) and targets (B, T), int64: targets are the tokens one position later."""
-        if self.repeat:
-            index %= self.repeat
-        first = index * self.batch_size
-        rows = np.stack([self._window(first + row) for row in range(self.batch_size)])
-        window = torch.from_numpy(rows.astype(np.int64))
-        return window[:, :-1], window[:, 1:]
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        """A batch, all int64 of shape (B, T).
 
-    def _window(self, number: int) -> np.ndarray:
-        """The number-th window of the run: (T + 1,) tokens."""
-        epoch, place = divmod(number, self.n_windows)
-        if epoch != self._epoch:
-            random = np.random.default_rng([self.seed, epoch])
-            self._epoch, self._shift = epoch, int(random.integers(self.n_shifts))
-            self._order = random.permutation(self.n_windows)
-        start = self._shift + int(self._order[place]) * self.context_length
-        return self.tokens[start : start + self.context_length + 1]
+        Packed: tokens and targets, which are the tokens one position later.
+        Examples: tokens, targets and texts, padded at the right to the longest row; texts is 0, and -1 for padding,
+        whose targets are IGNORED.
+        """
+        if not 0 <= index < self.n_batches:
+            raise IndexError(index)
+        pool, place = divmod(index % self.repeat if self.repeat else index, self.batches_per_pool)
+        if pool != self._pool_number:
+            self._pool_number, self._pool = pool, self._draw(pool)
+        return self.items.batch(self._pool[place])
+
+    def _draw(self, pool: int) -> np.ndarray:
+        """The rows of a pool's batches: (batches_per_pool, B, what the items need to find a row)."""
+        n_batches, n_rows = self.batches_per_pool, self.batches_per_pool * self.batch_size
+        ranges, counts = self.mixture.pick(pool * n_rows, (pool + 1) * n_rows)
+        n = self.items.n_items[ranges]
+        epochs, places = np.divmod(counts, n)
+        rows = self.items.rows(ranges, epochs, shuffled(places, n, mixed(self.seed, _ORDER, ranges, epochs)))
+        if isinstance(self.items, _Windows):
+            return rows.reshape(n_batches, self.batch_size, -1)
+        batches = self.items.by_length(rows).reshape(n_batches, self.batch_size, -1)
+        return batches[shuffled(np.arange(n_batches), n_batches, mixed(self.seed, _BATCHES, pool))]
 
 
-class ValBatches(Dataset[tuple[Tensor, Tensor]]):
-    """The whole val split in order: every token but the very first is predicted exactly once."""
+def _whole(split: Split) -> tuple[SourceRange, ...]:
+    """All sources as one."""
+    return (SourceRange("all", 0, len(split.tokens), 0, len(split.document_starts), split.n_bytes),)
 
-    def __init__(self, tokens: np.ndarray, *, context_length: int, batch_size: int) -> None:
-        """Raises UserError if the split has fewer than two tokens."""
-        if len(tokens) < 2:
+
+def _require_enough(part: SourceRange, context_length: int, mode: Mode, of: str) -> None:
+    if mode == "examples" and part.n_documents == 0:
+        raise UserError(f"the train split has no documents{of}: give more text")
+    if mode == "packed" and part.n_tokens <= context_length:
+        raise UserError(
+            f"the train split has {part.n_tokens} tokens{of}, but a window of model.context_length={context_length} "
+            f"needs {context_length + 1}: give more text or a shorter context"
+        )
+
+
+class ValBatches(Dataset[tuple[Tensor, ...]]):
+    """The whole val split in an order that is always the same; the last or another batch may have fewer rows.
+
+    Packed: every token but the very first is predicted once, in order.
+    Examples: every stored token is predicted once. Batches hold examples of like length, and come in mixed order, so
+    that the first few of them are a fair sample.
+    """
+
+    def __init__(
+        self, split: Split, *, context_length: int, batch_size: int, end_of_text: int, mode: Mode = "packed"
+    ) -> None:
+        """Args as of TrainBatches.
+
+        Raises:
+            UserError: the split has fewer than two tokens (packed), or no document.
+        """
+        n_tokens = len(split.tokens)
+        if n_tokens < (2 if mode == "packed" else 1):
             raise UserError("the val split is empty: give more text or a larger data.val_fraction")
-        self.tokens, self.context_length, self.batch_size = tokens, context_length, batch_size
-        self.n_windows = -(-(len(tokens) - 1) // context_length)
+        self.tokens, self.context_length, self.batch_size = split.tokens, context_length, batch_size
+        self.n_targets = n_tokens - 1 if mode == "packed" else n_tokens
+        """Tokens that are predicted."""
+        self.n_rows = -(-(n_tokens - 1) // context_length)
+        self.examples: _Examples | None = None
+        if mode == "examples":
+            self.examples = _Examples(split, _whole(split), context_length, end_of_text)
+            self.n_rows = int(self.examples.n_items[0])
+            zeros = np.zeros(self.n_rows, dtype=np.int64)
+            self._rows = self.examples.by_length(self.examples.rows(zeros, zeros, np.arange(self.n_rows)))
 
     def __len__(self) -> int:
-        return -(-self.n_windows // self.batch_size)
+        return -(-self.n_rows // self.batch_size)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """tokens (B, T) and targets (B, T), int64; targets past the text's end are IGNORED."""
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        """A batch as of TrainBatches; targets past the text's end are IGNORED."""
         if not 0 <= index < len(self):
             raise IndexError(index)
+        if self.examples is None:
+            return self._windows(index)
+        first = int(shuffled(np.array([index]), len(self), mixed(_BATCHES))[0]) * self.batch_size
+        return self.examples.batch(self._rows[first : first + self.batch_size])
+
+    def _windows(self, index: int) -> tuple[Tensor, Tensor]:
         T = self.context_length
         first = index * self.batch_size
-        n_rows = min(self.batch_size, self.n_windows - first)
-        chunk = np.asarray(self.tokens[first * T : (first + n_rows) * T + 1], dtype=np.int64)
-        targets = np.full(n_rows * T, IGNORED)
-        targets[: len(chunk) - 1] = chunk[1:]
-        tokens = np.zeros(n_rows * T, dtype=np.int64)
-        tokens[: len(chunk) - 1] = chunk[:-1]
+        n_rows = min(self.batch_size, self.n_rows - first)
+        chunk = self.tokens.read(first * T, min((first + n_rows) * T + 1, len(self.tokens)))
+        tokens, targets = np.zeros(n_rows * T, dtype=np.int64), np.full(n_rows * T, IGNORED)
+        tokens[: len(chunk) - 1], targets[: len(chunk) - 1] = chunk[:-1], chunk[1:]
         return torch.from_numpy(tokens.reshape(n_rows, T)), torch.from_numpy(targets.reshape(n_rows, T))
