@@ -22,6 +22,11 @@ from minigpt.config import CompareConfig, Config, SampleConfig, UserError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
+DATA_COMMANDS = {
+    "prepare": "Tokenise text into a folder, once; training then starts at once.",
+    "peek": "Show what is in a text: how much, which tokens, and what a batch looks like.",
+}
+
 
 def run(main: Callable[[list[str]], None]) -> NoReturn:
     """Call a program's main with the command line; end it with exit code 0, 2 (the user's mistake) or 130 (Ctrl-C)."""
@@ -105,6 +110,34 @@ def parse_comparing(argv: Sequence[str]) -> CompareConfig:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2], help="Each recipe is trained with each seed.")
     parser.add_class_arguments(CompareConfig, None, skip={"recipes", "seeds"})
     return CompareConfig(**parse(parser, CompareConfig, argv))
+
+
+def parse_data(argv: Sequence[str]) -> tuple[str, Config]:
+    """The command line of `python -m minigpt.data`.
+
+    Returns:
+        The command, `prepare` or `peek`, and the config: the settings of `train.py`, so that a recipe serves both.
+
+    Raises:
+        UserError: for anything that cannot be understood, naming it.
+    """
+    command, *rest = argv or [""]
+    if command in {"-h", "--help"}:
+        command, rest = "prepare", ["--help"]
+    if command not in DATA_COMMANDS:
+        raise UserError(
+            f"python -m minigpt.data {command}".rstrip() + f": write {' or '.join(DATA_COMMANDS)}, then settings such "
+            f"as --data.source FILE --data.tokenizer gpt2{_did_you_mean(command, DATA_COMMANDS)}"
+        )
+    parser = ArgumentParser(
+        prog=f"python -m minigpt.data {command}",
+        exit_on_error=False,
+        allow_abbrev=False,
+        description=f"{DATA_COMMANDS[command]} Settings and recipes are those of train.py; data.* are what counts.",
+    )
+    parser.add_argument("--config", action="config", help="A YAML recipe; may be repeated, the later one wins.")
+    parser.add_class_arguments(Config, None)
+    return command, Config.from_dict(parse(parser, Config, rest))
 
 
 def parse(parser: ArgumentParser, schema: type, argv: Sequence[str]) -> dict[str, Any]:
@@ -226,7 +259,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _did_you_mean(name: str, known: Sequence[str] | set[str]) -> str:
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
     if not close:
         # A forgotten or wrong section: `n_layer` or `train.n_layer` for `model.n_layer`.

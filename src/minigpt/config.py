@@ -266,15 +266,29 @@ class DataConfig:
     """Which text, which tokenizer, and how much of it at once."""
 
     source: str | list[str] = "python_stdlib"
-    """Text: python_stdlib (this interpreter's own library), or files, folders, globs and URLs of UTF-8 text."""
+    """Text: python_stdlib, files, folders, globs, URLs, hf:NAME[:CONFIG[:SPLIT]], - (stdin), repeats or references."""
+    weights: list[float] | None = None
+    """Share of the windows that each source gets, one number a source; by their lengths when not given."""
+    text_column: str = "text"
+    """Column that holds the text in JSON Lines, CSV, Parquet, Arrow and hub datasets."""
+    encoding_errors: Literal["error", "replace", "skip"] = "error"
+    """A file that is not UTF-8: stop, replace what is wrong with U+FFFD, or leave the file out."""
     tokenizer: str = "bpe:2048"
-    """bytes, chars, bpe:N (trained on the train split), gpt2, cl100k_base, o200k_base, or a tokenizer.json of ours."""
+    """bytes, chars, bpe:N (trained on the train split), gpt2, cl100k_base, o200k_base, or a tokenizer.json."""
+    token_type: Literal["auto", "uint16", "uint32"] = "auto"
+    """How a token is stored; auto takes uint16 for vocabularies of up to 65536."""
+    val_source: str | list[str] | None = None
+    """Text to validate on; when not given, a part of the source is held out."""
     val_fraction: float = 0.05
     """Share of the documents held out for validation (of the text's end, if there is a single document)."""
     max_documents: int | None = None
     """Use only this many documents, the same ones every time; all when not given."""
+    mode: Literal["packed", "examples"] = "packed"
+    """packed cuts the joined documents into windows; examples trains on each text by itself, padded."""
+    streaming: bool = False
+    """Tokenise while training instead of before, for text that is too large to download or prepare."""
     batch_size: int = 16
-    """Windows of context_length tokens per micro-batch and device."""
+    """Windows of context_length tokens, or examples, per micro-batch and device."""
     num_workers: int = 0
     """Processes that read batches ahead; 0 reads in the main process, which is enough for memory-mapped tokens."""
     dir: str = "data"
@@ -292,6 +306,8 @@ class DataConfig:
             bool(self.source) and all([self.source] if isinstance(self.source, str) else self.source),
             "data.source is empty: name python_stdlib, a file, a folder, a glob or a URL",
         )
+        self._check_mixture()
+        self._check_stream()
         _require(bool(self.dir), "data.dir is empty: name a folder such as data")
         named = self.tokenizer in {"bytes", "chars", "gpt2", "cl100k_base", "o200k_base"}
         bpe = re.fullmatch(r"bpe:(\d+)", self.tokenizer)
@@ -305,6 +321,47 @@ class DataConfig:
             f"data.tokenizer={self.tokenizer}: a byte-level vocabulary has 256 bytes, one end-of-text token and "
             "at least one merge: N lies between 258 and 1000000",
         )
+
+    def _check_mixture(self) -> None:
+        n_sources = len(self.sources)
+        _require(
+            self.weights is None or len(self.weights) == n_sources,
+            f"data.weights={self.weights}: there {'is 1 source' if n_sources == 1 else f'are {n_sources} sources'}; "
+            "give one weight for each",
+        )
+        _require(
+            self.weights is None or all(weight > 0 and math.isfinite(weight) for weight in self.weights),
+            f"data.weights={self.weights}: a weight is a number above 0",
+        )
+        _require(
+            len(set(self.sources)) == n_sources,
+            f"data.source={self.source}: a source is named twice; name it once, with data.weights for a larger share",
+        )
+
+    def _check_stream(self) -> None:
+        for name, given in {
+            f"source={self.source}": len(self.sources) > 1,
+            f"weights={self.weights}": self.weights is not None,
+            f"mode={self.mode}": self.mode != "packed",
+            f"num_workers={self.num_workers}": self.num_workers > 0,
+            f"max_documents={self.max_documents}": self.max_documents is not None,
+        }.items():
+            _require(
+                not (self.streaming and given),
+                f"data.{name}: not with data.streaming, which reads one source in its own order, in windows, in the "
+                "main process; prepared text can do this",
+            )
+
+    @property
+    def sources(self) -> list[str]:
+        """The sources, also where there is one."""
+        return [self.source] if isinstance(self.source, str) else list(self.source)
+
+    @property
+    def val_sources(self) -> list[str]:
+        """The sources to validate on; none where a part of the others is held out."""
+        given = [] if self.val_source is None else self.val_source
+        return [given] if isinstance(given, str) else list(given)
 
 
 @dataclass(frozen=True)

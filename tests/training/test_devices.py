@@ -9,21 +9,52 @@ from scripts import run_script
 from small_runs import small_settings
 
 
-def losses(tmp_path: Path, devices: int) -> list[tuple[float, float]]:
-    """The same global batch of 4 windows, on one process or divided between two."""
-    trainer = {"devices": devices, "strategy": "ddp" if devices > 1 else "auto"}
-    config = small_settings(tmp_path, data={"batch_size": 4 // devices}, trainer=trainer, name=f"on{devices}")
-    recipe = tmp_path / f"on{devices}.yaml"
-    recipe.write_text(yaml.safe_dump(config.to_dict()))
-    result = run_script("train.py", "--config", recipe)
-    assert result.returncode == 0, result.stderr
-    with (tmp_path / "runs" / config.name / "metrics.csv").open() as file:
+def losses(folder: Path) -> list[tuple[float, float]]:
+    with (folder / "metrics.csv").open() as file:
         return [(float(row["train/loss"] or "nan"), float(row["val/loss"] or "nan")) for row in csv.DictReader(file)]
 
 
+def train_on(tmp_path: Path, devices: int, *, max_steps: int = 12, resume: Path | None = None) -> Path:
+    """The same global batch of 4 windows: in two micro-batches of one process, or in one of each of two."""
+    trainer = {
+        "devices": devices,
+        "strategy": "ddp" if devices > 1 else "auto",
+        "accumulate_grad_batches": 2 // devices,
+        "val_check_interval": 12 // devices,
+        "max_steps": max_steps,
+    }
+    optimizer = {"warmup_steps": 3, "schedule": "constant"}  # so that it does not depend on max_steps
+    config = small_settings(
+        tmp_path,
+        model={"dropout": 0.1},
+        data={"batch_size": 2},
+        trainer=trainer,
+        optimizer=optimizer,
+        name=f"on{devices}for{max_steps}",
+    )
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(config.to_dict()))
+    arguments = ("--config", recipe) if resume is None else ("--resume", resume, "--config", recipe)
+    result = run_script("train.py", *arguments)
+    assert result.returncode == 0, result.stderr
+    return resume or tmp_path / "runs" / config.name
+
+
 def test_two_processes_see_the_batches_of_one_and_reach_its_losses_in_one_folder(tmp_path: Path) -> None:
-    one, two = losses(tmp_path, 1), losses(tmp_path, 2)
+    one, two = losses(train_on(tmp_path, 1)), losses(train_on(tmp_path, 2))
     assert len(one) == len(two) == 14
     for alone, together in zip(one, two, strict=True):
         assert together == pytest.approx(alone, rel=1e-4, nan_ok=True)
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["on1", "on2"]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["on1for12", "on2for12"]
+
+
+@pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 1)])
+def test_a_run_that_goes_on_with_other_devices_sees_what_it_would_have_seen(
+    first: int, then: int, tmp_path: Path
+) -> None:
+    straight = losses(train_on(tmp_path, 1))
+    folder = train_on(tmp_path, first, max_steps=6)
+    switched = losses(train_on(tmp_path, then, resume=folder))
+    assert len(straight) == len(switched) == 14
+    for one, other in zip(straight, switched, strict=True):
+        assert other == pytest.approx(one, rel=1e-4, nan_ok=True)

@@ -13,10 +13,11 @@ import pytest
 import torch
 import yaml
 from scripts import ROOT
-from small_runs import small_settings, with_trainer
+from small_runs import small_settings, small_text, with_trainer
 
 from minigpt.checkpoint import RunFolder, read_checkpoint
 from minigpt.config import Config, UserError
+from minigpt.data import stream
 from minigpt.training.module import TrainingModule
 from minigpt.training.run import train
 
@@ -82,6 +83,28 @@ def test_a_killed_run_goes_on_bit_for_bit(
     train_until(config, 7 * accumulate, monkeypatch)
     resumed = RunFolder(tmp_path / "runs" / "small-2")
     assert read_checkpoint(resumed.last)["global_step"] == 5
+    train(config, resumed.path)
+    assert_same_run(straight, resumed)
+
+
+@pytest.mark.parametrize("mode", ["examples", "mixture", "streaming"])
+def test_a_killed_run_goes_on_bit_for_bit_however_its_batches_are_made(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i, line in enumerate(small_text().splitlines()):
+        (folder / f"{i:03}.txt").write_text(line * (1 + i % 3))
+    settings = {
+        "examples": {"source": str(folder), "mode": "examples"},
+        "mixture": {"source": [str(folder), str(tmp_path / "text.txt")], "weights": [1.0, 3.0]},
+        "streaming": {"source": str(folder), "streaming": True},
+    }
+    config = small_settings(tmp_path, data=settings[mode], checkpoint_every_n_steps=5)
+    monkeypatch.setattr(stream, "BATCHES_PER_POOL", 2)  # so that the checkpoint is some pools on
+    straight = train(config)
+    train_until(config, 7, monkeypatch)
+    resumed = RunFolder(tmp_path / "runs" / "small-2")
     train(config, resumed.path)
     assert_same_run(straight, resumed)
 

@@ -1,4 +1,4 @@
-"""Documents -> a folder of memory-mapped tokens with a manifest, made once and reused while nothing has changed."""
+"""Sources -> a folder of token files with a manifest, made once and reused while nothing has changed."""
 
 from __future__ import annotations
 
@@ -6,216 +6,132 @@ import hashlib
 import json
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
+from filelock import FileLock, Timeout
 
 from minigpt.config import DataConfig, UserError
-from minigpt.data.sources import Document, fingerprint, load_documents
-from minigpt.data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, save_tokenizer
+from minigpt.data.reading import refuse_broken_text
+from minigpt.data.scan import Scans
+from minigpt.data.shards import FORMAT, SCANS, PreparedData, open_prepared
+from minigpt.data.sources import MANIFEST, Source, find_source, is_prepared
+from minigpt.data.tokenising import Text, Tokenising, settings
+from minigpt.data.tokenizer import load_tokenizer
 
-FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Split:
-    """Tokens of one split: documents one after another, each closed by end_of_text."""
-
-    tokens: np.ndarray
-    """(n_tokens,) uint16 or uint32, memory-mapped."""
-    document_starts: np.ndarray
-    """(n_documents,) int64: where each document begins in `tokens`."""
-    n_bytes: int
-    """Length of the split's text in UTF-8, without the end_of_text marks."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a prepared folder holds and where it came from."""
-
-    source: str | list[str]
-    tokenizer: str
-    val_fraction: float
-    text_fingerprint: str
-    vocab_size: int
-    train_documents: int
-    train_tokens: int
-    train_bytes: int
-    val_documents: int
-    val_tokens: int
-    val_bytes: int
-    format: int = FORMAT
-
-
-@dataclass(frozen=True)
-class PreparedData:
-    """Everything training needs of the text."""
-
-    folder: Path
-    manifest: Manifest
-    tokenizer: Tokenizer
-    train: Split
-    val: Split
+STALE_SECONDS = 7 * 86400
+"""Age at which what a killed preparation left behind is swept away, if nobody went on with it."""
 
 
 def prepare(config: DataConfig, *, quiet: bool = False) -> PreparedData:
     """Prepare the text that the config names, or open what was prepared before.
 
-    Text is read and its fingerprint taken each time, so that a changed file is noticed; it is then prepared anew
-    beside the old. The folder is written under a temporary name and renamed: it is complete or not there.
+    Files are looked at each time, and read where they have changed, so that changed text is noticed; it is then
+    prepared anew beside the old. Of several processes one prepares, and the others wait for it. A source may also be a
+    prepared folder, which is opened as it is.
 
     Raises:
-        UserError: no text, text that is not UTF-8, a text too short to hold out a part, or a folder that cannot be
-            written.
+        UserError: no text, text that is not UTF-8, a text too short to hold out a part, a folder that cannot be
+            written, or a prepared file that is damaged.
     """
     root = Path(config.dir)
+    if len(config.sources) == 1 and not config.val_sources and is_prepared(Path(config.sources[0])):
+        return open_prepared(Path(config.sources[0]).expanduser())
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"data.dir={root}: cannot be made ({(error.strerror or str(error)).lower()})") from None
-    documents = load_documents(config.source, root, config.max_documents)
-    text_fingerprint = fingerprint(documents)
-    tokenizer_key = config.tokenizer
-    if config.tokenizer.endswith(".json"):
-        load_tokenizer(Path(config.tokenizer))  # a clear line now if it is missing
-        tokenizer_key = hashlib.sha256(Path(config.tokenizer).read_bytes()).hexdigest()
-    key = json.dumps([FORMAT, text_fingerprint, tokenizer_key, config.val_fraction])
-    folder = root / f"{_readable_name(config)}-{hashlib.sha256(key.encode()).hexdigest()[:10]}"
-    if not (folder / "manifest.json").is_file():
-        _prepare_folder(config, documents, text_fingerprint, folder, quiet)
-    return open_prepared(folder)
+    scans = Scans(root / SCANS)
+    text = find_text(config, scans)
+    folder = root / f"{_readable_name(config)}-{_key(config, text)}"
+    if not (folder / MANIFEST).is_file():
+        with _one_line_errors(root), _locked(root / f".{folder.name}.lock", quiet):
+            if not (folder / MANIFEST).is_file():
+                if folder.exists():
+                    raise UserError(f"{folder} has no {MANIFEST}: delete the folder, and it will be prepared anew")
+                _sweep(root)
+                Tokenising(config, text, folder, quiet).run(
+                    lambda: _fingerprint(text.train, text.val, scans) == text.fingerprint
+                )
+    return open_prepared(folder, scans)
 
 
-def open_prepared(folder: Path) -> PreparedData:
-    """Open a folder made by `prepare`; tokens stay on disk until they are read."""
-    manifest = Manifest(**json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
+def find_text(config: DataConfig, scans: Scans) -> Text:
+    """The files behind the config's sources, each looked at.
 
-    def split(name: str, n_bytes: int) -> Split:
-        tokens = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        starts = np.load(folder / f"{name}.documents.npy", mmap_mode="r", allow_pickle=False)
-        return Split(tokens, starts, n_bytes)
-
-    return PreparedData(
-        folder,
-        manifest,
-        load_tokenizer(folder / "tokenizer.json"),
-        split("train", manifest.train_bytes),
-        split("val", manifest.val_bytes),
-    )
-
-
-def split_documents(documents: Sequence[Document], val_fraction: float) -> tuple[list[Document], list[Document]]:
-    """Divide documents into train and val.
-
-    A document goes to val if its digest, read as a number in [0, 1), is below val_fraction: it stays where it is when
-    others come or go, and two equal documents never end on both sides. A single document is cut near its end, at a
-    line's beginning if there is one; of a few, the one with the smallest digest is held out.
+    Raises:
+        UserError: a source is not there, cannot be read, or is not text.
     """
-    if len({d.digest for d in documents}) == 1:
-        name, text = documents[0].name, documents[0].text
-        cut = round(len(text) * (1 - val_fraction))
-        cut = text.rfind("\n", len(text) // 2, cut) + 1 or cut
-        if not 0 < cut < len(text):
-            raise UserError(f"data.source: {name} is too short ({len(text)} characters) to hold out a part of it")
-        return [Document(name, text[:cut])], [Document(name, text[cut:])]
-    threshold = int(val_fraction * 2**64)
-    ranked = [int.from_bytes(d.digest[:8], "big") for d in documents]
-    if min(ranked) >= threshold:
-        threshold = min(ranked) + 1
-    if max(ranked) < threshold:
-        threshold = max(ranked)
-    train = [d for d, rank in zip(documents, ranked, strict=True) if rank >= threshold]
-    val = [d for d, rank in zip(documents, ranked, strict=True) if rank < threshold]
-    return train, val
+    skipped: list[str] = []
+
+    def sources(names: Iterable[str]) -> Iterator[Source]:
+        for name in names:
+            source, left_out = refuse_broken_text(find_source(name, Path(config.dir)), scans, config)
+            skipped.extend(left_out)
+            yield source
+
+    train, val = tuple(sources(config.sources)), tuple(sources(config.val_sources))
+    return Text(train, val, tuple(skipped), _fingerprint(train, val, scans))
 
 
-def _prepare_folder(
-    config: DataConfig, documents: list[Document], text_fingerprint: str, folder: Path, quiet: bool
-) -> None:
-    train, val = split_documents(documents, config.val_fraction)
-    if not quiet and config.tokenizer.startswith("bpe:"):
-        n_bytes = sum(len(d.text) for d in train)
-        print(f"training a byte-level BPE, {config.tokenizer}, on {n_bytes / 1e6:.1f} MB", flush=True)
-    tokenizer = make_tokenizer(config.tokenizer, (d.text for d in train), (d.text for d in documents))
-    try:
-        temporary = Path(tempfile.mkdtemp(prefix=".preparing-", dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"data.dir={folder.parent}: cannot be written ({(error.strerror or '').lower()})") from None
-    try:
-        counts = {}
-        for name, part in (("train", train), ("val", val)):
-            counts[name] = _write_split(tokenizer, part, temporary / name, quiet)
-        manifest = Manifest(
-            config.source,
-            config.tokenizer,
-            config.val_fraction,
-            text_fingerprint,
-            tokenizer.vocab_size,
-            len(train),
-            *counts["train"],
-            len(val),
-            *counts["val"],
-        )
-        save_tokenizer(tokenizer, temporary / "tokenizer.json")
-        (temporary / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
-        temporary.chmod(0o755)  # mkdtemp makes folders that only their owner can read
-        try:
-            temporary.replace(folder)
-        except OSError:
-            if not (folder / "manifest.json").is_file():  # else another process was first with the same content
-                raise
-    except OSError as error:
-        raise UserError(f"{folder}: could not be written ({error.strerror or error})") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _fingerprint(train: Sequence[Source], val: Sequence[Source], scans: Scans) -> str:
+    digest = hashlib.sha256(str(len(train)).encode())
+    for source in (*train, *val):
+        digest.update(json.dumps([source.synthetic, source.seed, len(source.files)]).encode())
+        for file, scan in zip(source.files, scans.of(source.files), strict=True):
+            digest.update(f"{file.kind} {file.compression} {scan.sha256}\n".encode())
+    return digest.hexdigest()
 
 
-def _write_split(tokenizer: Tokenizer, documents: Sequence[Document], stem: Path, quiet: bool) -> tuple[int, int]:
-    """Write tokens and document starts; return the numbers of tokens and of bytes of text."""
-    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    pieces: list[np.ndarray] = []
-    lengths: list[int] = []
-    n_bytes = 0
-    with tqdm(
-        total=sum(len(d.text) for d in documents),
-        desc=f"tokenising {stem.name}",
-        unit="B",
-        unit_scale=True,
-        delay=2,  # nothing is shown of what takes less than two seconds
-        disable=True if quiet else None,
-    ) as bar:
-        for batch in _batches_of_text(documents):
-            for document, ids in zip(batch, tokenizer.encode_batch([d.text for d in batch]), strict=True):
-                pieces.append(np.array([*ids, tokenizer.end_of_text], dtype=dtype))
-                lengths.append(len(ids) + 1)
-                n_bytes += len(document.text.encode())
-                bar.update(len(document.text))
-    tokens = np.concatenate(pieces)
-    np.save(stem.with_suffix(".npy"), tokens)
-    np.save(f"{stem}.documents.npy", np.cumsum([0, *lengths[:-1]], dtype=np.int64))
-    return len(tokens), n_bytes
-
-
-def _batches_of_text(documents: Sequence[Document], characters: int = 1 << 20) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= characters:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def _key(config: DataConfig, text: Text) -> str:
+    """A name for everything that the tokens depend on."""
+    tokenizer = config.tokenizer
+    if tokenizer.endswith(".json"):
+        load_tokenizer(Path(tokenizer))  # a clear line now if it is missing or wrong
+        tokenizer = hashlib.sha256(Path(tokenizer).read_bytes()).hexdigest()
+    key = json.dumps([FORMAT, text.fingerprint, tokenizer, settings(config)])
+    return hashlib.sha256(key.encode()).hexdigest()[:10]
 
 
 def _readable_name(config: DataConfig) -> str:
     """A folder name that a person recognises; the key behind it is what counts."""
-    first = config.source if isinstance(config.source, str) else config.source[0]
-    stem = Path(first).stem or "text"
+    stem = Path(config.sources[0]).stem or "text"
     tokenizer = Path(config.tokenizer).stem if config.tokenizer.endswith(".json") else config.tokenizer
     return re.sub(r"[^A-Za-z0-9]+", "-", f"{stem}-{tokenizer}").strip("-").lower()[:60]
+
+
+@contextmanager
+def _locked(path: Path, quiet: bool) -> Iterator[None]:
+    """One process at a time; the lock goes when its process does, however that ends."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        if not quiet:
+            print("another process prepares the same text: waiting for it", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _one_line_errors(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        free = shutil.disk_usage(root).free
+        raise UserError(
+            f"data.dir={root}: could not be written ({(error.strerror or str(error)).lower()}; {free / 1e6:.0f} MB are "
+            "free); nothing was left half-written"
+        ) from None
+
+
+def _sweep(root: Path) -> None:
+    for path in root.glob(".preparing-*"):
+        if time.time() - path.stat().st_mtime > STALE_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,112 +1,224 @@
-"""A source's name -> documents (texts), in an order that depends on neither the machine nor its file system."""
+"""A source's name -> the files it stands for, in an order that depends on neither the machine nor its file system."""
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import hashlib
 import os
+import re
+import sys
 import sysconfig
-import tokenize
-from collections.abc import Iterable, Sequence
+import tempfile
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
-from minigpt.config import UserError
+from minigpt.config import DataConfig, UserError
+from minigpt.data.synthetic import SYNTHETIC
 
-LONG_BYTES = 50_000_000
-"""Local text beyond this takes long enough to show a progress bar."""
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+TABLES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+"""Endings of files with one text in each row; every other file is one text."""
+NEVER_PLAIN_TEXT = {"parquet", "arrow"}
+MANIFEST, TOKENIZER, STARTS = "manifest.json", "tokenizer.json", "train.documents.npy"
+"""Names of files in every prepared folder."""
+KEPT = ("downloads", "huggingface", "stdin", "streams")
+"""Folders in data.dir that hold what was fetched."""
+MOST_SHOWN = 100
+"""Characters that are shown of a name that cannot be one."""
+SYNTHETIC_DOCUMENTS = 20_000
+"""Documents of a synthetic source when data.max_documents does not say how many."""
 
 
 @dataclass(frozen=True)
-class Document:
-    """One text and where it comes from."""
+class File:
+    """A local file and how it is read: text, python, jsonl, csv, tsv, parquet or arrow."""
+
+    path: Path
+    kind: str
+    compression: str | None = None
+    """`.gz`, `.zst`, `.bz2`, `.xz`, or None."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one entry of data.source stands for: files, or a generator of documents."""
 
     name: str
-    text: str
+    files: tuple[File, ...] = ()
+    synthetic: str | None = None
+    """Name in the table of synthetic sources."""
+    seed: int = 0
+    """Of a synthetic source."""
+    is_dataset: bool = False
+    """Whether the files are the parts of one hub dataset."""
 
-    @cached_property
-    def digest(self) -> bytes:
-        """SHA-256 of the text alone: equal texts are equal wherever they lie."""
-        return hashlib.sha256(self.text.encode()).digest()
 
-
-def load_documents(source: str | Sequence[str], cache: Path, max_documents: int | None = None) -> list[Document]:
-    """Read every document of a source.
+def find_source(name: str, cache: Path) -> Source:
+    """What a source's name stands for; downloads what is not on this machine.
 
     Args:
-        source: `python_stdlib`, or one or several files, folders, globs or URLs of UTF-8 text.
-        cache: folder where `datasets` keeps its copies of files and downloads.
-        max_documents: keep only this many, an arbitrary but repeatable choice by digest.
-
-    Returns:
-        The documents that are not empty, sorted by name.
+        name: one entry of data.source.
+        cache: folder where `datasets` keeps downloads.
 
     Raises:
-        UserError: nothing is there, or a file is not UTF-8 text (named, with the byte's position).
+        UserError: nothing is there, with the reason.
     """
-    names = [source] if isinstance(source, str) else list(source)
-    documents: list[Document] = []
-    if "python_stdlib" in names:
-        documents += _python_stdlib()
-    files = [file for name in names if name != "python_stdlib" for file in _resolve(name)]
-    if files:
-        documents += _read_with_datasets(files, cache)
-    documents = sorted((d for d in documents if d.text.strip()), key=lambda d: (d.name, d.digest))
-    if not documents:
-        raise UserError(f"data.source={source}: no text in it, all files are empty")
-    if max_documents is not None and len(documents) > max_documents:
-        # By the digest's end: its beginning decides between train and val, and the choice must not prefer one.
-        chosen = sorted(documents, key=lambda d: (d.digest[::-1], d.name))[:max_documents]
-        documents = sorted(chosen, key=lambda d: (d.name, d.digest))
-    return documents
+    if name == "python_stdlib":
+        return Source(name, _python_stdlib())
+    if match := re.fullmatch(rf"({'|'.join(SYNTHETIC)})(?::(\d{{1,9}}))?", name):
+        return Source(name, synthetic=match[1], seed=int(match[2] or 0))
+    if name == "-":
+        raise UserError("data.source=-: standard input was not read; this is a program's mistake")  # see keep_stdin
+    if name.startswith("hf:"):
+        from minigpt.data.hub import download_dataset  # heavy, and not needed by the others
+
+        return Source(name, tuple(File(path, "arrow") for path in download_dataset(name, cache)), is_dataset=True)
+    if name.startswith(("http://", "https://")):
+        from minigpt.data.hub import download_file
+
+        return Source(name, (_file(Path(name.split("?")[0]), lies_at=download_file(name, cache)),))
+    return Source(name, tuple(_local_files(name, cache)))
 
 
-def fingerprint(documents: Iterable[Document]) -> str:
-    """SHA-256 over the documents' digests in order: changes when any text does."""
-    digest = hashlib.sha256()
-    for document in documents:
-        digest.update(document.digest)
-    return digest.hexdigest()
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder is one that `prepare` made; others may have a manifest.json of their own."""
+    try:
+        folder = folder.expanduser()
+        return (folder / MANIFEST).is_file() and any((folder / name).is_file() for name in (TOKENIZER, STARTS))
+    except (OSError, RuntimeError):  # a name that is too long, or of somebody who is not here
+        return False
 
 
-def _python_stdlib() -> list[Document]:
+def keep_stdin(config: DataConfig) -> DataConfig:
+    """The config with standard input, if it is a source, replaced by a file in data.dir that holds what came in.
+
+    Text is read more than once, and again when a run is resumed.
+
+    Raises:
+        UserError: nothing is piped in, or the folder cannot be written.
+    """
+    if "-" in config.val_sources:
+        raise UserError("data.val_source=-: standard input can only be data.source; name a file to validate on")
+    if "-" not in config.sources:
+        return config
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UserError("data.source=-: nothing is piped into this program; write `... | python train.py ...`")
+    digest, folder = hashlib.sha256(), Path(config.dir) / "stdin"
+    temporary = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".stdin-", delete=False) as file:
+            temporary = Path(file.name)
+            while chunk := sys.stdin.buffer.read(1 << 20):
+                digest.update(chunk)
+                file.write(chunk)
+        kept = folder / f"{digest.hexdigest()[:16]}.txt"
+        temporary.replace(kept)
+    except OSError as error:
+        raise UserError(f"data.dir={config.dir}: standard input cannot be kept ({_reason(error)})") from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+    return dataclasses.replace(config, source=[str(kept) if name == "-" else name for name in config.sources])
+
+
+def _python_stdlib() -> tuple[File, ...]:
     """The running interpreter's own library, without its tests and without installed packages."""
     root = Path(sysconfig.get_paths()["stdlib"])
     skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-    documents = []
-    for folder, subfolders, files in os.walk(root):
+    files = []
+    for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if name not in skipped]
-        for path in (Path(folder, name) for name in files if name.endswith(".py")):
-            try:
-                with tokenize.open(path) as file:  # honours a source file's own encoding line
-                    documents.append(Document(path.relative_to(root).as_posix(), file.read()))
-            except (SyntaxError, UnicodeDecodeError):
-                continue  # a file with a broken encoding on purpose, as lib2to3 has in some versions
-    if not documents:
+        files += [Path(folder, name) for name in names if name.endswith(".py")]
+    if not files:
         raise UserError(
             f"data.source=python_stdlib: no .py files under {root}, as in an embedded Python; name files instead"
         )
-    return documents
+    return tuple(File(path, "python") for path in sorted(files, key=lambda path: path.relative_to(root).as_posix()))
 
 
-def _resolve(name: str) -> list[str]:
-    """One file, folder, glob or URL -> paths and URLs, sorted."""
-    if name.startswith(("http://", "https://")):
-        return [name]
-    path = Path(name).expanduser()
-    if path.is_dir():
-        files = [p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)) and _is_text(p)]
-        if not files:
-            raise UserError(f"data.source={name}: the folder holds no text files")
-    elif path.is_file():
-        files = [path]
+def _local_files(name: str, cache: Path) -> list[File]:
+    """One file, folder or glob -> files, sorted by path."""
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            return _folder(name, path, cache)
+        matches = [path] if path.exists() else map(Path, glob.glob(str(path), recursive=True))
+        found = [p for p in matches if not p.is_dir()]
+    except OSError as error:
+        raise UserError(f"data.source={name[:MOST_SHOWN]}: {_reason(error)}") from None
+    except (RuntimeError, ValueError) as error:  # ~somebody who is not here; a zero character
+        raise UserError(f"data.source={name}: not the name of a file ({error})") from None
+    if special := next((p for p in found if not p.is_file()), None):
+        raise UserError(
+            f"data.source={name}: {special} is no regular file, and text is read more than once; "
+            "pipe it in, with --data.source -"
+        )
+    if not found:
+        kind = "no file matches the glob" if glob.has_magic(name) else "no such file or folder"
+        hub = f"; a hub dataset is written hf:{name}" if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else ""
+        raise UserError(f"data.source={name}: {kind} (relative to {Path.cwd()}){hub}")
+    return [_file(p) for p in sorted(found, key=str)]
+
+
+def _folder(name: str, folder: Path, cache: Path) -> list[File]:
+    """Every text file of a folder; or its tables, if it holds nothing else that could be meant.
+
+    What minigpt wrote itself is never meant: data.dir may well lie in the folder of the texts.
+    """
+    if is_prepared(folder):
+        raise UserError(f"data.source={name}: was prepared already, and can only be the one source, with its own val")
+    inside = [p for p in folder.rglob("*") if p.is_file() and not _hidden(p.relative_to(folder))]
+    own = {cache.absolute() / kept for kept in KEPT}
+    own |= {p.parent.absolute() for p in inside if p.name == MANIFEST and is_prepared(p.parent)}
+    inside = [p for p in inside if not own.intersection(p.absolute().parents)]
+    tables = [p for p in inside if _kind(p) != "text" and not _describes(p)]
+    texts = [p for p in inside if _kind(p) == "text" and not _describes(p) and (_compressed(p) or _is_text(p))]
+    if tables and not texts:
+        chosen = [_file(p) for p in tables]
+    elif strict := [p for p in tables if _kind(p) in NEVER_PLAIN_TEXT or ".jsonl" in p.suffixes]:
+        raise UserError(
+            f"data.source={name}: the folder holds tables ({strict[0].name}) and plain text ({texts[0].name}); "
+            f"say which is meant, for example {folder}/**/*{strict[0].suffix}"
+        )
     else:
-        files = [p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file()]
-        if not files:
-            kind = "no file matches the glob" if glob.has_magic(name) else "no such file or folder"
-            raise UserError(f"data.source={name}: {kind} (relative to {Path.cwd()})")
-    return sorted(str(p) for p in files)
+        plain = [p for p in inside if _compressed(p) or _is_text(p)]
+        chosen = [_file(p, kind="text") for p in plain]
+    if not chosen:
+        raise UserError(f"data.source={name}: the folder holds no text files")
+    return sorted(chosen, key=lambda file: str(file.path))
+
+
+def _file(path: Path, *, kind: str | None = None, lies_at: Path | None = None) -> File:
+    """A file as its name says that it is read; a download lies at another name."""
+    kind = kind or _kind(path)
+    compressed = _compressed(path) and kind not in NEVER_PLAIN_TEXT
+    return File(lies_at or path, kind, path.suffix.lower() if compressed else None)
+
+
+def _kind(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return TABLES.get(suffixes[-1], "text") if suffixes else "text"
+
+
+def _compressed(path: Path) -> bool:
+    return path.suffix.lower() in COMPRESSED
+
+
+def _describes(path: Path) -> bool:
+    """Whether a file says something about the data beside it: what `datasets` and hubs put there."""
+    return path.stem.upper() in {"README", "LICENSE"} or path.name in {"dataset_info.json", "state.json"}
 
 
 def _hidden(path: Path) -> bool:
@@ -115,57 +227,12 @@ def _hidden(path: Path) -> bool:
 
 def _is_text(path: Path) -> bool:
     """Git's rule: a zero byte near the start means binary. Only folders are filtered; a file named is a file meant."""
-    with path.open("rb") as file:
-        return b"\0" not in file.read(8192)
-
-
-def _read_with_datasets(files: list[str], cache: Path) -> list[Document]:
-    """Each file or URL is one document."""
     try:
-        import datasets
-    except ImportError:
-        raise UserError(
-            "data.source: reading files and URLs needs the package 'datasets': pip install datasets"
-        ) from None
-    urls = [file for file in files if file.startswith(("http://", "https://"))]
-    long = urls or sum(Path(file).stat().st_size for file in files) > LONG_BYTES
-    (datasets.enable_progress_bars if long else datasets.disable_progress_bars)()
-    try:
-        # Errors of a download's server come as many types; each file's own trouble is looked for afterwards.
-        table = datasets.load_dataset(
-            "text",
-            name=_state(file for file in files if file not in urls),
-            # datasets takes names for patterns; ours are the names of files that are there.
-            data_files=[file if file in urls else glob.escape(file) for file in files],
-            sample_by="document",
-            split="train",
-            cache_dir=str(cache / "huggingface"),
-        )
-    except Exception as error:
-        for file in files:
-            _explain_unreadable(file)
-        reason = f"{type(error.__cause__ or error).__name__}: {error.__cause__ or error}".splitlines()[0]
-        raise UserError(f"data.source={', '.join(files[:3])}: could not be loaded ({reason})") from None
-    return [Document(file, text) for file, text in zip(files, table["text"], strict=True)]
-
-
-def _state(files: Iterable[str]) -> str:
-    """Changes whenever a file is written. datasets itself goes by the time of change, which copying may preserve."""
-    stats = [(file, Path(file).stat()) for file in files]
-    key = repr([(file, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for file, stat in stats])
-    return hashlib.sha256(key.encode()).hexdigest()[:16]
-
-
-def _explain_unreadable(file: str) -> None:
-    """Raise for the first thing that is wrong with a local file, if anything is."""
-    if file.startswith(("http://", "https://")):
-        return
-    try:
-        Path(file).read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"data.source: {file} is not UTF-8 text (byte {error.start}: 0x{error.object[error.start]:02x}); "
-            "convert it, for example with iconv -t utf-8"
-        ) from None
+        with path.open("rb") as file:
+            return b"\0" not in file.read(8192)
     except OSError as error:
-        raise UserError(f"data.source: {file}: {(error.strerror or str(error)).lower()}") from None
+        raise UserError(f"data.source: {path}: {_reason(error)}") from None
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
 from minigpt.checkpoint import RunFolder
 from minigpt.config import Config, UserError
-from minigpt.data.prepare import PreparedData
+from minigpt.data.shards import PreparedData
 from minigpt.files import write_atomically, write_text
 from minigpt.generation.generate import continue_text, encode_prompt
 from minigpt.inspection.capture import probe, undisturbed
@@ -81,7 +81,7 @@ class Metrics(Callback):
         self.train_loss = self.val_loss = self.tokens_per_second = math.nan
         self._logged_step = -1
         self.seconds = 0.0  # of training alone, without validation, over all parts of a resumed run
-        self._mark, self._mark_step = 0.0, 0
+        self._mark, self._mark_tokens = 0.0, 0
         self._last_line = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Metrics(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._logged_step = trainer.global_step
-        self._start_watch(trainer)
+        self._start_watch(pl_module)
         if trainer.is_global_zero:
             self._keep_rows_up_to(trainer.global_step)
 
@@ -110,7 +110,7 @@ class Metrics(Callback):
         self.train_loss = float(trainer.strategy.reduce(loss, reduce_op="mean"))
         if not math.isfinite(self.train_loss):
             raise UserError(not_finite("the loss", step, self.folder))
-        self._stop_watch(trainer)
+        self._stop_watch(trainer, pl_module)
         row = {
             "train/loss": self.train_loss,
             "learning_rate": pl_module.learning_rate,
@@ -122,7 +122,7 @@ class Metrics(Callback):
             self._print_line(trainer, f"{self.tokens_per_second:,.0f} tokens/s")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._stop_watch(trainer)
+        self._stop_watch(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
@@ -138,7 +138,7 @@ class Metrics(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self._mark == 0.0:
-            self._start_watch(trainer)
+            self._start_watch(pl_module)
 
     def _print_line(self, trainer: L.Trainer, rest: str) -> None:
         step = f"step {trainer.global_step}/{self.config.trainer.max_steps}"
@@ -146,22 +146,20 @@ class Metrics(Callback):
         trainer.print("   ".join([step, *train, rest]), flush=True)
         self._last_line = time.monotonic()
 
-    def _start_watch(self, trainer: L.Trainer) -> None:
-        self._mark, self._mark_step = time.perf_counter(), trainer.global_step
+    def _start_watch(self, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        self._mark, self._mark_tokens = time.perf_counter(), pl_module.tokens_seen
 
-    def _stop_watch(self, trainer: L.Trainer) -> None:
+    def _stop_watch(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the time since the last mark; validation and what hangs on it are not counted."""
+        assert isinstance(pl_module, TrainingModule)
         if self._mark == 0.0:
             return
-        now, steps = time.perf_counter(), trainer.global_step - self._mark_step
+        now, tokens = time.perf_counter(), pl_module.tokens_seen - self._mark_tokens
         self.seconds += now - self._mark
-        if steps:
-            self.tokens_per_second = steps * self._tokens_per_step(trainer) / (now - self._mark)
-        self._mark, self._mark_step = (0.0, 0) if trainer.validating else (now, trainer.global_step)
-
-    def _tokens_per_step(self, trainer: L.Trainer) -> int:
-        per_batch = self.config.data.batch_size * self.config.model.context_length
-        return per_batch * self.config.trainer.accumulate_grad_batches * trainer.world_size
+        if tokens:
+            self.tokens_per_second = tokens / (now - self._mark)
+        self._mark, self._mark_tokens = (0.0, 0) if trainer.validating else (now, pl_module.tokens_seen)
 
     def _write(self, trainer: L.Trainer, step: int, row: dict[str, float]) -> None:
         log_scalars(trainer.loggers, row, step)
@@ -172,7 +170,7 @@ class Metrics(Callback):
             writer = csv.DictWriter(file, COLUMNS)
             if new:
                 writer.writeheader()
-            tokens = step * self._tokens_per_step(trainer)
+            tokens = trainer.lightning_module.tokens_seen
             writer.writerow({"step": step, "tokens": tokens, "seconds": f"{self.seconds:.3f}", **row})
 
     def _keep_rows_up_to(self, step: int) -> None:
@@ -237,7 +235,9 @@ class AttentionMaps(Callback):
         self.folder, self.settings, self.tokenizer = folder, config.attention, data.tokenizer
         length = min(self.settings.max_tokens, config.model.context_length)
         text = self.settings.text
-        tokens = data.val.tokens[:length].tolist() if text is None else data.tokenizer.encode(text)[:length]
+        val = data.val.tokens
+        held_out = val.read(0, min(length, len(val))).tolist()
+        tokens = held_out if text is None else data.tokenizer.encode(text)[:length]
         if not tokens:
             raise UserError(
                 "attention.text is empty: give a text to probe, or leave it out for the val split's beginning"

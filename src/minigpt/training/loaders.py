@@ -11,26 +11,30 @@ from torch.utils.data import DataLoader, Sampler
 
 from minigpt.config import Config, UserError
 from minigpt.data.batches import TrainBatches, ValBatches
-from minigpt.data.prepare import PreparedData
+from minigpt.data.shards import PreparedData
+from minigpt.data.stream import StreamBatches
+from minigpt.training.module import TrainingModule
 
 
 class _TrainSampler(Sampler[int]):
-    """Indices of this device's micro-batches, from the trainer's position on.
+    """Numbers of this device's micro-batches, from the step that the run has reached on.
 
-    The position is read when iteration begins, after a checkpoint has been loaded; Lightning keeps it. So a batch
-    depends on the step alone, and resuming needs neither replay nor loader state.
+    The step is read when iteration begins, after a checkpoint has been loaded. So a batch depends on the step alone,
+    and resuming needs neither replay nor loader state.
     """
 
-    def __init__(self, dataset: Sized, trainer: L.Trainer) -> None:
-        self.dataset, self.trainer = dataset, trainer
+    def __init__(self, n_batches: int, trainer: L.Trainer) -> None:
+        """Args: micro-batches of this device in the whole run; the trainer whose step counts."""
+        self.n_batches, self.trainer = n_batches, trainer
 
     def __len__(self) -> int:
-        return len(self.dataset) // self.trainer.world_size
+        return self.n_batches
 
     def __iter__(self) -> Iterator[int]:
-        start = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        for index in range(start, len(self)):
-            yield index * self.trainer.world_size + self.trainer.global_rank
+        module = self.trainer.lightning_module
+        assert isinstance(module, TrainingModule)
+        for index in range(module.global_step * self.trainer.accumulate_grad_batches, self.n_batches):
+            yield module.micro_batch(index)
 
 
 class _ValSampler(Sampler[int]):
@@ -50,47 +54,78 @@ class _ValSampler(Sampler[int]):
 
 
 class _TrainLoader(DataLoader[Any]):
-    """Tells Lightning that its position in mid-epoch is meant, and which text it belongs to.
+    """Tells Lightning that its position in mid-epoch is meant, which text it belongs to, and where a stream stands.
 
     Without a state, Lightning warns at each resume that the loader will start again; ours does not.
     """
 
     text_fingerprint = ""
 
-    def state_dict(self) -> dict[str, str]:
-        return {"text_fingerprint": self.text_fingerprint}
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"text_fingerprint": self.text_fingerprint}
+        return state | ({"stream": self.dataset.state_dict()} if isinstance(self.dataset, StreamBatches) else {})
 
-    def load_state_dict(self, state: dict[str, str]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["text_fingerprint"] != self.text_fingerprint:
             raise UserError("the checkpoint belongs to another text: give the text it was trained on")
+        if isinstance(self.dataset, StreamBatches):
+            self.dataset.load_state_dict(state["stream"])
 
 
-def make_loaders(config: Config, data: PreparedData, trainer: L.Trainer) -> tuple[DataLoader[Any], DataLoader[Any]]:
+def train_batches(config: Config, data: PreparedData, *, n_batches: int, repeat: int = 0) -> TrainBatches:
+    """The micro-batches of a run with this config.
+
+    Raises:
+        UserError: the train split is too short for model.context_length.
+    """
+    return TrainBatches(
+        data.train,
+        context_length=config.model.context_length,
+        batch_size=config.data.batch_size,
+        n_batches=n_batches,
+        seed=config.seed,
+        end_of_text=data.manifest.end_of_text,
+        weights=config.data.weights,
+        mode=config.data.mode,
+        repeat=repeat,
+    )
+
+
+def make_loaders(
+    config: Config, data: PreparedData, trainer: L.Trainer, seen: int = 0
+) -> tuple[DataLoader[Any], DataLoader[Any]]:
     """Loaders of train and val micro-batches; overfit_batches repeats a few train batches for both.
+
+    Args:
+        config: the run.
+        data: its text.
+        trainer: whose devices and step count.
+        seen: micro-batches, over all devices, that a run to be resumed has seen.
 
     Raises:
         UserError: a split is too short for model.context_length.
     """
-    context_length, batch_size = config.model.context_length, config.data.batch_size
-    n_batches = config.trainer.max_steps * config.trainer.accumulate_grad_batches * trainer.world_size
+    n_own = config.trainer.max_steps * config.trainer.accumulate_grad_batches
+    n_batches = seen + n_own * trainer.world_size
     overfit = config.trainer.overfit_batches
     repeat = overfit if isinstance(overfit, int) else math.ceil(overfit * n_batches)
-    train = TrainBatches(
-        data.train.tokens,
-        context_length=context_length,
-        batch_size=batch_size,
-        n_batches=n_batches,
-        seed=config.seed,
-        repeat=repeat,
-    )
-    val: TrainBatches | ValBatches = ValBatches(data.val.tokens, context_length=context_length, batch_size=batch_size)
+    train: TrainBatches | StreamBatches
+    val: TrainBatches | ValBatches
+    if config.data.streaming and not repeat:
+        train = StreamBatches(
+            config.data, data, context_length=config.model.context_length, n_batches=n_batches, seed=config.seed
+        )
+    else:
+        train = train_batches(config, data, n_batches=n_batches, repeat=repeat)
     if repeat:
-        val = TrainBatches(
-            data.train.tokens,
-            context_length=context_length,
-            batch_size=batch_size,
-            n_batches=repeat,
-            seed=config.seed,
+        val = train_batches(config, data, n_batches=repeat)
+    else:
+        val = ValBatches(
+            data.val,
+            context_length=config.model.context_length,
+            batch_size=config.data.batch_size,
+            end_of_text=data.manifest.end_of_text,
+            mode=config.data.mode,
         )
     options: dict[str, Any] = {
         "batch_size": None,  # the datasets yield whole batches
@@ -98,6 +133,6 @@ def make_loaders(config: Config, data: PreparedData, trainer: L.Trainer) -> tupl
         "persistent_workers": config.data.num_workers > 0,
         "pin_memory": trainer.strategy.root_device.type == "cuda",
     }
-    train_loader = _TrainLoader(train, sampler=_TrainSampler(train, trainer), **options)
+    train_loader = _TrainLoader(train, sampler=_TrainSampler(n_own, trainer), **options)
     train_loader.text_fingerprint = data.manifest.text_fingerprint
     return train_loader, DataLoader(val, sampler=_ValSampler(val, trainer), **options)

@@ -16,7 +16,7 @@ from torch import Tensor
 from minigpt.checkpoint import CHECKPOINT_KEY
 from minigpt.config import Config, UserError
 from minigpt.data.batches import IGNORED
-from minigpt.data.prepare import PreparedData
+from minigpt.data.shards import PreparedData
 from minigpt.model.gpt import GPT
 from minigpt.training.optimizer import learning_rate, make_optimizer
 
@@ -44,8 +44,10 @@ class TrainingModule(L.LightningModule):
         self.model = GPT(config.model)
         # A function beside the model, not a module in it: the parameters' names stay clean, and whoever looks at the
         # model (samples, probes) uses the plain one.
-        self.logits: Callable[[Tensor], Tensor] = compiled(self.model) if config.compile else self.model.forward
+        self.logits: Callable[..., Tensor] = compiled(self.model) if config.compile else self.model.forward
         self.recent_losses: list[Tensor] = []
+        self.tokens_seen = 0  # predicted in training, over all devices
+        self._began_at_step, self._seen_before = 0, 0
         self.grad_norm = math.nan
         self.learning_rate = 0.0
         self.val_loss = math.nan
@@ -65,11 +67,18 @@ class TrainingModule(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout is a function of (seed, micro-batch): a resumed run repeats it without any stored random state.
-        micro_batch = batch_idx * self.trainer.world_size + self.global_rank
-        torch.manual_seed((self.run_config.seed << 32) + micro_batch)
+        torch.manual_seed((self.run_config.seed << 32) + self.micro_batch(batch_idx))
         self.learning_rate = learning_rate(self.run_config.optimizer, self.global_step, self.progress)
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
             group["lr"] = self.learning_rate
+
+    def micro_batch(self, batch_idx: int) -> int:
+        """Number in the whole run, over all devices, of this device's micro-batch batch_idx.
+
+        A resumed run may have other devices or accumulate otherwise: it goes on behind what was seen before.
+        """
+        since = batch_idx - self._began_at_step * self.run_config.trainer.accumulate_grad_batches
+        return self._seen_before + since * self.trainer.world_size + self.global_rank
 
     @property
     def progress(self) -> float:
@@ -79,10 +88,12 @@ class TrainingModule(L.LightningModule):
         timers = [callback for callback in self.trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
         return max(by_steps, timers[0].time_elapsed() / limit) if limit and timers else by_steps
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        tokens, targets = batch
-        loss = next_token_loss(self.logits(tokens), targets)
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        tokens, targets, *texts = batch
+        loss = next_token_loss(self.logits(tokens, *texts), targets)
         self.recent_losses.append(loss.detach())
+        n_targets = int((targets != IGNORED).sum()) if texts else targets.numel()
+        self.tokens_seen += n_targets * self.trainer.world_size
         return loss
 
     def configure_gradient_clipping(
@@ -100,9 +111,9 @@ class TrainingModule(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self._nats, self._count = 0.0, 0
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        tokens, targets = batch
-        self._nats += float(next_token_loss(self.logits(tokens), targets, reduction="sum"))
+    def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
+        tokens, targets, *texts = batch
+        self._nats += float(next_token_loss(self.logits(tokens, *texts), targets, reduction="sum"))
         self._count += int((targets != IGNORED).sum())
 
     def on_validation_epoch_end(self) -> None:
@@ -111,8 +122,9 @@ class TrainingModule(L.LightningModule):
         nats, count = self.trainer.strategy.reduce(totals, reduce_op="sum").tolist()
         split = self.data.train if self.run_config.trainer.overfit_batches else self.data.val
         self.val_loss = nats / count
-        # The split's own ratio: exact where every token but the first is predicted once, as it is by default.
-        self.val_bits_per_byte = self.val_loss / math.log(2) * (len(split.tokens) - 1) / split.n_bytes
+        # The split's own ratio: exact where every token that can be is predicted once, as it is by default.
+        n_targets = len(split.tokens) - (self.run_config.data.mode == "packed")  # nothing is before the first
+        self.val_bits_per_byte = self.val_loss / math.log(2) * n_targets / split.n_bytes
         # For Lightning's own callbacks (early stopping and the like); files and loggers are written by our callback.
         self.log("val/loss", self.val_loss, logger=False, sync_dist=True)
         self.log("val/bits_per_byte", self.val_bits_per_byte, logger=False, sync_dist=True)
@@ -122,6 +134,9 @@ class TrainingModule(L.LightningModule):
             "config": self.run_config.to_dict(),
             "tokenizer": self.data.tokenizer.to_dict(),
             "text_fingerprint": self.data.manifest.text_fingerprint,
+            "micro_batches": self.micro_batch(self.global_step * self.run_config.trainer.accumulate_grad_batches)
+            - self.global_rank,
+            "tokens_seen": self.tokens_seen,
             "recent_losses": [float(loss) for loss in self.recent_losses],  # gathered, not yet logged
         }
 
@@ -133,22 +148,32 @@ class TrainingModule(L.LightningModule):
                 f"{self.data.manifest.text_fingerprint[:12]}): restore it, or start a new run"
             )
         self.recent_losses = [torch.tensor(loss) for loss in checkpoint[CHECKPOINT_KEY]["recent_losses"]]
+        self.tokens_seen = checkpoint[CHECKPOINT_KEY]["tokens_seen"]
+        self._began_at_step = checkpoint["global_step"]
+        self._seen_before = checkpoint[CHECKPOINT_KEY]["micro_batches"]
+        # Lightning counts this device's micro-batches; with other devices or accumulation they are others. And a run
+        # that is given more steps goes on in its one epoch, which Lightning believes to be over.
+        n_batches = self._began_at_step * self.run_config.trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            counts.update(dict.fromkeys(counts, n_batches))
+        progress["is_last_batch"] = False
 
 
-def compiled(model: GPT) -> Callable[[Tensor], Tensor]:
+def compiled(model: GPT) -> Callable[..., Tensor]:
     """The model's forward through torch.compile, or, with one warning, as it is where compiling fails."""
-    fast: Callable[[Tensor], Tensor] = torch.compile(model.forward)
+    fast: Callable[..., Tensor] = torch.compile(model.forward)
 
-    def logits(tokens: Tensor) -> Tensor:
+    def logits(*inputs: Tensor) -> Tensor:
         nonlocal fast
         if fast is model.forward:
-            return fast(tokens)
+            return fast(*inputs)
         try:
-            return fast(tokens)
+            return fast(*inputs)
         except Exception as error:
             # Compilers fail in many ways; whatever is wrong with the model itself fails again below, uncompiled.
             warnings.warn(f"torch.compile failed ({type(error).__name__}); going on without it", stacklevel=2)
             fast = model.forward
-            return fast(tokens)
+            return fast(*inputs)
 
     return logits

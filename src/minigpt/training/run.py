@@ -20,7 +20,10 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from minigpt.checkpoint import CHECKPOINT_KEY, RunFolder, read_checkpoint
 from minigpt.config import Config, TrainerConfig, UserError
-from minigpt.data.prepare import PreparedData, prepare
+from minigpt.data.prepare import prepare
+from minigpt.data.shards import PreparedData
+from minigpt.data.sources import keep_stdin
+from minigpt.data.stream import prepare_head
 from minigpt.data.tokenizer import save_tokenizer
 from minigpt.files import write_text
 from minigpt.training.callbacks import AttentionMaps, Metrics, ProgressBar, Samples, seconds_of_training
@@ -44,10 +47,10 @@ def train(config: Config, resume: Path | None = None) -> RunFolder:
         UserError: anything of the user's that cannot work, before training starts where possible.
     """
     _quieten()
-    data = prepare(config.data)
+    config = dataclasses.replace(config, data=keep_stdin(config.data))
+    data = prepare_head(config.data) if config.data.streaming else prepare(config.data)
     config = with_vocabulary(config, data)
-    if resume is not None:
-        _check_resume(config, RunFolder(resume))
+    seen = 0 if resume is None else _check_resume(config, RunFolder(resume))
     # Of several processes, the first makes the folder; the others read and write nothing in it.
     is_main = _is_main_process()
     if resume is not None:
@@ -59,7 +62,7 @@ def train(config: Config, resume: Path | None = None) -> RunFolder:
     try:
         trainer = make_trainer(config, folder, make_callbacks(config, folder, data))
         module = TrainingModule(config, data)
-        loaders = make_loaders(config, data, trainer)
+        loaders = make_loaders(config, data, trainer, seen)
     except UserError:
         finish_wandb()
         if resume is None and is_main:
@@ -183,8 +186,8 @@ def with_vocabulary(config: Config, data: PreparedData) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **filled))
 
 
-def _check_resume(config: Config, folder: RunFolder) -> None:
-    """Refuse what would make the run another one, naming each difference."""
+def _check_resume(config: Config, folder: RunFolder) -> int:
+    """Refuse what would make the run another one, naming each difference; returns the micro-batches it has seen."""
     if not folder.last.is_file():
         raise UserError(f"--resume {folder.path}: no {folder.last} yet, so there is nothing to continue; start anew")
     content = read_checkpoint(folder.last)
@@ -204,6 +207,8 @@ def _check_resume(config: Config, folder: RunFolder) -> None:
             f"--resume {folder.path}: all {content['global_step']} steps are done; "
             f"give more, as in --trainer.max_steps {2 * content['global_step']}"
         )
+    seen: int = content[CHECKPOINT_KEY]["micro_batches"]
+    return seen
 
 
 def _write_config(folder: RunFolder, config: Config) -> None:
@@ -225,11 +230,13 @@ def _quieten() -> None:
 def _announce(
     config: Config, data: PreparedData, module: TrainingModule, trainer: L.Trainer, folder: RunFolder
 ) -> None:
-    m, p = data.manifest, config.trainer
+    p = config.trainer
+    source = f"{', '.join(config.data.sources)}: {data.train} to train on"
+    if config.data.streaming:
+        source = f"{config.data.sources[0]}: streamed, the tokenizer and the held-out part from its beginning"
     until = f"{p.max_steps} steps" + (f" or {p.max_time}" if p.max_time else "")
     print(
-        f"text    {m.source}: {m.train_documents} documents, {m.train_bytes / 1e6:.2f} MB, {m.train_tokens:,} tokens "
-        f"to train on; {m.val_documents} documents, {m.val_bytes / 1e6:.2f} MB, {m.val_tokens:,} tokens held out\n"
+        f"text    {source}; {data.val} held out\n"
         f"model   {module.model.n_parameters:,} parameters, {config.model.n_layer} layers of {config.model.n_head} "
         f"heads, {config.model.n_embd} wide, context {config.model.context_length}, "
         f"vocabulary {config.model.vocab_size}\n"

@@ -1,0 +1,22 @@
+"""`python -m minigpt.data prepare|peek --data.source FILES`: text -> a folder of tokens, and a look at it."""
+
+from minigpt import cli
+
+
+def main(arguments: list[str]) -> None:
+    """Parse, prepare, and say what there is; nothing heavy is imported before the config is known to be good."""
+    command, config = cli.parse_data(arguments)
+
+    from minigpt.data.peek import peek
+    from minigpt.data.prepare import prepare
+    from minigpt.data.sources import keep_stdin
+
+    data = prepare(keep_stdin(config.data))
+    if command == "peek":
+        print(peek(data, config))
+        return
+    print(f"train  {data.train}\nval    {data.val}\n-> {data.folder}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,114 @@
+"""Prepared data -> a page of text that says what is in it: how much, which tokens, and what a batch looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from minigpt.config import Config
+from minigpt.data.batches import IGNORED, TrainBatches
+from minigpt.data.shards import PreparedData, Split
+from minigpt.data.tokenizer import Tokenizer
+
+MOST_FREQUENT = 12
+"""Tokens that are listed."""
+ROWS = 2
+"""Rows of a batch that are shown."""
+COUNTED_TOKENS = 100_000_000
+"""Tokens of train that are counted to find the most frequent; of longer text, the first ones."""
+END, PADDING, NOTHING, SPACE = "⟨end of text⟩", "⟨padding⟩", "–", "·"
+
+
+def peek(data: PreparedData, config: Config) -> str:
+    """Describe prepared data, and the first batch that a run with this config would see.
+
+    Raises:
+        UserError: the text is shorter than one window of model.context_length.
+    """
+    manifest = data.manifest
+    lines = [
+        f"folder     {data.folder}",
+        f"source     {', '.join(manifest.source)}, fingerprint {manifest.text_fingerprint[:12]}",
+        f"tokenizer  {manifest.tokenizer}: {manifest.vocab_size:,} tokens, stored as {manifest.token_type}",
+        *_split_lines("train", data.train),
+        *_split_lines("val", data.val),
+    ]
+    if manifest.duplicates_left_out:
+        lines.append(f"           {manifest.duplicates_left_out} more documents are in train too, and kept out of val")
+    if manifest.skipped_files:
+        skipped = manifest.skipped_files
+        lines.append(f"skipped    {len(skipped)} files that are not UTF-8, such as {skipped[0]}")
+    batches = TrainBatches(
+        data.train,
+        context_length=config.model.context_length,
+        batch_size=config.data.batch_size,
+        n_batches=config.trainer.max_steps * config.trainer.accumulate_grad_batches,
+        seed=config.seed,
+        end_of_text=manifest.end_of_text,
+        weights=config.data.weights,
+        mode=config.data.mode,
+    )
+    lines += ["", *_shares(batches, config), "", *_frequent(data), "", *_batch(batches, data.tokenizer)]
+    return "\n".join(lines)
+
+
+def _shares(batches: TrainBatches, config: Config) -> Iterator[str]:
+    """How much of a run each source gets, and how often it is read through."""
+    n_items = batches.n_batches * batches.batch_size
+    yield f"a run of {n_items:,} {'windows' if config.data.mode == 'packed' else 'examples'} takes"
+    for share in batches.shares(n_items):
+        yield f"  {100 * share.share:5.1f} % from {share.name}, read through {share.epochs:.2f} times"
+
+
+def _split_lines(name: str, split: Split) -> Iterator[str]:
+    n_tokens, starts = len(split.tokens), split.document_starts
+    lengths = np.diff(starts, append=n_tokens) - 1  # without the end_of_text
+    yield f"{name:<9}  {split}, {split.n_bytes / max(1, n_tokens - len(starts)):.2f} bytes per token"
+    yield (
+        f"           documents have {lengths.min():,} to {lengths.max():,} tokens, half of them more than "
+        f"{int(np.median(lengths)):,}"
+    )
+    if len(split.sources) > 1:
+        for source in split.sources:
+            yield (
+                f"           {100 * source.n_tokens / n_tokens:5.1f} % {source.name}: "
+                f"{source.n_documents:,} documents, {source.n_bytes / 1e6:.2f} MB, {source.n_tokens:,} tokens"
+            )
+
+
+def _frequent(data: PreparedData) -> Iterator[str]:
+    counted = min(len(data.train.tokens), COUNTED_TOKENS)
+    counts = np.zeros(data.manifest.vocab_size, dtype=np.int64)
+    for start in range(0, counted, 1 << 22):
+        piece = data.train.tokens.read(start, min(start + (1 << 22), counted))
+        counts += np.bincount(piece, minlength=len(counts))
+    yield f"the most frequent of {int((counts > 0).sum()):,} tokens that occur"
+    for token in np.argsort(-counts, kind="stable")[:MOST_FREQUENT]:
+        if counts[token]:
+            shown = _shown(data.tokenizer, int(token))
+            yield f"  {100 * counts[token] / counted:5.2f} %  {shown}"
+
+
+def _batch(batches: TrainBatches, tokenizer: Tokenizer) -> Iterator[str]:
+    tokens, targets, *texts = batches[0]
+    real = texts[0] >= 0 if texts else torch.ones_like(tokens, dtype=torch.bool)
+    yield f"the first batch has {tokens.shape[0]} rows of {tokens.shape[1]} tokens; {min(ROWS, len(tokens))} of them"
+    for row in range(min(ROWS, len(tokens))):
+        reads = [_shown(tokenizer, t) if r else PADDING for t, r in zip(*_lists(tokens[row], real[row]), strict=True)]
+        predicts = [NOTHING if t == IGNORED else _shown(tokenizer, t) for t in targets[row].tolist()]
+        yield f"  reads     {'|'.join(reads)}"
+        yield f"  predicts  {'|'.join(predicts)}"
+
+
+def _lists(*rows: torch.Tensor) -> list[list[int]]:
+    return [row.tolist() for row in rows]
+
+
+def _shown(tokenizer: Tokenizer, token: int) -> str:
+    """A token as it can stand on a line: line ends and control characters written out."""
+    if token == tokenizer.end_of_text:
+        return END
+    text = tokenizer.decode_bytes([token]).decode("utf-8", errors="replace")
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text).replace(" ", SPACE)

@@ -1,0 +1,263 @@
+"""Token files on disk -> one long sequence of tokens per split, memory-mapped.
+
+A prepared folder holds raw little-endian token ids (`train-00000.bin`, ..., which numpy.memmap and nanoGPT read as they
+are), where each document begins, the tokenizer, and a manifest with the length and checksum of each file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from minigpt.config import UserError
+from minigpt.data.scan import Scans
+from minigpt.data.sources import MANIFEST, TOKENIZER, File
+from minigpt.data.tokenizer import Tokenizer, load_tokenizer
+
+FORMAT = 2
+
+
+class Tokens:
+    """Token ids in several memory-mapped pieces that read as one sequence."""
+
+    def __init__(self, shards: Sequence[np.ndarray], files: tuple[Sequence[Path], str] | None = None) -> None:
+        """Args: 1-D arrays of unsigned integers, in order, never copied; the files and type that they come from."""
+        self.shards = [shard for shard in shards if len(shard)]
+        self._stops = np.cumsum([len(shard) for shard in self.shards], dtype=np.int64).tolist()
+        self._files = files
+
+    @classmethod
+    def open(cls, paths: Sequence[Path], token_type: str) -> Tokens:
+        """Map token files; what is not read takes no memory."""
+        return cls([_mapped(path, np.dtype(token_type).newbyteorder("<")) for path in paths], (paths, token_type))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker process is told which files to open, not sent what is in them.
+        return (Tokens, (self.shards,)) if self._files is None else (Tokens.open, self._files)
+
+    def __len__(self) -> int:
+        return self._stops[-1] if self._stops else 0
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """(stop - start,) tokens of positions start..stop, within the sequence, from one shard or across several."""
+        pieces = []
+        shard = bisect_right(self._stops, start)
+        while start < stop:
+            begin = self._stops[shard] - len(self.shards[shard])
+            pieces.append(self.shards[shard][start - begin : stop - begin])
+            start += len(pieces[-1])
+            shard += 1
+        return pieces[0] if len(pieces) == 1 else np.concatenate([*pieces, np.zeros(0, np.uint16)])
+
+
+@dataclass(frozen=True)
+class SourceRange:
+    """Where one source's documents lie in a split; sources follow one another."""
+
+    name: str
+    first_token: int
+    n_tokens: int
+    first_document: int
+    n_documents: int
+    n_bytes: int
+    """Of its text in UTF-8."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Tokens of one split: documents one after another, each closed by end_of_text."""
+
+    tokens: Tokens
+    document_starts: np.ndarray
+    """(n_documents,) int64: where each document begins in `tokens`."""
+    n_bytes: int
+    """Length of the split's text in UTF-8, without the end_of_text marks."""
+    sources: tuple[SourceRange, ...]
+    """The parts of the split by source, in order; they cover it."""
+
+    def __str__(self) -> str:
+        n_documents = len(self.document_starts)
+        return (
+            f"{n_documents:,} document{'' if n_documents == 1 else 's'}, {self.n_bytes / 1e6:.2f} MB, "
+            f"{len(self.tokens):,} tokens"
+        )
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """What the manifest says of a split."""
+
+    n_tokens: int
+    n_documents: int
+    n_bytes: int
+    sources: tuple[SourceRange, ...]
+    shards: tuple[str, ...]
+    """Names of the token files, in order."""
+    documents: str
+    """Name of the .npy file with the documents' starts."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a prepared folder holds and where it came from."""
+
+    source: tuple[str, ...]
+    tokenizer: str
+    text_fingerprint: str
+    settings: dict[str, Any]
+    """Of data.*, those that the tokens depend on."""
+    vocab_size: int
+    end_of_text: int
+    token_type: str
+    train: SplitFiles
+    val: SplitFiles
+    duplicates_left_out: int
+    """Documents kept out of val because train has the same text."""
+    skipped_files: tuple[str, ...]
+    """Files left out because they are not UTF-8."""
+    files: dict[str, dict[str, Any]]
+    """Name -> {n_bytes, sha256} of every other file of the folder."""
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """The manifest's file, with a checksum of its own."""
+        content = asdict(self)
+        return json.dumps(content | {"checksum": _checksum(content)}, indent=1)
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """The manifest of a prepared folder.
+
+        Raises:
+            UserError: it is missing, damaged, or of another version.
+        """
+        path = folder / MANIFEST
+        anew = f"delete {folder}, and it will be prepared anew"
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if content["format"] != FORMAT:
+                raise UserError(f"{path}: written by another version of minigpt (format {content['format']}); {anew}")
+            if content.pop("checksum") != _checksum(content):
+                raise UserError(f"{path} was changed or is damaged (its checksum differs); {anew}")
+            for split in ("train", "val"):
+                ranges = tuple(SourceRange(**source) for source in content[split]["sources"])
+                shards = tuple(content[split]["shards"])
+                content[split] = SplitFiles(**{**content[split], "sources": ranges, "shards": shards})
+            for name in ("source", "skipped_files"):
+                content[name] = tuple(content[name])
+            return cls(**content)
+        except OSError as error:
+            raise UserError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{path} is damaged ({type(error).__name__}); {anew}") from None
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Everything training needs of the text."""
+
+    folder: Path
+    manifest: Manifest
+    tokenizer: Tokenizer
+    train: Split
+    val: Split
+
+
+def open_prepared(folder: Path, scans: Scans | None = None) -> PreparedData:
+    """Open a prepared folder; tokens stay on disk until they are read.
+
+    Every file's checksum is compared, once: a file that has not changed since is not read again.
+
+    Args:
+        folder: made by `prepare`.
+        scans: where checked files are remembered; beside the folder when not given.
+
+    Raises:
+        UserError: a file is missing, damaged, or not the one that was written, the tokenizer's among them.
+    """
+    manifest = Manifest.read(folder)
+    _check_files(folder, manifest, scans or Scans(folder.parent / SCANS))
+    tokenizer = load_tokenizer(folder / TOKENIZER)
+    if (tokenizer.vocab_size, tokenizer.end_of_text) != (manifest.vocab_size, manifest.end_of_text):
+        raise UserError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, but the text was written with "
+            f"{manifest.vocab_size}; delete {folder}, and it will be prepared anew"
+        )
+
+    def split(files: SplitFiles) -> Split:
+        tokens = Tokens.open([folder / name for name in files.shards], manifest.token_type)
+        starts = np.load(folder / files.documents, mmap_mode="r", allow_pickle=False)
+        return Split(tokens, starts, files.n_bytes, files.sources)
+
+    return PreparedData(folder, manifest, tokenizer, split(manifest.train), split(manifest.val))
+
+
+SCANS = ".scans.json"
+"""Name of the file, in data.dir, that remembers which files were read and what they hold."""
+
+
+def _mapped(path: Path, dtype: np.dtype[Any]) -> np.ndarray:
+    if not path.stat().st_size:  # an empty file cannot be mapped
+        return np.zeros(0, dtype)
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if hasattr(mmap, "MADV_RANDOM"):  # else the system reads 64 KB around each window
+        mapped.madvise(mmap.MADV_RANDOM)
+    return np.frombuffer(mapped, dtype)
+
+
+def _check_files(folder: Path, manifest: Manifest, scans: Scans) -> None:
+    anew = f"delete {folder}, and it will be prepared anew"
+    for name, expected in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing; {anew}")
+        if path.stat().st_size != expected["n_bytes"]:
+            raise UserError(f"{path} has {path.stat().st_size} bytes instead of {expected['n_bytes']}; {anew}")
+    found = scans.of([File(folder / name, "tokens") for name in manifest.files])
+    for (name, expected), scan in zip(manifest.files.items(), found, strict=True):
+        if scan.sha256 != expected["sha256"]:
+            raise UserError(f"{folder / name} is damaged (its checksum differs); {anew}")
+
+
+class ShardWriter:
+    """One token file, written as tokens come, with its checksum."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+        """Args: path of the file; dtype uint16 or uint32, of which every token must be."""
+        self.path, self.dtype = path, dtype.newbyteorder("<")
+        self.n_tokens, self._digest = 0, hashlib.sha256()
+        self._file: IO[bytes] = path.open("wb")
+
+    def write(self, tokens: np.ndarray) -> None:
+        """Add tokens at the end."""
+        content = tokens.astype(self.dtype).tobytes()
+        self._digest.update(content)
+        self._file.write(content)
+        self.n_tokens += len(tokens)
+
+    def close(self) -> None:
+        """Close the file as it is."""
+        self._file.close()
+
+    def finish(self) -> dict[str, Any]:
+        """Flush to disk and close; returns the manifest's entry of the file."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.close()
+        return {"n_bytes": self.n_tokens * self.dtype.itemsize, "sha256": self._digest.hexdigest()}

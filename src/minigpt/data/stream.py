@@ -1,0 +1,199 @@
+"""A stream of text -> batches, tokenised on the way: for what is too large to download, or to prepare, at all.
+
+Its beginning is prepared like any text: the tokenizer is trained on it, and its held-out documents are the val split.
+Training then reads the whole stream, without the documents that the rule of the split gives to val.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from minigpt.config import DataConfig, UserError
+from minigpt.data.batches import BATCHES_PER_POOL
+from minigpt.data.hub import open_dataset_stream
+from minigpt.data.order import mixed, shuffled
+from minigpt.data.prepare import prepare
+from minigpt.data.reading import open_stream
+from minigpt.data.shards import PreparedData, Split
+from minigpt.data.sources import find_source
+from minigpt.data.splitting import val_threshold
+from minigpt.data.tokenizer import Tokenizer
+from minigpt.files import write_atomically
+
+TOGETHER = 1 << 20
+"""Characters that are tokenised together."""
+HEAD_BYTES = 32 << 20
+"""Text at a stream's beginning that is prepared."""
+
+
+def prepare_head(config: DataConfig, *, quiet: bool = False) -> PreparedData:
+    """Prepare the beginning of a stream; it is kept in data.dir, and read from there the next time.
+
+    Raises:
+        UserError: the stream cannot be read, or holds too little to hold out a part.
+    """
+    key = json.dumps([config.source, config.text_column, config.encoding_errors])
+    head = Path(config.dir) / "streams" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
+    if not head.is_file():
+        write_atomically(head, lambda path: _write_head(path, config))
+    own = dataclasses.replace(
+        config, source=str(head), streaming=False, text_column="text", encoding_errors="error", max_documents=None
+    )
+    data = prepare(own, quiet=quiet)
+    if config.val_source is None and len(data.train.document_starts) + len(data.val.document_starts) < 3:
+        raise UserError(
+            f"data.source={config.source}: the stream begins with too few documents to hold out a part; give a "
+            "data.val_source, or prepare the text (data.streaming=false)"
+        )
+    return data
+
+
+def _write_head(path: Path, config: DataConfig) -> None:
+    size = 0
+    with path.open("w", encoding="utf-8") as file:
+        for texts in _texts(_open(config), config):
+            for text in texts:
+                file.write(json.dumps({"text": text}) + "\n")
+                size += len(text)
+            if size >= HEAD_BYTES:
+                return
+
+
+class StreamBatches(Dataset[tuple[Tensor, Tensor]]):
+    """Micro-batches of a run from a stream: windows in its own order, shuffled among those of 64 batches.
+
+    A batch is a function of the stream and its index, so that devices that each read the whole stream see disjoint
+    parts of it, and a resumed run goes on exactly. What a checkpoint keeps is where the stream stood, so that it need
+    not be read again from its beginning; without that, it is.
+    """
+
+    def __init__(
+        self, config: DataConfig, data: PreparedData, *, context_length: int, n_batches: int, seed: int
+    ) -> None:
+        """Args: the stream; its prepared head; tokens of a window; batches of the run; what chooses the order."""
+        self.config, self.data, self.context_length = config, data, context_length
+        self.n_batches, self.seed = n_batches, seed
+        self._threshold = 0 if config.val_source is not None else val_threshold(config.val_fraction)
+        self._held_out = set(_digests(data.val, data.tokenizer))
+        self._stream = _open(config)
+        self._start = copy.deepcopy(self._stream.state_dict())
+        self._positions: dict[int, dict[str, Any]] = {}
+        self._go_to(self._beginning())
+
+    def _beginning(self) -> dict[str, Any]:
+        return {"pool": 0, "stream": self._start, "tokens": torch.zeros(0, dtype=torch.int32)}
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """tokens (B, T) and targets (B, T), int64. Indices that grow are fast: a stream cannot be read backwards."""
+        if not 0 <= index < self.n_batches:
+            raise IndexError(index)
+        number, place = divmod(index, BATCHES_PER_POOL)
+        if number < self._next_pool - 1:
+            self._go_to(self._positions.get(number) or self._beginning())
+        while self._next_pool <= number:
+            self._read_pool()
+        joined = torch.from_numpy(self._pool[place].astype(np.int64))
+        return joined[:, :-1], joined[:, 1:]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stood before the last two pools: whoever reads ahead may be in the next one already."""
+        return {"positions": list(self._positions.values())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to where another one stood."""
+        self._positions = {position["pool"]: position for position in state["positions"]}
+        self._go_to(self._positions[min(self._positions)])
+
+    def _go_to(self, position: dict[str, Any]) -> None:
+        self._next_pool = position["pool"]
+        self._stream.load_state_dict(copy.deepcopy(position["stream"]))
+        self._pending = [position["tokens"].numpy()]
+        self._pool = np.zeros((0, 0, 0), dtype=np.int32)
+        self._texts = _texts(self._stream, self.config)
+
+    def _read_pool(self) -> None:
+        T, n_windows = self.context_length, BATCHES_PER_POOL * self.config.batch_size
+        tokens = np.concatenate(self._pending)
+        self._positions = dict(sorted(self._positions.items())[-1:])
+        self._positions[self._next_pool] = {
+            "pool": self._next_pool,
+            "stream": copy.deepcopy(self._stream.state_dict()),
+            "tokens": torch.from_numpy(tokens.copy()),
+        }
+        pieces, length, passes = [tokens], len(tokens), 0
+        while length <= n_windows * T:
+            texts = next(self._texts, None)
+            if texts is None:  # the stream's end: from its beginning again
+                passes += 1
+                if passes > 1 and length == len(tokens):
+                    raise UserError(f"data.source={self.config.source}: the stream holds no text to train on")
+                self._stream.load_state_dict(copy.deepcopy(self._start))
+                self._texts = _texts(self._stream, self.config)
+                continue
+            for encoded in self._encoded(texts):
+                pieces.append(encoded)
+                length += len(encoded)
+        tokens = np.concatenate(pieces)
+        order = shuffled(np.arange(n_windows), n_windows, mixed(self.seed, self._next_pool))
+        windows = np.lib.stride_tricks.sliding_window_view(tokens, T + 1)[order * T]
+        self._pool = windows.reshape(BATCHES_PER_POOL, self.config.batch_size, T + 1)
+        self._pending = [tokens[n_windows * T :]]
+        self._next_pool += 1
+
+    def _encoded(self, texts: list[str]) -> Iterator[np.ndarray]:
+        """Tokens of the documents that are to train, each closed by end_of_text."""
+        for tokens in self.data.tokenizer.encode_batch([text for text in texts if not self._is_val(text)]):
+            yield np.append(tokens, self.data.tokenizer.end_of_text).astype(np.int32)
+
+    def _is_val(self, text: str) -> bool:
+        digest = _digest(text.encode())
+        return digest < self._threshold or digest in self._held_out
+
+
+def _open(config: DataConfig) -> Any:
+    """The stream, as an IterableDataset."""
+    name = config.sources[0]
+    if name.startswith("hf:"):
+        return open_dataset_stream(name, config.text_column)
+    return open_stream(find_source(name, Path(config.dir)), config)
+
+
+def _texts(stream: Any, config: DataConfig) -> Iterator[list[str]]:
+    """Documents of a stream from where it stands, some at a time."""
+    texts: list[str] = []
+    size = 0
+    for row in stream:
+        # Files come as `reading` reads them, some texts together; a hub dataset's rows one by one.
+        for text in row["text"] if "ends" in row else [row[config.text_column]]:
+            if text and not text.isspace():
+                texts.append(text)
+                size += len(text)
+        if size >= TOGETHER:
+            yield texts
+            texts, size = [], 0
+    if texts:
+        yield texts
+
+
+def _digests(split: Split, tokenizer: Tokenizer) -> Iterator[int]:
+    starts = split.document_starts.tolist()
+    for start, stop in zip(starts, [*starts[1:], len(split.tokens)], strict=True):
+        yield _digest(tokenizer.decode_bytes(split.tokens.read(start, stop - 1).tolist()))
+
+
+def _digest(text: bytes) -> int:
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")

@@ -1,0 +1,355 @@
+"""Text -> shards of tokens in a folder of its own, in bounded memory, going on where an earlier try was stopped.
+
+The text is looked at once to divide its documents, and read again, some megabytes at a time, to tokenise them. Tokens
+are written in units of many documents; a complete unit is noted, so that a preparation that was killed goes on behind
+it. The folder gets its name when everything is in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from minigpt.config import DataConfig, UserError
+from minigpt.data.reading import Piece, read
+from minigpt.data.relations import to_json_line
+from minigpt.data.shards import Manifest, ShardWriter, SourceRange, SplitFiles
+from minigpt.data.sources import MANIFEST, TOKENIZER, Source
+from minigpt.data.splitting import TRAIN, Documents, assign, survey, text_changed
+from minigpt.data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, save_tokenizer
+from minigpt.files import write_atomically, write_text
+
+UNIT_BYTES = 256 << 20
+"""Text of one pair of shards: what a killed preparation does again at most."""
+BATCH_CHARACTERS = 8 << 20
+"""Text that is in memory to be tokenised, in parallel."""
+BPE_BYTES = 200 << 20
+"""Text from which a BPE learns its merges at most: more hardly changes them, and memory grows with it."""
+SIDES = ("train", "val")
+SURVEY, UNITS = "survey.npz", "units.json"
+STARTS = ".documents.npy"
+"""Ending of the files that say where documents start."""
+RELATIONS = ".relations.jsonl"
+"""Ending of the files that hold a synthetic source's texts with their ground truth."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """The sources, found and looked at."""
+
+    train: tuple[Source, ...]
+    val: tuple[Source, ...]
+    """Empty where a part of the others is held out."""
+    skipped_files: tuple[str, ...]
+    fingerprint: str
+    """Changes whenever any text does, or the order of files."""
+
+
+def settings(config: DataConfig) -> dict[str, Any]:
+    """The settings that tokens depend on, besides the text and the tokenizer."""
+    names = ("text_column", "encoding_errors", "token_type", "val_fraction", "max_documents")
+    return {name: getattr(config, name) for name in names}
+
+
+def token_dtype(config: DataConfig, tokenizer: Tokenizer) -> np.dtype[Any]:
+    """How a token is stored.
+
+    Raises:
+        UserError: the vocabulary is too large for the type that the config names.
+    """
+    most = {"uint16": 2**16, "uint32": 2**32}
+    name = config.token_type
+    if name == "auto":
+        name = "uint16" if tokenizer.vocab_size <= most["uint16"] else "uint32"
+    if tokenizer.vocab_size > most[name]:
+        raise UserError(
+            f"data.token_type={name}: holds {most[name]} different tokens, but the tokenizer has "
+            f"{tokenizer.vocab_size}; leave the setting out"
+        )
+    return np.dtype(name)
+
+
+class Tokenising:
+    """One text on its way into a folder."""
+
+    def __init__(self, config: DataConfig, text: Text, folder: Path, quiet: bool) -> None:
+        """Args: folder is where the result is to lie; beside it a hidden one is worked in."""
+        self.config, self.text, self.folder, self.quiet = config, text, folder, quiet
+        self.sources = (*text.train, *text.val)
+        self.work = folder.parent / f".preparing-{folder.name}"
+
+    def run(self, is_unchanged: Callable[[], bool]) -> None:
+        """Do what an earlier try has left to do, or everything.
+
+        What was done stays when the process is killed or interrupted, and goes when the text or the disk is at fault.
+
+        Args:
+            is_unchanged: whether the text is still the one that was looked at; asked when it has been read.
+
+        Raises:
+            UserError: the text cannot be read, divided or tokenised, or has changed.
+            OSError: the folder cannot be written.
+        """
+        try:
+            self.work.mkdir(exist_ok=True)
+            if not (self.work / MANIFEST).is_file():
+                documents = self._survey()
+                tokenizer = self._tokenizer(documents)
+                dtype = token_dtype(self.config, tokenizer)
+                self._tokenise(documents, tokenizer, dtype)
+                if not is_unchanged():
+                    raise text_changed(self.config)
+                self._finish(documents, tokenizer, dtype)
+            self._clean()
+            self.work.replace(self.folder)
+        except (UserError, OSError):
+            shutil.rmtree(self.work, ignore_errors=True)
+            raise
+
+    def _survey(self) -> Documents:
+        notes = self.work / SURVEY
+        if not notes.is_file():
+            with self._bar("reading", None) as bar:
+                train, val = (
+                    survey(_shown(chain.from_iterable(read(source, self.config) for source in sources), bar))
+                    for sources in (self.text.train, self.text.val)
+                )
+            sides, n_duplicates = assign(train, val if self.text.val else None, self.config)
+            content = {"sides": sides, "n_duplicates": np.array(n_duplicates)}
+            content["lengths"] = np.concatenate([train.documents[:, 2], val.documents[:, 2]])
+            write_atomically(notes, lambda path: _save(path, content))
+        with np.load(notes, allow_pickle=False) as saved:
+            return Documents(self.sources, self.config, saved["sides"], saved["lengths"], int(saved["n_duplicates"]))
+
+    def _tokenizer(self, documents: Documents) -> Tokenizer:
+        notes = self.work / TOKENIZER
+        if not notes.is_file():
+            n_bytes = documents.n_bytes()
+            if self.config.tokenizer.startswith("bpe:") and not self.quiet:
+                print(f"training a byte-level BPE, {self.config.tokenizer}, on {n_bytes / 1e6:.1f} MB", flush=True)
+            share = min(1.0, BPE_BYTES / max(1, n_bytes))
+            train = (piece.text for side, _, piece in documents.pieces() if side == TRAIN)
+            tokenizer = make_tokenizer(
+                self.config.tokenizer,
+                (text for i, text in enumerate(train) if _drawn(i, share)),
+                (piece.text for _, _, piece in documents.pieces()),
+            )
+            save_tokenizer(tokenizer, notes)
+        return load_tokenizer(notes)
+
+    def _tokenise(self, documents: Documents, tokenizer: Tokenizer, dtype: np.dtype[Any]) -> None:
+        """Write the units that are not there yet."""
+        units = self._units()
+        pieces = documents.pieces()
+        with self._bar("tokenising", documents.n_bytes()) as bar:
+            for _, _, piece in islice(pieces, sum(unit.n_pieces for unit in units)):
+                bar.update(len(piece.text))
+            batches = _batches(pieces)
+            while batch := next(batches, None):
+                begins = not units or units[-1].ends
+                with _UnitWriter(
+                    self.work, len(units), dtype, tokenizer.end_of_text, len(self.sources), begins
+                ) as unit:
+                    while batch is not None:
+                        for (side, source, piece), tokens in zip(batch, _encode(tokenizer, batch), strict=True):
+                            unit.write(side, source, piece, tokens)
+                            bar.update(len(piece.text))
+                        batch = next(batches, None) if unit.n_bytes < UNIT_BYTES else None
+                    units.append(unit.finish())
+                write_text(self.work / UNITS, json.dumps([dataclasses.asdict(unit) for unit in units]))
+
+    def _units(self) -> list[_Unit]:
+        try:
+            return [_Unit(**unit) for unit in json.loads((self.work / UNITS).read_text(encoding="utf-8"))]
+        except FileNotFoundError:
+            return []
+
+    def _finish(self, documents: Documents, tokenizer: Tokenizer, dtype: np.dtype[Any]) -> None:
+        """Join what lies in units, and write the manifest; what was joined stays until the manifest is there."""
+        units = self._units()
+        files = {name: entry for unit in units for name, entry in unit.files.items()}
+        splits = {side: self._join(side, units, dtype) for side in SIDES}
+        for name in (TOKENIZER, *(side + ending for side in SIDES for ending in (STARTS, RELATIONS))):
+            if (path := self.work / name).is_file():
+                files[name] = {"n_bytes": path.stat().st_size, "sha256": _sha256(path)}
+        manifest = Manifest(
+            source=tuple(source.name for source in self.text.train),
+            tokenizer=self.config.tokenizer,
+            text_fingerprint=self.text.fingerprint,
+            settings=settings(self.config),
+            vocab_size=tokenizer.vocab_size,
+            end_of_text=tokenizer.end_of_text,
+            token_type=dtype.name,
+            train=splits["train"],
+            val=splits["val"],
+            duplicates_left_out=documents.n_duplicates,
+            skipped_files=self.text.skipped_files,
+            files=files,
+        )
+        write_text(self.work / MANIFEST, manifest.to_json())
+
+    def _join(self, side: str, units: Sequence[_Unit], dtype: np.dtype[Any]) -> SplitFiles:
+        shards = [f"{side}-{number:05d}.bin" for number in range(len(units))]
+        ranges, first_token, first_document = [], 0, 0
+        for number, source in enumerate(self.sources):
+            counts = [unit.counts[side][number] for unit in units]
+            n_documents, n_tokens, n_bytes = (sum(column) for column in zip(*counts, strict=True))
+            if n_tokens or (side == "train" and number < len(self.text.train)):  # one for each weight
+                ranges.append(SourceRange(source.name, first_token, n_tokens, first_document, n_documents, n_bytes))
+            first_token, first_document = first_token + n_tokens, first_document + n_documents
+        # Not through a memory map: where the disk is full, writing to one ends the process.
+        with (self.work / f"{side}{STARTS}").open("wb") as file:
+            header = {"descr": "<i8", "fortran_order": False, "shape": (first_document,)}
+            np.lib.format.write_array_header_1_0(file, header)
+            offset = 0
+            for unit, shard in zip(units, shards, strict=True):
+                part = np.load(self.work / _beside(shard, STARTS), allow_pickle=False)
+                file.write((part + offset).astype("<i8").tobytes())
+                offset += unit.files[shard]["n_bytes"] // dtype.itemsize
+        parts = [self.work / _beside(shard, RELATIONS) for shard in shards]
+        _join_files([part for part in parts if part.is_file()], self.work / f"{side}{RELATIONS}")
+        return SplitFiles(
+            n_tokens=first_token,
+            n_documents=first_document,
+            n_bytes=sum(part.n_bytes for part in ranges),
+            sources=tuple(ranges),
+            shards=tuple(shards),
+            documents=f"{side}{STARTS}",
+        )
+
+    def _clean(self) -> None:
+        """Leave the files that the manifest names."""
+        kept = {MANIFEST, *Manifest.read(self.work).files}
+        for path in self.work.iterdir():
+            if path.name not in kept:
+                path.unlink()
+
+    def _bar(self, what: str, total: int | None) -> Any:
+        # Nothing is shown of what takes less than two seconds.
+        return tqdm(desc=what, total=total, unit="B", unit_scale=True, delay=2, disable=True if self.quiet else None)
+
+
+@dataclass
+class _Unit:
+    """What was written of one unit, in plain types, for the notes of a preparation."""
+
+    n_pieces: int
+    ends: bool
+    """Whether its last piece ends a document; else the next unit goes on with it."""
+    counts: dict[str, list[list[int]]]
+    """Side -> for each source, the documents, tokens and bytes of text."""
+    files: dict[str, dict[str, Any]]
+    """The manifest's entries."""
+
+
+class _UnitWriter:
+    """A pair of shards, with the starts of their documents."""
+
+    def __init__(
+        self, folder: Path, number: int, dtype: np.dtype[Any], end_of_text: int, n_sources: int, begins: bool
+    ) -> None:
+        self.folder, self.end_of_text = folder, np.array([end_of_text], dtype=dtype)
+        self.shards = [ShardWriter(folder / f"{side}-{number:05d}.bin", dtype) for side in SIDES]
+        self.starts: list[list[int]] = [[], []]
+        self.counts = [[[0, 0, 0] for _ in range(n_sources)] for _ in SIDES]
+        self.n_pieces = self.n_bytes = 0
+        self.begins = begins
+        self._relations: dict[int, IO[str]] = {}
+
+    def __enter__(self) -> _UnitWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for shard in self.shards:
+            shard.close()
+        for file in self._relations.values():
+            file.close()
+
+    def write(self, side: int, source: int, piece: Piece, tokens: np.ndarray) -> None:
+        """Add a piece to its side's shard."""
+        shard, count = self.shards[side], self.counts[side][source]
+        n_bytes, before = len(piece.text.encode()), shard.n_tokens
+        if self.begins:
+            self.starts[side].append(before)
+            count[0] += 1
+        shard.write(tokens)
+        if piece.ends:
+            shard.write(self.end_of_text)
+        if piece.relations:
+            if side not in self._relations:
+                path = self.folder / f"{shard.path.stem}{RELATIONS}"
+                self._relations[side] = path.open("w", encoding="utf-8")
+            self._relations[side].write(to_json_line(piece.text, piece.relations) + "\n")
+        count[1] += shard.n_tokens - before
+        count[2] += n_bytes
+        self.n_bytes += n_bytes
+        self.n_pieces += 1
+        self.begins = piece.ends
+
+    def finish(self) -> _Unit:
+        """Close the files, flushed to disk, and say what is in them."""
+        files = {}
+        for shard, starts in zip(self.shards, self.starts, strict=True):
+            files[shard.path.name] = shard.finish()
+            np.save(self.folder / _beside(shard.path.name, STARTS), np.array(starts, dtype=np.int64))
+        return _Unit(self.n_pieces, self.begins, dict(zip(SIDES, self.counts, strict=True)), files)
+
+
+def _encode(tokenizer: Tokenizer, batch: Sequence[tuple[int, int, Piece]]) -> list[np.ndarray]:
+    return tokenizer.encode_batch([piece.text for _, _, piece in batch])
+
+
+def _batches(pieces: Iterable[tuple[int, int, Piece]]) -> Iterator[list[tuple[int, int, Piece]]]:
+    batch: list[tuple[int, int, Piece]] = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece[2].text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _drawn(number: int, share: float) -> bool:
+    """Whether an evenly spread choice of that share takes a number: multiples of the golden ratio (Knuth 1973)."""
+    return number * 0x9E3779B97F4A7C15 % 2**64 < share * 2**64
+
+
+def _shown(pieces: Iterable[Piece], bar: Any) -> Iterator[Piece]:
+    for piece in pieces:
+        bar.update(len(piece.text))
+        yield piece
+
+
+def _beside(shard: str, ending: str) -> str:
+    return shard.removesuffix(".bin") + ending
+
+
+def _save(path: Path, content: dict[str, np.ndarray]) -> None:
+    with path.open("wb") as file:
+        np.savez(file, **content)  # type: ignore[arg-type]
+
+
+def _join_files(parts: Sequence[Path], whole: Path) -> None:
+    if parts:
+        with whole.open("wb") as target:
+            for part in parts:
+                with part.open("rb") as source:
+                    shutil.copyfileobj(source, target)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
