@@ -1,19 +1,25 @@
-"""docs/attention.md: its code runs as it stands there, and its pictures and numbers are those of the code."""
+"""docs/: commands and code run as they stand there, and pictures and numbers are those of the code."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from scripts import ROOT
 
+from minigpt.data.sources import COMPRESSED, TABLES
+from minigpt.data.synthetic import SYNTHETIC
+from minigpt.data.tokenizer import TIKTOKEN_NAMES
 from minigpt.model import similarities
 from minigpt.model.attention import attend
 from minigpt.model.graphs import Causal, Documents, Full, Prefix, Window
 
 PAGE = (ROOT / "docs" / "attention.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", PAGE, re.DOTALL)
+DATA = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 
 
 def python_block(containing: str) -> str:
@@ -21,17 +27,32 @@ def python_block(containing: str) -> str:
     return block
 
 
-def test_the_commands_run(tmp_path: Path) -> None:
-    for name in ("train.py", "configs"):
+@pytest.mark.parametrize("page", ["attention.md", "data.md"])
+def test_the_commands_run(page: str, tmp_path: Path) -> None:
+    for name in ("train.py", "configs", "README.md"):
         (tmp_path / name).symlink_to(ROOT / name)
-    commands = [
-        line for language, text in BLOCKS if language == "sh" for line in text.splitlines() if "train.py" in line
-    ]
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)
+    wanted = re.compile(r"train\.py|minigpt\.data")
+    commands = [line for block in blocks for line in block.splitlines() if wanted.search(line)]
     assert len(commands) >= 2
     for command in commands:
         command = re.sub(r"\bpython\b", sys.executable, command)
         result = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert result.returncode == 0, f"{command}\n{result.stderr}"
+
+
+def test_every_kind_of_source_and_tokenizer_is_named() -> None:
+    for name in (*TABLES, *COMPRESSED, *SYNTHETIC, *TIKTOKEN_NAMES, "python_stdlib", "hf:", "bpe:N", "chars", "bytes"):
+        assert name in DATA or name in {".ndjson", ".json"}, name
+
+
+def test_the_relations_example_is_read() -> None:
+    (line,) = re.findall(r"```json\n(.*?)```", DATA, re.DOTALL)
+    text = "Leon's old parrot Cleo is so hyper that she never stops moving."
+    path_line = line.replace("…", text)
+    relation = json.loads(path_line)["relations"][0]
+    source, target = relation["source"], relation["target"]
+    assert (text[slice(*source)], text[slice(*target)]) == ("she", "Cleo")
 
 
 def test_the_first_example_runs_and_prints_shapes_and_a_graph() -> None:

@@ -282,7 +282,7 @@ class DataConfig:
     val_fraction: float = 0.05
     """Share of the documents held out for validation (of the text's end, if there is a single document)."""
     max_documents: int | None = None
-    """Use only this many documents, the same ones every time; all when not given."""
+    """Use only this many documents of each source, the same ones every time; all when not given."""
     mode: Literal["packed", "examples"] = "packed"
     """packed cuts the joined documents into windows; examples trains on each text by itself, padded."""
     streaming: bool = False

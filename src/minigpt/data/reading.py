@@ -246,9 +246,7 @@ def _table_rows(file: File, column: str) -> Iterator[Row]:
     n_characters = 0
     try:
         for batch in _parquet_batches(file, column) if file.kind == "parquet" else _arrow_batches(file, column):
-            # Views of one text are as good as entries of a dictionary, but nothing counts what they unpack to.
-            one_by_one = batch.nbytes > MOST_AT_ONCE or pa.types.is_string_view(batch.type)
-            step = 1 if one_by_one else len(batch)
+            step = 1 if batch.nbytes > MOST_AT_ONCE else max(1, len(batch))
             for start in range(0, len(batch), step):
                 for text in _texts(batch[start : start + step]):
                     if len(text or "") > LONGEST_LINE:
@@ -325,8 +323,13 @@ def _arrow_batches(file: File, column: str) -> Iterator[Any]:
         batches = reader if is_stream else map(reader.get_batch, range(reader.num_record_batches))
         for batch in batches:
             rows = batch.column(place)
-            for start in range(0, len(rows), ROWS):
-                yield rows[start : start + ROWS]
+            # Views of one text are as good as entries of a dictionary, but nothing counts what they unpack to.
+            step = 1 if pa.types.is_string_view(rows.type) else len(rows)
+            for first in range(0, len(rows), step or 1):
+                some = rows[first : first + step]
+                some.validate(full=True)  # Arrow takes what a file says on trust: damage would end the process
+                for start in range(0, step, ROWS):
+                    yield some[start : start + ROWS]
 
 
 def _require_text(file: File, column: str, schema: Any) -> None:

@@ -22,6 +22,8 @@ class Survey:
 
     documents: np.ndarray
     """(n_documents, 3) uint64: the first and the last 8 bytes of the text's SHA-256, and its length in UTF-8."""
+    counts: tuple[int, ...]
+    """Documents of each source, in order."""
 
     @property
     def ranks(self) -> np.ndarray:
@@ -34,19 +36,22 @@ class Survey:
         return int(self.documents[:, 2].sum())
 
 
-def survey(pieces: Iterable[Piece]) -> Survey:
-    """Look at every document once."""
-    documents, n_bytes = bytearray(), 0
-    digest = hashlib.sha256()
-    for piece in pieces:
-        content = piece.text.encode()
-        digest.update(content)
-        n_bytes += len(content)
-        if piece.ends:
-            ends = digest.digest()
-            documents += ends[:8] + ends[:-9:-1] + n_bytes.to_bytes(8, "big")
-            digest, n_bytes = hashlib.sha256(), 0
-    return Survey(np.frombuffer(documents, dtype=">u8").astype(np.uint64).reshape(-1, 3))
+def survey(*sources: Iterable[Piece]) -> Survey:
+    """Look at every document of some sources once."""
+    documents, counts = bytearray(), []
+    for pieces in sources:
+        before = len(documents)
+        digest, n_bytes = hashlib.sha256(), 0
+        for piece in pieces:
+            content = piece.text.encode()
+            digest.update(content)
+            n_bytes += len(content)
+            if piece.ends:
+                ends = digest.digest()
+                documents += ends[:8] + ends[:-9:-1] + n_bytes.to_bytes(8, "big")
+                digest, n_bytes = hashlib.sha256(), 0
+        counts.append((len(documents) - before) // 24)
+    return Survey(np.frombuffer(documents, dtype=">u8").astype(np.uint64).reshape(-1, 3), tuple(counts))
 
 
 def assign(source: Survey, val_source: Survey | None, config: DataConfig) -> tuple[np.ndarray, int]:
@@ -177,12 +182,14 @@ def cut_single_text(pieces: Iterable[Piece], n_bytes: int, val_fraction: float) 
 
 
 def _chosen(found: Survey, max_documents: int | None) -> np.ndarray:
-    """Which documents data.max_documents keeps: an arbitrary but repeatable choice.
+    """Which documents of each source data.max_documents keeps: an arbitrary but repeatable choice.
 
     By the digest's end: its beginning decides between train and val, and the choice must not prefer one.
     """
     chosen = np.ones(len(found.documents), dtype=bool)
-    if max_documents is not None and len(chosen) > max_documents:
-        chosen[:] = False
-        chosen[np.argsort(found.documents[:, 1], kind="stable")[:max_documents]] = True
+    first = 0
+    for count in found.counts if max_documents is not None else ():
+        of_source = np.argsort(found.documents[first : first + count, 1], kind="stable")
+        chosen[first + of_source[max_documents:]] = False
+        first += count
     return chosen

@@ -13,7 +13,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -121,7 +121,7 @@ class Tokenising:
         if not notes.is_file():
             with self._bar("reading", None) as bar:
                 train, val = (
-                    survey(_shown(chain.from_iterable(read(source, self.config) for source in sources), bar))
+                    survey(*(_shown(read(source, self.config), bar) for source in sources))
                     for sources in (self.text.train, self.text.val)
                 )
             sides, n_duplicates = assign(train, val if self.text.val else None, self.config)

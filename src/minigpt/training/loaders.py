@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
-from torch.utils.data import DataLoader, Sampler
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from minigpt.config import Config, UserError
-from minigpt.data.batches import TrainBatches, ValBatches
+from minigpt.data.batches import IGNORED, TrainBatches, ValBatches
 from minigpt.data.shards import PreparedData
 from minigpt.data.stream import StreamBatches
 from minigpt.training.module import TrainingModule
@@ -38,19 +40,32 @@ class _TrainSampler(Sampler[int]):
 
 
 class _ValSampler(Sampler[int]):
-    """Each batch of the val split on exactly one device."""
+    """Each batch of the val split on exactly one device; some devices get one more number, beyond the last batch."""
 
-    def __init__(self, dataset: Sized, trainer: L.Trainer) -> None:
-        self.dataset, self.trainer = dataset, trainer
-
-    def _indices(self) -> range:
-        return range(self.trainer.global_rank, len(self.dataset), self.trainer.world_size)
+    def __init__(self, n_batches: int, trainer: L.Trainer) -> None:
+        self.n_batches, self.trainer = n_batches, trainer
 
     def __len__(self) -> int:
-        return len(self._indices())
+        return -(-self.n_batches // self.trainer.world_size)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._indices())
+        return iter(range(self.trainer.global_rank, len(self) * self.trainer.world_size, self.trainer.world_size))
+
+
+class _ValBatches(Dataset[tuple[Tensor, ...]]):
+    """Batches, and beyond the last one without targets: devices meet in each forward, so they need equally many."""
+
+    def __init__(self, batches: TrainBatches | ValBatches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        if index < len(self.batches):
+            return self.batches[index]
+        tokens, targets, *texts = self.batches[0]
+        return tokens, torch.full_like(targets, IGNORED), *texts
 
 
 class _TrainLoader(DataLoader[Any]):
@@ -135,4 +150,4 @@ def make_loaders(
     }
     train_loader = _TrainLoader(train, sampler=_TrainSampler(n_own, trainer), **options)
     train_loader.text_fingerprint = data.manifest.text_fingerprint
-    return train_loader, DataLoader(val, sampler=_ValSampler(val, trainer), **options)
+    return train_loader, DataLoader(_ValBatches(val), sampler=_ValSampler(len(val), trainer), **options)

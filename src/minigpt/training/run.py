@@ -9,6 +9,7 @@ import logging
 import shutil
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.data import Dataset
 
 from minigpt.checkpoint import CHECKPOINT_KEY, RunFolder, read_checkpoint
 from minigpt.config import Config, TrainerConfig, UserError
+from minigpt.data.batches import Share, TrainBatches
 from minigpt.data.prepare import prepare
 from minigpt.data.shards import PreparedData
 from minigpt.data.sources import keep_stdin
@@ -71,7 +74,7 @@ def train(config: Config, resume: Path | None = None) -> RunFolder:
     if is_main:
         _write_config(folder, config)
         save_tokenizer(data.tokenizer, folder.tokenizer)
-        _announce(config, data, module, trainer, folder)
+        _announce(config, data, _shares(loaders[0].dataset), module, trainer, folder)
     try:
         trainer.fit(module, *loaders, ckpt_path=folder.last if resume else None)
     except SystemExit as stop:
@@ -227,16 +230,31 @@ def _quieten() -> None:
         warnings.filterwarnings("ignore", pattern)
 
 
+def _shares(batches: Dataset[Any]) -> list[Share]:
+    """What a run takes from each source, where there are several."""
+    if not isinstance(batches, TrainBatches) or len(batches.split.sources) == 1:
+        return []
+    return batches.shares(batches.n_batches * batches.batch_size)
+
+
 def _announce(
-    config: Config, data: PreparedData, module: TrainingModule, trainer: L.Trainer, folder: RunFolder
+    config: Config,
+    data: PreparedData,
+    shares: Sequence[Share],
+    module: TrainingModule,
+    trainer: L.Trainer,
+    folder: RunFolder,
 ) -> None:
     p = config.trainer
     source = f"{', '.join(config.data.sources)}: {data.train} to train on"
     if config.data.streaming:
         source = f"{config.data.sources[0]}: streamed, the tokenizer and the held-out part from its beginning"
+    mixture = "".join(
+        f"        {100 * part.share:.1f} % from {part.name}, read through {part.epochs:.2f} times\n" for part in shares
+    )
     until = f"{p.max_steps} steps" + (f" or {p.max_time}" if p.max_time else "")
     print(
-        f"text    {source}; {data.val} held out\n"
+        f"text    {source}; {data.val} held out\n{mixture}"
         f"model   {module.model.n_parameters:,} parameters, {config.model.n_layer} layers of {config.model.n_head} "
         f"heads, {config.model.n_embd} wide, context {config.model.context_length}, "
         f"vocabulary {config.model.vocab_size}\n"
