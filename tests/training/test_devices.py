@@ -48,6 +48,12 @@ def test_two_processes_see_the_batches_of_one_and_reach_its_losses_in_one_folder
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["on1for12", "on2for12"]
 
 
+def test_devices_share_out_a_val_split_that_has_fewer_batches_than_they_are(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("abcdefghij klmnop\n" * 12)
+    val_losses = [losses(train_on(tmp_path, devices, max_steps=2))[-1][1] for devices in (1, 2)]
+    assert val_losses[0] == pytest.approx(val_losses[1], rel=1e-4)
+
+
 @pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 1)])
 def test_a_run_that_goes_on_with_other_devices_sees_what_it_would_have_seen(
     first: int, then: int, tmp_path: Path

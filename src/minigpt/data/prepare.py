@@ -39,7 +39,7 @@ def prepare(config: DataConfig, *, quiet: bool = False) -> PreparedData:
     """
     root = Path(config.dir)
     if len(config.sources) == 1 and not config.val_sources and is_prepared(Path(config.sources[0])):
-        return open_prepared(Path(config.sources[0]).expanduser())
+        return _open_as_it_is(config)
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -57,6 +57,16 @@ def prepare(config: DataConfig, *, quiet: bool = False) -> PreparedData:
                     lambda: _fingerprint(text.train, text.val, scans) == text.fingerprint
                 )
     return open_prepared(folder, scans)
+
+
+def _open_as_it_is(config: DataConfig) -> PreparedData:
+    data = open_prepared(Path(config.sources[0]).expanduser())
+    if config.tokenizer not in {DataConfig.tokenizer, data.manifest.tokenizer}:
+        raise UserError(
+            f"data.tokenizer={config.tokenizer}: {data.folder} was prepared with {data.manifest.tokenizer}; leave the "
+            "setting out, or name the text itself"
+        )
+    return data
 
 
 def find_text(config: DataConfig, scans: Scans) -> Text:
