@@ -1,220 +1,269 @@
-"""Sources: the same documents in the same order on any machine, and one line for what cannot be read."""
+"""Sources: names stand for the same files in the same order on any machine, and one line for what is not there."""
 
-import hashlib
+import io
 import os
-import threading
+import sys
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
-import datasets
 import pytest
 
-from minigpt.config import UserError
-from minigpt.data.sources import Document, fingerprint, load_documents
+from minigpt.config import DataConfig, UserError
+from minigpt.data.sources import File, find_source, is_prepared, keep_stdin
 
 
 @pytest.fixture
 def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder `texts` with a few files, in the current folder."""
-    for name, text in {
-        "b.txt": "second",
-        "a.txt": "first\nlines\n",
-        "sub/c.md": "third",
-        "sub/d.txt": "fourth",
-    }.items():
-        path = tmp_path / "texts" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    for name in ("b.txt", "a.txt", "sub/c.md", "sub/d.txt"):
+        put(tmp_path / "texts" / name, name)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "texts"
 
 
-def load(source: str | list[str], **options: Any) -> list[tuple[str, str]]:
-    return [(document.name, document.text) for document in load_documents(source, Path("cache"), **options)]
+def put(path: Path, content: str | bytes = "some text") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
 
 
-class QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, *args: object) -> None:
-        pass
+def files(name: str) -> tuple[File, ...]:
+    return find_source(name, Path("cache")).files
 
 
-@pytest.fixture
-def server(texts: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a server on this machine that serves the folder `texts`."""
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # the test suite's own choice, for other tests
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(texts)))
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def names(name: str) -> list[str]:
+    return [str(file.path) for file in files(name)]
 
 
-def test_the_standard_library_is_hundreds_of_documents_sorted_without_tests_or_installed_packages() -> None:
-    names = [name for name, _ in load("python_stdlib")]
-    assert len(names) > 300
-    assert names == sorted(names)
-    assert {"argparse.py", "json/decoder.py"} <= set(names)
-    folders = {part for name in names for part in Path(name).parts[:-1]}
+def refusal(name: str) -> str:
+    """The one line that refuses a source."""
+    with pytest.raises(UserError) as caught:
+        find_source(name, Path("cache"))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_standard_library_is_hundreds_of_files_sorted_without_tests_or_installed_packages() -> None:
+    found = files("python_stdlib")
+    root = Path(os.__file__).parent
+    relative = [file.path.relative_to(root).as_posix() for file in found]
+    assert len(found) > 300
+    assert relative == sorted(relative)
+    assert {"argparse.py", "json/decoder.py"} <= set(relative)
+    folders = {part for name in relative for part in Path(name).parts[:-1]}
     assert not folders & {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
 def test_the_order_of_the_standard_library_does_not_depend_on_the_file_system(monkeypatch: pytest.MonkeyPatch) -> None:
-    before, walk, seen = load("python_stdlib"), os.walk, []
+    before, walk = files("python_stdlib"), os.walk
 
     def backwards(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-        for folder, subfolders, files in walk(root):
-            seen.append(folder)
-            files.reverse()
-            yield folder, subfolders, files
+        for folder, subfolders, inside in walk(root):
+            inside.reverse()
+            yield folder, subfolders, inside
             subfolders.reverse()
 
     monkeypatch.setattr(os, "walk", backwards)
-    assert load("python_stdlib") == before
-    assert seen
+    assert files("python_stdlib") == before
 
 
-def test_a_file_is_one_document(texts: Path) -> None:
-    assert load("texts/a.txt") == [("texts/a.txt", "first\nlines\n")]
+def test_a_file_is_itself(texts: Path) -> None:
+    assert files("texts/a.txt") == (File(Path("texts/a.txt"), "text"),)
 
 
 def test_a_folder_is_all_its_text_files_by_name(texts: Path) -> None:
-    assert [name for name, _ in load("texts")] == ["texts/a.txt", "texts/b.txt", "texts/sub/c.md", "texts/sub/d.txt"]
+    assert names("texts") == ["texts/a.txt", "texts/b.txt", "texts/sub/c.md", "texts/sub/d.txt"]
+
+
+def test_the_order_of_a_folder_does_not_depend_on_the_file_system(texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, rglob = names("texts"), Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda self, pattern: sorted(rglob(self, pattern), reverse=True))
+    assert names("texts") == before
 
 
 def test_a_glob_is_the_files_that_match(texts: Path) -> None:
-    assert load("texts/*.txt") == [("texts/a.txt", "first\nlines\n"), ("texts/b.txt", "second")]
-    assert [name for name, _ in load("texts/**/*.txt")] == ["texts/a.txt", "texts/b.txt", "texts/sub/d.txt"]
-
-
-def test_several_sources_are_one_collection_whatever_their_order(texts: Path) -> None:
-    expected = [("texts/a.txt", "first\nlines\n"), ("texts/b.txt", "second"), ("texts/sub/c.md", "third")]
-    assert load(["texts/sub/*.md", "texts/b.txt", "texts/a.txt"]) == expected
-    assert load(["texts/a.txt", "texts/b.txt", "texts/sub/*.md"]) == expected
-
-
-def test_files_can_be_added_to_the_standard_library(texts: Path) -> None:
-    assert set(load(["python_stdlib", "texts/b.txt"])) == {*load("python_stdlib"), ("texts/b.txt", "second")}
+    assert names("texts/*.txt") == ["texts/a.txt", "texts/b.txt"]
+    assert names("texts/**/*.txt") == ["texts/a.txt", "texts/b.txt", "texts/sub/d.txt"]
 
 
 def test_a_home_folder_may_be_written_with_a_tilde(texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(texts))
-    assert load("~/b.txt") == [(str(texts / "b.txt"), "second")]
+    assert names("~/b.txt") == [str(texts / "b.txt")]
 
 
 @pytest.mark.parametrize("name", ["a[1].txt", "b*.txt", "c?.txt", "e{1,2}.txt", "ä ö.txt", "a,b.txt", ".hidden.txt"])
 def test_a_file_with_any_name_is_itself_and_not_a_pattern(name: str, texts: Path) -> None:
-    (texts / name).write_text("odd name")
-    assert (f"texts/{name}", "odd name") in load(f"texts/{name}")
-    assert all(text == Path(file).read_text() for file, text in load("texts"))
+    put(texts / name)
+    assert names(f"texts/{name}") == [f"texts/{name}"]
 
 
-def test_a_url_is_one_document(server: str) -> None:
-    assert load(f"{server}/a.txt") == [(f"{server}/a.txt", "first\nlines\n")]
+@pytest.mark.parametrize(
+    ("name", "kind", "compression"),
+    [
+        ("a.txt", "text", None),
+        ("a", "text", None),
+        ("a.py", "text", None),
+        ("A.TXT.GZ", "text", ".gz"),
+        ("a.zst", "text", ".zst"),
+        ("a.jsonl", "jsonl", None),
+        ("a.ndjson.bz2", "jsonl", ".bz2"),
+        ("a.json.xz", "jsonl", ".xz"),
+        ("a.csv", "csv", None),
+        ("a.v2.tsv.gz", "tsv", ".gz"),
+        ("a.parquet", "parquet", None),
+        ("a.arrow", "arrow", None),
+    ],
+)
+def test_a_files_name_says_how_it_is_read(name: str, kind: str, compression: str | None, texts: Path) -> None:
+    put(texts / name)
+    assert files(f"texts/{name}") == (File(Path("texts") / name, kind, compression),)
 
 
-def test_urls_and_files_go_together(server: str) -> None:
-    assert [text for _, text in load([f"{server}/b.txt", "texts/a.txt"])] == ["second", "first\nlines\n"]
+def test_binary_and_hidden_files_in_a_folder_are_left_out(texts: Path) -> None:
+    before = names("texts")
+    put(texts / "picture.png", b"\x89PNG\x00\xff")
+    put(texts / ".hidden")
+    put(texts / ".git" / "config")
+    put(texts / "__pycache__" / "notes")
+    (texts / "dangling").symlink_to("nowhere")
+    os.mkfifo(texts / "pipe")
+    assert names("texts") == before
 
 
-def test_a_url_that_is_not_there_is_refused_in_one_line(server: str) -> None:
-    with pytest.raises(UserError, match=r"nothing\.txt.*could not be loaded") as caught:
-        load(f"{server}/nothing.txt")
-    assert "\n" not in str(caught.value)
+def test_a_folder_whose_own_path_is_hidden_is_read(texts: Path) -> None:
+    texts.rename(texts.parent / ".texts")
+    assert len(names(".texts")) == 4
 
 
-def test_a_changed_file_is_read_anew(texts: Path) -> None:
-    load("texts/a.txt")
-    (texts / "a.txt").write_text("changed")
-    assert load("texts/a.txt") == [("texts/a.txt", "changed")]
+def test_a_folder_of_tables_is_read_as_tables_though_a_readme_lies_beside(texts: Path) -> None:
+    for name in ("a.jsonl", "b.csv.gz", "README.md", "dataset_info.json", "state.json"):
+        put(texts / "tables" / name)
+    assert [(file.path.name, file.kind) for file in files("texts/tables")] == [
+        ("a.jsonl", "jsonl"),
+        ("b.csv.gz", "csv"),
+    ]
 
 
-def test_a_changed_file_is_read_anew_even_if_its_time_of_change_is_the_same(texts: Path) -> None:
-    os.utime(texts / "b.txt", (1e9, 1e9))
-    load("texts/b.txt")
-    (texts / "b.txt").write_text("2econd")
-    os.utime(texts / "b.txt", (1e9, 1e9))
-    assert load("texts/b.txt") == [("texts/b.txt", "2econd")]
+def test_json_and_csv_files_among_text_are_text(texts: Path) -> None:
+    put(texts / "sub" / "settings.json")
+    put(texts / "sub" / "numbers.csv")
+    assert {file.kind for file in files("texts/sub")} == {"text"}
+    assert len(files("texts/sub")) == 4
 
 
-def test_empty_files_are_left_out(texts: Path) -> None:
-    (texts / "a.txt").write_text("")
-    (texts / "sub" / "d.txt").write_text(" \n\n")
-    assert [name for name, _ in load("texts")] == ["texts/b.txt", "texts/sub/c.md"]
+@pytest.mark.parametrize("table", ["rows.parquet", "rows.arrow", "rows.jsonl", "rows.jsonl.gz"])
+def test_a_folder_with_tables_and_text_says_which_and_how_to_choose(table: str, texts: Path) -> None:
+    put(texts / table)
+    message = refusal("texts")
+    assert f"the folder holds tables ({table}) and plain text (" in message
+    assert f"texts/**/*{Path(table).suffix}" in message
 
 
-@pytest.mark.parametrize("text", ["", "\n \n"])
-def test_nothing_but_empty_files_is_refused(text: str, texts: Path) -> None:
-    (texts / "a.txt").write_text(text)
-    with pytest.raises(UserError, match=r"data.source=texts/a.txt: no text in it, all files are empty"):
-        load("texts/a.txt")
+def test_what_minigpt_wrote_into_the_folder_of_the_texts_is_no_text(
+    texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = names("texts")
+    for name in ("texts-bytes-12/manifest.json", "texts-bytes-12/tokenizer.json", "stdin/aa.txt", "downloads/bb.json"):
+        put(texts / "data" / name)
+    assert [str(file.path) for file in find_source("texts", texts / "data").files] == before
+    monkeypatch.chdir(texts)
+    assert len(find_source(".", Path("data")).files) == len(before)
 
 
-def test_text_that_is_not_utf8_is_refused_with_file_and_byte(texts: Path) -> None:
-    (texts / "b.txt").write_bytes(b"caf\xe9 au lait")
-    with pytest.raises(UserError, match=r"texts/b\.txt is not UTF-8 text \(byte 3: 0xe9\)") as caught:
-        load("texts")
-    assert "\n" not in str(caught.value)
+def test_a_manifest_of_the_users_own_makes_no_folder_a_prepared_one(texts: Path) -> None:
+    put(texts / "manifest.json", "{}")
+    assert not is_prepared(texts)
+    assert "texts/manifest.json" in names("texts")
 
 
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("texts/missing.txt", "data.source=texts/missing.txt: no such file or folder"),
-        ("missing", "data.source=missing: no such file or folder"),
-        ("texts/*.rst", r"data.source=texts/\*.rst: no file matches the glob"),
+        ("texts/missing.txt", "data.source=texts/missing.txt: no such file or folder (relative to "),
+        ("owner/dataset", "a hub dataset is written hf:owner/dataset"),
+        ("texts/*.rst", "data.source=texts/*.rst: no file matches the glob"),
         ("empty", "data.source=empty: the folder holds no text files"),
-        (["texts/a.txt", "missing"], "data.source=missing: no such file"),
+        ("texts/a.txt/b.txt", "no such file or folder"),
+        ("pasted text " * 500, "file name too long"),
+        ("~nobody-of-this-name/a.txt", "not the name of a file"),
+        ("repeats:many", "data.source=repeats:many: no such file or folder"),
+        ("texts/pipe", "is no regular file"),
+        ("/dev/zero", "is no regular file"),
     ],
 )
-def test_a_source_that_is_not_there_is_refused_by_name(source: str | list[str], expected: str, texts: Path) -> None:
+def test_a_source_that_is_not_there_is_refused_by_name(source: str, expected: str, texts: Path) -> None:
     (texts.parent / "empty").mkdir()
-    with pytest.raises(UserError, match=expected):
-        load(source)
+    os.mkfifo(texts / "pipe")
+    message = refusal(source)
+    assert expected in message
+    assert len(message) < 400
 
 
-def test_binary_and_hidden_files_in_a_folder_are_left_out(texts: Path) -> None:
-    (texts / "picture.png").write_bytes(b"\x89PNG\x00\xff")
-    (texts / ".hidden").write_text("hidden")
-    for folder in (".git", "__pycache__"):
-        (texts / folder).mkdir()
-        (texts / folder / "config").write_text("hidden")
-    assert [name for name, _ in load("texts")] == ["texts/a.txt", "texts/b.txt", "texts/sub/c.md", "texts/sub/d.txt"]
+@pytest.mark.parametrize(("name", "kind", "seed"), [("repeats", "repeats", 0), ("references:7", "references", 7)])
+def test_a_synthetic_source_has_a_seed_and_no_files(name: str, kind: str, seed: int) -> None:
+    source = find_source(name, Path("cache"))
+    assert (source.synthetic, source.seed, source.files) == (kind, seed, ())
 
 
-def test_a_folder_whose_own_path_is_hidden_is_read(texts: Path) -> None:
-    texts.rename(texts.parent / ".texts")
-    assert len(load(".texts")) == 4
+def pipe_in(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
 
 
-def test_a_limited_number_of_documents_is_the_same_choice_each_time_and_grows() -> None:
-    few, more = load("python_stdlib", max_documents=10), load("python_stdlib", max_documents=20)
-    assert load("python_stdlib", max_documents=10) == few
-    assert (len(few), len(more)) == (10, 20)
-    assert set(few) < set(more)
+def test_standard_input_is_kept_as_a_file_with_the_very_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = "one\r\n\ufeffzwö\0".encode() * 200_000
+    pipe_in(content, monkeypatch)
+    config = keep_stdin(DataConfig(source="-", dir=str(tmp_path)))
+    (kept,) = map(Path, config.sources)
+    assert kept.read_bytes() == content
+    assert list((tmp_path / "stdin").iterdir()) == [kept]
 
 
-def test_a_limit_counts_equal_documents_one_by_one(texts: Path) -> None:
-    for path in texts.glob("*.txt"):
-        path.write_text("equal")
-    assert len(load("texts/*.txt", max_documents=1)) == 1
+def test_equal_input_is_the_same_source_again_and_other_sources_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = DataConfig(source=["-", "a.txt"], weights=[1, 2], dir=str(tmp_path))
+    kept = []
+    for _ in range(2):
+        pipe_in(b"text", monkeypatch)
+        kept.append(keep_stdin(config).sources)
+    assert kept[0] == kept[1]
+    assert kept[0][1] == "a.txt"
 
 
-def test_a_limit_beyond_what_is_there_keeps_all(texts: Path) -> None:
-    assert len(load("texts", max_documents=100)) == 4
+def test_without_standard_input_as_a_source_nothing_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    config = DataConfig(source="a.txt", dir=str(tmp_path / "data"))
+    assert keep_stdin(config) is config
+    assert not (tmp_path / "data").exists()
 
 
-def test_a_documents_digest_is_that_of_its_text_alone() -> None:
-    assert Document("here", "é").digest == Document("there", "é").digest == hashlib.sha256("é".encode()).digest()
+@pytest.mark.parametrize("stdin", [None, SimpleNamespace(isatty=lambda: True)], ids=["closed", "terminal"])
+def test_standard_input_into_which_nothing_is_piped_is_refused(
+    stdin: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", stdin)
+    with pytest.raises(UserError, match=r"data\.source=-: nothing is piped into this program"):
+        keep_stdin(DataConfig(source="-", dir=str(tmp_path)))
 
 
-def test_a_fingerprint_changes_with_any_text_and_not_with_names() -> None:
-    documents = [Document("a", "x"), Document("b", "y")]
-    assert fingerprint(documents) == fingerprint([Document("c", "x"), Document("d", "y")])
-    assert fingerprint(documents) != fingerprint([Document("a", "x"), Document("b", "z")])
-    assert fingerprint(documents) != fingerprint(documents[:1])
+def test_standard_input_cannot_be_the_text_to_validate_on(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.val_source=-: standard input can only be data\.source"):
+        keep_stdin(DataConfig(source="a.txt", val_source="-", dir=str(tmp_path)))
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_standard_input_that_cannot_be_kept_leaves_nothing(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = iter([b"first part"])
+
+    def read(_: int) -> bytes:
+        for part in parts:
+            return part
+        raise error
+
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: False, buffer=SimpleNamespace(read=read)))
+    with pytest.raises(UserError if isinstance(error, OSError) else KeyboardInterrupt, match=r"cannot be kept|"):
+        keep_stdin(DataConfig(source="-", dir=str(tmp_path)))
+    assert list((tmp_path / "stdin").iterdir()) == []

@@ -7,12 +7,13 @@ def main(arguments: list[str]) -> None:
     """Parse, prepare, and say what there is; nothing heavy is imported before the config is known to be good."""
     command, config = cli.parse_data(arguments)
 
-    from minigpt.data.peek import peek
     from minigpt.data.prepare import prepare
     from minigpt.data.sources import keep_stdin
 
     data = prepare(keep_stdin(config.data))
     if command == "peek":
+        from minigpt.data.peek import peek  # needs torch, which takes seconds to import
+
         print(peek(data, config))
         return
     print(f"train  {data.train}\nval    {data.val}\n-> {data.folder}")

@@ -133,10 +133,9 @@ def _fetched_or_remembered(name: str, cache: Path, fetch: Callable[[], list[Path
 
 def _remembered(memory: Path) -> list[Path]:
     try:
-        files: list[Any] = json.loads(memory.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        paths = [Path(file) for file in json.loads(memory.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError):
         return []
-    paths = [Path(file) for file in files]
     return paths if all(path.is_file() for path in paths) else []
 
 

@@ -12,6 +12,7 @@ import json
 import tokenize
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
+from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
 
@@ -102,7 +103,7 @@ Group = dict[str, list[Any]]
 def _dataset_groups(source: Source, config: DataConfig) -> Iterator[Group]:
     """Rows through `datasets`."""
     kept = {"files": list(source.files), "column": config.text_column, "errors": config.encoding_errors}
-    yield from _import_datasets().IterableDataset.from_generator(_groups, gen_kwargs=kept)
+    yield from _import_datasets(config).IterableDataset.from_generator(_groups, gen_kwargs=kept)
 
 
 def open_stream(source: Source, config: DataConfig) -> Any:
@@ -116,10 +117,10 @@ def open_stream(source: Source, config: DataConfig) -> Any:
     if source.synthetic is not None:
         raise UserError(f"data.source={source.name}: is made here and needs no data.streaming")
     kept = {"files": list(source.files), "column": config.text_column, "errors": config.encoding_errors, "whole": True}
-    return _import_datasets().IterableDataset.from_generator(_groups, gen_kwargs=kept)
+    return _import_datasets(config).IterableDataset.from_generator(_groups, gen_kwargs=kept)
 
 
-def _import_datasets() -> Any:
+def _import_datasets(config: DataConfig) -> Any:
     try:
         import datasets
     except ImportError:
@@ -127,6 +128,8 @@ def _import_datasets() -> Any:
             "data.source: reading files and datasets needs the package 'datasets': pip install datasets"
         ) from None
     datasets.disable_progress_bars()
+    # It makes this folder though nothing is kept in it, by default in a home that perhaps cannot be written.
+    datasets.config.HF_DATASETS_CACHE = Path(config.dir, "huggingface")
     return datasets
 
 

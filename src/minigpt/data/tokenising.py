@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -33,7 +34,7 @@ UNIT_BYTES = 256 << 20
 """Text of one pair of shards: what a killed preparation does again at most."""
 BATCH_CHARACTERS = 8 << 20
 """Text that is in memory to be tokenised, in parallel."""
-BPE_BYTES = 200 << 20
+BPE_BYTES = 100 << 20
 """Text from which a BPE learns its merges at most: more hardly changes them, and memory grows with it."""
 SIDES = ("train", "val")
 SURVEY, UNITS = "survey.npz", "units.json"
@@ -103,6 +104,7 @@ class Tokenising:
         try:
             self.work.mkdir(exist_ok=True)
             if not (self.work / MANIFEST).is_file():
+                self._make_known_tokenizer()
                 documents = self._survey()
                 tokenizer = self._tokenizer(documents)
                 dtype = token_dtype(self.config, tokenizer)
@@ -115,6 +117,13 @@ class Tokenising:
         except (UserError, OSError):
             shutil.rmtree(self.work, ignore_errors=True)
             raise
+
+    def _make_known_tokenizer(self) -> None:
+        """One that the text has no part in: before the text is read, as its tables or its file may not be there."""
+        if not self.config.tokenizer.startswith(("bpe:", "chars")):
+            tokenizer = make_tokenizer(self.config.tokenizer, (), ())
+            token_dtype(self.config, tokenizer)
+            save_tokenizer(tokenizer, self.work / TOKENIZER)
 
     def _survey(self) -> Documents:
         notes = self.work / SURVEY
@@ -270,10 +279,9 @@ class _UnitWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for shard in self.shards:
-            shard.close()
-        for file in self._relations.values():
-            file.close()
+        with ExitStack() as stack:  # all of them, also where the disk is full and closing fails
+            for close in (*(s.close for s in self.shards), *(r.close for r in self._relations.values())):
+                stack.callback(close)
 
     def write(self, side: int, source: int, piece: Piece, tokens: np.ndarray) -> None:
         """Add a piece to its side's shard."""

@@ -1,0 +1,171 @@
+"""The split: an honest one, from one look at all documents, that stays when others come or go."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pytest
+
+from minigpt.config import DataConfig, UserError
+from minigpt.data.reading import Piece
+from minigpt.data.splitting import LEFT_OUT, TRAIN, VAL, Survey, assign, cut_single_text, survey
+
+MANY = [f"text number {i}" for i in range(400)]
+
+
+def look(texts: Iterable[str]) -> Survey:
+    return survey(Piece(text) for text in texts)
+
+
+def split(texts: Sequence[str], val_fraction: float = 0.1, **settings: object) -> tuple[list[str], list[str]]:
+    """The texts of train and of val."""
+    config = DataConfig(val_fraction=val_fraction, **settings)  # type: ignore[arg-type]
+    sides, _ = assign(look(texts), None, config)
+    chosen = [[text for text, found in zip(texts, sides, strict=True) if found == side] for side in (TRAIN, VAL)]
+    return chosen[0], chosen[1]
+
+
+def cut(text: str, val_fraction: float, length: int = 10**9) -> tuple[str, str]:
+    """The two parts of a single text that comes in pieces of so many characters."""
+    starts = range(0, len(text), length)
+    pieces = [Piece(text[start : start + length], start + length >= len(text)) for start in starts]
+    parts, ended = ["", ""], [False, False]
+    for side, piece in cut_single_text(pieces, len(text.encode()), val_fraction):
+        assert not ended[side]
+        assert side == VAL or not parts[VAL]
+        parts[side] += piece.text
+        ended[side] = piece.ends
+    assert ended == [True, True]
+    return parts[0], parts[1]
+
+
+def test_train_and_val_share_no_document_and_lose_none() -> None:
+    train, val = split(MANY)
+    assert sorted([*train, *val]) == sorted(MANY)
+    assert 20 <= len(val) <= 60
+
+
+def test_equal_texts_end_on_the_same_side() -> None:
+    train, val = split([*MANY, *MANY])
+    assert not set(train) & set(val)
+    assert len(train) + len(val) == 800
+
+
+def test_documents_stay_on_their_side_when_others_are_added() -> None:
+    (few_train, few_val), (train, val) = split(MANY[::2]), split(MANY)
+    assert set(few_train) <= set(train)
+    assert set(few_val) <= set(val)
+
+
+def test_a_larger_val_fraction_only_adds_to_val() -> None:
+    assert set(split(MANY, 0.1)[1]) < set(split(MANY, 0.3)[1])
+
+
+@pytest.mark.parametrize("val_fraction", [1e-9, 0.5, 1 - 1e-9, 1 - 1e-16])
+def test_of_two_documents_one_is_on_each_side(val_fraction: float) -> None:
+    assert [len(side) for side in split(MANY[:2], val_fraction)] == [1, 1]
+
+
+def test_a_limited_number_of_documents_is_the_same_choice_each_time_and_grows() -> None:
+    few, more, backwards = (
+        {text for side in split(texts, max_documents=n) for text in side}
+        for texts, n in ((MANY, 10), (MANY, 20), (MANY[::-1], 10))
+    )
+    assert few == backwards
+    assert (len(few), len(more)) == (10, 20)
+    assert few < more
+
+
+def test_a_limit_prefers_neither_side() -> None:
+    train, val = split(MANY, 0.5, max_documents=200)
+    assert 70 <= len(val) <= 130
+    assert len(train) + len(val) == 200
+
+
+def test_a_limit_counts_equal_documents_one_by_one() -> None:
+    sides, _ = assign(look(["equal"] * 5), None, DataConfig(max_documents=1))
+    assert (sides != LEFT_OUT).sum() == 1
+
+
+def test_a_limit_is_one_for_each_source() -> None:
+    sources = survey(map(Piece, MANY[:300]), map(Piece, MANY[300:]))
+    sides, _ = assign(sources, None, DataConfig(source=["a", "b"], max_documents=30))
+    assert [(sides[:300] != LEFT_OUT).sum(), (sides[300:] != LEFT_OUT).sum()] == [30, 30]
+
+
+def test_a_limit_beyond_what_is_there_keeps_all() -> None:
+    assert sum(map(len, split(MANY, max_documents=1000))) == 400
+
+
+def test_the_look_is_the_same_whatever_pieces_a_document_comes_in() -> None:
+    text = "naïve 🙂 " * 50
+    whole = look([text, "x", text]).documents
+    pieces = [*(Piece(c, False) for c in text[:-1]), Piece(text[-1]), Piece("x"), Piece(text, False), Piece("")]
+    assert np.array_equal(survey(pieces).documents, whole)
+    assert whole[:, 2].tolist() == [len(text.encode()), 1, len(text.encode())]
+
+
+def test_a_text_of_its_own_validates_without_the_documents_that_train_has() -> None:
+    sides, n_duplicates = assign(look(MANY), look(["new", MANY[7], "newer", MANY[9], MANY[7]]), DataConfig())
+    assert n_duplicates == 3
+    assert sides.tolist() == [TRAIN] * 400 + [VAL, LEFT_OUT, VAL, LEFT_OUT, LEFT_OUT]
+
+
+def test_documents_that_a_limit_leaves_out_of_train_may_be_in_val() -> None:
+    sides, n_duplicates = assign(look(MANY), look(MANY), DataConfig(max_documents=100))
+    assert n_duplicates == 100
+    train, val = sides[:400] == TRAIN, sides[400:] == VAL
+    assert train.sum() == 100
+    assert np.array_equal(val, ~train)
+
+
+@pytest.mark.parametrize(("val", "reason"), [(MANY[:2], "each text of it is in the train split too"), ([], "no text")])
+def test_a_val_source_of_which_nothing_is_left_is_refused(val: list[str], reason: str) -> None:
+    with pytest.raises(UserError, match=f"data.val_source=held.txt: {reason}"):
+        assign(look(MANY), look(val), DataConfig(val_source="held.txt"))
+
+
+def test_no_document_at_all_is_refused() -> None:
+    with pytest.raises(UserError, match="data.source=a.txt: no text in it, nothing but white space"):
+        assign(look([]), None, DataConfig(source="a.txt"))
+
+
+def test_a_document_given_often_is_one_text_to_be_cut() -> None:
+    sides, _ = assign(look(["equal"] * 3), None, DataConfig())
+    assert sides.tolist() == [TRAIN, LEFT_OUT, LEFT_OUT]
+
+
+@pytest.mark.parametrize("length", [1, 7, 64, 10**9])
+def test_a_single_document_is_cut_near_its_end_where_a_line_begins(length: int) -> None:
+    text = "".join(f"line {i}\n" for i in range(100))
+    train, val = cut(text, 0.1, length)
+    assert train + val == text
+    if length > 64:
+        assert val.startswith("line 90\n")
+    assert 0.1 <= len(val) / len(text) < 0.12
+
+
+@pytest.mark.parametrize("length", [1, 10, 25, 10**9])
+def test_a_single_document_without_lines_is_cut_at_the_fraction(length: int) -> None:
+    train, val = cut("x" * 100, 0.25, length)
+    assert (len(train), len(val)) == (75, 25)
+
+
+@pytest.mark.parametrize("val_fraction", [0.1, 0.33, 0.5, 0.77, 0.9])
+@pytest.mark.parametrize("length", [1, 3, 10**9])
+def test_no_character_is_cut(length: int, val_fraction: float) -> None:
+    text = "🙂é日" * 10
+    train, val = cut(text, val_fraction, length)
+    assert train + val == text
+    assert train
+    assert val
+
+
+def test_a_line_is_kept_whole_only_behind_the_middle_of_the_text() -> None:
+    train, _ = cut("a line\n" + "x" * 1000, 0.1)
+    assert len(train) > 800
+
+
+@pytest.mark.parametrize("text", ["x", "é", "🙂"])
+def test_a_text_too_short_to_hold_out_a_part_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"data\.source: the text is too short \(\d bytes\) to hold out a part of it"):
+        cut(text, 0.5)
