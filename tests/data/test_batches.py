@@ -68,15 +68,14 @@ def first_tokens(batches: TrainBatches, n_windows: int) -> np.ndarray:
 
 def examples(batch: tuple[torch.Tensor, ...]) -> list[tuple[int, ...]]:
     """The rows of a padded batch as the model sees them: each one's input and then its last target."""
-    tokens, targets, texts = batch
-    assert tokens.shape == targets.shape == texts.shape
-    assert tokens.dtype == targets.dtype == texts.dtype == torch.int64
+    tokens, targets = batch
+    assert tokens.shape == targets.shape
+    assert tokens.dtype == targets.dtype == torch.int64
     rows = []
-    for row, target, text in zip(*batch, strict=True):
-        n = int((text == 0).sum())
-        assert text.tolist() == [0] * n + [-1] * (len(text) - n)
+    for row, target in zip(*batch, strict=True):
+        n = int((target != IGNORED).sum())
         assert target[: n - 1].tolist() == row[1:n].tolist()
-        assert target[n:].tolist() == [IGNORED] * (len(text) - n)
+        assert target[n:].tolist() == [IGNORED] * (len(target) - n)
         rows.append((*row[:n].tolist(), int(target[n - 1])))
     return rows
 
@@ -213,7 +212,7 @@ def test_short_documents_need_no_table_of_pieces() -> None:
 def test_a_batch_is_padded_to_its_longest_example_only() -> None:
     batches = train_batches(documents(*range(1, 30)), 100, mode="examples")
     for i in range(40):
-        assert (batches[i][2][:, -1] == 0).any()
+        assert (batches[i][1][:, -1] != IGNORED).any()
 
 
 @settings(max_examples=60, deadline=None)
@@ -251,8 +250,8 @@ def all_examples(split: Split, context_length: int) -> list[tuple[int, ...]]:
 
 def padding(batches: TrainBatches | ValBatches) -> float:
     """Share of the positions that are padding."""
-    texts = [batches[i][2] for i in range(len(batches))]
-    return sum(int((text < 0).sum()) for text in texts) / sum(text.numel() for text in texts)
+    targets = [batches[i][1] for i in range(len(batches))]
+    return sum(int((of_batch == IGNORED).sum()) for of_batch in targets) / sum(t.numel() for t in targets)
 
 
 def test_sorting_by_length_saves_padding() -> None:
@@ -319,15 +318,17 @@ def test_a_padded_batch_has_the_loss_of_its_texts_one_by_one(kind: dict[str, Any
         for parameter in model.parameters():
             parameter.normal_(std=0.5)  # at its first values the model hardly looks at the context
         batches = train_batches(documents(1, 12, 3, 17, 7, 2), 12, 4, mode="examples")
-        for tokens, targets, texts in [batches[i] for i in range(6)]:
+        for tokens, targets in [batches[i] for i in range(6)]:
             n_targets = int((targets != IGNORED).sum())
             singles = 0.0
-            for row, target, text in zip(tokens, targets, texts, strict=True):
-                alone = text == 0
+            for row, target in zip(tokens, targets, strict=True):
+                alone = target != IGNORED
                 logits = model(row[alone][None])
                 singles += float(next_token_loss(logits, target[alone][None], reduction="sum"))
-            together = next_token_loss(model(tokens, texts), targets)
+            together = next_token_loss(model(tokens), targets)
             torch.testing.assert_close(float(together), singles / n_targets, rtol=1e-12, atol=1e-12)
+            whatever = torch.where(targets == IGNORED, 7, tokens)  # no token hears the padding
+            assert next_token_loss(model(whatever), targets) == together
 
 
 # Any items

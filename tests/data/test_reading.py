@@ -244,6 +244,18 @@ def test_a_long_text_comes_in_pieces_that_make_the_text(kind: str, tmp_path: Pat
     assert "".join(piece.text for piece in pieces) == text
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_a_long_row_comes_in_pieces_cut_as_a_text_file_is(name: str, tmp_path: Path) -> None:
+    text = long_text("lines")
+    found = []
+    for path in (put(tmp_path / "a.txt", text), tmp_path / name):
+        if path.name == name:
+            WRITERS[name](path, [text, "short"], "text")
+        found.append(list(read(find_source(str(path), tmp_path), DataConfig())))
+    assert len(found[0]) >= 2
+    assert found[1] == [*found[0], reading.Piece("short")]
+
+
 @pytest.fixture(scope="module")
 def learnt() -> BPETokenizer:
     return BPETokenizer.train([long_text("lines")[:20_000]], 400)

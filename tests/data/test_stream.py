@@ -148,7 +148,7 @@ def hub(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
         if path != "owner/rows":
             return load(path, *args, **kwargs)
         assert args == ("small",)
-        assert kwargs == {"split": "train", "streaming": True}
+        assert kwargs == {"split": "train", "streaming": True, "cache_dir": str(Path(config.dir) / "huggingface")}
         return load("json", data_files=[rows], split="train", streaming=True)
 
     monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)

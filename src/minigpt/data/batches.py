@@ -111,15 +111,15 @@ class _Examples:
         end = np.where(documents < last, self.starts[np.minimum(documents + 1, last)], len(self.tokens))
         return np.stack([begin, np.minimum(begin + self.context_length, end), pieces == 0], axis=1)
 
-    def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """tokens, targets and texts, each (B, length of the longest)."""
+    def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """tokens and targets, each (B, length of the longest)."""
         lengths = rows[:, 1] - rows[:, 0]
         joined = np.full((len(rows), lengths.max() + 1), self.end_of_text, dtype=np.int64)
         for row, (begin, end, opens) in zip(joined, rows.tolist(), strict=True):
             row[opens : end - begin + 1] = self.tokens.read(begin - (not opens), end)
         padding = torch.from_numpy(np.arange(lengths.max()) >= lengths[:, None])
         tokens, targets = torch.from_numpy(joined[:, :-1]), torch.from_numpy(joined[:, 1:])
-        return tokens, targets.masked_fill(padding, IGNORED), -padding.long()
+        return tokens, targets.masked_fill(padding, IGNORED)
 
     @staticmethod
     def by_length(rows: np.ndarray) -> np.ndarray:
@@ -127,7 +127,7 @@ class _Examples:
         return rows[np.argsort(rows[:, 1] - rows[:, 0], kind="stable")]
 
 
-class TrainBatches(Dataset[tuple[Tensor, ...]]):
+class TrainBatches(Dataset[tuple[Tensor, Tensor]]):
     """Micro-batches of a whole run. Each epoch takes every item once, in a new order; windows are cut anew as well.
 
     The batch at index i is the i-th of the run, over all devices: device r of n takes i = r, r + n, ...
@@ -200,12 +200,11 @@ class TrainBatches(Dataset[tuple[Tensor, ...]]):
     def __len__(self) -> int:
         return self.n_batches
 
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        """A batch, all int64 of shape (B, T).
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """tokens (B, T) and targets (B, T), int64: targets are the tokens one position later.
 
-        Packed: tokens and targets, which are the tokens one position later.
-        Examples: tokens, targets and texts, padded at the right to the longest row; texts is 0, and -1 for padding,
-        whose targets are IGNORED.
+        Examples are padded to the longest row, with targets that are IGNORED. The padding is at the right, where no
+        token of a causal model hears it, so that no mask is needed.
         """
         if not 0 <= index < self.n_batches:
             raise IndexError(index)
@@ -242,7 +241,7 @@ def _require_enough(part: SourceRange, context_length: int, mode: Mode, of: str)
         )
 
 
-class ValBatches(Dataset[tuple[Tensor, ...]]):
+class ValBatches(Dataset[tuple[Tensor, Tensor]]):
     """The whole val split in an order that is always the same; the last or another batch may have fewer rows.
 
     Packed: every token but the very first is predicted once, in order.
@@ -275,7 +274,7 @@ class ValBatches(Dataset[tuple[Tensor, ...]]):
     def __len__(self) -> int:
         return -(-self.n_rows // self.batch_size)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """A batch as of TrainBatches; targets past the text's end are IGNORED."""
         if not 0 <= index < len(self):
             raise IndexError(index)

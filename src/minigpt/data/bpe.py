@@ -9,6 +9,7 @@ import queue
 import re
 import socket
 import threading
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -67,13 +68,15 @@ class BPETokenizer:
         _check(pattern, ranks, special_tokens)
         self.pattern, self.ranks, self.special_tokens = pattern, list(ranks), dict(special_tokens)
         self.end_of_text = special_tokens[END_OF_TEXT]
+        self.vocab_size = len(self.ranks) + len(self.special_tokens)
+        # Stands between texts that are encoded in one call; drawn anew each time, so that no text can hold it.
+        self._mark = f"\0{uuid.uuid4().hex}\0"
         self._encoding = tiktoken.Encoding(
             "minigpt",
             pat_str=pattern,
             mergeable_ranks={token: rank for rank, token in enumerate(self.ranks)},
-            special_tokens=self.special_tokens,
+            special_tokens=self.special_tokens | {self._mark: self.vocab_size},
         )
-        self.vocab_size = self._encoding.n_vocab
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> BPETokenizer:
@@ -148,8 +151,12 @@ class BPETokenizer:
         return [part[0] if len(part) == 1 else np.concatenate(part) for part in parts]
 
     def _encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encode = self._encoding.encode_to_numpy  # no list of Python's integers in between
-        return [encode(well_formed(text), allowed_special=set(), disallowed_special=()) for text in texts]
+        joined = self._encoding.encode_to_numpy(  # no list of Python's integers in between
+            well_formed(self._mark.join(texts)), allowed_special={self._mark}, disallowed_special=()
+        )
+        marks = np.flatnonzero(joined == self.vocab_size).tolist()
+        starts = [0, *(mark + 1 for mark in marks)]
+        return [joined[start:stop] for start, stop in zip(starts, [*marks, len(joined)], strict=True)]
 
     def decode_bytes(self, tokens: Sequence[int]) -> bytes:
         return self._encoding.decode_bytes(tokens)

@@ -58,7 +58,7 @@ def download_dataset(name: str, cache: Path) -> list[Path]:
     return _fetched_or_remembered(name, cache, fetch)
 
 
-def open_dataset_stream(name: str, column: str) -> Any:
+def open_dataset_stream(name: str, column: str, cache: Path) -> Any:
     """A split of a hub dataset as an IterableDataset with that one column, fetched as it is read.
 
     Raises:
@@ -67,7 +67,7 @@ def open_dataset_stream(name: str, column: str) -> Any:
     path, config, split = parse_name(name)
     try:
         require_dataset(name, path)
-        stream = _datasets().load_dataset(path, config, split=split, streaming=True)
+        stream = _datasets().load_dataset(path, config, split=split, streaming=True, cache_dir=str(cache / "huggingface"))
     except UserError:
         raise
     except Exception as error:
@@ -122,9 +122,7 @@ def _fetched_or_remembered(name: str, cache: Path, fetch: Callable[[], list[Path
         reason = _reason(error)
         remembered = _remembered(memory)
         if not remembered:
-            raise UserError(
-                f"data.source={name}: could not be fetched ({reason}); without network, use files on this machine"
-            ) from None
+            raise UserError(f"data.source={name}: could not be fetched ({reason})") from None
         print(f"data.source={name}: could not be reached ({reason}); what was fetched before is used", file=sys.stderr)
         return remembered
     write_text(memory, json.dumps([str(file.absolute()) for file in files]))

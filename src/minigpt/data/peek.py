@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 
 from minigpt.config import Config
 from minigpt.data.batches import IGNORED, TrainBatches
@@ -92,18 +91,13 @@ def _frequent(data: PreparedData) -> Iterator[str]:
 
 
 def _batch(batches: TrainBatches, tokenizer: Tokenizer) -> Iterator[str]:
-    tokens, targets, *texts = batches[0]
-    real = texts[0] >= 0 if texts else torch.ones_like(tokens, dtype=torch.bool)
-    yield f"the first batch has {tokens.shape[0]} rows of {tokens.shape[1]} tokens; {min(ROWS, len(tokens))} of them"
-    for row in range(min(ROWS, len(tokens))):
-        reads = [_shown(tokenizer, t) if r else PADDING for t, r in zip(*_lists(tokens[row], real[row]), strict=True)]
-        predicts = [NOTHING if t == IGNORED else _shown(tokenizer, t) for t in targets[row].tolist()]
+    tokens, targets = (part.tolist() for part in batches[0])
+    yield f"the first batch has {len(tokens)} rows of {len(tokens[0])} tokens; {min(ROWS, len(tokens))} of them"
+    for row, wanted in zip(tokens[:ROWS], targets, strict=False):
+        reads = [PADDING if y == IGNORED else _shown(tokenizer, x) for x, y in zip(row, wanted, strict=True)]
+        predicts = [NOTHING if y == IGNORED else _shown(tokenizer, y) for y in wanted]
         yield f"  reads     {'|'.join(reads)}"
         yield f"  predicts  {'|'.join(predicts)}"
-
-
-def _lists(*rows: torch.Tensor) -> list[list[int]]:
-    return [row.tolist() for row in rows]
 
 
 def _shown(tokenizer: Tokenizer, token: int) -> str:

@@ -63,7 +63,10 @@ def read(source: Source, config: DataConfig) -> Iterator[Piece]:
         for text, ends in zip(group["text"], group["ends"], strict=True):
             if text is None or (begins and ends and (not text or text.isspace())):
                 continue
-            yield Piece(text, ends)
+            *parts, last = _parts(text)
+            for part in parts:
+                yield Piece(part, False)
+            yield Piece(last, ends)
             begins = ends
 
 
@@ -383,6 +386,16 @@ def _lines(file: File, errors: str) -> Iterator[str]:
             raise UserError(f"data.source: {file.path} has a line of more than {LONGEST_LINE >> 20} MB: is it text?")
     if length:
         yield "".join(parts)
+
+
+def _parts(text: str) -> Iterator[str]:
+    """A long row in parts: what trains a BPE takes hundreds of times the length of what it is given at once."""
+    start = 0
+    while len(text) - start > PIECE:
+        cut = certain_cut(text[start : start + PIECE + 2], PIECE)  # which looks at two characters behind a cut
+        yield text[start : start + cut]
+        start += cut
+    yield text[start:]
 
 
 def certain_cut(text: str, limit: int) -> int:

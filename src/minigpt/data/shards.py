@@ -24,6 +24,8 @@ from minigpt.data.sources import MANIFEST, TOKENIZER, File
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 2
+TOGETHER = 1 << 18
+"""Tokens that are written at a time."""
 
 
 class Tokens:
@@ -242,14 +244,23 @@ class ShardWriter:
         """Args: path of the file; dtype uint16 or uint32, of which every token must be."""
         self.path, self.dtype = path, dtype.newbyteorder("<")
         self.n_tokens, self._digest = 0, hashlib.sha256()
+        self._waiting: list[np.ndarray] = []
+        self._n_waiting = 0
         self._file: IO[bytes] = path.open("wb")
 
     def write(self, tokens: np.ndarray) -> None:
         """Add tokens at the end."""
-        content = tokens.astype(self.dtype).tobytes()
+        self._waiting.append(tokens)
+        self._n_waiting += len(tokens)
+        self.n_tokens += len(tokens)
+        if self._n_waiting >= TOGETHER:
+            self._write()
+
+    def _write(self) -> None:
+        content = np.concatenate([np.zeros(0, self.dtype), *self._waiting]).astype(self.dtype).tobytes()
+        self._waiting, self._n_waiting = [], 0
         self._digest.update(content)
         self._file.write(content)
-        self.n_tokens += len(tokens)
 
     def close(self) -> None:
         """Close the file as it is."""
@@ -257,6 +268,7 @@ class ShardWriter:
 
     def finish(self) -> dict[str, Any]:
         """Flush to disk and close; returns the manifest's entry of the file."""
+        self._write()
         self._file.flush()
         os.fsync(self._file.fileno())
         self.close()

@@ -168,7 +168,7 @@ def _open(config: DataConfig) -> Any:
     """The stream, as an IterableDataset."""
     name = config.sources[0]
     if name.startswith("hf:"):
-        return open_dataset_stream(name, config.text_column)
+        return open_dataset_stream(name, config.text_column, Path(config.dir))
     return open_stream(find_source(name, Path(config.dir)), config)
 
 

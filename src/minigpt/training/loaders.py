@@ -52,7 +52,7 @@ class _ValSampler(Sampler[int]):
         return iter(range(self.trainer.global_rank, len(self) * self.trainer.world_size, self.trainer.world_size))
 
 
-class _ValBatches(Dataset[tuple[Tensor, ...]]):
+class _ValBatches(Dataset[tuple[Tensor, Tensor]]):
     """Batches, and beyond the last one without targets: devices meet in each forward, so they need equally many."""
 
     def __init__(self, batches: TrainBatches | ValBatches) -> None:
@@ -61,11 +61,11 @@ class _ValBatches(Dataset[tuple[Tensor, ...]]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         if index < len(self.batches):
             return self.batches[index]
-        tokens, targets, *texts = self.batches[0]
-        return tokens, torch.full_like(targets, IGNORED), *texts
+        tokens, targets = self.batches[0]
+        return tokens, torch.full_like(targets, IGNORED)
 
 
 class _TrainLoader(DataLoader[Any]):

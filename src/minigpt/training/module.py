@@ -44,7 +44,7 @@ class TrainingModule(L.LightningModule):
         self.model = GPT(config.model)
         # A function beside the model, not a module in it: the parameters' names stay clean, and whoever looks at the
         # model (samples, probes) uses the plain one.
-        self.logits: Callable[..., Tensor] = compiled(self.model) if config.compile else self.model.forward
+        self.logits: Callable[[Tensor], Tensor] = compiled(self.model) if config.compile else self.model.forward
         self.recent_losses: list[Tensor] = []
         self.tokens_seen = 0  # predicted in training, over all devices
         self._began_at_step, self._seen_before = 0, 0
@@ -88,11 +88,13 @@ class TrainingModule(L.LightningModule):
         timers = [callback for callback in self.trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
         return max(by_steps, timers[0].time_elapsed() / limit) if limit and timers else by_steps
 
-    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        tokens, targets, *texts = batch
-        loss = next_token_loss(self.logits(tokens, *texts), targets)
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        tokens, targets = batch
+        loss = next_token_loss(self.logits(tokens), targets)
         self.recent_losses.append(loss.detach())
-        n_targets = int((targets != IGNORED).sum()) if texts else targets.numel()
+        # Counting waits for the device, so only where there is padding.
+        packed = self.run_config.data.mode == "packed"
+        n_targets = targets.numel() if packed else int((targets != IGNORED).sum())
         self.tokens_seen += n_targets * self.trainer.world_size
         return loss
 
@@ -111,9 +113,9 @@ class TrainingModule(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self._nats, self._count = 0.0, 0
 
-    def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
-        tokens, targets, *texts = batch
-        self._nats += float(next_token_loss(self.logits(tokens, *texts), targets, reduction="sum"))
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        tokens, targets = batch
+        self._nats += float(next_token_loss(self.logits(tokens), targets, reduction="sum"))
         self._count += int((targets != IGNORED).sum())
 
     def on_validation_epoch_end(self) -> None:
@@ -160,20 +162,20 @@ class TrainingModule(L.LightningModule):
         progress["is_last_batch"] = False
 
 
-def compiled(model: GPT) -> Callable[..., Tensor]:
+def compiled(model: GPT) -> Callable[[Tensor], Tensor]:
     """The model's forward through torch.compile, or, with one warning, as it is where compiling fails."""
-    fast: Callable[..., Tensor] = torch.compile(model.forward)
+    fast: Callable[[Tensor], Tensor] = torch.compile(model.forward)
 
-    def logits(*inputs: Tensor) -> Tensor:
+    def logits(tokens: Tensor) -> Tensor:
         nonlocal fast
         if fast is model.forward:
-            return fast(*inputs)
+            return fast(tokens)
         try:
-            return fast(*inputs)
+            return fast(tokens)
         except Exception as error:
             # Compilers fail in many ways; whatever is wrong with the model itself fails again below, uncompiled.
             warnings.warn(f"torch.compile failed ({type(error).__name__}); going on without it", stacklevel=2)
             fast = model.forward
-            return fast(*inputs)
+            return fast(tokens)
 
     return logits
