@@ -52,7 +52,10 @@ def download_dataset(name: str, cache: Path) -> list[Path]:
     def fetch() -> list[Path]:
         path, config, split = parse_name(name)
         require_dataset(name, path)
-        table = _datasets().load_dataset(path, config, split=split, cache_dir=str(cache / "huggingface"))
+        try:
+            table = _datasets().load_dataset(path, config, split=split, cache_dir=str(cache / "huggingface"))
+        except (ValueError, RuntimeError) as error:  # an unknown configuration or split, or data that need a program
+            raise UserError(f"data.source={name}: {_reason(error)}") from None
         return [Path(file["filename"]) for file in table.cache_files]
 
     return _fetched_or_remembered(name, cache, fetch)
@@ -67,7 +70,8 @@ def open_dataset_stream(name: str, column: str, cache: Path) -> Any:
     path, config, split = parse_name(name)
     try:
         require_dataset(name, path)
-        stream = _datasets().load_dataset(path, config, split=split, streaming=True, cache_dir=str(cache / "huggingface"))
+        kept = str(cache / "huggingface")
+        stream = _datasets().load_dataset(path, config, split=split, streaming=True, cache_dir=kept)
     except UserError:
         raise
     except Exception as error:
@@ -122,7 +126,9 @@ def _fetched_or_remembered(name: str, cache: Path, fetch: Callable[[], list[Path
         reason = _reason(error)
         remembered = _remembered(memory)
         if not remembered:
-            raise UserError(f"data.source={name}: could not be fetched ({reason})") from None
+            raise UserError(
+                f"data.source={name}: could not be fetched ({reason}); without network, use files on this machine"
+            ) from None
         print(f"data.source={name}: could not be reached ({reason}); what was fetched before is used", file=sys.stderr)
         return remembered
     write_text(memory, json.dumps([str(file.absolute()) for file in files]))
