@@ -26,6 +26,7 @@ def main(arguments: list[str]) -> None:
             temperature=config.temperature,
             top_k=config.top_k,
             seed=config.seed + number,
+            from_start=loaded.config.data.mode == "examples",
         )
         first = next(texts, "")  # a prompt that is refused is refused before anything is printed
         if config.num_samples > 1:

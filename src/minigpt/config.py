@@ -308,6 +308,10 @@ class DataConfig:
         )
         self._check_mixture()
         self._check_stream()
+        _require(
+            self.val_source is None or (bool(self.val_source) and all(self.val_sources)),
+            "data.val_source is empty: leave it out, or name a text",
+        )
         _require(bool(self.dir), "data.dir is empty: name a folder such as data")
         named = self.tokenizer in {"bytes", "chars", "gpt2", "cl100k_base", "o200k_base"}
         bpe = re.fullmatch(r"bpe:(\d+)", self.tokenizer)
@@ -345,11 +349,12 @@ class DataConfig:
             f"mode={self.mode}": self.mode != "packed",
             f"num_workers={self.num_workers}": self.num_workers > 0,
             f"max_documents={self.max_documents}": self.max_documents is not None,
+            f"tokenizer={self.tokenizer}": self.tokenizer == "chars",
         }.items():
             _require(
                 not (self.streaming and given),
                 f"data.{name}: not with data.streaming, which reads one source in its own order, in windows, in the "
-                "main process; prepared text can do this",
+                "main process, and does not know its characters in advance; prepared text can do this",
             )
 
     @property
@@ -642,6 +647,11 @@ class Config:
         )
         _require_seed("seed", self.seed)
         _require(bool(self.runs_dir), "runs_dir is empty: name a folder such as runs")
+        _require(
+            "-" not in self.data.sources or self.trainer.devices in {"auto", "1", 1},
+            f"data.source=-: only one process can read what is piped in, and there are trainer.devices="
+            f"{self.trainer.devices}: keep it in a file",
+        )
         _require_at_least("", self, 1, "checkpoint_every_n_steps")
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,7 +10,13 @@ def main(arguments: list[str]) -> None:
     from minigpt.data.prepare import prepare
     from minigpt.data.sources import keep_stdin
 
-    data = prepare(keep_stdin(config.data))
+    if config.data.streaming:
+        from minigpt.data.stream import prepare_head  # needs torch, which takes seconds to import
+
+        data = prepare_head(config.data)
+        print("the beginning of the stream:")
+    else:
+        data = prepare(keep_stdin(config.data))
     if command == "peek":
         from minigpt.data.peek import peek  # needs torch, which takes seconds to import
 

@@ -159,6 +159,8 @@ class BPETokenizer:
         return [joined[start:stop] for start, stop in zip(starts, [*marks, len(joined)], strict=True)]
 
     def decode_bytes(self, tokens: Sequence[int]) -> bytes:
+        if beyond := next((token for token in tokens if token >= self.vocab_size), None):
+            raise KeyError(f"token {beyond}: the tokenizer has {self.vocab_size}")
         return self._encoding.decode_bytes(tokens)
 
     def to_dict(self) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from filelock import FileLock, Timeout
 from minigpt.config import DataConfig, UserError
 from minigpt.data.reading import refuse_broken_text
 from minigpt.data.scan import Scans
-from minigpt.data.shards import FORMAT, SCANS, PreparedData, open_prepared
+from minigpt.data.shards import FORMAT, SCANS, Manifest, PreparedData, open_prepared
 from minigpt.data.sources import MANIFEST, Source, find_source, is_prepared
+from minigpt.data.synthetic import SYNTHETIC_VERSION
 from minigpt.data.tokenising import Text, Tokenising, settings
 from minigpt.data.tokenizer import load_tokenizer
 
@@ -56,7 +57,21 @@ def prepare(config: DataConfig, *, quiet: bool = False) -> PreparedData:
                 Tokenising(config, text, folder, quiet).run(
                     lambda: _fingerprint(text.train, text.val, scans) == text.fingerprint
                 )
+                if not quiet:
+                    _say_what_is_held_out(config, folder)
     return open_prepared(folder, scans)
+
+
+def _say_what_is_held_out(config: DataConfig, folder: Path) -> None:
+    """Whole documents are held out, so of few and long ones the share may be far from what was asked for."""
+    manifest = Manifest.read(folder)
+    share = manifest.val.n_bytes / (manifest.val.n_bytes + manifest.train.n_bytes)
+    if config.val_source is None and not config.val_fraction / 2 < share < config.val_fraction * 2:
+        print(
+            f"note: {100 * share:.0f} % of the text is held out instead of data.val_fraction={config.val_fraction}, as "
+            "its documents are few or of very unlike lengths; data.val_source names another text to validate on",
+            file=sys.stderr,
+        )
 
 
 def _open_as_it_is(config: DataConfig) -> PreparedData:
@@ -90,7 +105,8 @@ def find_text(config: DataConfig, scans: Scans) -> Text:
 def _fingerprint(train: Sequence[Source], val: Sequence[Source], scans: Scans) -> str:
     digest = hashlib.sha256(str(len(train)).encode())
     for source in (*train, *val):
-        digest.update(json.dumps([source.synthetic, source.seed, len(source.files)]).encode())
+        made_by = [source.synthetic, source.seed, SYNTHETIC_VERSION] if source.synthetic else []
+        digest.update(json.dumps([*made_by, len(source.files)]).encode())
         for file, scan in zip(source.files, scans.of(source.files), strict=True):
             digest.update(f"{file.kind} {file.compression} {scan.sha256}\n".encode())
     return digest.hexdigest()

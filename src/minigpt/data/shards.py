@@ -253,7 +253,7 @@ class ShardWriter:
         self._waiting.append(tokens)
         self._n_waiting += len(tokens)
         self.n_tokens += len(tokens)
-        if self._n_waiting >= TOGETHER:
+        if self._n_waiting >= TOGETHER or len(self._waiting) >= TOGETHER // 16:
             self._write()
 
     def _write(self) -> None:

@@ -17,6 +17,7 @@ from minigpt.config import DataConfig, UserError
 from minigpt.data.synthetic import SYNTHETIC
 
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+ARCHIVES = {".tar", ".tgz", ".zip", ".7z", ".rar"}
 TABLES = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -58,8 +59,6 @@ class Source:
     """Name in the table of synthetic sources."""
     seed: int = 0
     """Of a synthetic source."""
-    is_dataset: bool = False
-    """Whether the files are the parts of one hub dataset."""
 
 
 def find_source(name: str, cache: Path) -> Source:
@@ -81,7 +80,7 @@ def find_source(name: str, cache: Path) -> Source:
     if name.startswith("hf:"):
         from minigpt.data.hub import download_dataset  # heavy, and not needed by the others
 
-        return Source(name, tuple(File(path, "arrow") for path in download_dataset(name, cache)), is_dataset=True)
+        return Source(name, tuple(File(path, "arrow") for path in download_dataset(name, cache)))
     if name.startswith(("http://", "https://")):
         from minigpt.data.hub import download_file
 
@@ -150,14 +149,15 @@ def _local_files(name: str, cache: Path) -> list[File]:
     """One file, folder or glob -> files, sorted by path."""
     try:
         path = Path(name).expanduser()
-        if path.is_dir():
-            return _folder(name, path, cache)
+        is_folder = path.is_dir()
         matches = [path] if path.exists() else map(Path, glob.glob(str(path), recursive=True))
         found = [p for p in matches if not p.is_dir()]
     except OSError as error:
         raise UserError(f"data.source={name[:MOST_SHOWN]}: {_reason(error)}") from None
     except (RuntimeError, ValueError) as error:  # ~somebody who is not here; a zero character
         raise UserError(f"data.source={name}: not the name of a file ({error})") from None
+    if is_folder:
+        return _folder(name, path, cache)
     if special := next((p for p in found if not p.is_file()), None):
         raise UserError(
             f"data.source={name}: {special} is no regular file, and text is read more than once; "
@@ -167,19 +167,22 @@ def _local_files(name: str, cache: Path) -> list[File]:
         kind = "no file matches the glob" if glob.has_magic(name) else "no such file or folder"
         hub = f"; a hub dataset is written hf:{name}" if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else ""
         raise UserError(f"data.source={name}: {kind} (relative to {Path.cwd()}){hub}")
+    if archive := next((p for p in found if ARCHIVES.intersection(p.suffixes)), None):
+        raise UserError(f"data.source={name}: {archive.name} is an archive: unpack it, and name the folder")
     return [_file(p) for p in sorted(found, key=str)]
 
 
 def _folder(name: str, folder: Path, cache: Path) -> list[File]:
     """Every text file of a folder; or its tables, if it holds nothing else that could be meant.
 
-    What minigpt wrote itself is never meant: data.dir may well lie in the folder of the texts.
+    What minigpt wrote itself is never meant: data.dir and the folders of runs may well lie in the folder of the texts.
     """
     if is_prepared(folder):
         raise UserError(f"data.source={name}: was prepared already, and can only be the one source, with its own val")
     inside = [p for p in folder.rglob("*") if p.is_file() and not _hidden(p.relative_to(folder))]
     own = {cache.absolute() / kept for kept in KEPT}
     own |= {p.parent.absolute() for p in inside if p.name == MANIFEST and is_prepared(p.parent)}
+    own |= {p.parent.absolute() for p in inside if p.name == "config.yaml" and (p.parent / "metrics.csv").is_file()}
     inside = [p for p in inside if not own.intersection(p.absolute().parents)]
     tables = [p for p in inside if _kind(p) != "text" and not _describes(p)]
     texts = [p for p in inside if _kind(p) == "text" and not _describes(p) and (_compressed(p) or _is_text(p))]

@@ -148,7 +148,7 @@ def text_changed(config: DataConfig) -> UserError:
 
 
 def cut_single_text(pieces: Iterable[Piece], n_bytes: int, val_fraction: float) -> Iterator[tuple[int, Piece]]:
-    """Hold out the end of the one text there is, from a line's beginning if there is one behind its middle.
+    """Hold out the end of the one text there is, from a line's beginning if there is one nearby.
 
     Args:
         pieces: of the text.
@@ -169,7 +169,8 @@ def cut_single_text(pieces: Iterable[Piece], n_bytes: int, val_fraction: float) 
     for piece in pieces:
         content = piece.text.encode()
         if at <= cut < at + len(content):
-            here = content.rfind(b"\n", max(0, n_bytes // 2 - at), cut - at) + 1 or cut - at
+            earliest = cut - round(n_bytes * min(val_fraction, 1 - val_fraction) / 2)
+            here = content.rfind(b"\n", max(0, earliest - at), cut - at) + 1 or cut - at
             while content[here] & 0xC0 == 0x80:  # in the middle of a character
                 here -= 1
             if at + here == 0:

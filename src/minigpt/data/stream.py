@@ -37,20 +37,26 @@ HEAD_BYTES = 32 << 20
 """Text at a stream's beginning that is prepared."""
 
 
+def open_data(config: DataConfig, *, quiet: bool = False) -> PreparedData:
+    """What training and whoever looks at its text need: all of it prepared, or a stream's head.
+
+    Raises:
+        UserError: see `prepare` and `prepare_head`.
+    """
+    return prepare_head(config, quiet=quiet) if config.streaming else prepare(config, quiet=quiet)
+
+
 def prepare_head(config: DataConfig, *, quiet: bool = False) -> PreparedData:
     """Prepare the beginning of a stream; it is kept in data.dir, and read from there the next time.
 
     Raises:
         UserError: the stream cannot be read, or holds too little to hold out a part.
     """
-    key = json.dumps([config.source, config.text_column, config.encoding_errors])
+    key = json.dumps([config.source, config.text_column, config.encoding_errors, _lengths(config)])
     head = Path(config.dir) / "streams" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
     if not head.is_file():
         write_atomically(head, lambda path: _write_head(path, config))
-    own = dataclasses.replace(
-        config, source=str(head), streaming=False, text_column="text", encoding_errors="error", max_documents=None
-    )
-    data = prepare(own, quiet=quiet)
+    data = prepare(dataclasses.replace(config, source=str(head), streaming=False), quiet=quiet)
     if config.val_source is None and len(data.train.document_starts) + len(data.val.document_starts) < 3:
         raise UserError(
             f"data.source={config.source}: the stream begins with too few documents to hold out a part; give a "
@@ -64,7 +70,7 @@ def _write_head(path: Path, config: DataConfig) -> None:
     with path.open("w", encoding="utf-8") as file:
         for texts in _texts(_open(config), config):
             for text in texts:
-                file.write(json.dumps({"text": text}) + "\n")
+                file.write(json.dumps({config.text_column: text}) + "\n")
                 size += len(text)
             if size >= HEAD_BYTES:
                 return
@@ -111,10 +117,19 @@ class StreamBatches(Dataset[tuple[Tensor, Tensor]]):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stood before the last two pools: whoever reads ahead may be in the next one already."""
-        return {"positions": list(self._positions.values())}
+        return {"positions": list(self._positions.values()), "lengths": _lengths(self.config)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to where another one stood."""
+        """Go to where another one stood.
+
+        Raises:
+            UserError: a local file is longer or shorter than it was.
+        """
+        if state["lengths"] != _lengths(self.config):
+            raise UserError(
+                f"data.source={self.config.source}: the text has changed since the run began: restore it, or start a "
+                "new run"
+            )
         self._positions = {position["pool"]: position for position in state["positions"]}
         self._go_to(self._positions[min(self._positions)])
 
@@ -162,6 +177,13 @@ class StreamBatches(Dataset[tuple[Tensor, Tensor]]):
     def _is_val(self, text: str) -> bool:
         digest = _digest(text.encode())
         return digest < self._threshold or digest in self._held_out
+
+
+def _lengths(config: DataConfig) -> list[int]:
+    """Bytes of each local file, in place of the digests that would take reading them; none of a hub dataset."""
+    if config.sources[0].startswith("hf:"):
+        return []
+    return [file.path.stat().st_size for file in find_source(config.sources[0], Path(config.dir)).files]
 
 
 def _open(config: DataConfig) -> Any:

@@ -47,6 +47,9 @@ def references(seed: int, start: int = 0) -> Iterator[Example]:
     return _endless(tell_story, "references", seed, start)
 
 
+SYNTHETIC_VERSION = 1
+"""To be raised with every change of the texts: those that were prepared before are then prepared anew."""
+
 SYNTHETIC: dict[str, Callable[..., Iterator[Example]]] = {"repeats": repeats, "references": references}
 """Sources of texts with relations: (seed, start=0) -> the texts from index `start` on."""
 

@@ -34,6 +34,8 @@ UNIT_BYTES = 256 << 20
 """Text of one pair of shards: what a killed preparation does again at most."""
 BATCH_CHARACTERS = 8 << 20
 """Text that is in memory to be tokenised, in parallel."""
+BATCH_PIECES = 10_000
+"""And so many pieces at most, as each costs something, however short it is."""
 BPE_BYTES = 100 << 20
 """Text from which a BPE learns its merges at most: more hardly changes them, and memory grows with it."""
 SIDES = ("train", "val")
@@ -120,7 +122,8 @@ class Tokenising:
 
     def _make_known_tokenizer(self) -> None:
         """One that the text has no part in: before the text is read, as its tables or its file may not be there."""
-        if not self.config.tokenizer.startswith(("bpe:", "chars")):
+        known = not self.config.tokenizer.startswith(("bpe:", "chars"))
+        if known and not (self.work / TOKENIZER).is_file():
             tokenizer = make_tokenizer(self.config.tokenizer, (), ())
             token_dtype(self.config, tokenizer)
             save_tokenizer(tokenizer, self.work / TOKENIZER)
@@ -323,7 +326,7 @@ def _batches(pieces: Iterable[tuple[int, int, Piece]]) -> Iterator[list[tuple[in
     for piece in pieces:
         batch.append(piece)
         size += len(piece[2].text)
-        if size >= BATCH_CHARACTERS:
+        if size >= BATCH_CHARACTERS or len(batch) >= BATCH_PIECES:
             yield batch
             batch, size = [], 0
     if batch:

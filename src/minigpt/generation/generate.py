@@ -17,13 +17,15 @@ from minigpt.generation.sampling import next_token
 from minigpt.model.gpt import GPT
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str, context_length: int) -> list[int]:
-    """Token ids of a prompt; an empty one starts where a document starts.
+def encode_prompt(tokenizer: Tokenizer, prompt: str, context_length: int, *, from_start: bool = False) -> list[int]:
+    """Token ids of a prompt; an empty one, or each one with `from_start`, begins where a document begins.
 
     Raises:
         UserError: the prompt does not fit the context, or has a character that the tokenizer does not know.
     """
-    tokens = tokenizer.encode(prompt) or [tokenizer.end_of_text]
+    tokens = tokenizer.encode(prompt)
+    if from_start or not tokens:
+        tokens = [tokenizer.end_of_text, *tokens]
     if len(tokens) > context_length:
         raise UserError(
             f"the prompt has {len(tokens)} tokens, but the model reads at most {context_length}: "
@@ -41,8 +43,11 @@ def continue_text(
     temperature: float = 1.0,
     top_k: int | None = None,
     seed: int = 0,
+    from_start: bool = False,
 ) -> Iterator[str]:
     """Yield the text after a prompt, piece by piece as it is made; it ends where the model ends its document.
+
+    With `from_start` the prompt is a document's beginning, which a model that was trained on whole examples expects.
 
     Spaces at a prompt's end are taken back before encoding and demanded of the new text instead: a tokenizer writes
     them as the beginning of the next word (" name"), and a model that is handed a lone " " has hardly ever seen one
@@ -52,12 +57,12 @@ def continue_text(
         UserError: see `encode_prompt`.
     """
     context_length = model.config.context_length
-    encode_prompt(tokenizer, prompt, context_length)  # judged as the user wrote it
+    encode_prompt(tokenizer, prompt, context_length, from_start=from_start)  # judged as the user wrote it
     kept = prompt.rstrip(" ") or prompt
     spaces = prompt[len(kept) :]
     new_tokens = generate(
         model,
-        encode_prompt(tokenizer, kept, context_length),
+        encode_prompt(tokenizer, kept, context_length, from_start=from_start),
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=top_k,

@@ -195,9 +195,10 @@ class Samples(Callback):
     def __init__(self, folder: RunFolder, config: Config, data: PreparedData) -> None:
         """Raises UserError for a prompt that the tokenizer or the context cannot hold."""
         self.folder, self.settings, self.tokenizer = folder, config.sampling, data.tokenizer
+        self.from_start = config.data.mode == "examples"
         for prompt in self.settings.prompts:
             try:
-                encode_prompt(data.tokenizer, prompt, config.model.context_length)
+                encode_prompt(data.tokenizer, prompt, config.model.context_length, from_start=self.from_start)
             except UserError as error:
                 raise UserError(f"sampling.prompts: {error}") from None
 
@@ -224,6 +225,7 @@ class Samples(Callback):
             temperature=settings.temperature,
             top_k=settings.top_k,
             seed=settings.seed,
+            from_start=self.from_start,
         )
         return "".join(texts)
 

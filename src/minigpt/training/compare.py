@@ -121,9 +121,9 @@ def load_recipes(compare_config: CompareConfig) -> dict[str, Config]:
 
 def train_missing(recipes: dict[str, Config], compare_config: CompareConfig, out: Path) -> list[Result]:
     """Train every (recipe, seed) that runs.csv does not have yet; return all results that belong to the recipes."""
-    from minigpt.data.prepare import prepare
+    from minigpt.data.stream import open_data
 
-    prepare(next(iter(recipes.values())).data)  # once, before several processes want it
+    open_data(next(iter(recipes.values())).data)  # once, before several processes want it
     wanted = {
         (name, seed): dataclasses.replace(config, seed=seed, name=f"{name}-seed{seed}", runs_dir=str(out))
         for seed in compare_config.seeds
@@ -191,7 +191,7 @@ def measure_speeds(recipes: dict[str, Config], rounds: int = 9) -> dict[str, flo
     """
     import torch
 
-    from minigpt.data.prepare import prepare
+    from minigpt.data.stream import open_data
     from minigpt.model.gpt import GPT
     from minigpt.training.module import next_token_loss
     from minigpt.training.optimizer import make_optimizer
@@ -201,7 +201,7 @@ def measure_speeds(recipes: dict[str, Config], rounds: int = 9) -> dict[str, flo
     models = {}
     for name, config in recipes.items():
         torch.manual_seed(config.seed)
-        filled = with_vocabulary(config, prepare(config.data, quiet=True))
+        filled = with_vocabulary(config, open_data(config.data, quiet=True))
         model = GPT(filled.model).to(device)
         shape = (config.data.batch_size, config.model.context_length + 1)
         tokens = torch.randint(filled.model.vocab_size or 1, shape, device=device)

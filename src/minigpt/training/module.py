@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 
 from minigpt.checkpoint import CHECKPOINT_KEY
-from minigpt.config import Config, UserError
+from minigpt.config import Config
 from minigpt.data.batches import IGNORED
 from minigpt.data.shards import PreparedData
 from minigpt.model.gpt import GPT
@@ -143,12 +143,6 @@ class TrainingModule(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = checkpoint[CHECKPOINT_KEY]["text_fingerprint"]
-        if saved != self.data.manifest.text_fingerprint:
-            raise UserError(
-                f"the text has changed since the run began (fingerprint {saved[:12]}, now "
-                f"{self.data.manifest.text_fingerprint[:12]}): restore it, or start a new run"
-            )
         self.recent_losses = [torch.tensor(loss) for loss in checkpoint[CHECKPOINT_KEY]["recent_losses"]]
         self.tokens_seen = checkpoint[CHECKPOINT_KEY]["tokens_seen"]
         self._began_at_step = checkpoint["global_step"]

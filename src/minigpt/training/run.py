@@ -23,10 +23,9 @@ from torch.utils.data import Dataset
 from minigpt.checkpoint import CHECKPOINT_KEY, RunFolder, read_checkpoint
 from minigpt.config import Config, TrainerConfig, UserError
 from minigpt.data.batches import Share, TrainBatches
-from minigpt.data.prepare import prepare
 from minigpt.data.shards import PreparedData
 from minigpt.data.sources import keep_stdin
-from minigpt.data.stream import prepare_head
+from minigpt.data.stream import open_data
 from minigpt.data.tokenizer import save_tokenizer
 from minigpt.files import write_text
 from minigpt.training.callbacks import AttentionMaps, Metrics, ProgressBar, Samples, seconds_of_training
@@ -51,7 +50,9 @@ def train(config: Config, resume: Path | None = None) -> RunFolder:
     """
     _quieten()
     config = dataclasses.replace(config, data=keep_stdin(config.data))
-    data = prepare_head(config.data) if config.data.streaming else prepare(config.data)
+    data = open_data(config.data)
+    if resume is not None:
+        _check_text(RunFolder(resume), data)
     config = with_vocabulary(config, data)
     seen = 0 if resume is None else _check_resume(config, RunFolder(resume))
     # Of several processes, the first makes the folder; the others read and write nothing in it.
@@ -73,7 +74,8 @@ def train(config: Config, resume: Path | None = None) -> RunFolder:
         raise
     if is_main:
         _write_config(folder, config)
-        save_tokenizer(data.tokenizer, folder.tokenizer)
+        if resume is None:
+            save_tokenizer(data.tokenizer, folder.tokenizer)
         _announce(config, data, _shares(loaders[0].dataset), module, trainer, folder)
     try:
         trainer.fit(module, *loaders, ckpt_path=folder.last if resume else None)
@@ -187,6 +189,18 @@ def with_vocabulary(config: Config, data: PreparedData) -> Config:
     if config.model.document_mask and config.model.end_of_text is None:
         filled["end_of_text"] = data.tokenizer.end_of_text
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **filled))
+
+
+def _check_text(folder: RunFolder, data: PreparedData) -> None:
+    """Refuse to go on with another text; before anything else, as its tokenizer may be another one too."""
+    if not folder.last.is_file():
+        return  # `_check_resume` says so
+    saved = read_checkpoint(folder.last)[CHECKPOINT_KEY]["text_fingerprint"]
+    if saved != data.manifest.text_fingerprint:
+        raise UserError(
+            f"--resume {folder.path}: the text has changed since the run began (fingerprint {saved[:12]}, now "
+            f"{data.manifest.text_fingerprint[:12]}): restore it, or start a new run"
+        )
 
 
 def _check_resume(config: Config, folder: RunFolder) -> int:
