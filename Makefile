@@ -19,8 +19,9 @@ test: .venv/installed-dev lint types ## lint, types and the test suite
 test-slow: .venv/installed-dev ## the longer proofs that `make test` leaves out
 	$(BIN)/python -m pytest -m slow
 
-bench: .venv/installed ## attention's time and memory, into benchmarks/results/ (ten minutes; leave the machine alone)
+bench: .venv/installed-dev ## time and memory of attention and data, into benchmarks/results/ (half an hour on an idle machine)
 	$(BIN)/python benchmarks/attention.py --write
+	$(BIN)/python benchmarks/data.py --write
 
 lint: .venv/installed-dev ## ruff: rules and format
 	$(BIN)/ruff check .

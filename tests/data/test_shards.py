@@ -179,3 +179,13 @@ def test_a_tokenizer_that_does_not_fit_the_tokens_is_refused_though_its_checksum
 ) -> None:
     monkeypatch.setattr("minigpt.data.shards.load_tokenizer", lambda path: CharsTokenizer("abc"))
     assert "the tokenizer has 4 tokens, but the text was written with 257" in refusal(data.folder)
+
+
+def test_tokens_stay_readable_when_their_pages_are_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minigpt.data.shards.READS_KEPT", 2)
+    paths = [tmp_path / "a.bin", tmp_path / "b.bin"]
+    for first, path in enumerate(paths):
+        np.arange(first * 5000, first * 5000 + 5000, dtype="<u2").tofile(path)
+    tokens = Tokens.open(paths, "uint16")
+    for start in range(4980, 5010):
+        assert tokens.read(start, start + 20).tolist() == list(range(start, start + 20))

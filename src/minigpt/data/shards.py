@@ -24,6 +24,8 @@ from minigpt.data.sources import MANIFEST, TOKENIZER, File
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 2
+READS_KEPT = 1024
+"""Reads of a token file after which its pages are given back; the system's cache keeps them."""
 TOGETHER = 1 << 18
 """Tokens that are written at a time."""
 
@@ -36,11 +38,16 @@ class Tokens:
         self.shards = [shard for shard in shards if len(shard)]
         self._stops = np.cumsum([len(shard) for shard in self.shards], dtype=np.int64).tolist()
         self._files = files
+        self._maps: list[mmap.mmap] = []
+        self._n_reads = 0
 
     @classmethod
     def open(cls, paths: Sequence[Path], token_type: str) -> Tokens:
         """Map token files; what is not read takes no memory."""
-        return cls([_mapped(path, np.dtype(token_type).newbyteorder("<")) for path in paths], (paths, token_type))
+        tokens = cls([_mapped(path, np.dtype(token_type).newbyteorder("<")) for path in paths], (paths, token_type))
+        if hasattr(mmap, "MADV_DONTNEED"):
+            tokens._maps = [shard.base.obj for shard in tokens.shards]  # type: ignore[union-attr]
+        return tokens
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A worker process is told which files to open, not sent what is in them.
@@ -51,6 +58,10 @@ class Tokens:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """(stop - start,) tokens of positions start..stop, within the sequence, from one shard or across several."""
+        self._n_reads += 1
+        if self._n_reads % READS_KEPT == 0:  # else all that was ever read counts as this process's memory
+            for mapped in self._maps:
+                mapped.madvise(mmap.MADV_DONTNEED)
         pieces = []
         shard = bisect_right(self._stops, start)
         while start < stop:
