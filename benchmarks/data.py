@@ -38,7 +38,7 @@ from minigpt.config import Config, DataConfig, UserError
 from minigpt.data.batches import TrainBatches
 from minigpt.data.bpe import BPETokenizer
 from minigpt.data.prepare import prepare as prepare_text
-from minigpt.data.shards import SourceRange, Split, Tokens, open_prepared
+from minigpt.data.shards import SourceRange, Split, TokenFile, Tokens, open_prepared
 from minigpt.data.tokenizer import save_tokenizer
 from minigpt.model.gpt import GPT
 from minigpt.training.loaders import train_batches
@@ -59,14 +59,14 @@ SHAPES = {"16 x 129": (16, 128), "12 x 1025": (12, 1024)}
 def prepare(folder: Path, quick: bool) -> Iterator[str]:
     """From a text to its token file, against nanoGPT's ways."""
     os.environ |= {"TIKTOKEN_CACHE_DIR": str(gpt2_tables(folder)), "HF_HUB_OFFLINE": "1"}
-    texts, trained = make_texts(folder, 4_000_000 if quick else 20_000_000), folder / "bpe-2048.json"
+    texts, trained = make_texts(folder, 4_000_000 if quick else 60_000_000), folder / "bpe-2048.json"
     save_tokenizer(BPETokenizer.train([texts["one text"][0].read_text(encoding="utf-8")[:8_000_000]], 2048), trained)
     rows, order = [], random.Random(0)
     for tokenizer in ("gpt2", str(trained)):
         for name, (text, n_bytes) in texts.items():
             plain = "plain_text" if name == "one text" else "plain_rows"
             found: dict[str, list[tuple[float, float, int]]] = {"ours": [], plain: []}
-            for n in range(2 if quick else 3):
+            for n in range(2 if quick else 5):
                 for way in order.sample(list(found), 2):
                     found[way].append(apart(way, text, tokenizer, folder / way))
                 if n == 0:
@@ -231,7 +231,7 @@ def feeding(folder: Path, quick: bool) -> Iterator[str]:
         for text, settings in texts.items():
             changes = [f"data.dir={folder}", *(shape if model == "10M" else []), *settings]
             config, _ = cli.parse_training(["--config=configs/demo.yaml", *(f"--{change}" for change in changes)])
-            steps, feeds, n_parameters, n_tokens = train(config, 8 if quick else 24)
+            steps, feeds, n_parameters, n_tokens = train(config, 8 if quick else 64)
             share = sum(feeds) / sum(steps)
             row = [f"{model}, {n_parameters / 1e6:.1f}M", text, f"{n_tokens:.0f}", spread([1e3 * s for s in steps])]
             row += [spread([1e6 * feed for feed in feeds]), f"{1e6 * max(feeds):.0f}"]
@@ -247,7 +247,7 @@ def feeding(folder: Path, quick: bool) -> Iterator[str]:
         f"bound {SHARE:.0%}",
     ]
     yield table(
-        "a training step (forward, backward, clipping, AdamW) and getting its batch before it, 8 to 24 times",
+        "a training step (forward, backward, clipping, AdamW) and getting its batch before it, 8 to 64 times",
         header,
         rows,
     )
@@ -290,7 +290,7 @@ def windows(folder: Path, quick: bool) -> Iterator[str]:
     for state in ("from the disk", "from the system's cache"):
         rows = []
         for shape in SHAPES:
-            times = window_times(paths, shape, state == "from the disk", 3 if quick else 9)
+            times = window_times(paths, shape, state == "from the disk", 3 if quick else 15)
             for name in paths:
                 both = [times[name, reader] for reader in READERS]
                 rows.append([shape, name, *map(spread, both), spread(ratios(*both))])
@@ -298,7 +298,7 @@ def windows(folder: Path, quick: bool) -> Iterator[str]:
             rows.append([shape, f"{large} : 40 MB", *compared, ""])
         header = ["windows", "file", "TrainBatches, us a batch", "nanoGPT's way, us a batch", "ratio"]
         yield table(f"random windows, {state}", header, rows)
-    rows, n_batches = [], 100 if quick else 5_000
+    rows, n_batches = [], 100 if quick else 20_000
     for shape in SHAPES:
         for name, path in paths.items():
             for reader in READERS:
@@ -306,7 +306,7 @@ def windows(folder: Path, quick: bool) -> Iterator[str]:
                     grown = pool.submit(growth, reader, path, shape, n_batches).result()
                 rows.append([shape, name, reader, *(f"{n_bytes / 1e6:.1f}" for n_bytes in grown)])
     header = ["windows", "file", "way", "MB more, its own", "MB more, of mapped files"]
-    yield table(f"resident memory after {n_batches} batches, over that after 64", header, rows)
+    yield table(f"resident memory at its peak within {n_batches} batches, over that after 64", header, rows)
 
 
 Reader = Callable[[int], object]
@@ -316,7 +316,7 @@ Reader = Callable[[int], object]
 def our_reader(path: Path, shape: str) -> Reader:
     """As training reads."""
     batch_size, context_length = SHAPES[shape]
-    tokens = Tokens.open([path], "uint16")
+    tokens = Tokens([TokenFile(path, "uint16")])
     whole = SourceRange("random", 0, len(tokens), 0, 1, len(tokens))
     split = Split(tokens, np.zeros(1, dtype=np.int64), len(tokens), (whole,))
     batches = TrainBatches(
@@ -368,13 +368,13 @@ def window_times(paths: dict[str, Path], shape: str, cold: bool, n_rounds: int) 
 
 
 def growth(reader: str, path: Path, shape: str, n_batches: int) -> list[int]:
-    """Bytes that a process holds more after so many batches: its own, and of mapped files."""
+    """Bytes that a process holds more at the most after its first 64 batches: its own, and of mapped files."""
     read, held = READERS[reader](path, shape), []
     for number in range(n_batches):
         read(number)
-        if number in (63, n_batches - 1):
-            held.append([resident("RssAnon"), resident("RssFile")])
-    return [after - before for before, after in zip(*held, strict=True)]
+        if number >= 63:
+            held.append((resident("RssAnon"), resident("RssFile")))
+    return [max(sizes) - sizes[0] for sizes in zip(*held, strict=True)]
 
 
 def memory(pid: int) -> int:

@@ -290,7 +290,7 @@ class DataConfig:
     batch_size: int = 16
     """Windows of context_length tokens, or examples, per micro-batch and device."""
     num_workers: int = 0
-    """Processes that read batches ahead; 0 reads in the main process, which is enough for memory-mapped tokens."""
+    """Processes that read batches ahead; 0 reads in the main process, which is enough for prepared tokens."""
     dir: str = "data"
     """Folder for prepared token files; they are reused while text, tokenizer and split are unchanged."""
 

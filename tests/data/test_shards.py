@@ -1,6 +1,9 @@
 """Shards: several files read as one sequence, and no damage to a prepared folder goes unnoticed."""
 
 import json
+import os
+import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ from minigpt.config import DataConfig, UserError
 from minigpt.data import scan as scan_module
 from minigpt.data import tokenising
 from minigpt.data.prepare import prepare
-from minigpt.data.shards import Manifest, PreparedData, ShardWriter, Tokens, open_prepared
+from minigpt.data.shards import Manifest, PreparedData, ShardWriter, TokenFile, Tokens, open_prepared
 from minigpt.data.tokenizer import BytesTokenizer, CharsTokenizer, save_tokenizer
 
 
@@ -181,11 +184,40 @@ def test_a_tokenizer_that_does_not_fit_the_tokens_is_refused_though_its_checksum
     assert "the tokenizer has 4 tokens, but the text was written with 257" in refusal(data.folder)
 
 
-def test_tokens_stay_readable_when_their_pages_are_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minigpt.data.shards.READS_KEPT", 2)
-    paths = [tmp_path / "a.bin", tmp_path / "b.bin"]
+@pytest.mark.parametrize("way", ["preadv", "seek"])
+def test_token_files_read_as_one_sequence(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if way == "seek":  # as on Windows
+        monkeypatch.delattr(os, "preadv")
+    paths = [tmp_path / "a.bin", tmp_path / "b.bin", tmp_path / "empty.bin"]
     for first, path in enumerate(paths):
-        np.arange(first * 5000, first * 5000 + 5000, dtype="<u2").tofile(path)
-    tokens = Tokens.open(paths, "uint16")
+        np.arange(first * 5000, min(first * 5000 + 5000, 10_000), dtype="<u4").tofile(path)
+    tokens = Tokens([TokenFile(path, "uint32") for path in paths])
+    for path in paths:
+        path.unlink()  # somebody tidies up while a run goes on
     for start in range(4980, 5010):
         assert tokens.read(start, start + 20).tolist() == list(range(start, start + 20))
+    assert tokens.read(0, 10_000).tolist() == list(range(10_000))
+
+
+def test_token_files_can_be_sent_to_another_process(tmp_path: Path) -> None:
+    np.arange(100, dtype="<u2").tofile(tmp_path / "a.bin")
+    sent = pickle.dumps(Tokens([TokenFile(tmp_path / "a.bin", "uint16")]))
+    assert len(sent) < 1000
+    assert pickle.loads(sent).read(90, 100).tolist() == list(range(90, 100))
+
+
+def test_a_token_file_that_was_cut_short_meanwhile_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    np.arange(100, dtype="<u2").tofile(path)
+    tokens = Tokens([TokenFile(path, "uint16")])
+    os.truncate(path, 100)
+    assert tokens.read(0, 50).tolist() == list(range(50))
+    with pytest.raises(UserError, match=re.escape(f"{path} became shorter while it was read")):
+        tokens.read(40, 60)
+
+
+def test_a_short_read_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.arange(100, dtype="<u2").tofile(tmp_path / "a.bin")
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, buffers, at: preadv(file, [buffers[0][:33]], at))
+    assert TokenFile(tmp_path / "a.bin", "uint16")[3:97].tolist() == list(range(3, 97))

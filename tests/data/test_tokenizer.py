@@ -4,6 +4,7 @@ import base64
 import copy
 import hashlib
 import importlib.util
+import itertools
 import json
 import socket
 import time
@@ -105,7 +106,6 @@ def gpt2_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def gpt2(gpt2_tables: Path) -> Iterator[BPETokenizer]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_tables))
-        patch.setattr(tiktoken.registry, "ENCODINGS", {})
         yield BPETokenizer.named("gpt2")
 
 
@@ -189,6 +189,21 @@ def test_a_long_text_in_pieces_has_the_tokens_of_the_whole(pattern: str, text: s
         pieces = list(bpe._pieces(text))
         assert "".join(pieces) == text
         assert tokenizer.encode_batch([text, text])[1].tolist() == tokenizer.encode(text)
+
+
+PAIRS = [bytes([byte]) for byte in range(256)]
+PAIRS += [bytes(pair) for pair in itertools.product(b"aSs1! '\r\n\t", repeat=2)]
+"""A vocabulary in which any two of some bytes join unless the split parts them: another split gives other tokens."""
+
+
+@pytest.mark.parametrize("pattern", SPLITS.values(), ids=SPLITS.keys())
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(alphabet="aSs1! '\r\n\té²東\u3000", max_size=30))
+def test_text_is_split_as_the_pattern_says(pattern: str, text: str) -> None:
+    tokenizer = BPETokenizer(pattern, PAIRS, {END_OF_TEXT: len(PAIRS)})
+    ranks = {token: rank for rank, token in enumerate(PAIRS)}
+    plain = tiktoken.Encoding("plain", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    assert tokenizer.encode(text) == plain.encode_ordinary(text)
 
 
 def test_a_long_document_is_cut_for_the_threads_but_not_where_a_token_could_be(gpt2: BPETokenizer) -> None:
@@ -296,7 +311,6 @@ def test_where_nobody_answers_a_tiktoken_name_is_refused_within_two_seconds(
     monkeypatch.setattr(bpe, "_CONNECT_SECONDS", 0.3)  # so that a busy machine does not fail the test
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
     monkeypatch.setattr(socket, "getaddrinfo" if "name" in hangs else "create_connection", hang)
     import requests  # noqa: F401 (its import is no part of the two seconds)
 
@@ -312,7 +326,6 @@ def test_tables_are_downloaded_from_a_slow_server_that_answers(
     gpt2_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
     asked: list[tuple[str, int]] = []
     monkeypatch.setattr(bpe, "_require_connection", lambda host, port: asked.append((host, port)))
 
@@ -350,10 +363,10 @@ def test_behind_a_proxy_it_is_the_proxy_that_must_answer(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("name", TIKTOKEN_NAMES)
 def test_without_network_a_tiktoken_name_is_refused_with_what_to_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_network(name: str) -> None:
+    def no_network() -> None:
         raise ConnectionError("no route\nto host")
 
-    monkeypatch.setattr(tiktoken, "get_encoding", no_network)
+    monkeypatch.setitem(tiktoken_ext.openai_public.ENCODING_CONSTRUCTORS, name, no_network)
     with pytest.raises(UserError, match="TIKTOKEN_CACHE_DIR") as caught:
         make_tokenizer(name, [], [])
     assert f"data.tokenizer={name}" in str(caught.value)
@@ -365,8 +378,8 @@ def test_a_tiktoken_encoding_keeps_all_its_special_tokens_and_its_gaps_can_be_de
 ) -> None:
     ranks = {bytes([byte]): byte for byte in range(256)} | {b"ab": 256}
     special = {END_OF_TEXT: 257, "<|other|>": 259}  # with a gap, as cl100k_base has
-    encoding = tiktoken.Encoding("fake", pat_str=r"\w+|\W+", mergeable_ranks=ranks, special_tokens=special)
-    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: encoding)
+    tables = {"name": "gpt2", "pat_str": r"\w+|\W+", "mergeable_ranks": ranks, "special_tokens": special}
+    monkeypatch.setitem(tiktoken_ext.openai_public.ENCODING_CONSTRUCTORS, "gpt2", lambda: tables)
     tokenizer = make_tokenizer("gpt2", [], [])
     assert (tokenizer.vocab_size, tokenizer.end_of_text) == (260, 257)
     assert tokenizer.encode("ab") == [256]

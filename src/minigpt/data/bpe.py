@@ -73,7 +73,7 @@ class BPETokenizer:
         self._mark = f"\0{uuid.uuid4().hex}\0"
         self._encoding = tiktoken.Encoding(
             "minigpt",
-            pat_str=pattern,
+            pat_str=_grouped(pattern),
             mergeable_ranks={token: rank for rank, token in enumerate(self.ranks)},
             special_tokens=self.special_tokens | {self._mark: self.vocab_size},
         )
@@ -113,22 +113,21 @@ class BPETokenizer:
         Raises:
             UserError: the tables are not in the cache, and nobody answers within two seconds or the download breaks.
         """
-        import tiktoken
+        from tiktoken_ext.openai_public import ENCODING_CONSTRUCTORS
 
         try:
             with _bounded_downloads():
-                encoding = tiktoken.get_encoding(name)
+                tables = ENCODING_CONSTRUCTORS[name]()
         except Exception as error:
             raise UserError(
                 f"data.tokenizer={name}: tiktoken could not download its tables ({type(error).__name__}); set "
                 "TIKTOKEN_CACHE_DIR to a folder that holds them, or use bpe:N or bytes, which need no download"
             ) from None
-        by_rank = sorted(encoding._mergeable_ranks.items(), key=lambda item: item[1])
-        special = dict(encoding._special_tokens)
+        ranks, special = tables["mergeable_ranks"], dict(tables["special_tokens"])
         # cl100k_base and o200k_base leave gaps between their special tokens, which an untrained model may draw.
-        for gap in set(range(len(by_rank), encoding.n_vocab)) - set(special.values()):
+        for gap in set(range(len(ranks), max(special.values()))) - set(special.values()):
             special[unused_token(gap)] = gap
-        return cls(SPLITS[name], [token for token, _ in by_rank], special)
+        return cls(SPLITS[name], sorted(ranks, key=ranks.__getitem__), special)
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> BPETokenizer:
@@ -202,6 +201,17 @@ def usable_cores() -> int:
     """Number of cores that this process may use, which in a container are fewer than the machine has."""
     # Not every system lets processes be bound to cores.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _grouped(pattern: str) -> str:
+    """The same split, up to twice as fast: what looks at nothing behind it stands in one group.
+
+    tiktoken's engine tries such a group at once, but the alternatives of a pattern one by one. Possessive quantifiers
+    would prevent it, and none of these patterns needs them: what a greedy one gives back fits nothing that may follow.
+    """
+    head, tail = pattern.split(r"|\s+(?!\S)")
+    head = re.sub(r"(\+|\?|\*|\{1,3\})\+", r"\1", head)
+    return rf"(?:{head})|\s+(?!\S){tail}"
 
 
 def _check(pattern: str, ranks: Sequence[bytes], special_tokens: dict[str, int]) -> None:

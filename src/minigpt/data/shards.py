@@ -1,4 +1,4 @@
-"""Token files on disk -> one long sequence of tokens per split, memory-mapped.
+"""Token files on disk -> one long sequence of tokens per split, read where it is wanted.
 
 A prepared folder holds raw little-endian token ids (`train-00000.bin`, ..., which numpy.memmap and nanoGPT read as they
 are), where each document begins, the tokenizer, and a manifest with the length and checksum of each file.
@@ -7,9 +7,10 @@ are), where each document begins, the tokenizer, and a manifest with the length 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import mmap
 import os
+import weakref
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,44 +25,57 @@ from minigpt.data.sources import MANIFEST, TOKENIZER, File
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 2
-READS_KEPT = 1024
-"""Reads of a token file after which its pages are given back; the system's cache keeps them."""
 TOGETHER = 1 << 18
 """Tokens that are written at a time."""
 
 
-class Tokens:
-    """Token ids in several memory-mapped pieces that read as one sequence."""
+class TokenFile:
+    """A file of token ids, of which slices are read as arrays.
 
-    def __init__(self, shards: Sequence[np.ndarray], files: tuple[Sequence[Path], str] | None = None) -> None:
-        """Args: 1-D arrays of unsigned integers, in order, never copied; the files and type that they come from."""
-        self.shards = [shard for shard in shards if len(shard)]
-        self._stops = np.cumsum([len(shard) for shard in self.shards], dtype=np.int64).tolist()
-        self._files = files
-        self._maps: list[mmap.mmap] = []
-        self._n_reads = 0
+    A memory map would count all pages that were ever read as this process's memory, and take the longer to find a page
+    the larger the file is.
+    """
 
-    @classmethod
-    def open(cls, paths: Sequence[Path], token_type: str) -> Tokens:
-        """Map token files; what is not read takes no memory."""
-        tokens = cls([_mapped(path, np.dtype(token_type).newbyteorder("<")) for path in paths], (paths, token_type))
-        if hasattr(mmap, "MADV_DONTNEED"):
-            tokens._maps = [shard.base.obj for shard in tokens.shards]  # type: ignore[union-attr]
-        return tokens
+    def __init__(self, path: Path, token_type: str) -> None:
+        """Args: the file; uint16 or uint32."""
+        self.path, self.dtype = path, np.dtype(token_type).newbyteorder("<")
+        self._file = path.open("rb", buffering=0)  # is readable still when its folder is renamed or deleted
+        weakref.finalize(self, self._file.close)
+        self._n_tokens = path.stat().st_size // self.dtype.itemsize
+        if hasattr(os, "posix_fadvise"):  # else the system reads 64 KB around each window
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A worker process is told which files to open, not sent what is in them.
-        return (Tokens, (self.shards,)) if self._files is None else (Tokens.open, self._files)
+        return TokenFile, (self.path, self.dtype.name)  # a worker process opens it for itself
+
+    def __len__(self) -> int:
+        return self._n_tokens
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        start, stop, _ = part.indices(len(self))
+        tokens = np.empty(stop - start, self.dtype)
+        missing = tokens.view(np.uint8).data
+        while len(missing):  # one call gives 2 GB at most
+            n_bytes = _read_at(self._file, missing, stop * self.dtype.itemsize - len(missing))
+            if not n_bytes:
+                raise UserError(f"{self.path} became shorter while it was read: restore it")
+            missing = missing[n_bytes:]
+        return tokens
+
+
+class Tokens:
+    """Token ids in several pieces that read as one sequence."""
+
+    def __init__(self, shards: Sequence[np.ndarray | TokenFile]) -> None:
+        """Args: 1-D arrays of unsigned integers, or files of them, in order; read where they are, never copied."""
+        self.shards = [shard for shard in shards if len(shard)]
+        self._stops = np.cumsum([len(shard) for shard in self.shards], dtype=np.int64).tolist()
 
     def __len__(self) -> int:
         return self._stops[-1] if self._stops else 0
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """(stop - start,) tokens of positions start..stop, within the sequence, from one shard or across several."""
-        self._n_reads += 1
-        if self._n_reads % READS_KEPT == 0:  # else all that was ever read counts as this process's memory
-            for mapped in self._maps:
-                mapped.madvise(mmap.MADV_DONTNEED)
         pieces = []
         shard = bisect_right(self._stops, start)
         while start < stop:
@@ -213,7 +227,7 @@ def open_prepared(folder: Path, scans: Scans | None = None) -> PreparedData:
         )
 
     def split(files: SplitFiles) -> Split:
-        tokens = Tokens.open([folder / name for name in files.shards], manifest.token_type)
+        tokens = Tokens([TokenFile(folder / name, manifest.token_type) for name in files.shards])
         starts = np.load(folder / files.documents, mmap_mode="r", allow_pickle=False)
         return Split(tokens, starts, files.n_bytes, files.sources)
 
@@ -224,14 +238,12 @@ SCANS = ".scans.json"
 """Name of the file, in data.dir, that remembers which files were read and what they hold."""
 
 
-def _mapped(path: Path, dtype: np.dtype[Any]) -> np.ndarray:
-    if not path.stat().st_size:  # an empty file cannot be mapped
-        return np.zeros(0, dtype)
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if hasattr(mmap, "MADV_RANDOM"):  # else the system reads 64 KB around each window
-        mapped.madvise(mmap.MADV_RANDOM)
-    return np.frombuffer(mapped, dtype)
+def _read_at(file: io.FileIO, target: memoryview, offset: int) -> int:
+    """Fill some memory from a place in a file; the number of bytes that came."""
+    if hasattr(os, "preadv"):
+        return os.preadv(file.fileno(), [target], offset)
+    file.seek(offset)  # Windows, where no two processes share a file's place
+    return file.readinto(target)
 
 
 def _check_files(folder: Path, manifest: Manifest, scans: Scans) -> None:

@@ -31,7 +31,9 @@ from minigpt.data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, sa
 from minigpt.files import write_atomically, write_text
 
 UNIT_BYTES = 256 << 20
-"""Text of one pair of shards: what a killed preparation does again at most."""
+"""Text of one pair of shards: what a killed preparation does again."""
+MOST_UNITS = 64
+"""Of a longer text units are longer: training keeps all shards open, and a process may open a thousand files or so."""
 BATCH_CHARACTERS = 8 << 20
 """Text that is in memory to be tokenised, in parallel."""
 BATCH_PIECES = 10_000
@@ -162,6 +164,7 @@ class Tokenising:
     def _tokenise(self, documents: Documents, tokenizer: Tokenizer, dtype: np.dtype[Any]) -> None:
         """Write the units that are not there yet."""
         units = self._units()
+        unit_bytes = max(UNIT_BYTES, documents.n_bytes() // MOST_UNITS)
         pieces = documents.pieces()
         with self._bar("tokenising", documents.n_bytes()) as bar:
             for _, _, piece in islice(pieces, sum(unit.n_pieces for unit in units)):
@@ -176,7 +179,7 @@ class Tokenising:
                         for (side, source, piece), tokens in zip(batch, _encode(tokenizer, batch), strict=True):
                             unit.write(side, source, piece, tokens)
                             bar.update(len(piece.text))
-                        batch = next(batches, None) if unit.n_bytes < UNIT_BYTES else None
+                        batch = next(batches, None) if unit.n_bytes < unit_bytes else None
                     units.append(unit.finish())
                 write_text(self.work / UNITS, json.dumps([dataclasses.asdict(unit) for unit in units]))
 
