@@ -6,6 +6,7 @@ from pathlib import Path
 
 from minigpt import cli
 from minigpt.config import SampleConfig, UserError
+from minigpt.files import reason
 
 
 def main(arguments: list[str]) -> None:
@@ -46,8 +47,7 @@ def read_prompt(config: SampleConfig) -> str:
             return sys.stdin.buffer.read().decode("utf-8")
         return Path(config.prompt_file).read_text(encoding="utf-8")
     except OSError as error:
-        reason = (error.strerror or "cannot be read").lower()
-        raise UserError(f"--prompt_file {config.prompt_file}: {reason}") from None
+        raise UserError(f"--prompt_file {config.prompt_file}: {reason(error)}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"--prompt_file {config.prompt_file}: not UTF-8 text (byte {error.start})") from None
 

@@ -35,13 +35,12 @@ from torch.utils.data import DataLoader
 
 from minigpt import cli
 from minigpt.config import Config, DataConfig, UserError
-from minigpt.data.batches import TrainBatches
+from minigpt.data.batches import TrainBatches, train_batches
 from minigpt.data.bpe import BPETokenizer
 from minigpt.data.prepare import prepare as prepare_text
 from minigpt.data.shards import SourceRange, Split, TokenFile, Tokens, open_prepared
 from minigpt.data.tokenizer import save_tokenizer
 from minigpt.model.gpt import GPT
-from minigpt.training.loaders import train_batches
 from minigpt.training.module import next_token_loss
 from minigpt.training.optimizer import make_optimizer
 

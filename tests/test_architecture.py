@@ -16,7 +16,7 @@ HEAVY = {"lightning", "pytorch_lightning", "wandb"}
 MAY_IMPORT = {
     "config": set(),
     "files": {"config"},
-    "cli": {"config"},
+    "cli": {"config", "files"},
     "data": {"config", "files"},
     "model": {"config", "files"},
     "checkpoint": {"config", "files", "data", "model"},

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from minigpt.config import Config, UserError
 from minigpt.data.tokenizer import Tokenizer, tokenizer_from_dict
-from minigpt.files import write_atomically
+from minigpt.files import reason, write_atomically
 from minigpt.model.gpt import GPT
 
 CHECKPOINT_KEY = "minigpt"
@@ -57,7 +57,7 @@ class RunFolder:
                 number += 1
                 continue
             except OSError as error:
-                raise UserError(f"{path}: cannot be made ({(error.strerror or str(error)).lower()})") from None
+                raise UserError(f"{path}: cannot be made ({reason(error)})") from None
             return cls(path)
 
     @property
@@ -179,7 +179,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError:
         raise UserError(f"{path}: holds more than tensors and plain values, so it is not opened") from None
     except OSError as error:
-        raise UserError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
+        raise UserError(f"{path}: {reason(error)}") from None
     except (RuntimeError, EOFError, ValueError, KeyError):
         raise UserError(f"{path}: damaged or incomplete; or not a checkpoint at all") from None
     if not isinstance(content, dict) or CHECKPOINT_KEY not in content:

@@ -19,6 +19,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from minigpt.config import CompareConfig, Config, SampleConfig, UserError
+from minigpt.files import reason
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -195,8 +196,8 @@ def check_yaml(file: str, options: set[str], settings: Iterable[str]) -> None:
         hint = f": did you mean {namesake}?" if namesake else _did_you_mean(file, [str(p) for p in recipes])
         if not hint and recipes:
             hint = f"; there are {', '.join(str(p) for p in recipes if len(p.parts) == 2)}"
-        reason = (error.strerror or "cannot be read").lower() if file else "needs the name of a file"
-        raise UserError(f"--config {file}: {reason}{hint}") from None
+        why = reason(error) if file else "needs the name of a file"
+        raise UserError(f"--config {file}: {why}{hint}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except yaml.YAMLError as error:

@@ -1,4 +1,4 @@
-"""A file's content -> the file, complete or not there at all."""
+"""A file's content -> the file, complete or not there at all; and what is said where that fails."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from minigpt.config import UserError
+
+
+def reason(error: Exception) -> str:
+    """What went wrong with a file, in the few words that the system has for it."""
+    # torch reports a full disk as a RuntimeError of its zip writer.
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0].lower()
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -30,9 +36,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.chmod(0o644)  # mkstemp makes files that only their owner can read
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        # torch reports a full disk as a RuntimeError of its zip writer.
-        reason = getattr(error, "strerror", None) or (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: could not be written ({reason}); what was there before is untouched") from error
+        raise UserError(
+            f"{path}: could not be written ({reason(error)}); what was there before is untouched"
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

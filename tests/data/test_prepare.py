@@ -22,8 +22,8 @@ from minigpt.data import prepare as prepare_module
 from minigpt.data import scan as scan_module
 from minigpt.data import tokenising
 from minigpt.data.prepare import prepare
-from minigpt.data.reading import PIECE
 from minigpt.data.relations import read_json_lines
+from minigpt.data.rows import PIECE
 from minigpt.data.shards import Split
 from minigpt.data.synthetic import SYNTHETIC
 from minigpt.data.tokenizer import BytesTokenizer, Tokenizer, decode, save_tokenizer

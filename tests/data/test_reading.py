@@ -10,15 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from minigpt.config import DataConfig, UserError
-from minigpt.data import reading
-from minigpt.data.bpe import SPLITS, BPETokenizer
-from minigpt.data.reading import PIECE, certain_cut, read, refuse_broken_text
+from minigpt.data import reading, rows, tables
+from minigpt.data.reading import read, refuse_broken_text
+from minigpt.data.rows import PIECE
 from minigpt.data.scan import CHUNK, Scans
 from minigpt.data.sources import find_source
 
@@ -256,27 +255,6 @@ def test_a_long_row_comes_in_pieces_cut_as_a_text_file_is(name: str, tmp_path: P
     assert found[1] == [*found[0], reading.Piece("short")]
 
 
-@pytest.fixture(scope="module")
-def learnt() -> BPETokenizer:
-    return BPETokenizer.train([long_text("lines")[:20_000]], 400)
-
-
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("kind", ["lines", "windows", "spaces", "one line"])
-def test_pieces_of_a_text_have_the_tokens_of_the_whole(kind: str, split: str, learnt: BPETokenizer) -> None:
-    tokenizer = BPETokenizer(SPLITS[split], learnt.ranks, learnt.special_tokens)
-    text, limit = long_text(kind)[:60_000], 500
-    tokens: list[int] = []
-    rest = text
-    while len(rest) > limit:
-        cut = certain_cut(rest, limit)
-        assert limit // 2 <= cut <= limit
-        tokens += np.asarray(tokenizer.encode(rest[:cut])).tolist()
-        rest = rest[cut:]
-    tokens += np.asarray(tokenizer.encode(rest)).tolist()
-    assert tokens == np.asarray(tokenizer.encode(text)).tolist()
-
-
 # Broken text
 
 
@@ -410,7 +388,8 @@ def test_a_column_that_is_no_text_is_refused(column: list[object], tmp_path: Pat
 
 
 def test_a_line_too_long_to_be_held_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "LONGEST_LINE", 3 << 20)
+    for module in (rows, tables):
+        monkeypatch.setattr(module, "LONGEST_ROW", 3 << 20)
     path = put(tmp_path / "a.jsonl", json.dumps({"text": "x" * (5 << 20)}))
     assert "has a line of more than 3 MB: is it text?" in refusal(path)
     put(tmp_path / "a.csv", "text\n" + "x" * (5 << 20))
@@ -465,8 +444,8 @@ def test_a_hostile_table_is_refused_in_bounded_memory(tmp_path: Path) -> None:
     for make, path in zip(makers, paths, strict=True):
         make(path)
     script = (
-        "import sys; from minigpt.config import *; from minigpt.data import reading, prepare\n"
-        "reading.ALWAYS_UNPACKED = 1 << 28\n"
+        "import sys; from minigpt.config import *; from minigpt.data import prepare, tables\n"
+        "tables.ALWAYS_UNPACKED = 1 << 28\n"
         "for path in sys.argv[2:]:\n"
         "    try: prepare.prepare(DataConfig(source=path, tokenizer='bytes', dir=sys.argv[1]))\n"
         "    except UserError as error: print(error)\n"

@@ -25,6 +25,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from minigpt.config import UserError
 from minigpt.data import bpe
 from minigpt.data.bpe import SPLITS
+from minigpt.data.pieces import cut_up
 from minigpt.data.tokenizer import (
     END_OF_TEXT,
     MAX_FILE_BYTES,
@@ -183,11 +184,9 @@ def test_a_batch_is_encoded_as_its_texts_one_by_one_and_in_order(tokenizer: Toke
 @given(text=hard_text, data=st.data())
 def test_a_long_text_in_pieces_has_the_tokens_of_the_whole(pattern: str, text: str, data: st.DataObject) -> None:
     tokenizer = BPETokenizer(pattern, TRAINED["bpe"].ranks, {END_OF_TEXT: 299})  # type: ignore[attr-defined]
-    text += data.draw(hard_text).replace("a", "! ")
+    text += data.draw(hard_text).replace("a", "b a") + data.draw(hard_text).replace("a", "!\na")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bpe, "_PIECE", 1)
-        pieces = list(bpe._pieces(text))
-        assert "".join(pieces) == text
+        patch.setattr(bpe, "THREAD_CHARACTERS", 1)
         assert tokenizer.encode_batch([text, text])[1].tolist() == tokenizer.encode(text)
 
 
@@ -208,7 +207,7 @@ def test_text_is_split_as_the_pattern_says(pattern: str, text: str) -> None:
 
 def test_a_long_document_is_cut_for_the_threads_but_not_where_a_token_could_be(gpt2: BPETokenizer) -> None:
     text = TEXT * 3000 + "x" * 200_000 + TEXT * 3000
-    assert len(list(bpe._pieces(text))) > 5
+    assert len(list(cut_up(text, bpe.THREAD_CHARACTERS))) > 5
     assert gpt2.encode_batch([text])[0].tolist() == gpt2._encoding.encode_ordinary(text)
 
 

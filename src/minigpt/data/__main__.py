@@ -7,16 +7,12 @@ def main(arguments: list[str]) -> None:
     """Parse, prepare, and say what there is; nothing heavy is imported before the config is known to be good."""
     command, config = cli.parse_data(arguments)
 
-    from minigpt.data.prepare import prepare
+    from minigpt.data.prepare import open_data
     from minigpt.data.sources import keep_stdin
 
+    data = open_data(keep_stdin(config.data))
     if config.data.streaming:
-        from minigpt.data.stream import prepare_head  # needs torch, which takes seconds to import
-
-        data = prepare_head(config.data)
         print("the beginning of the stream:")
-    else:
-        data = prepare(keep_stdin(config.data))
     if command == "peek":
         from minigpt.data.peek import peek  # needs torch, which takes seconds to import
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from minigpt.config import UserError
+from minigpt.config import Config, UserError
 from minigpt.data.order import Mixture, mixed, shuffled
-from minigpt.data.shards import SourceRange, Split, Tokens
+from minigpt.data.shards import PreparedData, SourceRange, Split, Tokens
 
 IGNORED = -1
 """Target of a position that has nothing to predict: the loss leaves it out."""
@@ -239,6 +239,25 @@ def _require_enough(part: SourceRange, context_length: int, mode: Mode, of: str)
             f"the train split has {part.n_tokens} tokens{of}, but a window of model.context_length={context_length} "
             f"needs {context_length + 1}: give more text or a shorter context"
         )
+
+
+def train_batches(config: Config, data: PreparedData, *, n_batches: int, repeat: int = 0) -> TrainBatches:
+    """The micro-batches of a run with this config.
+
+    Raises:
+        UserError: the train split is too short for model.context_length.
+    """
+    return TrainBatches(
+        data.train,
+        context_length=config.model.context_length,
+        batch_size=config.data.batch_size,
+        n_batches=n_batches,
+        seed=config.seed,
+        end_of_text=data.manifest.end_of_text,
+        weights=config.data.weights,
+        mode=config.data.mode,
+        repeat=repeat,
+    )
 
 
 class ValBatches(Dataset[tuple[Tensor, Tensor]]):

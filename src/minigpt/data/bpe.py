@@ -12,12 +12,14 @@ import threading
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from minigpt.config import UserError
+from minigpt.data.pieces import cut_up, grouped
 
 END_OF_TEXT = "<|endoftext|>"
 TIKTOKEN_NAMES = ("gpt2", "cl100k_base", "o200k_base")
@@ -42,12 +44,11 @@ SPLITS = {
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
 """How text is split before its bytes are merged. Files may name no other pattern: one that leaves characters out would
-lose text, and one that backtracks could take hours. Each of these covers all text, and cuts wherever a space follows
-what is no space, which `_pieces` relies on."""
+lose text, and one that backtracks could take hours. Each of these covers all text, and cuts where `cut_up` does: of
+none does a match go on from something else to a space, from a line's end to a letter, or look further back."""
 
-_PIECE = 1 << 16
-"""Characters that one thread encodes at a time: long enough that handing them over costs nothing."""
-_BEFORE_SPACE = re.compile(r"[!-~](?= )")
+THREAD_CHARACTERS = 1 << 16
+"""Characters that one thread encodes at a time: so many that handing them over costs nothing."""
 _CONNECT_SECONDS = 1.5
 _SILENCE_SECONDS = 10.0
 
@@ -140,8 +141,8 @@ class BPETokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """`encode` of many texts; long ones are cut, so that a single one keeps all cores busy too."""
-        pieces = [list(_pieces(text)) for text in texts]
-        groups = list(_groups([piece for of_text in pieces for piece in of_text]))
+        pieces = [list(cut_up(text, THREAD_CHARACTERS)) for text in texts]
+        groups = list(grouped(chain.from_iterable(pieces), len, THREAD_CHARACTERS))
         # tiktoken lets go of the interpreter's lock; the pool starts a thread only for work that is there.
         with ThreadPoolExecutor(usable_cores()) as pool:
             run = pool.map if len(groups) > 1 else map
@@ -230,33 +231,6 @@ def _check(pattern: str, ranks: Sequence[bytes], special_tokens: dict[str, int])
         raise UserError(f"the ids of its special tokens are not those that follow its {len(ranks)} ranks, each once")
     if END_OF_TEXT not in special_tokens:
         raise UserError(f"it has no special token {END_OF_TEXT}")
-
-
-def _pieces(text: str) -> Iterator[str]:
-    """Cut a long text where the split pattern cuts anyway, so that the pieces' tokens are the text's.
-
-    Of all patterns in SPLITS no match goes on from something else to a space, and none looks ahead past a space's
-    predecessor; so what stands before such a place and what stands behind are split alike, together or apart.
-    """
-    start = 0
-    while cut := _BEFORE_SPACE.search(text, start + _PIECE):
-        yield text[start : cut.end()]
-        start = cut.end()
-    yield text[start:]
-
-
-def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Short texts go to a thread many at a time."""
-    group: list[str] = []
-    size = 0
-    for text in texts:
-        group.append(text)
-        size += len(text)
-        if size >= _PIECE:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
 
 
 @contextlib.contextmanager

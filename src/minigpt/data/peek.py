@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from minigpt.config import Config
-from minigpt.data.batches import IGNORED, TrainBatches
+from minigpt.data.batches import IGNORED, TrainBatches, train_batches
 from minigpt.data.shards import PreparedData, Split
 from minigpt.data.tokenizer import Tokenizer
 
@@ -39,16 +39,8 @@ def peek(data: PreparedData, config: Config) -> str:
     if manifest.skipped_files:
         skipped = manifest.skipped_files
         lines.append(f"skipped    {len(skipped)} files that are not UTF-8, such as {skipped[0]}")
-    batches = TrainBatches(
-        data.train,
-        context_length=config.model.context_length,
-        batch_size=config.data.batch_size,
-        n_batches=config.trainer.max_steps * config.trainer.accumulate_grad_batches,
-        seed=config.seed,
-        end_of_text=manifest.end_of_text,
-        weights=config.data.weights,
-        mode=config.data.mode,
-    )
+    n_batches = config.trainer.max_steps * config.trainer.accumulate_grad_batches
+    batches = train_batches(config, data, n_batches=n_batches)
     lines += ["", *_shares(batches, config), "", *_frequent(data), "", *_batch(batches, data.tokenizer)]
     return "\n".join(lines)
 

@@ -22,9 +22,23 @@ from minigpt.data.sources import MANIFEST, Source, find_source, is_prepared
 from minigpt.data.synthetic import SYNTHETIC_VERSION
 from minigpt.data.tokenising import Text, Tokenising, settings
 from minigpt.data.tokenizer import load_tokenizer
+from minigpt.files import reason
 
 STALE_SECONDS = 7 * 86400
 """Age at which what a killed preparation left behind is swept away, if nobody went on with it."""
+
+
+def open_data(config: DataConfig, *, quiet: bool = False) -> PreparedData:
+    """What training and whoever looks at its text need: all of it prepared, or a stream's head.
+
+    Raises:
+        UserError: see `prepare` and `prepare_head`.
+    """
+    if config.streaming:
+        from minigpt.data.stream import prepare_head  # needs torch, which takes seconds to import
+
+        return prepare_head(config, quiet=quiet)
+    return prepare(config, quiet=quiet)
 
 
 def prepare(config: DataConfig, *, quiet: bool = False) -> PreparedData:
@@ -44,7 +58,7 @@ def prepare(config: DataConfig, *, quiet: bool = False) -> PreparedData:
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"data.dir={root}: cannot be made ({(error.strerror or str(error)).lower()})") from None
+        raise UserError(f"data.dir={root}: cannot be made ({reason(error)})") from None
     scans = Scans(root / SCANS)
     text = find_text(config, scans)
     folder = root / f"{_readable_name(config)}-{_key(config, text)}"
@@ -152,7 +166,7 @@ def _one_line_errors(root: Path) -> Iterator[None]:
     except OSError as error:
         free = shutil.disk_usage(root).free
         raise UserError(
-            f"data.dir={root}: could not be written ({(error.strerror or str(error)).lower()}; {free / 1e6:.0f} MB are "
+            f"data.dir={root}: could not be written ({reason(error)}; {free / 1e6:.0f} MB are "
             "free); nothing was left half-written"
         ) from None
 

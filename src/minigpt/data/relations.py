@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.config import UserError
+from minigpt.files import reason
 
 Span = tuple[int, int]
 
@@ -50,7 +51,7 @@ def read_json_lines(path: str | Path) -> Iterator[Example]:
                     raise UserError(f"{path}, line {number}: {error}") from None
                 yield example
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from None
+        raise UserError(f"{path}: cannot be read ({reason(error)})") from None
 
 
 def _parse(line: bytes) -> Example:

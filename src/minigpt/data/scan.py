@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from minigpt.config import UserError
 from minigpt.data.sources import File
-from minigpt.files import write_text
+from minigpt.files import reason, write_text
 
 CHUNK = 1 << 20
 """Bytes read at a time."""
@@ -212,4 +212,4 @@ class _UTF8:
 
 
 def _unreadable(file: File, error: OSError) -> UserError:
-    return UserError(f"data.source: {file.path}: {(error.strerror or str(error)).lower()}")
+    return UserError(f"data.source: {file.path}: {reason(error)}")

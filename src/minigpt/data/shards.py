@@ -23,6 +23,7 @@ from minigpt.config import UserError
 from minigpt.data.scan import Scans
 from minigpt.data.sources import MANIFEST, TOKENIZER, File
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
+from minigpt.files import reason
 
 FORMAT = 2
 TOGETHER = 1 << 18
@@ -183,7 +184,7 @@ class Manifest:
                 content[name] = tuple(content[name])
             return cls(**content)
         except OSError as error:
-            raise UserError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+            raise UserError(f"{path}: {reason(error)}") from None
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             if isinstance(error, UserError):
                 raise

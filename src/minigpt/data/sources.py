@@ -15,6 +15,7 @@ from pathlib import Path
 
 from minigpt.config import DataConfig, UserError
 from minigpt.data.synthetic import SYNTHETIC
+from minigpt.files import reason
 
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 ARCHIVES = {".tar", ".tgz", ".zip", ".7z", ".rar"}
@@ -123,7 +124,7 @@ def keep_stdin(config: DataConfig) -> DataConfig:
         kept = folder / f"{digest.hexdigest()[:16]}.txt"
         temporary.replace(kept)
     except OSError as error:
-        raise UserError(f"data.dir={config.dir}: standard input cannot be kept ({_reason(error)})") from None
+        raise UserError(f"data.dir={config.dir}: standard input cannot be kept ({reason(error)})") from None
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -153,7 +154,7 @@ def _local_files(name: str, cache: Path) -> list[File]:
         matches = [path] if path.exists() else map(Path, glob.glob(str(path), recursive=True))
         found = [p for p in matches if not p.is_dir()]
     except OSError as error:
-        raise UserError(f"data.source={name[:MOST_SHOWN]}: {_reason(error)}") from None
+        raise UserError(f"data.source={name[:MOST_SHOWN]}: {reason(error)}") from None
     except (RuntimeError, ValueError) as error:  # ~somebody who is not here; a zero character
         raise UserError(f"data.source={name}: not the name of a file ({error})") from None
     if is_folder:
@@ -234,8 +235,4 @@ def _is_text(path: Path) -> bool:
         with path.open("rb") as file:
             return b"\0" not in file.read(8192)
     except OSError as error:
-        raise UserError(f"data.source: {path}: {_reason(error)}") from None
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
+        raise UserError(f"data.source: {path}: {reason(error)}") from None

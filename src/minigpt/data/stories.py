@@ -298,6 +298,7 @@ class _Story:
 
 
 def tell_story(choices: Choices) -> Example:
+    """One story, and what each pronoun and noun phrase in it refers to."""
     while True:  # a cast may make a stage impossible to tell without ambiguity: another will do
         plot = choices.choose(_PARSED_PLOTS)
         story = _Story(choices, _Cast(choices, plot.belongs))

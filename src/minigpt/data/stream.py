@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from minigpt.config import DataConfig, UserError
 from minigpt.data.batches import BATCHES_PER_POOL
 from minigpt.data.hub import open_dataset_stream
 from minigpt.data.order import mixed, shuffled
+from minigpt.data.pieces import grouped
 from minigpt.data.prepare import prepare
 from minigpt.data.reading import open_stream
 from minigpt.data.shards import PreparedData, Split
@@ -35,15 +37,6 @@ TOGETHER = 1 << 20
 """Characters that are tokenised together."""
 HEAD_BYTES = 32 << 20
 """Text at a stream's beginning that is prepared."""
-
-
-def open_data(config: DataConfig, *, quiet: bool = False) -> PreparedData:
-    """What training and whoever looks at its text need: all of it prepared, or a stream's head.
-
-    Raises:
-        UserError: see `prepare` and `prepare_head`.
-    """
-    return prepare_head(config, quiet=quiet) if config.streaming else prepare(config, quiet=quiet)
 
 
 def prepare_head(config: DataConfig, *, quiet: bool = False) -> PreparedData:
@@ -195,20 +188,15 @@ def _open(config: DataConfig) -> Any:
 
 
 def _texts(stream: Any, config: DataConfig) -> Iterator[list[str]]:
-    """Documents of a stream from where it stands, some at a time."""
-    texts: list[str] = []
-    size = 0
-    for row in stream:
+    """Documents of a stream from where it stands, some rows at a time, as its state counts rows."""
+
+    def texts_of(row: dict[str, Any]) -> list[str]:
         # Files come as `reading` reads them, some texts together; a hub dataset's rows one by one.
-        for text in row["text"] if "ends" in row else [row[config.text_column]]:
-            if text and not text.isspace():
-                texts.append(text)
-                size += len(text)
-        if size >= TOGETHER:
-            yield texts
-            texts, size = [], 0
-    if texts:
-        yield texts
+        texts = row["text"] if "ends" in row else [row[config.text_column]]
+        return [text for text in texts if text and not text.isspace()]
+
+    for group in grouped(map(texts_of, stream), lambda texts: sum(map(len, texts)), TOGETHER):
+        yield list(chain.from_iterable(group))
 
 
 def _digests(split: Split, tokenizer: Tokenizer) -> Iterator[int]:

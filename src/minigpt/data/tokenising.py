@@ -22,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from minigpt.config import DataConfig, UserError
+from minigpt.data.pieces import grouped
 from minigpt.data.reading import Piece, read
 from minigpt.data.relations import to_json_line
 from minigpt.data.shards import Manifest, ShardWriter, SourceRange, SplitFiles
@@ -169,7 +170,7 @@ class Tokenising:
         with self._bar("tokenising", documents.n_bytes()) as bar:
             for _, _, piece in islice(pieces, sum(unit.n_pieces for unit in units)):
                 bar.update(len(piece.text))
-            batches = _batches(pieces)
+            batches = grouped(pieces, lambda piece: len(piece[2].text), BATCH_CHARACTERS, BATCH_PIECES)
             while batch := next(batches, None):
                 begins = not units or units[-1].ends
                 with _UnitWriter(
@@ -321,19 +322,6 @@ class _UnitWriter:
 
 def _encode(tokenizer: Tokenizer, batch: Sequence[tuple[int, int, Piece]]) -> list[np.ndarray]:
     return tokenizer.encode_batch([piece.text for _, _, piece in batch])
-
-
-def _batches(pieces: Iterable[tuple[int, int, Piece]]) -> Iterator[list[tuple[int, int, Piece]]]:
-    batch: list[tuple[int, int, Piece]] = []
-    size = 0
-    for piece in pieces:
-        batch.append(piece)
-        size += len(piece[2].text)
-        if size >= BATCH_CHARACTERS or len(batch) >= BATCH_PIECES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _drawn(number: int, share: float) -> bool:

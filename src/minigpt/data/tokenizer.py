@@ -13,7 +13,7 @@ import numpy as np
 from minigpt.config import UserError
 from minigpt.data.bpe import END_OF_TEXT, SPLIT_PATTERN, TIKTOKEN_NAMES, BPETokenizer, well_formed
 from minigpt.data.huggingface import HuggingFaceTokenizer
-from minigpt.files import write_text
+from minigpt.files import reason, write_text
 
 __all__ = [
     "END_OF_TEXT",
@@ -195,7 +195,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise UserError(f"tokenizer {path}: {(error.strerror or 'cannot be read').lower()}") from None
+        raise UserError(f"tokenizer {path}: {reason(error)}") from None
     if len(content) > MAX_FILE_BYTES:
         raise UserError(f"tokenizer {path}: is larger than {MAX_FILE_BYTES >> 20} MiB")
     try:

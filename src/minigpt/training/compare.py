@@ -29,7 +29,7 @@ from typing import Any
 
 from minigpt import cli
 from minigpt.config import CompareConfig, Config, UserError
-from minigpt.files import write_atomically, write_text
+from minigpt.files import reason, write_atomically, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {out}: cannot be made ({(error.strerror or str(error)).lower()})") from None
+        raise UserError(f"--out {out}: cannot be made ({reason(error)})") from None
     results = train_missing(recipes, compare_config, out)
     print("measuring speeds, each recipe in turn", flush=True)
     speeds = measure_speeds(recipes)
@@ -121,7 +121,7 @@ def load_recipes(compare_config: CompareConfig) -> dict[str, Config]:
 
 def train_missing(recipes: dict[str, Config], compare_config: CompareConfig, out: Path) -> list[Result]:
     """Train every (recipe, seed) that runs.csv does not have yet; return all results that belong to the recipes."""
-    from minigpt.data.stream import open_data
+    from minigpt.data.prepare import open_data
 
     open_data(next(iter(recipes.values())).data)  # once, before several processes want it
     wanted = {
@@ -191,7 +191,7 @@ def measure_speeds(recipes: dict[str, Config], rounds: int = 9) -> dict[str, flo
     """
     import torch
 
-    from minigpt.data.stream import open_data
+    from minigpt.data.prepare import open_data
     from minigpt.model.gpt import GPT
     from minigpt.training.module import next_token_loss
     from minigpt.training.optimizer import make_optimizer

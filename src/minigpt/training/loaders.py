@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from minigpt.config import Config, UserError
-from minigpt.data.batches import IGNORED, TrainBatches, ValBatches
+from minigpt.data.batches import IGNORED, TrainBatches, ValBatches, train_batches
 from minigpt.data.shards import PreparedData
 from minigpt.data.stream import StreamBatches
 from minigpt.training.module import TrainingModule
@@ -85,25 +85,6 @@ class _TrainLoader(DataLoader[Any]):
             raise UserError("the checkpoint belongs to another text: give the text it was trained on")
         if isinstance(self.dataset, StreamBatches):
             self.dataset.load_state_dict(state["stream"])
-
-
-def train_batches(config: Config, data: PreparedData, *, n_batches: int, repeat: int = 0) -> TrainBatches:
-    """The micro-batches of a run with this config.
-
-    Raises:
-        UserError: the train split is too short for model.context_length.
-    """
-    return TrainBatches(
-        data.train,
-        context_length=config.model.context_length,
-        batch_size=config.data.batch_size,
-        n_batches=n_batches,
-        seed=config.seed,
-        end_of_text=data.manifest.end_of_text,
-        weights=config.data.weights,
-        mode=config.data.mode,
-        repeat=repeat,
-    )
 
 
 def make_loaders(

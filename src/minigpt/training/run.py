@@ -23,9 +23,9 @@ from torch.utils.data import Dataset
 from minigpt.checkpoint import CHECKPOINT_KEY, RunFolder, read_checkpoint
 from minigpt.config import Config, TrainerConfig, UserError
 from minigpt.data.batches import Share, TrainBatches
+from minigpt.data.prepare import open_data
 from minigpt.data.shards import PreparedData
 from minigpt.data.sources import keep_stdin
-from minigpt.data.stream import open_data
 from minigpt.data.tokenizer import save_tokenizer
 from minigpt.files import write_text
 from minigpt.training.callbacks import AttentionMaps, Metrics, ProgressBar, Samples, seconds_of_training
