@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minigpt.config import GPTConfig, UserError
 from minigpt.model import attention, kernels, linear_attention
-from minigpt.model.attention import attend, attention_weights
+from minigpt.model.attention import attend, attention_scores, attention_weights
 from minigpt.model.graphs import Adjacency, Causal, Documents, Full, Graph, Padding, Prefix, Window
 from minigpt.model.linear_attention import causal_linear_attention, full_linear_attention
 from minigpt.model.positions import alibi_bias, alibi_slopes
@@ -402,6 +402,31 @@ def test_the_weights_lie_on_the_edges_sum_to_one_and_give_what_attention_gathers
     torch.testing.assert_close(weights.sum(-1), edges.any(-1).double(), atol=1e-12, rtol=0)
     gathered = attend(query, key, value, similarity=similarity, graph=chosen)
     torch.testing.assert_close(weights @ value.repeat_interleave(H // H_kv, dim=1), gathered, atol=1e-12, rtol=1e-11)
+
+
+@pytest.mark.parametrize("graph", GRAPHS | LONELY)
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_weights_of_some_queries_are_those_rows_of_all(name: str, graph: str) -> None:
+    query, key, _ = inputs(H_kv=2)
+    how: dict[str, Any] = {"similarity": MAKERS[name]().double(), "graph": (GRAPHS | LONELY)[graph]}
+    whole = attention_weights(query, key, **how)
+    for start in range(0, T, 5):
+        queries = range(start, min(T, start + 5))
+        some = attention_weights(query, key, queries=queries, **how)
+        torch.testing.assert_close(some, whole[:, :, start : start + 5], atol=1e-12, rtol=1e-11)
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_the_scores_are_what_the_softmax_sees(softcap: float | None) -> None:
+    query, key, _ = inputs()
+    bias = alibi_bias(alibi_slopes(H), T).double()
+    scores = attention_scores(query, key, similarity=ScaledDot(), graph=Causal(), key_bias=bias, softcap=softcap)
+    products = query @ key.mT / query.shape[-1] ** 0.5
+    expected = products if softcap is None else softcap * torch.tanh(products / softcap)
+    expected = (expected + bias[:, :, None]).masked_fill(torch.ones(T, T).triu(1).bool(), float("-inf"))
+    torch.testing.assert_close(scores, expected)
+    weights = attention_weights(query, key, similarity=ScaledDot(), graph=Causal(), key_bias=bias, softcap=softcap)
+    torch.testing.assert_close(scores.softmax(-1), weights)
 
 
 def test_the_weights_know_of_bias_and_softcap() -> None:

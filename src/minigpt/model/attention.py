@@ -87,27 +87,63 @@ def attention_weights(
     graph: Graph,
     key_bias: Tensor | None = None,
     softcap: float | None = None,
+    queries: range | None = None,
 ) -> Tensor:
     """The weights that `attend` gives each value, written out: of the last step, where there are several.
 
-    Args: as for `attend`.
+    Args: as for `attend`; queries are the positions whose weights are wanted, when not of all.
 
     Returns:
-        (B, H, T, S) in at least float32: rows sum to 1, or to 0 where nothing is heard; 0 where there is no edge.
+        (B, H, T, S) in at least float32: rows sum to 1, or to 0 where nothing is heard; 0 where there is no edge. T is
+        the number of queries that are wanted.
+    """
+    scores = attention_scores(
+        query, key, similarity=similarity, graph=graph, key_bias=key_bias, softcap=softcap, queries=queries
+    )
+    return weights_of(scores, similarity)
+
+
+def attention_scores(
+    query: Tensor,
+    key: Tensor,
+    *,
+    similarity: Similarity,
+    graph: Graph,
+    key_bias: Tensor | None = None,
+    softcap: float | None = None,
+    queries: range | None = None,
+) -> Tensor:
+    """What the softmax makes weights of: -inf where there is no edge; of linear attention, the products of features.
+
+    Args: as for `attention_weights`.
+
+    Returns:
+        (B, H, T, S) in at least float32.
     """
     how: How = {"similarity": similarity, "graph": graph, "key_bias": key_bias, "softcap": softcap}
     _check(query, key, key, how)
     (B, H, T, _), S = query.shape, key.shape[2]
-    mask = graph.mask(range(T), range(S), query.device)
-    heard = mask.any(dim=-1, keepdim=True)
+    queries = range(T) if queries is None else queries
+    wanted = slice(queries.start, queries.stop)
     if isinstance(similarity, Linear):
-        features = similarity.features(query), similarity.features(repeat_heads(key, H))
-        weights = _linear_weights(*features, mask | ~heard)
+        features = similarity.features(query[:, :, wanted]), similarity.features(repeat_heads(key, H))
+        products = full_product(features[0], features[1].mT)
     else:
         for _ in range(similarity.steps - 1):
             query = _gather(query, key, key, how)
-        weights = _weights(_scores(query, key, similarity, key_bias), mask | ~heard, similarity, softcap)
-    return weights.masked_fill(~mask, 0.0).expand(B, H, T, S)
+        products = _products(_scores(query[:, :, wanted], key, similarity, key_bias), softcap)
+    mask = graph.mask(queries, range(S), query.device)
+    return products.masked_fill(~mask, float("-inf")).expand(B, H, len(queries), S)
+
+
+def weights_of(scores: Tensor, similarity: Similarity) -> Tensor:
+    """`attention_scores` -> `attention_weights`."""
+    heard = (~scores.isneginf()).any(dim=-1, keepdim=True)
+    if isinstance(similarity, Linear):
+        return _shares(scores.masked_fill(scores.isneginf(), 0.0))
+    scores = scores.masked_fill(~heard, 0.0)
+    weights = similarity.choose(scores) if isinstance(similarity, Hard) else scores.softmax(dim=-1)
+    return weights.masked_fill(~heard, 0.0)
 
 
 def _gather(query: Tensor, key: Tensor, value: Tensor, how: How, dropout: float = 0.0) -> Tensor:
@@ -156,18 +192,26 @@ def _scores(query: Tensor, key: Tensor, similarity: Similarity, key_bias: Tensor
 
 def _weights(scores: Scores, mask: Tensor, similarity: Similarity, softcap: float | None) -> Tensor:
     """(B, H, T, S) weights of one piece in at least float32; NaN in rows of the mask without an edge."""
+    products = _products(scores, softcap).masked_fill(~mask, float("-inf"))
+    return similarity.choose(products) if isinstance(similarity, Hard) else products.softmax(dim=-1)
+
+
+def _products(scores: Scores, softcap: float | None) -> Tensor:
+    """(B, H, T, S) scores in at least float32."""
     products = full_product(scores.query, scores.key.mT) * scores.scale
     if softcap is not None:
         products = softcap * torch.tanh(products / softcap)
     if scores.key_bias is not None:
         products = products + scores.key_bias[:, :, None].to(products.dtype)
-    products = products.masked_fill(~mask, float("-inf"))
-    return similarity.choose(products) if isinstance(similarity, Hard) else products.softmax(dim=-1)
+    return products
 
 
 def _linear_weights(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
     """(B, H, T, S) weights of one piece from features, in at least float32."""
-    products = full_product(query, key.mT).masked_fill(~mask, 0.0)
+    return _shares(full_product(query, key.mT).masked_fill(~mask, 0.0))
+
+
+def _shares(products: Tensor) -> Tensor:
     return products / products.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(products.dtype).tiny)
 
 
