@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,28 +14,41 @@ from minigpt.inspection.snapshot import Snapshot
 from minigpt.model.attention import Attention, How, attention_weights
 from minigpt.model.gpt import GPT
 
+Look = Callable[[int, Tensor, Tensor, Tensor, How], None]
+"""(layer, query, key, value, how): what a layer is about to attend with; see `attend` for the shapes."""
+
+
+@contextlib.contextmanager
+def tapped(model: GPT, look: Look) -> Iterator[None]:
+    """Show each layer's queries, keys and values to `look`, whenever the model runs inside.
+
+    They are tapped behind positions and norms, right before the fused kernel, which runs as always. Taps are removed at
+    the end.
+    """
+    layers = [module for module in model.modules() if isinstance(module, Attention)]
+    for number, layer in enumerate(layers):
+        layer.tap = partial(look, number)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.tap = None
+
 
 @contextlib.contextmanager
 def capture_attention(model: GPT) -> Iterator[list[Tensor]]:
     """`with capture_attention(model) as maps: model(tokens)` fills maps with (B, H, T, S) weights, a layer each.
 
-    The model computes as always, through the fused kernel; its queries and keys are tapped on the way and the weights
-    worked out beside it, for whatever kind of attention it is. Taps are removed at the end.
+    They are worked out beside the fused kernel, for whatever kind of attention it is; see `tapped`.
     """
     maps: list[Tensor] = []
 
-    def tap(query: Tensor, key: Tensor, value: Tensor, how: How) -> None:
+    def look(layer: int, query: Tensor, key: Tensor, value: Tensor, how: How) -> None:
         with torch.no_grad():
             maps.append(attention_weights(query, key, **how))
 
-    layers = [module for module in model.modules() if isinstance(module, Attention)]
-    for layer in layers:
-        layer.tap = tap
-    try:
+    with tapped(model, look):
         yield maps
-    finally:
-        for layer in layers:
-            layer.tap = None
 
 
 @contextlib.contextmanager
