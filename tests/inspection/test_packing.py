@@ -97,3 +97,29 @@ def test_frames_of_different_shapes_are_refused():
 def test_damaged_frames_are_refused(text):
     with pytest.raises(ValueError, match="not packed frames"):
         packing.decode_frames(text, (3,))
+
+
+@given(arrays.arrays(np.float64, st.tuples(st.integers(1, 5), st.integers(1, 60)), elements=st.floats(0, 1000)))
+def test_a_length_comes_back_within_the_stated_share_of_itself_or_as_nothing(lengths):
+    longest = lengths.max(-1, keepdims=True)
+    again = packing.expand_lengths(packing.compand_lengths(lengths)) * longest
+    kept = lengths >= 1e-4 * longest * (1 + 1e-9)
+    assert (np.abs(again - lengths)[kept] <= (packing.LENGTH_ERROR + 1e-6) * lengths[kept]).all()
+    assert (again <= 1.02e-4 * longest)[~kept].all()
+    assert packing.LENGTH_ERROR < 0.019
+
+
+def test_the_longest_and_the_absent_are_kept_exactly_and_a_row_of_nothing_is_nothing():
+    assert packing.compand_lengths(np.array([[0.0, 3.0, 1e-5], [0, 0, 0]])).tolist() == [[0, 255, 0], [0, 0, 0]]
+    assert packing.expand_lengths(np.array([0, 255], np.uint8)).tolist() == [0, 1]
+
+
+def test_shares_weighted_with_rounded_lengths_are_off_by_less_than_a_hundredth():
+    random = np.random.default_rng(0)
+    worst = 0.0
+    for _ in range(200):
+        lengths = np.exp(random.uniform(-9, 0, size=20))
+        weights = random.dirichlet(np.full(20, 0.3))
+        exact, rounded = (weights * x for x in (lengths, packing.expand_lengths(packing.compand_lengths(lengths))))
+        worst = max(worst, np.abs(exact / exact.sum() - rounded / rounded.sum()).max())
+    assert 0.001 < worst < 0.01

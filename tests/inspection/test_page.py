@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 import shutil
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -539,3 +540,29 @@ def other_shape(snapshots):
 def test_snapshots_that_do_not_belong_together_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         render_page(change(history()), title="x")
+
+
+def test_a_second_run_must_be_of_the_same_tokens_and_shape():
+    for change in (other_tokens, other_shape):
+        with pytest.raises(ValueError, match=r"snapshots must .* the same"):
+            render_page(history(), other=change(history())[1:], title="x")
+
+
+class Relation(NamedTuple):
+    name: str
+    query: int
+    keys: tuple[int, ...]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"links": [Relation("copy", 12, (0,))]}, "'copy' must be between positions 0 and 11, got query 12"),
+        ({"links": [Relation("copy", 3, (0, -1))]}, r"got query 3 and keys \[0, -1\]"),
+        ({"labels": [[[None] * 3] * 2]}, "each of the 3 snapshots or none, got 1"),
+        ({"labels": [[[None] * 2] * 2] * 3}, r"2 layers of 3 heads, got \[2, 2\] heads"),
+    ],
+)
+def test_links_and_labels_that_do_not_fit_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        render_page(history(), title="x", **fields)

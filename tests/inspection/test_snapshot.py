@@ -1,3 +1,4 @@
+import json
 import zipfile
 
 import numpy as np
@@ -145,3 +146,66 @@ def test_a_file_that_is_not_a_snapshot_is_refused_by_name(tmp_path, spoil):
 def test_a_missing_file_is_reported_as_missing(tmp_path):
     with pytest.raises(FileNotFoundError):
         Snapshot.load(tmp_path / "nothing.npz")
+
+
+def whole_fields():
+    """Every optional field, with the texts and numbers that are hardest to keep."""
+    scores = {"induction": np.linspace(0, 1, 6).reshape(2, 3), "relation: </script>\x00": np.full((2, 3), np.nan)}
+    expected = [[(word, 0.5), ("\x00", 0.1 + 0.2)][:n] for n, word in zip((2, 1, 0, 2, 2, 1, 2), WORDS, strict=True)]
+    for ranking in expected:
+        ranking.sort(key=lambda pair: -pair[1])
+    return {
+        "scores": scores,
+        "value_norms": np.random.default_rng(0).random((2, 3, 7)),
+        "next_tokens": tuple(map(tuple, expected)),
+    }
+
+
+def test_scores_value_norms_and_next_tokens_come_back_exactly(tmp_path):
+    snapshot = Snapshot(1, WORDS, random_weights(), **whole_fields())
+    snapshot.save(tmp_path / "step.npz")
+    again = Snapshot.load(tmp_path / "step.npz")
+    assert list(again.scores) == ["induction", "relation: </script>\x00"]
+    for name, values in snapshot.scores.items():
+        np.testing.assert_array_equal(again.scores[name], values)
+        assert again.scores[name].dtype == np.float32
+    np.testing.assert_array_equal(again.value_norms, snapshot.value_norms)
+    assert again.next_tokens == snapshot.next_tokens
+
+
+def test_a_snapshot_without_them_comes_back_without_them(tmp_path):
+    Snapshot(1, WORDS, random_weights()).save(tmp_path / "step.npz")
+    again = Snapshot.load(tmp_path / "step.npz")
+    assert (again.scores, again.value_norms, again.next_tokens) == ({}, None, ())
+
+
+def test_a_file_of_the_first_format_can_still_be_read(tmp_path):
+    weights = random_weights()
+    tokens = np.frombuffer(json.dumps(WORDS).encode(), dtype=np.uint8)
+    np.savez_compressed(tmp_path / "old.npz", format=1, step=40, tokens=tokens, levels=packing.pack(weights))
+    old = Snapshot.load(tmp_path / "old.npz")
+    assert (old.step, old.tokens, old.scores, old.value_norms, old.next_tokens) == (40, WORDS, {}, None, ())
+    assert np.abs(old.weights - weights).max() <= packing.MAX_ERROR + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scores": {"induction": np.zeros((3, 2))}}, r"scores\['induction'\] must have shape .* = \(2, 3\), got"),
+        ({"scores": {"induction": np.full((2, 3), np.inf)}}, "or NaN where there is none, got infinity"),
+        ({"scores": {"": np.zeros((2, 3))}}, "names of scores must be text"),
+        ({"scores": {3: np.zeros((2, 3))}}, "names of scores must be text"),
+        ({"value_norms": np.zeros((2, 3))}, r"value_norms must have shape .* = \(2, 3, 7\), got \(2, 3\)"),
+        ({"value_norms": np.full((2, 3, 7), -1)}, "they are lengths"),
+        ({"value_norms": np.full((2, 3, 7), np.nan)}, "they are lengths"),
+        ({"next_tokens": [[("a", 0.5)]]}, "one entry for each of the 7 tokens, got 1"),
+        ({"next_tokens": [[]] * 6 + [[(4, 0.5)]]}, r"next_tokens\[6\] must hold the texts"),
+        ({"next_tokens": [[("a", 0.1), ("b", 0.2)]] + [[]] * 6}, r"next_tokens\[0\] .* best first, got \[0.1, 0.2\]"),
+        ({"next_tokens": [[("a", 1.5)]] * 7}, "probabilities from 0 to 1"),
+        ({"next_tokens": [[("a", float("nan"))]] * 7}, "probabilities from 0 to 1"),
+    ],
+)
+def test_what_is_known_of_the_heads_must_fit_too(changes, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        Snapshot(1, WORDS, random_weights(), **changes)
+    assert "\n" not in str(refusal.value)

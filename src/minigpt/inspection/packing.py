@@ -1,6 +1,6 @@
 """Attention weights between 0 and 1 -> small bytes and back: triangle, square root, difference, deflate, base64.
 
-A page with every head of a model has to stay a few MB. Four steps do it, and `page.html` undoes them in JavaScript:
+A page with every head of a model has to stay a few MB. Four steps do it, and `page.js` undoes them in JavaScript:
 
 1. keep the lower triangle, row after row: a causal model has nothing above the diagonal;
 2. store a weight p as the byte q = rint(255 * sqrt(p)), and read it as p = (q / 255)**2. The square root spends the
@@ -26,6 +26,10 @@ Weights = npt.NDArray[np.float32]
 MAX_ERROR = 1 - (254.5 / 255) ** 2
 """Largest absolute error of one weight, 0.0039: reached half a level below 1, where the square is steepest."""
 
+_SHORTEST = 1e-4
+LENGTH_ERROR = _SHORTEST ** (-0.5 / 254) - 1
+"""Largest relative error of a length of at least a ten thousandth of the longest: half a level, 1.9 %."""
+
 # Level 9 measured: 0.2 % smaller, up to two and a half times as long.
 _DEFLATE_LEVEL = 6
 _RAW_DEFLATE = -15  # zlib's way to say: the largest window, no header, no checksum
@@ -50,6 +54,34 @@ def compand(weights: npt.NDArray[np.floating]) -> Levels:
 def expand(levels: Levels) -> Weights:
     """Undo `compand`: float32 weights (q / 255)**2, of the same shape."""
     return np.square(levels.astype(np.float32) / 255)
+
+
+def compand_lengths(lengths: npt.NDArray[np.floating]) -> Levels:
+    """Round lengths to 255 levels, evenly spaced in their logarithm: only their ratios within a head count.
+
+    The attention page multiplies weights with the lengths of the values and makes each row sum to 1 again. A share p
+    of such a row is then off by at most p * (1 - p) * 2 * LENGTH_ERROR / (1 - LENGTH_ERROR), which is below 0.01, for
+    this rounding; that of the weights comes on top.
+
+    Args:
+        lengths: (..., T), 0 or more.
+
+    Returns:
+        uint8 of the same shape. 0 is a length below a ten thousandth of the longest in its row (of the last axis),
+        255 the longest, and everything between keeps to within `LENGTH_ERROR` = 1.9 % of itself.
+    """
+    lengths = np.asarray(lengths, dtype=np.float64)
+    longest = lengths.max(axis=-1, keepdims=True)
+    ratios = np.divide(lengths, longest, out=np.zeros_like(lengths), where=longest > 0)
+    exponents = np.log(np.maximum(ratios, _SHORTEST / 2)) / math.log(_SHORTEST)
+    levels = np.where(ratios < _SHORTEST, 0, np.rint(255 - 254 * exponents))
+    return levels.astype(np.uint8)
+
+
+def expand_lengths(levels: Levels) -> Weights:
+    """Undo `compand_lengths`: float32 lengths as shares of the longest in their row."""
+    ratios = _SHORTEST ** ((255 - levels.astype(np.float64)) / 254)
+    return np.where(levels == 0, 0, ratios).astype(np.float32)
 
 
 def row_sum_error(n_tokens: int) -> float:
@@ -126,7 +158,7 @@ def encode_frames(frames: Sequence[Levels]) -> str:
 
 
 def decode_frames(text: str, shape: tuple[int, ...]) -> Levels:
-    """Undo `encode_frames`: the Python twin of the reader in `page.html`.
+    """Undo `encode_frames`: the Python twin of the reader in `page.js`.
 
     Args:
         text: what `encode_frames` returned.

@@ -9,17 +9,50 @@ import json
 import re
 from collections.abc import Sequence
 from importlib import resources
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from minigpt.inspection import packing
 from minigpt.inspection.colormap import COLOURS
 from minigpt.inspection.snapshot import Snapshot
+
+Labels = Sequence[Sequence[str | None]]
+"""What each head is called, n_layer x n_head; None for a head that has no name."""
+
+# Probabilities beyond the first few are small, and each costs its share of the page.
+_NEXT_TOKENS = 5
 
 # A character that could end the JSON's <script> element, or begin a comment or an entity. Everything that is not
 # ASCII (U+2028 and U+2029 end a line in JavaScript) is escaped by json.dumps already.
 _RISKY = {character: f"\\u{ord(character):04x}" for character in "<>&"}
 
 
-def render_page(snapshots: Sequence[Snapshot], *, title: str) -> str:
+class Link(Protocol):
+    """A relation between tokens that a head could have found, such as from a pronoun to the noun it stands for."""
+
+    @property
+    def name(self) -> str:
+        """Which relation it is; the page offers one choice for each name."""
+
+    @property
+    def query(self) -> int:
+        """Position of the token that would listen."""
+
+    @property
+    def keys(self) -> Sequence[int]:
+        """Positions of the tokens it would listen to."""
+
+
+def render_page(
+    snapshots: Sequence[Snapshot],
+    *,
+    title: str,
+    links: Sequence[Link] = (),
+    labels: Sequence[Labels] = (),
+    other: Sequence[Snapshot] = (),
+) -> str:
     """Make the attention page: all heads, one head large, the text, the strongest sources, a slider over the steps.
 
     The document is complete in itself and asks for nothing: it opens from a disk, in a notebook or in
@@ -28,36 +61,97 @@ def render_page(snapshots: Sequence[Snapshot], *, title: str) -> str:
 
     Measured on synthetic heads: 0.3 MB for one snapshot of 6 x 6 heads and 128 tokens and 0.1 to 0.2 MB for each
     further one, depending on how much it changed; 3 to 4.2 MB for 12 x 12 heads and 256 tokens. It grows with
-    n_layer * n_head * T**2.
+    n_layer * n_head * T**2. Scores keep four digits, probabilities three, lengths of values the 1.9 % of
+    `packing.LENGTH_ERROR`.
 
     Args:
         snapshots: one or more, of the same tokens and the same shape; they are shown in the order of their steps.
+            What only some of them know (a score, next tokens) is shown where it is known; weights can be multiplied
+            with the lengths of the values only if all snapshots have them, those of `other` too.
         title: plain text, shown as the heading.
+        links: relations between the tokens, to be marked in the map and in the text.
+        labels: what each head is called, for each snapshot in the order given; or none at all.
+        other: snapshots of a second run or checkpoint, of the same tokens and shape. The page then shows either or
+            the difference, at the nearest steps.
 
     Returns:
         The document as ASCII text.
 
     Raises:
-        ValueError: there is no snapshot, or tokens or shapes differ.
+        ValueError: there is no snapshot, tokens or shapes differ, or links or labels do not fit them.
     """
-    frames = sorted(snapshots, key=lambda snapshot: snapshot.step)
-    _check_alike(frames)
+    order = sorted(range(len(snapshots)), key=lambda i: snapshots[i].step)
+    runs = [[snapshots[i] for i in order], sorted(other, key=lambda snapshot: snapshot.step)]
+    frames = [frame for run in runs for frame in run]
+    _check_alike(frames if snapshots else [])
+    _check_links(links, len(frames[0].tokens))
+    _check_labels(labels, snapshots)
     n_layer, n_head, n_tokens, _ = frames[0].weights.shape
+    names = list(dict.fromkeys(name for frame in frames for name in frame.scores))
+    with_norms = all(frame.value_norms is not None for frame in frames)
+    texts: dict[str, int] = {}
     data = {
-        "steps": [frame.step for frame in frames],
         "tokens": frames[0].tokens,
         "n_layer": n_layer,
         "n_head": n_head,
         "n_tokens": n_tokens,
         "colours": base64.b64encode(COLOURS.tobytes()).decode("ascii"),
-        "levels": packing.encode_frames([packing.pack(frame.weights) for frame in frames]),
+        "score_names": names,
+        "labels": [[name for layer in labels[i] for name in layer] for i in order] if labels else None,
+        "links": _by_name(links),
+        "runs": [_run_data(run, names, texts, with_norms) for run in runs if run],
+        "texts": list(texts),  # after the runs, which fill it
     }
-    template = resources.files("minigpt.inspection").joinpath("page.html").read_text(encoding="utf-8")
-    parts = {"policy": _policy(template), "title": html.escape(title), "data": _json_for_html(data)}
+    files = resources.files("minigpt.inspection")
+    template, style, script = (
+        files.joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
+    )
+    parts = {
+        "policy": _policy(script=script, style=style),
+        "style": style,
+        "script": script,
+        "title": html.escape(title),
+        "data": _json_for_html(data),
+    }
     # one pass over the template, so that a title or a token that reads like a placeholder is left alone
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
     # The script must stay byte for byte what was hashed, and it is ASCII: only text outside of it is rewritten here.
     return page.encode("ascii", "xmlcharrefreplace").decode("ascii")
+
+
+def _run_data(
+    frames: Sequence[Snapshot], names: Sequence[str], texts: dict[str, int], with_norms: bool
+) -> dict[str, object]:
+    """What page.js reads of one run; `texts` collects each text of a next token once, with its number."""
+    norms = [packing.compand_lengths(frame.value_norms) for frame in frames if frame.value_norms is not None]
+    return {
+        "steps": [frame.step for frame in frames],
+        "levels": packing.encode_frames([packing.pack(frame.weights) for frame in frames]),
+        "norms": packing.encode_frames(norms) if with_norms else None,
+        "scores": [[_short_numbers(frame.scores[n]) if n in frame.scores else None for n in names] for frame in frames],
+        "next": [[_next_data(ranking, texts) for ranking in frame.next_tokens] for frame in frames],
+    }
+
+
+def _short_numbers(scores: npt.NDArray[np.float32]) -> list[float | None]:
+    """Four digits each, and null for NaN, which JSON does not have."""
+    return [None if np.isnan(score) else float(f"{score:.4g}") for score in scores.ravel()]
+
+
+def _next_data(ranking: Sequence[tuple[str, float]], texts: dict[str, int]) -> list[float]:
+    """Number of the text, probability, number of the text, probability, ..."""
+    return [
+        number
+        for text, share in ranking[:_NEXT_TOKENS]
+        for number in (texts.setdefault(text, len(texts)), float(f"{share:.3g}"))
+    ]
+
+
+def _by_name(links: Sequence[Link]) -> list[tuple[str, list[tuple[int, int]]]]:
+    pairs: dict[str, list[tuple[int, int]]] = {}
+    for link in links:
+        pairs.setdefault(link.name, []).extend((int(link.query), int(key)) for key in link.keys)
+    return list(pairs.items())
 
 
 def _check_alike(frames: Sequence[Snapshot]) -> None:
@@ -76,17 +170,36 @@ def _check_alike(frames: Sequence[Snapshot]) -> None:
             )
 
 
+def _check_links(links: Sequence[Link], n_tokens: int) -> None:
+    for link in links:
+        if not all(0 <= position < n_tokens for position in (link.query, *link.keys)):
+            raise ValueError(
+                f"link {link.name!r} must be between positions 0 and {n_tokens - 1}, "
+                f"got query {link.query} and keys {list(link.keys)}"
+            )
+
+
+def _check_labels(labels: Sequence[Labels], snapshots: Sequence[Snapshot]) -> None:
+    if labels and len(labels) != len(snapshots):
+        raise ValueError(f"labels must be given for each of the {len(snapshots)} snapshots or none, got {len(labels)}")
+    n_layer, n_head = snapshots[0].weights.shape[:2]
+    for grid in labels:
+        if len(grid) != n_layer or any(len(layer) != n_head for layer in grid):
+            raise ValueError(
+                f"labels must be {n_layer} layers of {n_head} heads, got {[len(layer) for layer in grid]} heads"
+            )
+
+
 def _json_for_html(data: object) -> str:
     """JSON that may stand inside a <script type="application/json"> element, whatever its strings hold."""
-    text = json.dumps(data, separators=(",", ":"))
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return re.sub("[<>&]", lambda match: _RISKY[match[0]], text)
 
 
-def _policy(template: str) -> str:
+def _policy(**texts: str) -> str:
     """Content-Security-Policy: nothing at all, but the one script and the one style of the template."""
     rules = ["default-src 'none'", "base-uri 'none'", "form-action 'none'"]
-    for element in ("script", "style"):
-        (text,) = re.findall(f"<{element}>(.*?)</{element}>", template, re.DOTALL)
+    for element, text in texts.items():
         digest = base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
         rules.append(f"{element}-src 'sha256-{digest}'")
     return "; ".join(rules)

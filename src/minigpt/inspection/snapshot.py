@@ -1,4 +1,4 @@
-"""One step's attention weights and the text they belong to -> a small .npz file, and back."""
+"""One step's attention weights, their text and what is known of the heads -> a small .npz file, and back."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ import json
 import os
 import zipfile
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from minigpt.files import write_atomically
 from minigpt.inspection import packing
 from minigpt.inspection.packing import Weights
 
-_FORMAT = 1
+NextTokens = tuple[tuple[tuple[str, float], ...], ...]
+"""For each of the T tokens: (text, probability) of what the model expects after it, best first."""
+
+# Format 1 had step, tokens and weights only.
+_FORMATS = (1, 2)
 # Weights that come from a bfloat16 model are rounded to three digits, and a long row adds the rounding up.
 _SUM_TOLERANCE = 0.02
 
@@ -34,6 +41,14 @@ class Snapshot:
     """Decoded text of each of the T probe tokens. It comes from a data set, so whoever shows it must escape it."""
     weights: Weights
     """(n_layer, n_head, T, T) float32 from query (row) to key (column): zero above the diagonal, rows sum to 1."""
+    scores: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    """What is known of each head, by name: (n_layer, n_head), NaN where it is not known. "ablation" is the change of
+    the loss in nats per token when the head is taken out."""
+    value_norms: npt.NDArray[np.float32] | None = None
+    """(n_layer, n_head, T): length of each key's value after the head's part of the output projection, 0 or more."""
+    next_tokens: NextTokens = ()
+    """For each token what the model expects next, best first, or nothing at all. The texts are as untrusted as
+    `tokens`."""
 
     def __post_init__(self) -> None:
         # frozen forbids plain assignment; what follows only gives each field its exact type
@@ -45,28 +60,39 @@ class Snapshot:
         if not self.tokens or not all(isinstance(token, str) for token in self.tokens):
             raise ValueError("tokens must be the texts (str) of at least one token; decode token ids first")
         _check_weights(self.weights, len(self.tokens))
+        n_layer, n_head, T, _ = self.weights.shape
+        object.__setattr__(self, "scores", _checked_scores(self.scores, (n_layer, n_head)))
+        object.__setattr__(self, "value_norms", _checked_norms(self.value_norms, (n_layer, n_head, T)))
+        object.__setattr__(self, "next_tokens", _checked_next_tokens(self.next_tokens, T))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the snapshot as a compressed .npz of bytes; a weight keeps to within 0.0039.
+        """Write the snapshot as a compressed .npz; a weight keeps to within 0.0039, everything else exactly.
 
         The file appears whole or not at all, see `write_atomically`. Missing folders are made.
 
         Raises:
             UserError: the file cannot be written.
         """
-        # JSON rather than an array of strings: numpy drops trailing NUL characters, and a token may be one
-        tokens = np.frombuffer(json.dumps(self.tokens).encode("ascii"), dtype=np.uint8)
-        levels = packing.pack(self.weights)
+        arrays: dict[str, Any] = {
+            "tokens": _text_array(self.tokens),
+            "levels": packing.pack(self.weights),
+            "score_names": _text_array(list(self.scores)),
+            "next_tokens": _text_array(self.next_tokens),
+        }
+        if self.scores:
+            arrays["scores"] = np.stack(list(self.scores.values()))
+        if self.value_norms is not None:
+            arrays["value_norms"] = self.value_norms
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:  # a file, not a name: numpy would append .npz to the name
-                np.savez_compressed(file, format=_FORMAT, step=self.step, tokens=tokens, levels=levels)
+                np.savez_compressed(file, format=_FORMATS[-1], step=self.step, **arrays)
 
         write_atomically(Path(path), write)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Snapshot:
-        """Read what `save` wrote. Each weight is within 0.0039 of the one that was saved.
+        """Read what `save` wrote, now or before snapshots had scores. A weight is within 0.0039 of the saved one.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -74,11 +100,18 @@ class Snapshot:
         """
         try:
             with np.load(path, allow_pickle=False) as stored:
-                if int(stored["format"]) != _FORMAT:
-                    raise ValueError(f"its format is {int(stored['format'])}, this version reads {_FORMAT}")
-                tokens = tuple(json.loads(stored["tokens"].tobytes()))
-                weights = packing.unpack(stored["levels"], len(tokens))
-                return cls(step=int(stored["step"]), tokens=tokens, weights=weights)
+                if int(stored["format"]) not in _FORMATS:
+                    raise ValueError(f"its format is {int(stored['format'])}, this version reads 1 and 2")
+                tokens = tuple(_text_of(stored["tokens"]))
+                names = _text_of(stored["score_names"]) if "score_names" in stored else []
+                return cls(
+                    step=int(stored["step"]),
+                    tokens=tokens,
+                    weights=packing.unpack(stored["levels"], len(tokens)),
+                    scores=dict(zip(names, stored["scores"], strict=True)) if names else {},
+                    value_norms=stored.get("value_norms"),
+                    next_tokens=_text_of(stored["next_tokens"]) if "next_tokens" in stored else (),
+                )
         except (
             ValueError,
             TypeError,
@@ -89,6 +122,15 @@ class Snapshot:
             zlib.error,
         ) as error:
             raise ValueError(f"{os.fspath(path)} is not a snapshot that can be read: {error}") from error
+
+
+# JSON rather than an array of strings: numpy drops trailing NUL characters, and a token may be one.
+def _text_array(value: object) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(json.dumps(value).encode("ascii"), dtype=np.uint8)
+
+
+def _text_of(array: npt.NDArray[np.uint8]) -> Any:
+    return json.loads(array.tobytes())
 
 
 def _check_weights(weights: Weights, n_tokens: int) -> None:
@@ -110,3 +152,39 @@ def _check_weights(weights: Weights, n_tokens: int) -> None:
     if np.abs(sums - 1).max() > _SUM_TOLERANCE + packing.row_sum_error(n_tokens):
         extremes = f"{sums.min():.4g} to {sums.max():.4g}"
         raise ValueError(f"each row of weights must sum to 1, got sums from {extremes}")
+
+
+def _checked_scores(scores: Mapping[str, Any], shape: tuple[int, int]) -> dict[str, npt.NDArray[np.float32]]:
+    if not all(isinstance(name, str) and name for name in scores):
+        raise ValueError("the names of scores must be text (str) of at least one character")
+    checked = {name: np.ascontiguousarray(values, dtype=np.float32) for name, values in scores.items()}
+    for name, values in checked.items():
+        if values.shape != shape:
+            raise ValueError(f"scores[{name!r}] must have shape (n_layer, n_head) = {shape}, got {values.shape}")
+        if np.isinf(values).any():
+            raise ValueError(f"scores[{name!r}] must be finite numbers, or NaN where there is none, got infinity")
+    return checked
+
+
+def _checked_norms(norms: Any, shape: tuple[int, int, int]) -> npt.NDArray[np.float32] | None:
+    if norms is None:
+        return None
+    checked = np.ascontiguousarray(norms, dtype=np.float32)
+    if checked.shape != shape:
+        raise ValueError(f"value_norms must have shape (n_layer, n_head, T) = {shape}, got {checked.shape}")
+    if not np.isfinite(checked).all() or checked.min() < 0:
+        raise ValueError("value_norms must be finite and 0 or more: they are lengths")
+    return checked
+
+
+def _checked_next_tokens(next_tokens: Sequence[Sequence[Sequence[Any]]], n_tokens: int) -> NextTokens:
+    if next_tokens and len(next_tokens) != n_tokens:
+        raise ValueError(f"next_tokens must have one entry for each of the {n_tokens} tokens, got {len(next_tokens)}")
+    checked = tuple(tuple((text, float(share)) for text, share in ranking) for ranking in next_tokens)
+    for i, ranking in enumerate(checked):
+        shares = [share for _, share in ranking]
+        if not all(isinstance(text, str) for text, _ in ranking):
+            raise ValueError(f"next_tokens[{i}] must hold the texts (str) of tokens; decode token ids first")
+        if not all(0 <= share <= 1 for share in shares) or shares != sorted(shares, reverse=True):
+            raise ValueError(f"next_tokens[{i}] must hold probabilities from 0 to 1, best first, got {shares}")
+    return checked
