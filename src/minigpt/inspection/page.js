@@ -3,14 +3,16 @@
 const $ = (id) => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
 const { tokens, n_layer: L, n_head: H, n_tokens: T } = data;
-const [A] = data.runs, { steps } = A;
+const [A] = data.runs, { steps } = A, names = data.score_names;
 const TRIANGLE = T * (T + 1) / 2;         // levels of one head: row i has i + 1 of them and starts at i * (i + 1) / 2
 const LISTED = 8;                         // tokens in each ranked list
 const FRAME_MS = 700;                     // pause between two steps while playing
 const ARROWS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
-const state = { frame: steps.length - 1, layer: 0, head: 0, token: T - 1, direction: "from", scale: "sqrt", hide: false };
+const state = { frame: steps.length - 1, layer: 0, head: 0, token: T - 1, direction: "from", scale: "sqrt", hide: false,
+  score: names.length ? 0 : -1, order: "place", minimum: 0 };     // score: place in names; minimum: percent of its range
 let levels;                               // Uint8Array of all frames, after decoding
 let hover = null;                         // [query, key] under the pointer
+let pointed = -1;                         // head whose curve is under the pointer
 let timer = 0;
 
 // ---- the numbers -------------------------------------------------------------------------------------------------
@@ -82,9 +84,10 @@ function paint(canvas, layer, head, cssPixels) {
 const thumbs = [];
 
 function drawGrid() {
+  arrange();
   $("grid").classList.toggle("compact", $("grid").clientWidth / H < 56);
-  const size = thumbs[0].clientWidth;
-  thumbs.forEach((thumb, i) => paint(thumb.firstChild, Math.floor(i / H), i % H, size));
+  const size = Math.max(...thumbs.map((thumb) => thumb.clientWidth));     // one that is left out has no width
+  thumbs.forEach((thumb, i) => { if (!thumb.hidden) paint(thumb.firstChild, Math.floor(i / H), i % H, size); });
 }
 
 function drawBar() {
@@ -107,8 +110,8 @@ function make(tag, properties = {}, attributes = {}) {
 }
 
 // Line breaks and tabs become visible; so do other control characters, as the pictures Unicode has for them.
-const visible = (text) => text.replace(/\n/g, "\u21b5").replace(/\t/g, "\u2192")
-  .replace(/[\u0000-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0))) || "\u2205";
+const visible = (text, ifEmpty = "\u2205") => text.replace(/\n/g, "\u21b5").replace(/\t/g, "\u2192")
+  .replace(/[\u0000-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0))) || ifEmpty;
 const inText = (text) => text.split("\n").map((part) => part && visible(part)).join("\u21b5\n") || "\u2205";
 const quoted = (i) => `\u201c${visible(tokens[i])}\u201d`;
 const short = (weight) => (weight > 0 && weight < 0.001 ? "<0.001" : weight.toFixed(3));
@@ -190,26 +193,193 @@ function place(mark, [row, column, rows, columns]) {
   [style.top, style.left, style.height, style.width] = [row, column, rows, columns].map((x) => `${100 * x / T}%`);
 }
 
+// ---- the scores: what is known of each head beside its map -----------------------------------------------------------
+
+const nameOf = (i) => `layer ${Math.floor(i / H)}, head ${i % H}`;
+const words = (name) => visible(name.replaceAll("_", " "));
+const selected = () => state.layer * H + state.head;
+const labelOf = (i) => data.labels?.[state.frame][i] ?? "";
+
+// The score of a head at a step, or null where it is not known.
+const scoreAt = (frame, score, i) => A.scores[frame][score]?.[i] ?? null;
+const current = (i) => scoreAt(state.frame, state.score, i);
+
+function number(x, signed = false) {
+  if (x === null) return "\u2013";
+  const size = Math.abs(x), plus = signed && x > 0 ? "+" : "";
+  return plus + (size > 0 && size < 0.001 ? x.toExponential(1) : x.toFixed(size >= 100 ? 0 : size >= 1 ? 2 : 3));
+}
+
+const isChange = (score) => names[score] === "ablation";
+const shownScore = (x, score) => number(x, isChange(score));
+
+// Smallest and largest value of the chosen score, of all heads at all steps: one range for the slider and the curves.
+function range() {
+  let low = Infinity, high = -Infinity;
+  steps.forEach((_, frame) => thumbs.forEach((_, i) => {
+    const value = scoreAt(frame, state.score, i);
+    if (value !== null) { low = Math.min(low, value); high = Math.max(high, value); }
+  }));
+  return low <= high ? [low, high] : [0, 0];
+}
+
+// Written so that at 100 percent it is the largest value itself, whatever the rounding.
+function least() {
+  const [low, high] = range();
+  return state.score < 0 || state.minimum === 0 ? null : high - (high - low) * (1 - state.minimum / 100);
+}
+
+const isRanked = () => state.score >= 0 && state.order !== "place";
+
+// Heads as they stand in the grid, without those that are left out of a ranking.
+function inOrder() {
+  const heads = thumbs.map((_, i) => i);
+  if (!isRanked()) return heads;
+  const sign = state.order === "high" ? -1 : 1;
+  return heads.filter((i) => !thumbs[i].hidden).sort((a, b) =>
+    (current(a) === null) - (current(b) === null) || sign * (current(a) - current(b)) || a - b);
+}
+
+// Writes score and label on each small map, dims or hides those below the minimum, and puts the maps in order.
+function arrange() {
+  const ranked = isRanked(), minimum = least();
+  $("grid").classList.toggle("ranked", ranked);
+  thumbs.forEach((thumb, i) => {
+    const value = current(i), low = minimum !== null && !(value !== null && value >= minimum);
+    const shown = state.score < 0 ? "" : shownScore(value, state.score);
+    thumb.classList.toggle("low", low);
+    thumb.hidden = low && ranked;
+    thumb.querySelector(".value").textContent = shown;
+    thumb.querySelector(".kind").textContent = visible(labelOf(i), "");
+    const said = [nameOf(i), shown && `${words(names[state.score])} ${shown}`, visible(labelOf(i), ""), low && "below the minimum"];
+    thumb.setAttribute("aria-label", said.filter(Boolean).join(", "));
+    thumb.title = thumb.getAttribute("aria-label");
+    thumb.style.gridArea = "";
+  });
+  if (ranked) inOrder().forEach((i, place) => { thumbs[i].style.gridArea = `${2 + Math.floor(place / H)} / ${2 + place % H}`; });
+  $("order").disabled = $("minimum").disabled = state.score < 0;
+  $("minimum").value = state.minimum;
+  $("minimum-value").textContent = minimum === null ? "any" : shownScore(minimum, state.score);
+}
+
+function drawScores() {
+  const i = selected(), loss = names.indexOf("ablation"), change = scoreAt(state.frame, loss, i);
+  $("head-scores").replaceChildren(...names.map((name, score) => {
+    const item = make("span");
+    item.append(make("bdi", { textContent: words(name) }), " ",
+      make("b", { textContent: shownScore(scoreAt(state.frame, score, i), score) }), " ");
+    return item;
+  }));
+  $("readout-label").textContent = visible(labelOf(i), "");
+  $("readout-ablation").hidden = change === null;
+  $("readout-loss").textContent = number(change, true);
+  drawCurve();
+}
+
+// ---- the curves of the chosen score over the training steps ------------------------------------------------------------
+
+const EDGE = 7, LEFT = 40;                // pixels between the chart's border and its lines; the range stands at the left
+
+// Where a step and a score lie on the chart, in CSS pixels.
+function chart() {
+  const { clientWidth: width, clientHeight: height } = $("curve"), [low, high] = range();
+  const first = steps[0], span = steps[steps.length - 1] - first || 1;
+  return {
+    width, height, low, high,
+    x: (frame) => LEFT + (width - LEFT - EDGE) * (steps[frame] - first) / span,
+    y: (value) => height - EDGE - (height - 2 * EDGE) * (high > low ? (value - low) / (high - low) : 0.5),
+  };
+}
+
+function drawCurve() {
+  $("curves").hidden = state.score < 0 || steps.length === 1;
+  if ($("curves").hidden) return;
+  const { width, height, low, high, x, y } = chart(), canvas = $("curve"), context = canvas.getContext("2d");
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name);
+  canvas.width = Math.round(width * devicePixelRatio);
+  canvas.height = Math.round(height * devicePixelRatio);
+  context.scale(devicePixelRatio, devicePixelRatio);
+  const stroke = (name, thickness, opacity, dashes, path) => {
+    Object.assign(context, { strokeStyle: colour(name), lineWidth: thickness, globalAlpha: opacity, lineJoin: "round" });
+    context.setLineDash(dashes);
+    context.beginPath();
+    path();
+    context.stroke();
+  };
+  const line = (i) => () => {
+    let drawing = false;                                  // a step without the score is a gap
+    steps.forEach((_, frame) => {
+      const value = scoreAt(frame, state.score, i);
+      if (value !== null) context[drawing ? "lineTo" : "moveTo"](x(frame), y(value));
+      drawing = value !== null;
+    });
+  };
+  const straight = (x0, y0, x1, y1) => () => { context.moveTo(x0, y0); context.lineTo(x1, y1); };
+  if (low < 0 && high > 0) stroke("--line", 1, 1, [], straight(LEFT, y(0), width, y(0)));
+  stroke("--muted", 1, 0.8, [2, 3], straight(x(state.frame), 0, x(state.frame), height));
+  thumbs.forEach((thumb, i) => stroke("--muted", 1, thumb.classList.contains("low") ? 0.15 : 0.55, [], line(i)));
+  if (pointed >= 0) stroke("--ink", 2, 1, [5, 3], line(pointed));
+  stroke("--accent", 2.5, 1, [], line(selected()));
+  const value = current(selected());
+  if (value !== null) stroke("--accent", 2.5, 1, [], () => context.arc(x(state.frame), y(value), 3, 0, 2 * Math.PI));
+  tellCurve(low, high);
+}
+
+function tellCurve(low, high) {
+  const i = pointed >= 0 ? pointed : selected(), frame = pointed >= 0 ? pointedFrame : state.frame;
+  $("curve-title").textContent = `${words(names[state.score])} of every head, over the steps`;
+  $("curve-low").textContent = shownScore(low, state.score);
+  $("curve-high").textContent = shownScore(high, state.score);
+  $("curve-first").textContent = `step ${steps[0]}`;
+  $("curve-last").textContent = steps[steps.length - 1];
+  $("curve-note").textContent = `${nameOf(i)}: ${shownScore(scoreAt(frame, state.score, i), state.score)} at step ${steps[frame]}`;
+  const values = steps.map((step, k) => `${shownScore(scoreAt(k, state.score, selected()), state.score)} at step ${step}`);
+  $("curve").setAttribute("aria-label", `${words(names[state.score])} of ${nameOf(selected())}: ${values.join(", ")}`);
+}
+
+let pointedFrame = 0;                     // step nearest to the pointer
+
+// Finds the curve nearest to the pointer, above or below it; of equal ones the selected head's.
+function pointCurve(event) {
+  const box = $("curve").getBoundingClientRect(), { x, y } = chart();
+  const across = event.clientX - box.left, down = event.clientY - box.top;
+  const frames = steps.map((_, frame) => frame);
+  pointedFrame = frames.reduce((a, b) => (Math.abs(x(b) - across) < Math.abs(x(a) - across) ? b : a));
+  const before = Math.max(0, frames.findLastIndex((frame) => x(frame) <= across)), after = Math.min(before + 1, steps.length - 1);
+  const share = clamp((across - x(before)) / (x(after) - x(before) || 1), 0, 1);
+  let best = Infinity;
+  pointed = -1;
+  for (const i of [selected(), ...thumbs.keys()]) {
+    const left = scoreAt(before, state.score, i), right = scoreAt(after, state.score, i);
+    if (left === null && right === null) continue;
+    const distance = Math.abs(y(left ?? right) * (1 - share) + y(right ?? left) * share - down);
+    if (distance < best - 1e-9) [best, pointed] = [distance, i];
+  }
+  drawCurve();
+}
+
 // ---- what happens when ---------------------------------------------------------------------------------------------
 
 // For whoever reads the page with a program: what is selected stands in data attributes of the root element.
 function describe() {
-  const { layer, head, token, direction, scale, hide, frame } = state;
-  Object.assign(document.documentElement.dataset, { layer, head, token, direction, scale, hide, frame, step: steps[frame] });
+  const { layer, head, token, direction, scale, hide, frame, order } = state;
+  Object.assign(document.documentElement.dataset, { layer, head, token, direction, scale, hide, frame, step: steps[frame],
+    score: names[state.score] ?? "", order, minimum: least() ?? "" });
 }
 
 function drawHead() {
   const { layer, head } = state;
   paint($("large"), layer, head, $("large").clientWidth);
   $("large").setAttribute("aria-label", `attention weights of layer ${layer}, head ${head}, step ${steps[state.frame]}`);
+  const order = inOrder(), stop = order.includes(selected()) ? selected() : order[0];
   thumbs.forEach((thumb, i) => {
-    const selected = i === layer * H + head;
-    thumb.setAttribute("aria-pressed", selected);
-    thumb.tabIndex = selected ? 0 : -1;               // Tab passes the grid in one stop, arrows move inside it
+    thumb.setAttribute("aria-pressed", i === selected());
+    thumb.tabIndex = i === stop ? 0 : -1;             // Tab passes the grid in one stop, arrows move inside it
   });
   drawText();
   drawRanking();
   drawReadout();
+  drawScores();
   describe();
 }
 
@@ -224,7 +394,17 @@ function drawAll() {
 
 function set(changes) {
   Object.assign(state, changes);
-  if ("frame" in changes || "scale" in changes || "hide" in changes) drawAll(); else drawHead();
+  const ofOneHead = ["layer", "head", "token", "direction"];
+  if (Object.keys(changes).every((name) => ofOneHead.includes(name))) drawHead(); else drawAll();
+}
+
+const choose = (i) => set({ layer: Math.floor(i / H), head: i % H });
+
+// Arrows follow what is seen: the layers and heads, or the ranking, which is H wide too.
+function move([rows, columns]) {
+  if (!isRanked()) return set({ layer: clamp(state.layer + rows, 0, L - 1), head: clamp(state.head + columns, 0, H - 1) });
+  const order = inOrder(), place = order.indexOf(selected()), next = place < 0 ? 0 : place + rows * H + columns;
+  if (next in order) choose(order[next]);
 }
 
 const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
@@ -250,8 +430,8 @@ function onKey(event) {
   const arrow = ARROWS[event.key];
   if (arrow) {
     if (event.altKey || event.shiftKey || event.target.closest("input, select")) return;    // those have their own arrows
-    set({ layer: clamp(state.layer + arrow[0], 0, L - 1), head: clamp(state.head + arrow[1], 0, H - 1) });
-    if (document.activeElement.classList.contains("thumb")) thumbs[state.layer * H + state.head].focus();
+    move(arrow);
+    if (document.activeElement.classList.contains("thumb")) thumbs[selected()].focus();
   } else if (event.key === "," || event.key === ".") toFrame(state.frame + (event.key === "." ? 1 : -1));
   else if (event.key === "[" || event.key === "]") {
     set({ token: clamp(state.token + (event.key === "]" ? 1 : -1), 0, T - 1) });
@@ -273,12 +453,12 @@ function point(pair) {
 }
 
 function build() {
-  const grid = $("grid"), corner = make("div", { className: "corner" });
+  const grid = $("grid"), corner = make("div", { className: "heading corner" });
   grid.style.gridTemplateColumns = `auto repeat(${H}, minmax(0, max(30px, min(200px, (100vh - 140px) / ${L}))))`;   // deep models: smaller, not longer
   corner.append("head \u2192", make("br"), "layer \u2193");
   grid.append(corner);
   const heading = (word, i) => {
-    const element = make("div");
+    const element = make("div", { className: "heading" });
     element.append(make("span", { className: "word", textContent: `${word} ` }), `${i}`);
     return element;
   };
@@ -286,13 +466,18 @@ function build() {
   for (let l = 0; l < L; l++) {
     grid.append(heading("layer", l));
     for (let h = 0; h < H; h++) {
-      const thumb = make("button", { type: "button", className: "thumb" }, { "aria-label": `layer ${l}, head ${h}` });
-      thumb.append(make("canvas"), make("span", { textContent: `${l}.${h}` }));
+      const thumb = make("button", { type: "button", className: "thumb" }), tag = make("span", { className: "tag" });
+      tag.append(make("span", { className: "name", textContent: `${l}.${h}` }), make("span", { className: "value" }),
+        make("bdi", { className: "kind" }));
+      thumb.append(make("canvas"), tag);
       thumb.addEventListener("click", () => set({ layer: l, head: h }));
       thumbs.push(thumb);
       grid.append(thumb);
     }
   }
+  names.forEach((name, score) => $("score").append(make("option", { value: score, textContent: words(name) })));
+  $("score").value = state.score;
+  $("ranking").hidden = $("head-scores").hidden = names.length === 0;
   tokens.forEach((text, i) => {
     spans.push(make("span", { textContent: inText(text) }, { role: "button", "data-token": i, "aria-label": `${i}: ${visible(text)}` }));
   });
@@ -321,6 +506,16 @@ function listen() {
   $("play").addEventListener("click", () => play(!timer));
   $("scale").addEventListener("change", () => set({ scale: $("scale").value }));
   $("hide").addEventListener("change", () => set({ hide: $("hide").checked }));
+  $("score").addEventListener("change", () => set({ score: Number($("score").value), minimum: 0 }));
+  $("order").addEventListener("change", () => set({ order: $("order").value }));
+  $("minimum").addEventListener("input", () => set({ minimum: Number($("minimum").value) }));
+  $("curve").addEventListener("pointermove", pointCurve);
+  $("curve").addEventListener("pointerleave", () => { pointed = -1; drawCurve(); });
+  $("curve").addEventListener("click", (event) => {
+    pointCurve(event);
+    if (pointed >= 0) choose(pointed);
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawCurve);
   for (const radio of document.getElementsByName("direction")) {
     radio.addEventListener("change", () => set({ direction: radio.value }));
   }
