@@ -1,4 +1,4 @@
-"""A level from 0 to 255 -> a colour: the one colour map of the attention page and of the attention picture."""
+"""A level from 0 to 255 -> a colour: the colour maps of the attention page and of the attention picture."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ import numpy.typing as npt
 # https://bids.github.io/colormap): its lightness only ever rises, so it reads the same in grey and without
 # colour vision.
 _STOPS = "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725"
+# For differences: dark blue, grey in the middle, bright yellow. Its lightness only ever rises too, so that more and
+# less can be told apart without colour vision; where both ends are dark, as is common, they cannot.
+_DIFFERENCE_STOPS = "081d58 2c4f94 858585 dcae4e fff2ab"
 
 
-def _table() -> npt.NDArray[np.uint8]:
-    stops = np.array([list(bytes.fromhex(stop)) for stop in _STOPS.split()], dtype=np.float64)
+def _table(names: str) -> npt.NDArray[np.uint8]:
+    stops = np.array([list(bytes.fromhex(stop)) for stop in names.split()], dtype=np.float64)
     at = np.linspace(0, len(stops) - 1, 256)
     channels = [np.interp(at, np.arange(len(stops)), stops[:, channel]) for channel in range(3)]
     return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
 
 
-COLOURS: npt.NDArray[np.uint8] = _table()
+COLOURS: npt.NDArray[np.uint8] = _table(_STOPS)
 """(256, 3) RGB; row 0 is no attention, row 255 is all of it."""
+
+DIFFERENCE_COLOURS: npt.NDArray[np.uint8] = _table(_DIFFERENCE_STOPS)
+"""(256, 3) RGB; row 128 is no difference, row 1 is minus one, row 255 is one."""

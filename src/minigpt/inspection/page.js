@@ -3,14 +3,16 @@
 const $ = (id) => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
 const { tokens, n_layer: L, n_head: H, n_tokens: T } = data;
-const [A] = data.runs, { steps } = A, names = data.score_names;
+const [A, B] = data.runs, { steps } = A, names = data.score_names;
 const TRIANGLE = T * (T + 1) / 2;         // levels of one head: row i has i + 1 of them and starts at i * (i + 1) / 2
+const SIZE = L * H * TRIANGLE;            // levels of one step
 const LISTED = 8;                         // tokens in each ranked list
 const FRAME_MS = 700;                     // pause between two steps while playing
 const ARROWS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 const state = { frame: steps.length - 1, layer: 0, head: 0, token: T - 1, direction: "from", scale: "sqrt", hide: false,
-  score: names.length ? 0 : -1, order: "place", minimum: 0 };     // score: place in names; minimum: percent of its range
-let levels;                               // Uint8Array of all frames, after decoding
+  score: names.length ? 0 : -1, order: "place", minimum: 0,       // score: place in names; minimum: percent of its range
+  values: false, view: "a" };             // view: run A, run B or "diff"
+let shown;                                // what the maps show, see look()
 let hover = null;                         // [query, key] under the pointer
 let pointed = -1;                         // head whose curve is under the pointer
 let timer = 0;
@@ -25,18 +27,66 @@ function bytesOf(base64) {
 }
 
 // Undoes encode_frames of packing.py: base64, raw deflate, then each frame is a difference from the one before.
-async function decode() {
-  const stream = new Blob([bytesOf(A.levels)]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
+async function framesOf(base64, size) {
+  const stream = new Blob([bytesOf(base64)]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
   const all = new Uint8Array(await new Response(stream).arrayBuffer());
-  const size = L * H * TRIANGLE;
   for (let i = size; i < all.length; i++) all[i] += all[i - size];    // a Uint8Array wraps at 256, as it must
   return all;
 }
 
-const start = (layer, head) => ((state.frame * L + layer) * H + head) * TRIANGLE;
-const levelAt = (layer, head, query, key) => levels[start(layer, head) + query * (query + 1) / 2 + key];
-const WEIGHT = Float64Array.from({ length: 256 }, (_, q) => (q / 255) ** 2);
-const weightAt = (layer, head, query, key) => WEIGHT[levelAt(layer, head, query, key)];
+async function decode() {
+  for (const run of data.runs) {
+    run.levels = await framesOf(run.levels, SIZE);
+    if (run.norms) run.norms = await framesOf(run.norms, L * H * T);
+    // for each step of the slider, which are those of A, the place of the nearest step of this run
+    run.nearest = steps.map((step) => run.steps.reduce((best, other, i) =>
+      (Math.abs(other - step) < Math.abs(run.steps[best] - step) ? i : best), 0));
+  }
+}
+
+const frameOf = (run, frame = state.frame) => (run === A ? frame : run.nearest[frame]);
+const WEIGHT = Float64Array.from({ length: 256 }, (_, q) => (q / 255) ** 2);                       // expand of packing.py
+const LENGTH = Float64Array.from({ length: 256 }, (_, q) => q && 1e-4 ** ((255 - q) / 254));       // expand_lengths
+
+// One run's weights at the current step: the levels to paint, and what turns the place of a level into its weight.
+function weigh(run) {
+  const frame = frameOf(run), levels = run.levels.subarray(frame * SIZE, (frame + 1) * SIZE);
+  if (!state.values) return { levels, at: (i) => WEIGHT[levels[i]] };
+  const weights = new Float32Array(SIZE), painted = new Uint8Array(SIZE);
+  for (let head = 0, at = 0; head < L * H; head++) {
+    const lengths = (frame * L * H + head) * T;
+    for (let i = 0; i < T; at += ++i) {
+      let sum = 0;
+      for (let j = 0; j <= i; j++) sum += weights[at + j] = WEIGHT[levels[at + j]] * LENGTH[run.norms[lengths + j]];
+      for (let j = 0; j <= i; j++) {
+        weights[at + j] /= sum || 1;
+        painted[at + j] = Math.round(255 * Math.sqrt(weights[at + j]));
+      }
+    }
+  }
+  return { levels: painted, at: (i) => weights[i] };
+}
+
+// The difference of two: levels from 1 to 255 with 128 for none, again evenly spaced in the square root.
+function difference(a, b) {
+  const levels = new Uint8Array(SIZE), at = (i) => a.at(i) - b.at(i);
+  for (let i = 0; i < SIZE; i++) {
+    const change = at(i);
+    levels[i] = 128 + Math.sign(change) * Math.round(127 * Math.sqrt(Math.abs(change)));
+  }
+  return { levels, at, parts: [a, b] };
+}
+
+const isDifference = () => state.view === "diff";
+
+function look() {
+  shown = isDifference() ? difference(weigh(A), weigh(B)) : weigh(state.view === "b" ? B : A);
+}
+
+const start = (layer, head) => (layer * H + head) * TRIANGLE;
+const placeOf = (layer, head, query, key) => start(layer, head) + query * (query + 1) / 2 + key;
+const levelAt = (...cell) => shown.levels[placeOf(...cell)];
+const weightAt = (layer, head, query, key) => shown.at(placeOf(layer, head, query, key));
 
 // A scale is a table from the stored level to a colour from 0 to 255. The stored level is the square root already.
 const SCALES = {
@@ -45,39 +95,58 @@ const SCALES = {
   log: { table: (q) => 255 * Math.max(0, 1 + Math.log10(WEIGHT[q] || 1e-9) / 4), ticks: [0.0001, 0.001, 0.01, 0.1, 1] },
   row: { table: (q) => q, ticks: [0, 0.01, 0.1, 0.3, 0.6, 1] },
 };
-const TABLES = Object.fromEntries(Object.entries(SCALES).map(([name, scale]) =>
-  [name, Uint8Array.from({ length: 256 }, (_, q) => Math.round(scale.table(q)))]));
+const tablesOf = (shade) => Object.fromEntries(Object.entries(SCALES).map(([name, scale]) =>
+  [name, Uint8Array.from({ length: 256 }, (_, q) => shade(q, (level) => Math.round(scale.table(level))))]));
+const PLAIN = tablesOf((q, table) => table(q));
+// for differences: the same to both sides of 128
+const SIGNED = tablesOf((q, table) => {
+  const size = Math.min(255, Math.round(255 / 127 * Math.abs(q - 128)));      // level 0 does not occur
+  return 128 + Math.sign(q - 128) * Math.round(127 / 255 * table(size));
+});
+
+// How a level becomes a place in the colour table; `most` is the largest of its row where the scale asks for it.
+function shading() {
+  const signed = isDifference(), zero = signed ? 128 : 0, full = signed ? 127 : 255;
+  const table = (signed ? SIGNED : PLAIN)[state.scale], colours = signed ? DIFFERENCE : PALETTE;
+  const shade = (level, most) => (most === full ? table[level] : zero + Math.round(full * (level - zero) / most));
+  return { zero, full, table, colours, shade, byRow: state.scale === "row" };
+}
 
 // ---- the maps ----------------------------------------------------------------------------------------------------
 
-const colours = bytesOf(data.colours);    // 256 times red, green, blue
-const PALETTE = Uint32Array.from({ length: 256 }, (_, i) =>   // as one little-endian word: alpha, blue, green, red
-  0xff000000 | colours[3 * i + 2] << 16 | colours[3 * i + 1] << 8 | colours[3 * i]);
+// 256 times red, green, blue -> 256 little-endian words: alpha, blue, green, red
+function paletteOf(base64) {
+  const colours = bytesOf(base64);
+  return Uint32Array.from({ length: 256 }, (_, i) =>
+    0xff000000 | colours[3 * i + 2] << 16 | colours[3 * i + 1] << 8 | colours[3 * i]);
+}
+
+const PALETTE = paletteOf(data.colours), DIFFERENCE = paletteOf(data.difference);
 
 // Paints one head. Where the canvas has fewer pixels than tokens, a pixel takes the largest of its cells: an average
 // would wash out a diagonal that is one token wide.
 function paint(canvas, layer, head, cssPixels) {
   const n = Math.max(1, Math.min(T, Math.round(cssPixels * devicePixelRatio)));
-  const table = TABLES[state.scale], first = state.hide ? 1 : 0;
+  const { levels } = shown, first = state.hide ? 1 : 0, { zero, full, colours, shade, byRow } = shading();
   const shades = new Int16Array(n * n).fill(-1);              // -1: above the diagonal or hidden, stays transparent
   const pixel = Uint32Array.from({ length: T }, (_, i) => Math.floor(i * n / T));
   let at = start(layer, head);
   for (let i = 0; i < T; at += ++i) {
-    let top = 255;
-    if (state.scale === "row") {
-      top = 1;
-      for (let j = first; j <= i; j++) if (levels[at + j] > top) top = levels[at + j];
+    let most = full;
+    if (byRow) {
+      most = 1;
+      for (let j = first; j <= i; j++) most = Math.max(most, Math.abs(levels[at + j] - zero));
     }
     const row = pixel[i] * n;
     for (let j = first; j <= i; j++) {
-      const shade = top === 255 ? table[levels[at + j]] : Math.round(255 * levels[at + j] / top);
-      if (shade > shades[row + pixel[j]]) shades[row + pixel[j]] = shade;
+      const value = shade(levels[at + j], most), cell = row + pixel[j];
+      if (shades[cell] < 0 || Math.abs(value - zero) > Math.abs(shades[cell] - zero)) shades[cell] = value;
     }
   }
   canvas.width = canvas.height = n;
   const context = canvas.getContext("2d"), image = context.createImageData(n, n);
   const words = new Uint32Array(image.data.buffer);
-  for (let i = 0; i < shades.length; i++) if (shades[i] >= 0) words[i] = PALETTE[shades[i]];
+  for (let i = 0; i < shades.length; i++) if (shades[i] >= 0) words[i] = colours[shades[i]];
   context.putImageData(image, 0, 0);
 }
 
@@ -91,14 +160,19 @@ function drawGrid() {
 }
 
 function drawBar() {
-  const context = $("bar").getContext("2d"), image = context.createImageData(256, 1);
-  new Uint32Array(image.data.buffer).set(PALETTE);
+  const context = $("bar").getContext("2d"), image = context.createImageData(256, 1), { table, colours } = shading();
+  new Uint32Array(image.data.buffer).set(colours);
   context.putImageData(image, 0, 0);
-  $("ticks").replaceChildren(...SCALES[state.scale].ticks.map((weight) => {
+  const { ticks } = SCALES[state.scale], some = ticks.filter((weight, i) => weight > 0 && (ticks.length - i) % 2);
+  const levelOf = (weight) => (isDifference() ? 128 + Math.sign(weight) * Math.round(127 * Math.sqrt(Math.abs(weight)))
+    : Math.round(255 * Math.sqrt(weight)));
+  const shownTicks = isDifference() ? [...some.map((x) => -x).reverse(), 0, ...some] : ticks;
+  $("ticks").replaceChildren(...shownTicks.map((weight) => {
     const tick = make("span", { textContent: weight });
-    tick.style.left = `${TABLES[state.scale][Math.round(255 * Math.sqrt(weight))] / 2.55}%`;
+    tick.style.left = `${table[levelOf(weight)] / 2.55}%`;
     return tick;
   }));
+  $("bar-note").hidden = !isDifference();
 }
 
 // ---- the words: token text comes from a data set and reaches the page by textContent alone ----------------------------
@@ -115,6 +189,8 @@ const visible = (text, ifEmpty = "\u2205") => text.replace(/\n/g, "\u21b5").repl
 const inText = (text) => text.split("\n").map((part) => part && visible(part)).join("\u21b5\n") || "\u2205";
 const quoted = (i) => `\u201c${visible(tokens[i])}\u201d`;
 const short = (weight) => (weight > 0 && weight < 0.001 ? "<0.001" : weight.toFixed(3));
+// A weight, or the difference of two: with its sign, and never a nought with a minus.
+const told = (weight) => (isDifference() ? number(Math.abs(weight) < 0.0005 ? 0 : weight, true) : short(weight));
 
 // The tokens that can be related to the selected one, each with its level in the selected head.
 function related(weigh) {
@@ -128,27 +204,29 @@ function related(weigh) {
 const spans = [];
 
 function drawText() {
-  const { layer, head, token, direction, scale } = state;
+  const { layer, head, token, direction } = state, { zero, full, shade, byRow } = shading();
   const list = related((q, k) => levelAt(layer, head, q, k));
-  const top = scale === "row" ? Math.max(1, ...list.map(([, level]) => level)) : 255;
-  const shade = new Map(list.map(([i, level]) => [i, scale === "row" ? level / top : TABLES[scale][level] / 255]));
+  const most = byRow ? Math.max(1, ...list.map(([, level]) => Math.abs(level - zero))) : full;
+  const shades = new Map(list.map(([i, level]) => [i, (shade(level, most) - zero) / full]));
   spans.forEach((span, i) => {
-    span.style.setProperty("--share", (0.85 * (shade.get(i) ?? 0)).toFixed(3));
+    span.style.setProperty("--share", (0.85 * Math.abs(shades.get(i) ?? 0)).toFixed(3));
+    span.classList.toggle("less", shades.get(i) < 0);
     span.classList.toggle("deaf", direction === "from" ? i > token : i < token);
     span.setAttribute("aria-pressed", i === token);
     span.tabIndex = i === token ? 0 : -1;
   });
   $("text-title").replaceChildren(direction === "from" ? "What " : "Who listens to ",
-    make("bdi", { className: "label", textContent: quoted(token) }), direction === "from" ? " listens to" : "");
+    make("bdi", { className: "label", textContent: quoted(token) }),
+    (direction === "from" ? " listens to" : "") + (isDifference() ? ", A \u2212 B" : ""));
 }
 
 function fill(list, ranking) {
-  ranking.sort((a, b) => b[1] - a[1]);
+  ranking.sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
   list.replaceChildren(...ranking.slice(0, LISTED).map(([i, weight]) => {
-    const item = make("li", {}, { "data-token": i });
-    item.style.setProperty("--share", `${(100 * weight).toFixed(1)}%`);
+    const item = make("li", { className: weight < 0 ? "less" : "" }, { "data-token": i });
+    item.style.setProperty("--share", `${(100 * Math.abs(weight)).toFixed(1)}%`);
     item.append(make("bdi", { className: "label", textContent: quoted(i) }),
-      make("span", { className: "value", textContent: short(weight) }));
+      make("span", { className: "value", textContent: told(weight) }));
     item.lastChild.prepend(make("small", { textContent: `#${i} ` }));
     return item;
   }));
@@ -156,7 +234,8 @@ function fill(list, ranking) {
 
 function drawRanking() {
   const { layer, head } = state;
-  $("rank-title").textContent = state.direction === "from" ? "Strongest sources" : "Strongest listeners";
+  const what = state.direction === "from" ? "sources" : "listeners";
+  $("rank-title").textContent = isDifference() ? `Largest differences of ${what}, A \u2212 B` : `Strongest ${what}`;
   $("one-title").textContent = `layer ${layer}, head ${head}`;
   $("all-title").textContent = `mean of all ${L * H} heads`;
   fill($("one"), related((q, k) => weightAt(layer, head, q, k)));
@@ -173,7 +252,8 @@ function drawReadout() {
   let pair = hover;
   if (!pair) {
     const list = related((q, k) => levelAt(layer, head, q, k));
-    const best = list.reduce((a, b) => (b[1] > a[1] ? b : a), list[0] ?? [0, 0])[0];
+    const { zero } = shading(), size = ([, level]) => Math.abs(level - zero);
+    const best = list.reduce((a, b) => (size(b) > size(a) ? b : a), list[0] ?? [0, 0])[0];
     pair = direction === "from" ? [token, best] : [best, token];
   }
   const [query, key] = pair;
@@ -182,7 +262,11 @@ function drawReadout() {
   $("readout-column").textContent = `#${key}`;
   $("readout-query").textContent = quoted(query);
   $("readout-key").textContent = quoted(key);
-  $("readout-weight").textContent = short(weightAt(layer, head, query, key));
+  const times = state.values ? " \u00d7 value" : "", minus = isDifference() ? ", A \u2212 B" : "";
+  $("readout-means").textContent = `with weight${times}${minus}`;
+  $("readout-weight").textContent = told(weightAt(layer, head, query, key));
+  const [a, b] = (shown.parts ?? []).map((part) => short(part.at(placeOf(layer, head, query, key))));
+  $("readout-both").textContent = a ? `A ${a}, B ${b}` : "";
   place($("line-mark"), direction === "from" ? [token, 0, 1, token + 1] : [token, token, T - token, 1]);
   $("cell-mark").hidden = !hover;
   if (hover) place($("cell-mark"), [query + 0.5, key + 0.5, 1, 1]);
@@ -198,10 +282,14 @@ function place(mark, [row, column, rows, columns]) {
 const nameOf = (i) => `layer ${Math.floor(i / H)}, head ${i % H}`;
 const words = (name) => visible(name.replaceAll("_", " "));
 const selected = () => state.layer * H + state.head;
-const labelOf = (i) => data.labels?.[state.frame][i] ?? "";
+const labelOf = (i) => (state.view === "b" ? "" : data.labels?.[state.frame][i] ?? "");    // those of B are not known
 
 // The score of a head at a step, or null where it is not known.
-const scoreAt = (frame, score, i) => A.scores[frame][score]?.[i] ?? null;
+function scoreAt(frame, score, i) {
+  const of = (run) => run.scores[frameOf(run, frame)][score]?.[i] ?? null;
+  if (!isDifference()) return of(state.view === "b" ? B : A);
+  return of(A) === null || of(B) === null ? null : of(A) - of(B);
+}
 const current = (i) => scoreAt(state.frame, state.score, i);
 
 function number(x, signed = false) {
@@ -210,7 +298,7 @@ function number(x, signed = false) {
   return plus + (size > 0 && size < 0.001 ? x.toExponential(1) : x.toFixed(size >= 100 ? 0 : size >= 1 ? 2 : 3));
 }
 
-const isChange = (score) => names[score] === "ablation";
+const isChange = (score) => isDifference() || names[score] === "ablation";
 const shownScore = (x, score) => number(x, isChange(score));
 
 // Smallest and largest value of the chosen score, of all heads at all steps: one range for the slider and the curves.
@@ -251,12 +339,13 @@ function arrange() {
     thumb.hidden = low && ranked;
     thumb.querySelector(".value").textContent = shown;
     thumb.querySelector(".kind").textContent = visible(labelOf(i), "");
-    const said = [nameOf(i), shown && `${words(names[state.score])} ${shown}`, visible(labelOf(i), ""), low && "below the minimum"];
+    const said = [nameOf(i), shown && `${words(names[state.score])} ${shown}`, visible(labelOf(i), "")];
+    if (low) said.push("below the minimum");
     thumb.setAttribute("aria-label", said.filter(Boolean).join(", "));
     thumb.title = thumb.getAttribute("aria-label");
     thumb.style.gridArea = "";
   });
-  if (ranked) inOrder().forEach((i, place) => { thumbs[i].style.gridArea = `${2 + Math.floor(place / H)} / ${2 + place % H}`; });
+  if (ranked) inOrder().forEach((i, k) => { thumbs[i].style.gridArea = `${2 + Math.floor(k / H)} / ${2 + k % H}`; });
   $("order").disabled = $("minimum").disabled = state.score < 0;
   $("minimum").value = state.minimum;
   $("minimum-value").textContent = minimum === null ? "any" : shownScore(minimum, state.score);
@@ -332,9 +421,10 @@ function tellCurve(low, high) {
   $("curve-high").textContent = shownScore(high, state.score);
   $("curve-first").textContent = `step ${steps[0]}`;
   $("curve-last").textContent = steps[steps.length - 1];
-  $("curve-note").textContent = `${nameOf(i)}: ${shownScore(scoreAt(frame, state.score, i), state.score)} at step ${steps[frame]}`;
-  const values = steps.map((step, k) => `${shownScore(scoreAt(k, state.score, selected()), state.score)} at step ${step}`);
-  $("curve").setAttribute("aria-label", `${words(names[state.score])} of ${nameOf(selected())}: ${values.join(", ")}`);
+  const told = (k, head) => `${shownScore(scoreAt(k, state.score, head), state.score)} at step ${steps[k]}`;
+  $("curve-note").textContent = `${nameOf(i)}: ${told(frame, i)}`;
+  const values = steps.map((_, k) => told(k, selected())).join(", ");
+  $("curve").setAttribute("aria-label", `${words(names[state.score])} of ${nameOf(selected())}: ${values}`);
 }
 
 let pointedFrame = 0;                     // step nearest to the pointer
@@ -345,7 +435,8 @@ function pointCurve(event) {
   const across = event.clientX - box.left, down = event.clientY - box.top;
   const frames = steps.map((_, frame) => frame);
   pointedFrame = frames.reduce((a, b) => (Math.abs(x(b) - across) < Math.abs(x(a) - across) ? b : a));
-  const before = Math.max(0, frames.findLastIndex((frame) => x(frame) <= across)), after = Math.min(before + 1, steps.length - 1);
+  const before = Math.max(0, frames.findLastIndex((frame) => x(frame) <= across));
+  const after = Math.min(before + 1, steps.length - 1);
   const share = clamp((across - x(before)) / (x(after) - x(before) || 1), 0, 1);
   let best = Infinity;
   pointed = -1;
@@ -362,15 +453,16 @@ function pointCurve(event) {
 
 // For whoever reads the page with a program: what is selected stands in data attributes of the root element.
 function describe() {
-  const { layer, head, token, direction, scale, hide, frame, order } = state;
+  const { layer, head, token, direction, scale, hide, frame, order, values, view } = state;
   Object.assign(document.documentElement.dataset, { layer, head, token, direction, scale, hide, frame, step: steps[frame],
-    score: names[state.score] ?? "", order, minimum: least() ?? "" });
+    score: names[state.score] ?? "", order, minimum: least() ?? "", values, view, otherStep: B ? B.steps[frameOf(B)] : "" });
 }
 
 function drawHead() {
   const { layer, head } = state;
   paint($("large"), layer, head, $("large").clientWidth);
-  $("large").setAttribute("aria-label", `attention weights of layer ${layer}, head ${head}, step ${steps[state.frame]}`);
+  $("large").setAttribute("aria-label", `attention weights of layer ${layer}, head ${head}, step ${steps[state.frame]}${
+    { a: "", b: ", run B", diff: ", run A minus run B" }[state.view]}`);
   const order = inOrder(), stop = order.includes(selected()) ? selected() : order[0];
   thumbs.forEach((thumb, i) => {
     thumb.setAttribute("aria-pressed", i === selected());
@@ -384,9 +476,11 @@ function drawHead() {
 }
 
 function drawAll() {
+  look();
   $("slider").value = state.frame;
   $("slider").setAttribute("aria-valuetext", `step ${steps[state.frame]}`);
   $("step").textContent = steps[state.frame];
+  $("other-step").textContent = B ? `B: step ${B.steps[frameOf(B)]}` : "";
   drawGrid();
   drawBar();
   drawHead();
@@ -402,7 +496,8 @@ const choose = (i) => set({ layer: Math.floor(i / H), head: i % H });
 
 // Arrows follow what is seen: the layers and heads, or the ranking, which is H wide too.
 function move([rows, columns]) {
-  if (!isRanked()) return set({ layer: clamp(state.layer + rows, 0, L - 1), head: clamp(state.head + columns, 0, H - 1) });
+  const { layer, head } = state;
+  if (!isRanked()) return set({ layer: clamp(layer + rows, 0, L - 1), head: clamp(head + columns, 0, H - 1) });
   const order = inOrder(), place = order.indexOf(selected()), next = place < 0 ? 0 : place + rows * H + columns;
   if (next in order) choose(order[next]);
 }
@@ -516,8 +611,11 @@ function listen() {
     if (pointed >= 0) choose(pointed);
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawCurve);
-  for (const radio of document.getElementsByName("direction")) {
-    radio.addEventListener("change", () => set({ direction: radio.value }));
+  $("values").addEventListener("change", () => set({ values: $("values").checked }));
+  for (const name of ["direction", "view"]) {
+    for (const radio of document.getElementsByName(name)) {
+      radio.addEventListener("change", () => set({ [name]: radio.value }));
+    }
   }
   document.addEventListener("keydown", onKey);
   let waiting = 0;                                       // many resize events make one drawing
@@ -528,10 +626,12 @@ function listen() {
 }
 
 async function main() {
-  levels = await decode();
+  await decode();
   document.querySelector("main").hidden = false;
   $("slider").max = steps.length - 1;
   $("time").hidden = $("step-keys").hidden = steps.length === 1;
+  $("values-label").hidden = !A.norms;
+  $("compare").hidden = !B;
   build();
   drawAll();
   listen();

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt.inspection import packing
-from minigpt.inspection.colormap import COLOURS
+from minigpt.inspection.colormap import COLOURS, DIFFERENCE_COLOURS
 from minigpt.inspection.snapshot import Snapshot
 
 Labels = Sequence[Sequence[str | None]]
@@ -96,6 +96,7 @@ def render_page(
         "n_head": n_head,
         "n_tokens": n_tokens,
         "colours": base64.b64encode(COLOURS.tobytes()).decode("ascii"),
+        "difference": base64.b64encode(DIFFERENCE_COLOURS.tobytes()).decode("ascii"),
         "score_names": names,
         "labels": [[name for layer in labels[i] for name in layer] for i in order] if labels else None,
         "links": _by_name(links),
