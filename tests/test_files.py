@@ -47,7 +47,7 @@ def test_until_the_writing_is_done_the_old_file_is_there(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError(errno.ENOSPC, "No space left on device"), "no space left on device"),
         (RuntimeError("PytorchStreamWriter failed writing file\nat some line of C++"), "PytorchStreamWriter failed"),
         (RuntimeError(), "RuntimeError"),
     ],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from minigpt.config import UserError
@@ -12,8 +13,9 @@ from minigpt.config import UserError
 
 def reason(error: Exception) -> str:
     """What went wrong with a file, in the few words that the system has for it."""
-    # torch reports a full disk as a RuntimeError of its zip writer.
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0].lower()
+    if getattr(error, "strerror", None):
+        return str(error.strerror).lower()  # type: ignore[attr-defined]
+    return (str(error) or type(error).__name__).splitlines()[0]  # torch reports a full disk as a RuntimeError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -47,3 +49,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """`write_atomically` for a text, in UTF-8."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """`write_atomically` for a table, in UTF-8; None is an empty field."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(rows)
+
+    write_atomically(path, write)

@@ -61,7 +61,7 @@ def test_a_save_that_fails_leaves_the_older_file_and_no_litter(tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez_compressed", full_disk)
-    with pytest.raises(Exception, match="No space left"):
+    with pytest.raises(Exception, match="no space left"):
         Snapshot(2, WORDS, random_weights()).save(path)
     assert path.read_bytes() == before
     assert names(tmp_path) == ["step.npz"]
