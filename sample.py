@@ -2,17 +2,14 @@
 
 import itertools
 import sys
-from pathlib import Path
 
 from minigpt import cli
-from minigpt.config import SampleConfig, UserError
-from minigpt.files import reason
 
 
 def main(arguments: list[str]) -> None:
     """Parse, open the model, write. Lightning is not needed and not imported."""
     config = cli.parse_sampling(arguments)
-    prompt = read_prompt(config)
+    prompt = config.prompt if config.prompt_file is None else cli.read_text(config.prompt_file, "--prompt_file")
 
     from minigpt.checkpoint import load_model
     from minigpt.generation.generate import continue_text
@@ -36,20 +33,6 @@ def main(arguments: list[str]) -> None:
             sys.stdout.write(text)
             sys.stdout.flush()
         print(flush=True)
-
-
-def read_prompt(config: SampleConfig) -> str:
-    """The prompt itself, or the whole of a file or of standard input ('-')."""
-    if config.prompt_file is None:
-        return config.prompt
-    try:
-        if config.prompt_file == "-":
-            return sys.stdin.buffer.read().decode("utf-8")
-        return Path(config.prompt_file).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--prompt_file {config.prompt_file}: {reason(error)}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"--prompt_file {config.prompt_file}: not UTF-8 text (byte {error.start})") from None
 
 
 if __name__ == "__main__":

@@ -16,14 +16,15 @@ HEAVY = {"lightning", "pytorch_lightning", "wandb"}
 MAY_IMPORT = {
     "config": set(),
     "files": {"config"},
+    "markdown": set(),
     "cli": {"config", "files"},
     "data": {"config", "files"},
     "model": {"config", "files"},
     "checkpoint": {"config", "files", "data", "model"},
     "generation": {"config", "files", "data", "model", "checkpoint"},
-    "inspection": {"config", "files", "data", "model", "checkpoint"},
+    "inspection": {"config", "cli", "files", "markdown", "data", "model", "checkpoint"},
     "interop": {"config", "files", "data", "model", "checkpoint"},
-    "training": {"config", "cli", "files", "data", "model", "checkpoint", "generation", "inspection", "interop"},
+    "training": {"config", "cli", "files", "markdown", "data", "model", "checkpoint", "generation", "inspection"},
 }
 """The parts of minigpt that each part may import, besides itself."""
 

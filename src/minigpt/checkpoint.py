@@ -8,6 +8,7 @@
       model.safetensors    the weights with the best val loss, with config and tokenizer in its header
       samples/             text written at each validation
       attention.html       the interactive attention page; attention.png the grid of maps; attention/ their data
+      heads.csv            every head's label and scores at the end
 
 Nothing here unpickles code: checkpoints are opened with weights_only=True, whatever the environment says.
 """
@@ -91,6 +92,10 @@ class RunFolder:
     @property
     def attention_grid(self) -> Path:
         return self.path / "attention.png"
+
+    @property
+    def heads(self) -> Path:
+        return self.path / "heads.csv"
 
     def samples(self, step: int) -> Path:
         """Text written at one step."""

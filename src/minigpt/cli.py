@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from minigpt.config import CompareConfig, Config, SampleConfig, UserError
+from minigpt.config import CompareConfig, Config, InspectConfig, SampleConfig, UserError
 from minigpt.files import reason
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -93,6 +93,36 @@ def parse_sampling(argv: Sequence[str]) -> SampleConfig:
     )
     parser.add_class_arguments(SampleConfig, None, as_positional=True)
     return SampleConfig(**parse(parser, SampleConfig, argv))
+
+
+def parse_inspecting(argv: Sequence[str]) -> InspectConfig:
+    """The command line of `python -m minigpt.inspection`.
+
+    Raises:
+        UserError: for anything that cannot be understood, naming it.
+    """
+    parser = ArgumentParser(
+        prog="python -m minigpt.inspection",
+        exit_on_error=False,
+        allow_abbrev=False,
+        description="Show what the attention of a trained model does: a page, and a table of its heads.",
+    )
+    parser.add_class_arguments(InspectConfig, None, as_positional=True)
+    return InspectConfig(**parse(parser, InspectConfig, argv))
+
+
+def read_text(name: str, option: str) -> str:
+    """The whole of a UTF-8 file, or of standard input ('-').
+
+    Raises:
+        UserError: it cannot be read, naming the option that it was given by.
+    """
+    try:
+        return (sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()).decode("utf-8")
+    except OSError as error:
+        raise UserError(f"{option} {name}: {reason(error)}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{option} {name}: not UTF-8 text (byte {error.start})") from None
 
 
 def parse_comparing(argv: Sequence[str]) -> CompareConfig:

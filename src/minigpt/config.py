@@ -454,6 +454,31 @@ class SampleConfig:
 
 
 @dataclass(frozen=True)
+class InspectConfig:
+    """What `python -m minigpt.inspection` is asked for."""
+
+    run: str
+    """A run folder such as runs/demo, or a .ckpt or .safetensors file."""
+    text: str | None = None
+    """The text to look at; when not given, the one that was looked at while the run trained."""
+    file: str | None = None
+    """Read the text from this file, or from standard input if it is '-'."""
+    compare: str | None = None
+    """A second run or checkpoint with the same tokenizer and the same number of layers and heads."""
+    max_tokens: int = 96
+    """Tokens whose maps are shown (at most 256, and at most the context); more of the text is measured."""
+    out: str | None = None
+    """Where the page goes; inspection.html beside the weights when not given."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1, mps."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.run), "run is empty: name a run folder such as runs/demo, or a checkpoint")
+        _require(self.text is None or self.file is None, "text and file are both given: leave one out")
+        _require(1 <= self.max_tokens <= 256, f"max_tokens={self.max_tokens}: must lie between 1 and 256")
+
+
+@dataclass(frozen=True)
 class CompareConfig:
     """What `python -m minigpt.training.compare` is asked for."""
 

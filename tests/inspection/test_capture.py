@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from minigpt.config import GPTConfig, UserError
-from minigpt.inspection.capture import capture_attention
+from minigpt.data.tokenizer import BytesTokenizer, decode
+from minigpt.inspection.capture import capture_attention, probe, tapped, value_norms
 from minigpt.model import attention
 from minigpt.model.gpt import GPT
 from minigpt.model.similarities import SIMILARITIES
@@ -56,3 +57,33 @@ def test_captured_weights_times_values_are_what_attention_gathered(
         torch.testing.assert_close(heard[0], torch.ones(4, 24))
         torch.testing.assert_close(heard[1], torch.cat([torch.zeros(4, 3), torch.ones(4, 21)], dim=-1))
         assert not weights[1, :, 12:, :12].any(), "no text hears another"
+
+
+@pytest.mark.parametrize("kind", [{}, {"n_kv_head": 2}, {"similarity": "linear"}], ids=str)
+def test_value_norms_are_the_lengths_of_what_values_add_to_the_residual_stream(kind: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**TINY, **kind)).eval()
+    layer = model.blocks[0].attn
+    value = torch.randn(2, kind.get("n_kv_head", 4), 24, 8)
+    found = value_norms(layer, value)
+    for head in range(4):
+        own = value[:, head * value.shape[1] // 4] @ layer.proj.weight[:, head * 8 : head * 8 + 8].T
+        torch.testing.assert_close(found[:, head], own.norm(dim=-1), atol=1e-5, rtol=1e-4)
+
+
+def test_a_probe_tells_what_the_model_expects_next() -> None:
+    torch.manual_seed(0)
+    model, tokenizer = GPT(GPTConfig(**TINY | {"vocab_size": 257})).eval(), BytesTokenizer()
+    tokens = tokenizer.encode("some text")
+    snapshot = probe(model, tokenizer, tokens, 3)
+    expected = model(torch.tensor([tokens]))[0].softmax(-1).topk(5)
+    for row, texts, shares in zip(snapshot.next_tokens, expected.indices.tolist(), expected.values, strict=True):
+        assert [text for text, _ in row] == [decode(tokenizer, [token]) for token in texts]
+        torch.testing.assert_close(torch.tensor([share for _, share in row]), shares)
+
+
+def test_taps_are_gone_after_an_error() -> None:
+    model = GPT(GPTConfig(**TINY))
+    with pytest.raises(ZeroDivisionError), tapped(model, lambda *_: 1 // 0):
+        model(torch.zeros(1, 3).long())
+    assert all(block.attn.tap is None for block in model.blocks)

@@ -83,6 +83,7 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("definition", "x = x = 1\nx[x] = x.y = x", ["x3 > x2", "x4 > x2", "x5 > x2", "x6 > x2"]),
     ("definition", "for x in x:\n  x\nelse: x", ["x3 > x1", "x4 > x1"]),
     ("definition", "with open(x) as x, x as y: x, y", ["x3 > x2", "x4 > x2", "y2 > y1"]),
+    ("definition", "(x := (x := 1) + 1)\nx", ["x3 > x1"]),
     ("definition", "while (x := x + 1): x\ndel x", ["x3 > x1", "x4 > x1"]),
     (
         "definition",
@@ -178,7 +179,7 @@ EVERYTHING = "\n".join(code.replace("\r", "") for _, code, _ in CASES[26:])
 
 
 @pytest.mark.parametrize(
-    ("name", "step"), [("model/norms.py", 1), ("inspection/colormap.py", 1), ("model/blocks.py", 9)]
+    ("name", "step"), [("model/norms.py", 1), ("inspection/colormap.py", 1), ("model/blocks.py", 17)]
 )
 def test_a_file_may_end_at_any_character(name: str, step: int) -> None:
     text = (ROOT / "src/minigpt" / name).read_text(encoding="utf-8")
@@ -194,7 +195,7 @@ def test_a_file_may_end_at_any_character(name: str, step: int) -> None:
 
 def test_hard_code_may_end_and_begin_at_any_character() -> None:
     text = EVERYTHING.replace("\n", "\r\n")
-    for cut in range(0, len(text), 8):
+    for cut in range(0, len(text), 12):
         check(text[:cut])
         check(text[cut : cut + 200])
 
@@ -224,7 +225,7 @@ fragments = st.lists(
 
 
 @given(fragments)
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 def test_no_text_is_too_odd(text: str) -> None:
     check(text)
 

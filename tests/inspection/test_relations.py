@@ -86,7 +86,7 @@ hard_bytes = st.lists(
 
 
 @given(hard_bytes)
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_bytes_that_are_no_text_belong_to_the_characters_that_replace_them(data: bytes) -> None:
     found = _characters(data)
     assert found == characters_one_by_one(data)

@@ -43,7 +43,7 @@ def test_the_attention_history_has_a_snapshot_for_each_validation(tmp_path: Path
 def test_a_long_history_is_thinned_with_the_first_and_the_newest_kept(tmp_path: Path, monkeypatch: Any) -> None:
     shown: list[list[int]] = []
 
-    def render(snapshots: list[Snapshot], title: str) -> str:
+    def render(snapshots: list[Snapshot], **_: object) -> str:
         shown.append([snapshot.step for snapshot in snapshots])
         return ""
 

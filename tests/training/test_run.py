@@ -139,6 +139,20 @@ def test_the_offline_wandb_run_holds_losses_table_image_and_page(tiny_run: Path)
     assert image["attn/grid._type"] == "image-file"
     assert (media / image["attn/grid.path"]).is_file()
 
+    (scores,) = [row for row in rows if row.get("trainer/global_step") == 60 and "attn/scores._type" in row]
+    assert (media / scores["attn/scores.path"]).is_file()
+    curves = [{key for key in row if key.startswith("attn/")} for row in rows if "attn/probe_seconds" in row]
+    wanted = {"icl_score", "second_copy_loss", "max/induction", "entropy_mean", "largest_score", "sink_rate"}
+    assert len(curves) == 2
+    assert all(keys >= {f"attn/{name}" for name in wanted} and len(keys) <= 22 for keys in curves)
+    (heads,) = [row for row in rows if "attn/heads._type" in row]
+    content = json.loads((media / heads["attn/heads.path"]).read_text())
+    with RunFolder(tiny_run).heads.open() as file:
+        columns, *kept = csv.reader(file)
+    assert content["columns"] == columns
+    assert {"layer", "head", "label", "induction", "ablation"} <= set(columns)
+    assert len(content["data"]) == len(kept) == 2 * 2
+
     (table,) = [row for row in rows if row.get("trainer/global_step") == 60 and "samples._type" in row]
     content = json.loads((media / table["samples.path"]).read_text())
     assert content["columns"] == ["step", "prompt", "text"]

@@ -13,7 +13,10 @@ from minigpt.data.tokenizer import Tokenizer, decode
 from minigpt.inspection.snapshot import Snapshot
 from minigpt.model.attention import Attention, How, attention_weights
 from minigpt.model.gpt import GPT
+from minigpt.model.kernels import repeat_heads
 
+EXPECTED = 5
+"""Next tokens that are kept with their probabilities."""
 Look = Callable[[int, Tensor, Tensor, Tensor, How], None]
 """(layer, query, key, value, how): what a layer is about to attend with; see `attend` for the shapes."""
 
@@ -69,7 +72,7 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
 
 
 def probe(model: GPT, tokenizer: Tokenizer, tokens: Sequence[int], step: int) -> Snapshot:
-    """Attention of every head on one text.
+    """Attention of every head on one text, the lengths of its values, and what the model expects after each token.
 
     Args:
         model: read only; see `undisturbed`.
@@ -77,8 +80,41 @@ def probe(model: GPT, tokenizer: Tokenizer, tokens: Sequence[int], step: int) ->
         tokens: T ids, at most the model's context.
         step: training step that the weights belong to.
     """
+    layers = [module for module in model.modules() if isinstance(module, Attention)]
+    weights: list[Tensor] = []
+    norms: list[Tensor] = []
+
+    def look(layer: int, query: Tensor, key: Tensor, value: Tensor, how: How) -> None:
+        weights.append(attention_weights(query, key, **how)[0].float().cpu())
+        norms.append(value_norms(layers[layer], value)[0].float().cpu())
+
     device = next(model.parameters()).device
-    with undisturbed(model), capture_attention(model) as maps:
-        model(torch.tensor([list(tokens)], device=device))
-    weights = torch.stack([layer[0] for layer in maps]).float().cpu().numpy()  # (L, H, T, T)
-    return Snapshot(step, tuple(decode(tokenizer, [token]) for token in tokens), weights)
+    with undisturbed(model), tapped(model, look):
+        expected = model(torch.tensor([list(tokens)], device=device))[0].float().softmax(dim=-1)  # (T, V)
+    best = expected.topk(min(EXPECTED, expected.shape[-1]))
+    following = (
+        tuple((decode(tokenizer, [token]), share) for token, share in zip(*row, strict=True))
+        for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    )
+    return Snapshot(
+        step,
+        tuple(decode(tokenizer, [token]) for token in tokens),
+        torch.stack(weights).numpy(),
+        value_norms=torch.stack(norms).numpy(),
+        next_tokens=tuple(following),
+    )
+
+
+def value_norms(attention: Attention, value: Tensor) -> Tensor:
+    """(B, H, S) lengths of what a key adds to the residual stream where it has all of a head's weight: |v W_O|.
+
+    Args:
+        attention: the layer.
+        value: (B, H_kv, S, D).
+    """
+    projections = attention.proj.weight.unflatten(1, (attention.n_head, attention.head_dim)).transpose(
+        0, 1
+    )  # (H, C, D)
+    gram = (projections.mT @ projections).to(value.dtype)  # |W v|^2 = v (W^T W) v, without the (B, H, S, C) products
+    value = repeat_heads(value, attention.n_head)
+    return ((value @ gram) * value).sum(-1).clamp(min=0).sqrt()

@@ -1,8 +1,8 @@
 """Python code -> which token refers to which earlier one, as the language itself says it.
 
 Brackets, names and lines come from `tokenize`, the rest from `ast`. Code may end anywhere, as a probe does: where it
-does not parse, the longest beginning that does is taken. What is inside f-strings is left out, since Python 3.11 does
-not say where it stands.
+does not parse, the longest beginning that does is taken. What is inside f-strings is left out, since they are a
+single token to Python 3.11.
 """
 
 from __future__ import annotations

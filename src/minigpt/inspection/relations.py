@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,6 +78,15 @@ def links(relations: Sequence[Relation], spans: Sequence[Span]) -> list[Link]:
     return found
 
 
+def within(found: Sequence[Link], start: int, stop: int) -> tuple[Link, ...]:
+    """The links between tokens start..stop alone, counted from `start`."""
+    return tuple(
+        Link(link.name, link.query - start, tuple(key - start for key in link.keys))
+        for link in found
+        if min(link.keys) >= start and link.query < stop
+    )
+
+
 def score_relations(weights: Weights, found: Sequence[Link]) -> dict[str, RelationScore]:
     """Every head on every kind of relation.
 
@@ -97,6 +106,18 @@ def score_relations(weights: Weights, found: Sequence[Link]) -> dict[str, Relati
             mass += weights[..., link.query, link.keys].sum(-1, dtype=np.float64)
             baseline += expected[link.query][..., link.keys].sum(-1)
         scores[name] = RelationScore(len(own), mass / len(own), baseline / len(own))
+    return scores
+
+
+def merged(found: Sequence[Mapping[str, RelationScore]]) -> dict[str, RelationScore]:
+    """The scores of several texts as those of one: each link counts the same."""
+    scores = {}
+    for name in dict.fromkeys(name for each in found for name in each):
+        own = [each[name] for each in found if name in each]
+        n_links = sum(score.n_links for score in own)
+        shares = np.array([score.n_links / n_links for score in own])
+        mass, baseline = (np.stack([getattr(score, part) for score in own]) for part in ("mass", "baseline"))
+        scores[name] = RelationScore(n_links, np.tensordot(shares, mass, 1), np.tensordot(shares, baseline, 1))
     return scores
 
 

@@ -16,11 +16,13 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from minigpt.checkpoint import RunFolder
 from minigpt.config import Config, UserError
 from minigpt.data.shards import PreparedData
-from minigpt.files import write_atomically, write_text
+from minigpt.files import write_atomically, write_csv, write_text
 from minigpt.generation.generate import continue_text, encode_prompt
-from minigpt.inspection.capture import probe, undisturbed
+from minigpt.inspection.capture import undisturbed
 from minigpt.inspection.grid import grid_image, save_png
+from minigpt.inspection.heads import PROBE_TOKENS, Probe, head_table, label_heads, look
 from minigpt.inspection.page import render_page
+from minigpt.inspection.scores_image import scores_image
 from minigpt.inspection.snapshot import Snapshot
 from minigpt.training.checkpoints import not_finite
 from minigpt.training.dashboards import log_image, log_page, log_scalars, log_table
@@ -231,34 +233,56 @@ class Samples(Callback):
 
 
 class AttentionMaps(Callback):
-    """At each validation: attention on a fixed text -> the grid of maps and the interactive page."""
+    """At each validation: what every head does with a fixed text and a repeated one -> page, pictures, curves.
+
+    At the end also the scores that cost more, and a table of all heads.
+    """
 
     def __init__(self, folder: RunFolder, config: Config, data: PreparedData) -> None:
         self.folder, self.settings, self.tokenizer = folder, config.attention, data.tokenizer
-        length = min(self.settings.max_tokens, config.model.context_length)
-        text = self.settings.text
-        val = data.val.tokens
-        held_out = val.read(0, min(length, len(val))).tolist()
-        tokens = held_out if text is None else data.tokenizer.encode(text)[:length]
+        context_length, text, val = config.model.context_length, self.settings.text, data.val.tokens
+        held_out = val.read(0, min(PROBE_TOKENS + 1 + context_length, len(val))).tolist()
+        tokens = held_out if text is None else data.tokenizer.encode(text)
         if not tokens:
             raise UserError(
                 "attention.text is empty: give a text to probe, or leave it out for the val split's beginning"
             )
-        self.tokens = tokens
+        if config.data.mode == "examples":  # as the model reads each of its texts
+            tokens = [data.tokenizer.end_of_text, *tokens]
+        self.probe = Probe.of(data.tokenizer, tokens, context_length, self.settings.max_tokens)
+        self.max_steps = config.trainer.max_steps
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, TrainingModule)
-        step = trainer.global_step
-        snapshot = probe(pl_module.model, self.tokenizer, self.tokens, step)
+        step, began = trainer.global_step, time.perf_counter()
+        is_last = trainer.should_stop or step >= self.max_steps
+        snapshot, numbers = look(pl_module.model, self.tokenizer, self.probe, step, everything=is_last)
         snapshot.save(self.folder.snapshot(step))
-        grid = grid_image(snapshot)
+        grid, page = grid_image(snapshot), self._page(snapshot)
         save_png(self.folder.attention_grid, grid)
-        page = render_page(self._history(snapshot), title=f"{self.folder.path.name}: attention while training")
         write_text(self.folder.attention_page, page)
         log_image(trainer.loggers, "attn/grid", grid, step)
+        if snapshot.scores:
+            log_image(trainer.loggers, "attn/scores", scores_image(snapshot.scores), step)
         log_page(trainer.loggers, "attn/page", page, step)
+        if is_last:
+            columns, rows = head_table(snapshot.scores)
+            write_csv(self.folder.heads, columns, rows)
+            log_table(trainer.loggers, "attn/heads", columns, rows, step)
+        numbers["probe_seconds"] = time.perf_counter() - began
+        log_scalars(trainer.loggers, {f"attn/{name}": number for name, number in numbers.items()}, step)
+
+    def _page(self, newest: Snapshot) -> str:
+        history = self._history(newest)
+        labels = [label_heads(snapshot.scores) for snapshot in history]
+        return render_page(
+            history,
+            title=f"{self.folder.path.name}: attention while training",
+            links=self.probe.links,
+            labels=labels if all(labels) else (),
+        )
 
     def _history(self, newest: Snapshot) -> list[Snapshot]:
         """Snapshots of this probe up to now, thinned evenly to max_snapshots with the first and the newest."""

@@ -27,7 +27,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from minigpt import cli
+from minigpt import cli, markdown
 from minigpt.config import CompareConfig, Config, UserError
 from minigpt.files import reason, write_atomically, write_text
 
@@ -263,16 +263,7 @@ def format_table(rows: Sequence[Row]) -> str:
         )
         for row in rows
     ]
-    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
-    rule = tuple("-" * widths[0] if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths))
-
-    def written(line: Sequence[str]) -> str:
-        cells = [
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        ]
-        return "| " + " | ".join(cells) + " |"
-
-    return "\n".join(map(written, [header, rule, *lines]))
+    return markdown.table(header, lines)
 
 
 def _with_spread(values: Sequence[float]) -> str:

@@ -1,0 +1,17 @@
+"""`python -m minigpt.inspection RUN`: a trained model -> its attention page, and a table of what each head does."""
+
+from minigpt import cli
+
+
+def main(arguments: list[str]) -> None:
+    """Parse, look, write the page, print the table; nothing heavy is imported before the arguments are known good."""
+    config = cli.parse_inspecting(arguments)
+    text = config.text if config.file is None else cli.read_text(config.file, "--file")
+
+    from minigpt.inspection.report import inspect_runs
+
+    print(inspect_runs(config, text))
+
+
+if __name__ == "__main__":
+    cli.run(main)

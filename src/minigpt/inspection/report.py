@@ -1,0 +1,138 @@
+"""A trained model, or two -> the attention page, and a table of heads for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from minigpt import markdown
+from minigpt.checkpoint import LoadedModel, RunFolder, load_model
+from minigpt.config import InspectConfig, UserError
+from minigpt.files import write_text
+from minigpt.inspection.heads import FEWEST_LINKS, Probe, label_heads, look, relations_of_windows
+from minigpt.inspection.page import render_page
+from minigpt.inspection.relations import RelationScore
+from minigpt.inspection.snapshot import Snapshot
+
+COLUMNS = ("induction", "duplicate_token", "previous_token", "current_token", "first_token", "entropy")
+"""Scores of the table; the page has all."""
+
+
+def inspect_runs(config: InspectConfig, text: str | None) -> str:
+    """Write the page of a run, or of two side by side; what to print comes back.
+
+    Args:
+        config: which runs.
+        text: to look at; None for the one that was looked at while the run trained.
+
+    Raises:
+        UserError: there is no such run, no text, or the two do not fit each other.
+    """
+    loaded = load_model(config.run, config.device)
+    text = _text_of(Path(config.run)) if text is None else text
+    probe = _probe(loaded, text, config.max_tokens)
+    snapshot, numbers = look(loaded.model, loaded.tokenizer, probe, 0, everything=True)
+    other: list[Snapshot] = []
+    if config.compare is not None:
+        other = [_second(load_model(config.compare, config.device), loaded, probe)]
+    labels = label_heads(snapshot.scores)
+    page = render_page(
+        [snapshot], title=_title(config), links=probe.links, labels=[labels] if labels else (), other=other
+    )
+    out = Path(config.out) if config.out else _folder(config.run) / "inspection.html"
+    write_text(out, page)
+    lines = [
+        head_lines(snapshot),
+        relation_lines(relations_of_windows(loaded.model, loaded.tokenizer, probe)),
+        number_line(numbers),
+    ]
+    return "\n\n".join([*(line for line in lines if line), f"-> {out} (open it in a browser)"])
+
+
+def head_lines(snapshot: Snapshot) -> str:
+    """Every head with its label and main scores, those first whose absence the model would miss most."""
+    scores = snapshot.scores
+    labels = label_heads(scores)
+    columns = [name for name in COLUMNS if name in scores]
+    change = scores.get("ablation")
+    header = ["head", "label", *(name.replace("_", " ") for name in columns)]
+    rows = []
+    for layer, head in np.ndindex(snapshot.weights.shape[:2]):
+        cells = [f"{layer}.{head}", labels[layer][head] or "" if labels else ""]
+        cells += [_shown(float(scores[name][layer, head]), ".2f") for name in columns]
+        if change is not None:
+            cells.append(_shown(float(change[layer, head]), "+.3f"))
+        rows.append((-float(change[layer, head]) if change is not None else 0.0, cells))
+    header += ["loss without it"] if change is not None else []
+    return markdown.table(header, [cells for _, cells in sorted(rows, key=lambda row: row[0])])
+
+
+def relation_lines(found: Mapping[str, RelationScore]) -> str:
+    """For each relation the head that follows it most, and how much of that distance alone explains."""
+    rows = []
+    for name, score in found.items():
+        if score.n_links >= FEWEST_LINKS:
+            layer, head = np.unravel_index(np.argmax(score.lift), score.lift.shape)
+            numbers = (values[layer, head] for values in (score.mass, score.baseline, score.lift))
+            rows.append([name, f"{layer}.{head}", *(f"{number:.2f}" for number in numbers), str(score.n_links)])
+    return markdown.table(["relation", "head", "weight on it", "by distance", "lift", "times"], rows) if rows else ""
+
+
+def number_line(numbers: Mapping[str, float]) -> str:
+    """The numbers of the whole model that the table does not show."""
+    shown = {name: value for name, value in numbers.items() if not name.startswith("max/")}
+    return "   ".join(f"{name} {value:.3f}" for name, value in shown.items())
+
+
+def _probe(loaded: LoadedModel, text: str, max_tokens: int) -> Probe:
+    tokens = loaded.tokenizer.encode(text)
+    if not tokens:
+        raise UserError("the text is empty: give one as --text or --file")
+    if loaded.config.data.mode == "examples":
+        tokens = [loaded.tokenizer.end_of_text, *tokens]
+    return Probe.of(loaded.tokenizer, tokens, loaded.config.model.context_length, max_tokens)
+
+
+def _second(loaded: LoadedModel, first: LoadedModel, probe: Probe) -> Snapshot:
+    sizes = [(each.model.config.n_layer, each.model.config.n_head) for each in (first, loaded)]
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"--compare {loaded.path}: has {sizes[1][0]} layers of {sizes[1][1]} heads instead of {sizes[0][0]} of "
+            f"{sizes[0][1]}; only models of one shape can be compared"
+        )
+    if loaded.tokenizer.to_dict() != first.tokenizer.to_dict():
+        raise UserError(f"--compare {loaded.path}: has another tokenizer; only models of one tokenizer can be compared")
+    if len(probe.tokens) > loaded.model.config.context_length:
+        raise UserError(
+            f"--compare {loaded.path}: has a context of {loaded.model.config.context_length} tokens; set --max_tokens"
+        )
+    second = replace(probe, windows=probe.windows[:, : loaded.model.config.context_length + 1])
+    return look(loaded.model, loaded.tokenizer, second, 0, everything=True)[0]
+
+
+def _text_of(run: Path) -> str:
+    """What was looked at while a run trained."""
+    folder = RunFolder(run).snapshot(0).parent if run.is_dir() else RunFolder(run.parent).snapshot(0).parent
+    files = sorted(folder.glob("step_*.npz"))
+    if not files:
+        raise UserError(f"{run}: nothing was looked at while it trained; give a text as --text or --file")
+    try:
+        return "".join(Snapshot.load(files[-1]).tokens)
+    except ValueError as error:
+        raise UserError(f"{error}; give a text as --text or --file") from None
+
+
+def _folder(run: str) -> Path:
+    path = Path(run)
+    return path if path.is_dir() else path.parent
+
+
+def _title(config: InspectConfig) -> str:
+    return config.run if config.compare is None else f"{config.run} (A) and {config.compare} (B)"
+
+
+def _shown(value: float, form: str) -> str:
+    return format(value, form) if np.isfinite(value) else "–"

@@ -1,0 +1,173 @@
+"""Heads: what is measured in pieces is what whole maps say, labels follow the scores, and looking changes nothing."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from minigpt.config import GPTConfig
+from minigpt.data.tokenizer import BytesTokenizer
+from minigpt.inspection import heads, statistics
+from minigpt.inspection.ablation import losses
+from minigpt.inspection.capture import capture_attention
+from minigpt.inspection.heads import (
+    TEXT_STATISTICS,
+    Probe,
+    head_table,
+    in_context_score,
+    label_heads,
+    look,
+    measure,
+    measure_repeated,
+    relation_scores,
+    repeated_tokens,
+    summary,
+)
+from minigpt.inspection.relations import RelationScore
+from minigpt.model.gpt import GPT
+
+TINY: dict[str, Any] = {"vocab_size": 257, "context_length": 24, "n_layer": 2, "n_head": 4, "n_embd": 32}
+CODE = "add(add(a), add(b))\n" * 3
+
+
+def tiny(**changes: Any) -> GPT:
+    torch.manual_seed(0)
+    return GPT(GPTConfig(**TINY | changes))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 100])
+@pytest.mark.parametrize("kind", [{}, {"similarity": "linear"}, {"window": 5}, {"n_kv_head": 2}], ids=str)
+def test_a_context_measured_in_pieces_gives_what_its_maps_say(
+    kind: dict[str, Any], rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads, "ROWS", rows)
+    model, tokens = tiny(**kind).eval(), torch.randint(257, (3, 25))
+    found = measure(model, tokens, TEXT_STATISTICS)
+    with torch.no_grad(), capture_attention(model) as maps:
+        model(tokens[:, :-1])
+    for name, statistic in TEXT_STATISTICS.items():
+        whole = torch.stack([statistic(weights, torch.arange(24)).nanmean(dim=(0, 2)) for weights in maps])
+        np.testing.assert_allclose(found.scores[name], whole.double().numpy(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.losses, losses(model, tokens).detach())
+
+
+def test_the_largest_score_is_that_of_all_pairs_before_the_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "ROWS", 5)
+    model = tiny(logit_softcap=2.0, qk_norm=False)
+    model.blocks[0].attn.qkv.weight.data *= 100
+    largest = measure(model, torch.randint(257, (3, 25)), {}).scores["largest_score"]
+    assert largest[0] == pytest.approx(2.0)
+    assert (largest[1] < 1).all()
+
+
+def test_looking_changes_neither_model_nor_random_state() -> None:
+    model = tiny(dropout=0.5).train()
+    model.blocks[0].eval()
+    before, state = [p.clone() for p in model.parameters()], torch.get_rng_state()
+    tokenizer = BytesTokenizer()
+    look(model, tokenizer, Probe.of(tokenizer, tokenizer.encode(CODE), 24, 20), 7, everything=True)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert not model.blocks[0].training
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_look_says_all_that_it_can() -> None:
+    tokenizer = BytesTokenizer()
+    probe = Probe.of(tokenizer, tokenizer.encode(CODE * 5), 100, 90)
+    snapshot, numbers = look(tiny(context_length=100), tokenizer, probe, 7, everything=True)
+    assert snapshot.step == 7
+    assert "".join(snapshot.tokens) == (CODE * 5)[:90]
+    assert snapshot.value_norms is not None
+    assert snapshot.value_norms.shape == (2, 4, 90)
+    assert len(snapshot.next_tokens) == 90
+    relations = {"relation: bracket", "relation: previous occurrence"}
+    assert snapshot.scores.keys() >= TEXT_STATISTICS.keys() | relations | {"induction", "copying", "ablation"}
+    assert all(score.shape == (2, 4) for score in snapshot.scores.values())
+    names = {"icl_score", "second_copy_loss", "entropy_mean", "entropy_min", "largest_score", "sink_rate"}
+    assert numbers.keys() >= names | {"max/induction", "max/bracket"}
+    assert len(numbers) <= 20
+    assert all(np.isfinite(list(numbers.values())))
+
+
+@pytest.mark.parametrize("n_tokens", [1, 2, 3])
+def test_the_shortest_texts_and_contexts_are_looked_at_too(n_tokens: int) -> None:
+    tokenizer = BytesTokenizer()
+    snapshot, _ = look(
+        tiny(context_length=3), tokenizer, Probe.of(tokenizer, [65] * n_tokens, 3, 20), 0, everything=True
+    )
+    assert len(snapshot.tokens) == n_tokens
+    assert "induction" not in snapshot.scores, "two copies of two tokens do not fit"
+
+
+@pytest.mark.parametrize("n_tokens", [2, 30, 31, 300, 5000])
+def test_a_probe_is_measured_on_whole_windows_that_follow_one_another(n_tokens: int) -> None:
+    tokens = list(itertools.islice(itertools.cycle(range(200)), n_tokens))
+    windows = Probe.of(BytesTokenizer(), tokens, 30, 10).windows
+    T = windows.shape[1] - 1
+    assert T == min(30, n_tokens - 1)
+    assert windows[:, :-1].flatten().tolist() == tokens[: len(windows) * T]
+    assert (windows[1:, 0] == windows[:-1, -1]).all()
+    assert len(windows) * T <= max(T, heads.PROBE_TOKENS)
+    assert len(windows) == max(1, min(heads.PROBE_TOKENS, n_tokens - 1) // T)
+
+
+def test_a_repeated_sequence_is_random_tokens_twice_without_end_of_text() -> None:
+    tokens = repeated_tokens(tiny(vocab_size=4), 2, 10)
+    assert (tokens[:, 0] == 2).all()
+    assert torch.equal(tokens[:, 1:11], tokens[:, 11:])
+    assert set(tokens[:, 1:].unique().tolist()) == {0, 1, 3}
+    assert torch.equal(tokens, repeated_tokens(tiny(vocab_size=4), 2, 10))
+
+
+def test_copies_have_the_losses_of_their_own_tokens() -> None:
+    model = tiny(context_length=21)
+    scores, numbers = measure_repeated(model, 256)
+    tokens = repeated_tokens(model, 256, 10)
+    each = losses(model.eval(), tokens).detach()
+    assert numbers["first_copy_loss"] == pytest.approx(float(each[:, 1:10].mean()), rel=1e-5)
+    assert numbers["second_copy_loss"] == pytest.approx(float(each[:, 11:20].mean()), rel=1e-5)
+    with torch.no_grad(), capture_attention(model) as maps:
+        model(tokens[:, :-1])
+    expected = statistics.induction(10, 1)(torch.stack(maps), torch.arange(20)).nanmean(dim=(1, 3))
+    np.testing.assert_allclose(scores["induction"], expected.numpy(), rtol=1e-4)
+
+
+def test_the_in_context_score_compares_late_with_early_predictions() -> None:
+    each = torch.ones(2, 100)
+    each[:, 10:20], each[:, 90:] = 3.0, 0.5
+    assert in_context_score(each) == pytest.approx(-2.5)
+    assert in_context_score(torch.ones(2, 19)) is None
+
+
+def test_a_label_is_the_score_that_exceeds_its_threshold_by_most() -> None:
+    scores = {
+        "induction": np.array([[0.29, 0.9, 0.31, np.nan]]),
+        "previous_token": np.array([[0.39, 0.5, 0.8, np.nan]]),
+        "relation: bracket": np.array([[0.19, 0.1, 0.1, 0.2]]),
+        "entropy": np.array([[1.0, 1.0, 1.0, 1.0]]),
+    }
+    assert label_heads(scores) == [[None, "induction", "previous token", "bracket"]]
+    assert label_heads({"entropy": scores["entropy"]}) == []
+    columns, rows = head_table(scores)
+    assert columns == ["layer", "head", "label", *scores]
+    assert rows[1] == [0, 1, "induction", 0.9, 0.5, 0.1, 1.0]
+    assert rows[3][3] is None
+
+
+def test_relations_that_occur_too_seldom_have_no_score() -> None:
+    score = RelationScore(4, np.ones((1, 1)), np.zeros((1, 1)))
+    often = RelationScore(5, np.full((1, 1), 0.75), np.full((1, 1), 0.25))
+    assert relation_scores({"seldom": score, "often": often}) == {"relation: often": np.array([[0.5]])}
+
+
+def test_numbers_of_the_whole_do_not_grow_with_the_model() -> None:
+    scores = {name: np.random.default_rng(0).random((12, 12)) for name in (*TEXT_STATISTICS, "largest_score")}
+    numbers = summary(scores | {"relation: bracket": np.full((12, 12), np.nan)})
+    assert len(numbers) < 15
+    assert numbers["max/previous_token"] == scores["previous_token"].max()
+    assert numbers["entropy_min"] == scores["entropy"].min()
+    assert "max/bracket" not in numbers

@@ -1,0 +1,128 @@
+"""`python -m minigpt.inspection`: the page and the table that it says, and one line for whatever it cannot do."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scripts import run_script
+
+from minigpt.checkpoint import load_model, save_weights
+from minigpt.config import Config, GPTConfig, InspectConfig, UserError
+from minigpt.data.tokenizer import BytesTokenizer, CharsTokenizer
+from minigpt.inspection.heads import FEWEST_LINKS
+from minigpt.inspection.relations import RelationScore
+from minigpt.inspection.report import inspect_runs, relation_lines
+from minigpt.model.gpt import GPT
+
+CODE = "def add(first, second):\n    return add(second, (first))\n" * 4
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    return make(tmp_path / "run" / "model.safetensors")
+
+
+def make(path: Path, tokenizer: BytesTokenizer | CharsTokenizer | None = None, seed: int = 0, **changes: int) -> Path:
+    tokenizer = tokenizer or BytesTokenizer()
+    sizes = {"vocab_size": tokenizer.vocab_size, "context_length": 64, "n_layer": 2, "n_head": 2, "n_embd": 16}
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(**sizes | changes))
+    path.parent.mkdir(exist_ok=True)
+    save_weights(path, model, dataclasses.replace(Config(), model=model.config), tokenizer)
+    return path
+
+
+def test_every_head_is_in_the_table_and_the_page(weights: Path, tmp_path: Path) -> None:
+    told = inspect_runs(InspectConfig(run=str(weights.parent), out=str(tmp_path / "page.html")), CODE)
+    assert sorted(line.split()[1] for line in told.splitlines()[2:6]) == ["0.0", "0.1", "1.0", "1.1"]
+    changes = [float(line.split()[-2]) for line in told.splitlines()[2:6]]
+    assert changes == sorted(changes, reverse=True)
+    assert "previous occurrence" in told
+    assert "second_copy_loss" in told
+    assert told.endswith(f"-> {tmp_path / 'page.html'} (open it in a browser)")
+    page = (tmp_path / "page.html").read_text()
+    assert all(f'"{name}"' in page for name in ("induction", "ablation", "copying"))
+
+
+def test_the_page_lies_beside_the_weights_when_nothing_else_is_said(weights: Path) -> None:
+    inspect_runs(InspectConfig(run=str(weights)), CODE)
+    assert (weights.parent / "inspection.html").is_file()
+
+
+def test_two_models_are_shown_on_one_text(weights: Path, tmp_path: Path) -> None:
+    other = make(tmp_path / "other.safetensors", seed=1, context_length=70)
+    out = tmp_path / "both.html"
+    inspect_runs(InspectConfig(run=str(weights), compare=str(other), out=str(out)), CODE)
+    alone = tmp_path / "alone.html"
+    inspect_runs(InspectConfig(run=str(weights), out=str(alone)), CODE)
+    assert str(other) in out.read_text()
+    assert out.stat().st_size > alone.stat().st_size + 4 * 64 * 64 / 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"n_head": 4}, "has 2 layers of 4 heads instead of 2 of 2"),
+        ({"n_layer": 1}, "has 1 layers of 2 heads instead of 2 of 2"),
+        ({"context_length": 20}, "has a context of 20 tokens; set --max_tokens"),
+    ],
+)
+def test_models_that_cannot_be_compared_are_refused(
+    changes: dict[str, int], expected: str, weights: Path, tmp_path: Path
+) -> None:
+    other = make(tmp_path / "other.safetensors", **changes)
+    with pytest.raises(UserError, match=expected):
+        inspect_runs(InspectConfig(run=str(weights), compare=str(other), out=str(tmp_path / "page.html")), CODE)
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_models_of_other_tokenizers_are_refused(weights: Path, tmp_path: Path) -> None:
+    other = make(tmp_path / "other.safetensors", CharsTokenizer("abc"))
+    with pytest.raises(UserError, match="has another tokenizer"):
+        inspect_runs(InspectConfig(run=str(weights), compare=str(other)), CODE)
+
+
+def test_a_run_without_a_text_of_its_own_asks_for_one(weights: Path) -> None:
+    with pytest.raises(UserError, match="give a text as --text or --file"):
+        inspect_runs(InspectConfig(run=str(weights)), None)
+    with pytest.raises(UserError, match="the text is empty"):
+        inspect_runs(InspectConfig(run=str(weights)), "")
+
+
+def test_one_character_is_enough(weights: Path) -> None:
+    assert "ablation" not in inspect_runs(InspectConfig(run=str(weights)), "a")
+
+
+def test_the_best_head_of_a_relation_is_told_with_what_distance_explains() -> None:
+    mass, baseline = np.array([[0.1, 0.2], [0.9, 0.8]]), np.array([[0.1, 0.2], [0.8, 0.3]])
+    found = {"bracket": RelationScore(FEWEST_LINKS, mass, baseline), "seldom": RelationScore(4, mass, baseline)}
+    (row,) = relation_lines(found).splitlines()[2:]
+    assert [cell.strip() for cell in row.strip("|").split("|")] == ["bracket", "1.1", "0.80", "0.30", "0.50", "5"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "run is missing"),
+        (["nowhere"], "nowhere: no such run or checkpoint"),
+        (["nowhere", "--text", "a", "--file", "b"], "text and file are both given"),
+        (["nowhere", "--file", "b"], "--file b: no such file or directory"),
+        (["nowhere", "--max_tokens", "0"], "max_tokens=0: must lie between 1 and 256"),
+        (["nowhere", "--txt", "a"], "unknown option --txt: did you mean --text?"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line(arguments: list[str], expected: str, tmp_path: Path) -> None:
+    done = run_script("-m", "minigpt.inspection", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_command_writes_the_page_of_standard_input(weights: Path, tmp_path: Path) -> None:
+    done = run_script("-m", "minigpt.inspection", str(weights), "--file", "-", cwd=tmp_path, input=CODE)
+    assert done.returncode == 0, done.stderr
+    assert "| head | label" in done.stdout
+    assert load_model(weights).path == weights
+    assert (weights.parent / "inspection.html").is_file()
