@@ -4,6 +4,7 @@ import base64
 import io
 import os
 import shutil
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -62,6 +63,12 @@ def history(steps=(100, 200, 300), tokens=WORDS, period=9):
     return [
         Snapshot(step, tokens, share * known + (1 - share) * uniform) for step, share in zip(steps, shares, strict=True)
     ]
+
+
+class Relation(NamedTuple):
+    name: str
+    query: int
+    keys: tuple[int, ...]
 
 
 class View:

@@ -3,11 +3,24 @@
 import html
 import itertools
 import re
-from typing import NamedTuple
 
 import numpy as np
 import pytest
-from pages import FIRST, HALF, HOSTILE, INDUCTION, PREVIOUS, SELF, TITLE, UNIFORM, WORDS, View, history, known_heads
+from pages import (
+    FIRST,
+    HALF,
+    HOSTILE,
+    INDUCTION,
+    PREVIOUS,
+    SELF,
+    TITLE,
+    UNIFORM,
+    WORDS,
+    Relation,
+    View,
+    history,
+    known_heads,
+)
 
 from minigpt.inspection.page import render_page
 from minigpt.inspection.snapshot import Snapshot
@@ -389,12 +402,6 @@ def test_a_second_run_must_be_of_the_same_tokens_and_shape():
     for change in (other_tokens, other_shape):
         with pytest.raises(ValueError, match=r"snapshots must .* the same"):
             render_page(history(), other=change(history())[1:], title="x")
-
-
-class Relation(NamedTuple):
-    name: str
-    query: int
-    keys: tuple[int, ...]
 
 
 @pytest.mark.parametrize(

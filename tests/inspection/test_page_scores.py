@@ -277,6 +277,25 @@ def test_labels_follow_their_snapshots_when_these_are_put_in_order(show):
     assert view.page.locator(".kind").first.text_content() == "first"
 
 
+def test_small_maps_have_shorter_numbers_that_fit_on_them(show):
+    tiled = [
+        dataclasses.replace(
+            s,
+            weights=np.tile(s.weights, (2, 2, 1, 1)),
+            scores={name: np.tile(values, (2, 2)) for name, values in s.scores.items()},
+        )
+        for s in scored()
+    ]
+    view = show(tiled, width=500, height=420)
+    view.page.locator("#score").select_option(label="ablation")
+    assert values(view)[:3] == ["-0.02", "0", "0"]
+    assert values(view)[-2:] == ["+1.25", "1e-4"]
+    view.page.locator("#score").select_option(label="induction")
+    assert values(view)[-2:] == ["0.90", "–"]
+    cut = "[...document.querySelectorAll('.thumb .value')].some(v => v.scrollWidth > v.clientWidth)"
+    assert not view.page.evaluate(cut)
+
+
 @pytest.mark.parametrize("text", [*HOSTILE[:6], "__proto__", "constructor"])
 def test_hostile_names_of_scores_and_labels_are_shown_as_text(show, text):
     snapshot = Snapshot(1, WORDS, known_heads(12, 9), scores={text: np.ones((2, 3))})

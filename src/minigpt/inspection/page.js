@@ -11,7 +11,7 @@ const FRAME_MS = 700;                     // pause between two steps while playi
 const ARROWS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 const state = { frame: steps.length - 1, layer: 0, head: 0, token: T - 1, direction: "from", scale: "sqrt", hide: false,
   score: names.length ? 0 : -1, order: "place", minimum: 0,       // score: place in names; minimum: percent of its range
-  values: false, view: "a" };             // view: run A, run B or "diff"
+  values: false, view: "a", relation: -1 };                       // view: a, b or diff; relation: place in data.links
 let shown;                                // what the maps show, see look()
 let hover = null;                         // [query, key] under the pointer
 let pointed = -1;                         // head whose curve is under the pointer
@@ -88,12 +88,16 @@ const placeOf = (layer, head, query, key) => start(layer, head) + query * (query
 const levelAt = (...cell) => shown.levels[placeOf(...cell)];
 const weightAt = (layer, head, query, key) => shown.at(placeOf(layer, head, query, key));
 
-// A scale is a table from the stored level to a colour from 0 to 255. The stored level is the square root already.
+// A scale is a table from the stored level to a colour from 0 to 255, with what stands under the colour bar: all of the
+// ticks, or a few of them to both sides of 0. The stored level is the square root already.
 const SCALES = {
-  sqrt: { table: (q) => q, ticks: [0, 0.01, 0.1, 0.3, 0.6, 1] },
-  linear: { table: (q) => 255 * WEIGHT[q], ticks: [0, 0.2, 0.4, 0.6, 0.8, 1] },
-  log: { table: (q) => 255 * Math.max(0, 1 + Math.log10(WEIGHT[q] || 1e-9) / 4), ticks: [0.0001, 0.001, 0.01, 0.1, 1] },
-  row: { table: (q) => q, ticks: [0, 0.01, 0.1, 0.3, 0.6, 1] },
+  sqrt: { table: (q) => q, ticks: [0, 0.01, 0.1, 0.3, 0.6, 1], few: [0.1, 0.4, 1] },
+  linear: { table: (q) => 255 * WEIGHT[q], ticks: [0, 0.2, 0.4, 0.6, 0.8, 1], few: [0.5, 1] },
+  log: {
+    table: (q) => 255 * Math.max(0, 1 + Math.log10(WEIGHT[q] || 1e-9) / 4),
+    ticks: [0.0001, 0.001, 0.01, 0.1, 1], few: [0.01, 0.1, 1],
+  },
+  row: { table: (q) => q, ticks: [0, 0.01, 0.1, 0.3, 0.6, 1], few: [0.1, 0.4, 1] },
 };
 const tablesOf = (shade) => Object.fromEntries(Object.entries(SCALES).map(([name, scale]) =>
   [name, Uint8Array.from({ length: 256 }, (_, q) => shade(q, (level) => Math.round(scale.table(level))))]));
@@ -153,8 +157,10 @@ function paint(canvas, layer, head, cssPixels) {
 const thumbs = [];
 
 function drawGrid() {
+  const width = $("grid").clientWidth / H;
+  $("grid").classList.toggle("compact", width < 56);       // no room for all that could stand on a map
+  $("grid").classList.toggle("tight", width < 72);
   arrange();
-  $("grid").classList.toggle("compact", $("grid").clientWidth / H < 56);
   const size = Math.max(...thumbs.map((thumb) => thumb.clientWidth));     // one that is left out has no width
   thumbs.forEach((thumb, i) => { if (!thumb.hidden) paint(thumb.firstChild, Math.floor(i / H), i % H, size); });
 }
@@ -163,10 +169,10 @@ function drawBar() {
   const context = $("bar").getContext("2d"), image = context.createImageData(256, 1), { table, colours } = shading();
   new Uint32Array(image.data.buffer).set(colours);
   context.putImageData(image, 0, 0);
-  const { ticks } = SCALES[state.scale], some = ticks.filter((weight, i) => weight > 0 && (ticks.length - i) % 2);
+  const { ticks, few } = SCALES[state.scale];
   const levelOf = (weight) => (isDifference() ? 128 + Math.sign(weight) * Math.round(127 * Math.sqrt(Math.abs(weight)))
     : Math.round(255 * Math.sqrt(weight)));
-  const shownTicks = isDifference() ? [...some.map((x) => -x).reverse(), 0, ...some] : ticks;
+  const shownTicks = isDifference() ? [...few.map((x) => -x).reverse(), 0, ...few] : ticks;
   $("ticks").replaceChildren(...shownTicks.map((weight) => {
     const tick = make("span", { textContent: weight });
     tick.style.left = `${table[levelOf(weight)] / 2.55}%`;
@@ -190,7 +196,7 @@ const inText = (text) => text.split("\n").map((part) => part && visible(part)).j
 const quoted = (i) => `\u201c${visible(tokens[i])}\u201d`;
 const short = (weight) => (weight > 0 && weight < 0.001 ? "<0.001" : weight.toFixed(3));
 // A weight, or the difference of two: with its sign, and never a nought with a minus.
-const told = (weight) => (isDifference() ? number(Math.abs(weight) < 0.0005 ? 0 : weight, true) : short(weight));
+const toldWeight = (weight) => (isDifference() ? number(Math.abs(weight) < 0.0005 ? 0 : weight, true) : short(weight));
 
 // The tokens that can be related to the selected one, each with its level in the selected head.
 function related(weigh) {
@@ -226,7 +232,7 @@ function fill(list, ranking) {
     const item = make("li", { className: weight < 0 ? "less" : "" }, { "data-token": i });
     item.style.setProperty("--share", `${(100 * Math.abs(weight)).toFixed(1)}%`);
     item.append(make("bdi", { className: "label", textContent: quoted(i) }),
-      make("span", { className: "value", textContent: told(weight) }));
+      make("span", { className: "value", textContent: toldWeight(weight) }));
     item.lastChild.prepend(make("small", { textContent: `#${i} ` }));
     return item;
   }));
@@ -262,9 +268,8 @@ function drawReadout() {
   $("readout-column").textContent = `#${key}`;
   $("readout-query").textContent = quoted(query);
   $("readout-key").textContent = quoted(key);
-  const times = state.values ? " \u00d7 value" : "", minus = isDifference() ? ", A \u2212 B" : "";
-  $("readout-means").textContent = `with weight${times}${minus}`;
-  $("readout-weight").textContent = told(weightAt(layer, head, query, key));
+  $("readout-means").textContent = (isDifference() ? "A \u2212 B" : "with weight") + (state.values ? " \u00d7 value" : "");
+  $("readout-weight").textContent = toldWeight(weightAt(layer, head, query, key));
   const [a, b] = (shown.parts ?? []).map((part) => short(part.at(placeOf(layer, head, query, key))));
   $("readout-both").textContent = a ? `A ${a}, B ${b}` : "";
   place($("line-mark"), direction === "from" ? [token, 0, 1, token + 1] : [token, token, T - token, 1]);
@@ -296,6 +301,13 @@ function number(x, signed = false) {
   if (x === null) return "\u2013";
   const size = Math.abs(x), plus = signed && x > 0 ? "+" : "";
   return plus + (size > 0 && size < 0.001 ? x.toExponential(1) : x.toFixed(size >= 100 ? 0 : size >= 1 ? 2 : 3));
+}
+
+// Two digits after the point, for maps that are hardly wider.
+function brief(x, signed) {
+  const size = Math.abs(x ?? 0);
+  if (size >= 0.0095) return (signed && x > 0 ? "+" : "") + x.toFixed(size >= 10 ? 0 : 2);
+  return size ? x.toExponential(0) : number(x).slice(0, 1);
 }
 
 const isChange = (score) => isDifference() || names[score] === "ablation";
@@ -330,14 +342,14 @@ function inOrder() {
 
 // Writes score and label on each small map, dims or hides those below the minimum, and puts the maps in order.
 function arrange() {
-  const ranked = isRanked(), minimum = least();
+  const ranked = isRanked(), minimum = least(), compact = $("grid").classList.contains("compact");
   $("grid").classList.toggle("ranked", ranked);
   thumbs.forEach((thumb, i) => {
     const value = current(i), low = minimum !== null && !(value !== null && value >= minimum);
     const shown = state.score < 0 ? "" : shownScore(value, state.score);
     thumb.classList.toggle("low", low);
     thumb.hidden = low && ranked;
-    thumb.querySelector(".value").textContent = shown;
+    thumb.querySelector(".value").textContent = shown && (compact ? brief(value, isChange(state.score)) : shown);
     thumb.querySelector(".kind").textContent = visible(labelOf(i), "");
     const said = [nameOf(i), shown && `${words(names[state.score])} ${shown}`, visible(labelOf(i), "")];
     if (low) said.push("below the minimum");
@@ -449,13 +461,73 @@ function pointCurve(event) {
   drawCurve();
 }
 
+// ---- relations between tokens, and what the model expects next -------------------------------------------------------
+
+const pairsOf = () => data.links[state.relation]?.[1] ?? [];        // [query, key] of the chosen relation
+
+// Outlines the cells of the chosen relation: a dark line with a light one inside shows on every colour.
+function drawLinks() {
+  const canvas = $("links"), side = $("large").clientWidth, scale = devicePixelRatio, context = canvas.getContext("2d");
+  canvas.width = canvas.height = Math.round(side * scale);
+  const cell = side * scale / T, size = Math.max(cell, 7 * scale);  // never too small to be seen
+  for (const [colour, width] of [["#000", 3], ["#fff", 1]]) {
+    Object.assign(context, { strokeStyle: colour, lineWidth: width * scale });
+    for (const [query, key] of pairsOf()) {
+      context.strokeRect((key + 0.5) * cell - size / 2, (query + 0.5) * cell - size / 2, size, size);
+    }
+  }
+}
+
+// Underlines what is linked to the selected token, and tells how much of the weight it gets.
+function drawLinked() {
+  const { layer, head, token, direction } = state;
+  const pairs = pairsOf().filter(([query, key]) => (direction === "from" ? query : key) === token);
+  const ends = new Set(pairs.map(([query, key]) => (direction === "from" ? key : query)));
+  spans.forEach((span, i) => span.classList.toggle("target", ends.has(i)));
+  $("linked").hidden = state.relation < 0;
+  if (state.relation < 0) return;
+  const told = pairs.flatMap(([query, key]) => [" ", make("bdi", { className: "label",
+    textContent: quoted(direction === "from" ? key : query) }), " ",
+    make("b", { textContent: key > query ? "comes later" : toldWeight(weightAt(layer, head, query, key)) })]);
+  $("linked").replaceChildren(make("bdi", { textContent: words(data.links[state.relation][0]) }),
+    ...(told.length ? [":", ...told] : [": nothing is linked to this token"]));
+}
+
+// The tokens that a run expects after the selected one: [text, probability], best first.
+function expected(run) {
+  const flat = run.next[frameOf(run)]?.[state.token] ?? [], pairs = [];
+  for (let i = 0; i < flat.length; i += 2) pairs.push([data.texts[flat[i]], flat[i + 1]]);
+  return pairs;
+}
+
+function drawNext() {
+  const runs = isDifference() ? [A, B] : [state.view === "b" ? B : A];
+  const lists = runs.map((run) => [run, expected(run)]).filter(([, pairs]) => pairs.length);
+  $("next").hidden = lists.length === 0;
+  $("next-title").replaceChildren("Expected after ", make("bdi", { className: "label", textContent: quoted(state.token) }));
+  $("next-lists").replaceChildren(...lists.map(([run, pairs]) => {
+    const column = make("div"), list = make("ol");
+    if (isDifference()) column.append(make("h3", { textContent: run === A ? "A" : "B" }));
+    list.append(...pairs.map(([text, share]) => {
+      const item = make("li"), value = make("span", { className: "value", textContent: short(share) });
+      if (text === tokens[state.token + 1]) value.prepend(make("small", { textContent: "comes next " }));
+      item.style.setProperty("--share", `${(100 * share).toFixed(1)}%`);
+      item.append(make("bdi", { className: "label", textContent: `\u201c${visible(text)}\u201d` }), value);
+      return item;
+    }));
+    column.append(list);
+    return column;
+  }));
+}
+
 // ---- what happens when ---------------------------------------------------------------------------------------------
 
 // For whoever reads the page with a program: what is selected stands in data attributes of the root element.
 function describe() {
-  const { layer, head, token, direction, scale, hide, frame, order, values, view } = state;
+  const { layer, head, token, direction, scale, hide, frame, order, values, view, relation } = state;
   Object.assign(document.documentElement.dataset, { layer, head, token, direction, scale, hide, frame, step: steps[frame],
-    score: names[state.score] ?? "", order, minimum: least() ?? "", values, view, otherStep: B ? B.steps[frameOf(B)] : "" });
+    score: names[state.score] ?? "", order, minimum: least() ?? "", values, view,
+    otherStep: B ? B.steps[frameOf(B)] : "", relation: data.links[relation]?.[0] ?? "" });
 }
 
 function drawHead() {
@@ -472,6 +544,9 @@ function drawHead() {
   drawRanking();
   drawReadout();
   drawScores();
+  drawLinks();
+  drawLinked();
+  drawNext();
   describe();
 }
 
@@ -488,7 +563,7 @@ function drawAll() {
 
 function set(changes) {
   Object.assign(state, changes);
-  const ofOneHead = ["layer", "head", "token", "direction"];
+  const ofOneHead = ["layer", "head", "token", "direction", "relation"];
   if (Object.keys(changes).every((name) => ofOneHead.includes(name))) drawHead(); else drawAll();
 }
 
@@ -572,6 +647,8 @@ function build() {
   }
   names.forEach((name, score) => $("score").append(make("option", { value: score, textContent: words(name) })));
   $("score").value = state.score;
+  data.links.forEach(([name], i) => $("relation").append(make("option", { value: i, textContent: words(name) })));
+  $("relation-label").hidden = data.links.length === 0;
   $("ranking").hidden = $("head-scores").hidden = names.length === 0;
   tokens.forEach((text, i) => {
     spans.push(make("span", { textContent: inText(text) }, { role: "button", "data-token": i, "aria-label": `${i}: ${visible(text)}` }));
@@ -611,6 +688,7 @@ function listen() {
     if (pointed >= 0) choose(pointed);
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawCurve);
+  $("relation").addEventListener("change", () => set({ relation: Number($("relation").value) }));
   $("values").addEventListener("change", () => set({ values: $("values").checked }));
   for (const name of ["direction", "view"]) {
     for (const radio of document.getElementsByName(name)) {
