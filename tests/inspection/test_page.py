@@ -1,7 +1,9 @@
 """The attention page, in a real browser: what it shows is right, its controls work, and no text can break out of it."""
 
+import dataclasses
 import html
 import itertools
+import json
 import re
 
 import numpy as np
@@ -285,7 +287,8 @@ def test_a_hostile_title_is_shown_as_text(browser, tmp_path):
 
 
 def test_the_page_works_in_a_sandboxed_frame(browser, tmp_path):
-    inner = html.escape(render_page(history(), title=TITLE))
+    full, links = with_all_extras(history()), [Relation("copy", 9, (0,))]
+    inner = html.escape(render_page(full, title=TITLE, links=links, other=full[:1]))
     path = tmp_path / "outer.html"
     path.write_text(
         f'<html data-ready="1"><iframe sandbox="allow-scripts" width="500" height="420" srcdoc="{inner}"></iframe>',
@@ -298,6 +301,12 @@ def test_the_page_works_in_a_sandboxed_frame(browser, tmp_path):
     frame.locator("#slider").fill("0")
     assert frame.locator("html").get_attribute("data-step") == "100"
     assert frame.locator("html").get_attribute("data-layer") == "1"
+    frame.locator("#values").check()
+    frame.locator("#relation").select_option(label="copy")
+    frame.locator("#order").select_option("high")
+    frame.locator("#compare label").nth(2).click()
+    for name, value in (("values", "true"), ("relation", "copy"), ("order", "high"), ("view", "diff")):
+        assert frame.locator("html").get_attribute(f"data-{name}") == value
     assert [url for url in view.requests if url != view.url] in ([], ["about:srcdoc"])
     assert view.complaints == []
     view.page.close()
@@ -352,6 +361,51 @@ def test_144_heads_and_256_tokens_half_of_them_diffuse_noise_stay_under_four_meg
     weights = softmax_maps(12, 12, 256)
     weights[::2] = np.tile(known_heads(256, 70), (3, 4, 1, 1))
     assert len(render_page([Snapshot(0, ("word",) * 256, weights)], title="size")) < 4_000_000
+
+
+def with_all_extras(snapshots):
+    """Scores, lengths and next tokens that have nothing in common from step to step: the hardest to keep small."""
+    random = np.random.default_rng(0)
+    full = []
+    for snapshot in snapshots:
+        n_layer, n_head, T, _ = snapshot.weights.shape
+        shares = np.sort(random.dirichlet(np.ones(50), size=T))[:, :-6:-1].tolist()
+        words = random.integers(0, 4000, size=(T, 5)).tolist()
+        full.append(
+            dataclasses.replace(
+                snapshot,
+                scores={f"relation: number {i}": random.normal(size=(n_layer, n_head)) for i in range(12)},
+                value_norms=np.exp(random.normal(size=(n_layer, n_head, T))),
+                next_tokens=tuple(
+                    tuple((f" word{word}", share) for word, share in zip(*row, strict=True))
+                    for row in zip(words, shares, strict=True)
+                ),
+            )
+        )
+    return full
+
+
+def test_all_that_is_known_beside_the_weights_adds_little_to_a_page():
+    n_tokens, n_steps = 128, 10
+    known = np.tile(known_heads(n_tokens, 40), (3, 2, 1, 1))
+    snapshots = [Snapshot(k, ("word",) * n_tokens, known) for k in range(n_steps)]
+    labels = [[["induction head"] * 6] * 6] * n_steps
+    full = render_page(with_all_extras(snapshots), title="size", labels=labels)
+    assert len(full) - len(render_page(snapshots, title="size")) < 25_000 * n_steps
+    one = [Snapshot(0, ("word",) * 256, np.tile(known_heads(256, 70), (6, 4, 1, 1)))]
+    assert len(render_page(with_all_extras(one), title="size")) - len(render_page(one, title="size")) < 100_000
+
+
+def test_numbers_beside_the_weights_keep_their_digits_and_no_more():
+    snapshot = dataclasses.replace(
+        history()[0],
+        scores={"a": np.full((2, 3), 0.123456), "b": np.full((2, 3), np.nan), "c": np.full((2, 3), -1.23456e-5)},
+        next_tokens=((("x", 0.123456),),) * 12,
+    )
+    page = render_page([snapshot], title="x")
+    (run,) = json.loads(re.search('"application/json">(.*?)</script>', page, re.DOTALL)[1])["runs"]
+    assert run["scores"] == [[[0.1235] * 6, [None] * 6, [-1.235e-05] * 6]]
+    assert run["next"] == [[[0, 0.123]] * 12]
 
 
 def test_no_weights_take_more_than_a_byte_and_its_base64_each():

@@ -67,15 +67,22 @@ def test_the_outline_of_a_cell_smaller_than_a_pixel_can_still_be_seen(show):
     assert marked.mean(0) / len(view.pixels("#links")) == pytest.approx([290.5 / 300, 10.5 / 300], abs=0.01)
 
 
+def test_the_outline_of_a_cell_at_the_edge_is_whole(show):
+    view = show([Snapshot(0, ("a ",) * 300, known_heads(300))], links=[Relation("edge", 299, (0,))])
+    relate(view, "edge")
+    marked = np.argwhere(view.pixels("#links")[..., 3] > 0)
+    assert (np.ptp(marked, axis=0) >= 8).all()
+
+
 def test_the_targets_of_the_selected_token_are_underlined_and_their_weight_told(view):
     view.select(HALF)
     relate(view, "same word")
     view.page.locator("#tokens span").nth(9).click()
     assert targets(view) == [0]
-    assert view.text("#linked") == "same word: “Once” 0.698"  # 0.7, to the nearest level
+    assert view.text("#linked") == "same word: “Once” #0 0.698"  # 0.7, to the nearest level
     view.page.locator("#tokens span").nth(10).click()
     assert targets(view) == [0, 1]
-    assert view.text("#linked") == "same word: “ upon” 0.000 “Once” 0.698"
+    assert view.text("#linked") == "same word: “ upon” #1 0.000 “Once” #0 0.698"
     view.page.locator("#tokens span").nth(3).click()
     assert targets(view) == []
     assert "nothing is linked" in view.text("#linked")
@@ -95,7 +102,7 @@ def test_a_link_to_a_later_token_is_drawn_and_said_to_be_out_of_reach(show):
     relate(view, "ahead")
     view.page.locator("#tokens span").nth(2).click()
     assert outlined(view) == [(2, 7)]
-    assert view.text("#linked") == "ahead: “ ran” comes later"
+    assert view.text("#linked") == "ahead: “ ran” #7 comes later"
 
 
 def test_a_relation_can_be_chosen_by_keyboard(view):
@@ -176,7 +183,7 @@ def test_hostile_names_of_relations_and_hostile_next_tokens_are_shown_as_text(sh
     assert view.page.locator("#relation option").nth(1).text_content() == text.replace("_", " ")
     view.page.locator("#relation").select_option("0")
     assert view.state("relation") == text
-    assert view.text("#linked") == f"{text.replace('_', ' ')}: “ a” 0.000"
+    assert view.text("#linked") == f"{text.replace('_', ' ')}: “ a” #2 0.000"
     assert next_list(view) == [(f"“{text}”", "0.500")]
     assert view.page.locator("img, b b").count() == 0
 

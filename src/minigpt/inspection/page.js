@@ -80,7 +80,10 @@ function difference(a, b) {
 const isDifference = () => state.view === "diff";
 
 function look() {
+  const key = [state.frame, state.values, state.view].join();
+  if (shown?.key === key) return;                       // the longest work of a large page, so only where it must be
   shown = isDifference() ? difference(weigh(A), weigh(B)) : weigh(state.view === "b" ? B : A);
+  shown.key = key;
 }
 
 const start = (layer, head) => (layer * H + head) * TRIANGLE;
@@ -268,7 +271,8 @@ function drawReadout() {
   $("readout-column").textContent = `#${key}`;
   $("readout-query").textContent = quoted(query);
   $("readout-key").textContent = quoted(key);
-  $("readout-means").textContent = (isDifference() ? "A \u2212 B" : "with weight") + (state.values ? " \u00d7 value" : "");
+  $("readout-means").textContent = `${isDifference() ? "A \u2212 B" : state.values ? "weight" : "with weight"}${
+    state.values ? " \u00d7 value" : ""}`;
   $("readout-weight").textContent = toldWeight(weightAt(layer, head, query, key));
   const [a, b] = (shown.parts ?? []).map((part) => short(part.at(placeOf(layer, head, query, key))));
   $("readout-both").textContent = a ? `A ${a}, B ${b}` : "";
@@ -470,11 +474,10 @@ function drawLinks() {
   const canvas = $("links"), side = $("large").clientWidth, scale = devicePixelRatio, context = canvas.getContext("2d");
   canvas.width = canvas.height = Math.round(side * scale);
   const cell = side * scale / T, size = Math.max(cell, 7 * scale);  // never too small to be seen
+  const begin = (i) => clamp((i + 0.5) * cell - size / 2, 1.5 * scale, canvas.width - size - 1.5 * scale);
   for (const [colour, width] of [["#000", 3], ["#fff", 1]]) {
     Object.assign(context, { strokeStyle: colour, lineWidth: width * scale });
-    for (const [query, key] of pairsOf()) {
-      context.strokeRect((key + 0.5) * cell - size / 2, (query + 0.5) * cell - size / 2, size, size);
-    }
+    for (const [query, key] of pairsOf()) context.strokeRect(begin(key), begin(query), size, size);
   }
 }
 
@@ -486,9 +489,12 @@ function drawLinked() {
   spans.forEach((span, i) => span.classList.toggle("target", ends.has(i)));
   $("linked").hidden = state.relation < 0;
   if (state.relation < 0) return;
-  const told = pairs.flatMap(([query, key]) => [" ", make("bdi", { className: "label",
-    textContent: quoted(direction === "from" ? key : query) }), " ",
-    make("b", { textContent: key > query ? "comes later" : toldWeight(weightAt(layer, head, query, key)) })]);
+  const told = pairs.flatMap(([query, key]) => {
+    const end = direction === "from" ? key : query;
+    const weight = key > query ? "comes later" : toldWeight(weightAt(layer, head, query, key));
+    return [" ", make("bdi", { className: "label", textContent: quoted(end) }), make("small", { textContent: ` #${end} ` }),
+      make("b", { textContent: weight })];
+  });
   $("linked").replaceChildren(make("bdi", { textContent: words(data.links[state.relation][0]) }),
     ...(told.length ? [":", ...told] : [": nothing is linked to this token"]));
 }
