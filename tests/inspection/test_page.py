@@ -463,6 +463,8 @@ def test_a_second_run_must_be_of_the_same_tokens_and_shape():
     [
         ({"links": [Relation("copy", 12, (0,))]}, "'copy' must be between positions 0 and 11, got query 12"),
         ({"links": [Relation("copy", 3, (0, -1))]}, r"got query 3 and keys \[0, -1\]"),
+        ({"links": [Relation(7, 3, (0,))]}, r"a link's name must be text \(str\), got 7"),
+        ({"labels": [[[None, "copy", 7]] * 2] * 3}, r"a label must be text \(str\) or None, got 7"),
         ({"labels": [[[None] * 3] * 2]}, "each of the 3 snapshots or none, got 1"),
         ({"labels": [[[None] * 2] * 2] * 3}, r"2 layers of 3 heads, got \[2, 2\] heads"),
     ],

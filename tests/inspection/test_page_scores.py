@@ -296,6 +296,15 @@ def test_small_maps_have_shorter_numbers_that_fit_on_them(show):
     assert not view.page.evaluate(cut)
 
 
+def test_maps_too_small_for_any_number_have_none_but_still_tell_it_to_a_reader(show):
+    weights = np.tile(known_heads(12, 9), (1, 4, 1, 1))
+    scores = {"induction": np.arange(24).reshape(2, 12) / 24}
+    view = show([Snapshot(0, WORDS, weights, scores=scores)], width=500, height=420)
+    assert not view.page.locator(".thumb .value").last.is_visible()
+    assert view.page.locator(".thumb").last.get_attribute("aria-label") == "layer 1, head 11, induction 0.958"
+    assert view.page.locator(".thumb").last.get_attribute("title") == "layer 1, head 11, induction 0.958"
+
+
 @pytest.mark.parametrize("text", [*HOSTILE[:6], "__proto__", "constructor"])
 def test_hostile_names_of_scores_and_labels_are_shown_as_text(show, text):
     snapshot = Snapshot(1, WORDS, known_heads(12, 9), scores={text: np.ones((2, 3))})

@@ -161,8 +161,9 @@ const thumbs = [];
 
 function drawGrid() {
   const width = $("grid").clientWidth / H;
-  $("grid").classList.toggle("compact", width < 56);       // no room for all that could stand on a map
-  $("grid").classList.toggle("tight", width < 72);
+  for (const [name, least] of [["tight", 72], ["compact", 56], ["tiny", 30]]) {    // the less room, the fewer words on a map
+    $("grid").classList.toggle(name, width < least);
+  }
   arrange();
   const size = Math.max(...thumbs.map((thumb) => thumb.clientWidth));     // one that is left out has no width
   thumbs.forEach((thumb, i) => { if (!thumb.hidden) paint(thumb.firstChild, Math.floor(i / H), i % H, size); });

@@ -174,6 +174,8 @@ def _check_alike(frames: Sequence[Snapshot]) -> None:
 
 def _check_links(links: Sequence[Link], n_tokens: int) -> None:
     for link in links:
+        if not isinstance(link.name, str):
+            raise ValueError(f"a link's name must be text (str), got {link.name!r}")
         if not all(0 <= position < n_tokens for position in (link.query, *link.keys)):
             raise ValueError(
                 f"link {link.name!r} must be between positions 0 and {n_tokens - 1}, "
@@ -190,6 +192,9 @@ def _check_labels(labels: Sequence[Labels], snapshots: Sequence[Snapshot]) -> No
             raise ValueError(
                 f"labels must be {n_layer} layers of {n_head} heads, got {[len(layer) for layer in grid]} heads"
             )
+        strange = [name for layer in grid for name in layer if not isinstance(name, str | None)]
+        if strange:
+            raise ValueError(f"a label must be text (str) or None, got {strange[0]!r}")
 
 
 def _json_for_html(data: object) -> str:
