@@ -41,6 +41,8 @@ BATCH_PIECES = 10_000
 """And so many pieces at most, as each costs something, however short it is."""
 BPE_BYTES = 100 << 20
 """Text from which a BPE learns its merges at most: more hardly changes them, and memory grows with it."""
+PIECES_VERSION = 2
+"""Changes when documents come in other pieces: whoever goes on with a preparation counts the pieces that are done."""
 SIDES = ("train", "val")
 SURVEY, UNITS = "survey.npz", "units.json"
 STARTS = ".documents.npy"
@@ -92,7 +94,7 @@ class Tokenising:
         """Args: folder is where the result is to lie; beside it a hidden one is worked in."""
         self.config, self.text, self.folder, self.quiet = config, text, folder, quiet
         self.sources = (*text.train, *text.val)
-        self.work = folder.parent / f".preparing-{folder.name}"
+        self.work = folder.parent / f".preparing-{PIECES_VERSION}-{folder.name}"
 
     def run(self, is_unchanged: Callable[[], bool]) -> None:
         """Do what an earlier try has left to do, or everything.
