@@ -14,6 +14,7 @@ from minigpt.data.tokenizer import BytesTokenizer, CharsTokenizer
 from minigpt.inspection.heads import FEWEST_LINKS
 from minigpt.inspection.relations import RelationScore
 from minigpt.inspection.report import inspect_runs, relation_lines
+from minigpt.inspection.snapshot import Snapshot
 from minigpt.model.gpt import GPT
 
 CODE = "def add(first, second):\n    return add(second, (first))\n" * 4
@@ -89,6 +90,15 @@ def test_a_run_without_a_text_of_its_own_asks_for_one(weights: Path) -> None:
         inspect_runs(InspectConfig(run=str(weights)), None)
     with pytest.raises(UserError, match="the text is empty"):
         inspect_runs(InspectConfig(run=str(weights)), "")
+
+
+def test_what_was_looked_at_while_a_run_trained_is_looked_at_again(weights: Path) -> None:
+    tokens = ("<|endoftext|>", *"ab(c)", "<|endoftext|>", *"d" * 30)
+    causal = np.tril(np.ones((2, 2, len(tokens), len(tokens)), dtype=np.float32))
+    Snapshot(3, tokens, causal / causal.sum(-1, keepdims=True)).save(weights.parent / "attention" / "step_000003.npz")
+    inspect_runs(InspectConfig(run=str(weights.parent)), None)
+    page = (weights.parent / "inspection.html").read_text()
+    assert '"tokens":["\\u003c|endoftext|\\u003e","a","b","(","c",")","\\u003c|endoftext|\\u003e","d"' in page
 
 
 def test_one_character_is_enough(weights: Path) -> None:

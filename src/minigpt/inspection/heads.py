@@ -38,8 +38,8 @@ from minigpt.model.gpt import GPT
 
 ROWS = 256
 """Queries whose weights are held at a time."""
-PROBE_TOKENS = 1024
-"""Tokens of text that are measured: so many windows of the whole context, or one."""
+PROBE_TOKENS = 512
+"""Tokens of text that are measured at each validation: so many windows of the whole context, or one."""
 MOST_REPEATED, N_REPEATED = 64, 4
 """Tokens of a random sequence that is repeated, at most, and number of such sequences."""
 
@@ -82,18 +82,26 @@ class Probe:
     """Relations within each window."""
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, tokens: Sequence[int], context_length: int, most_shown: int) -> Probe:
+    def of(
+        cls,
+        tokenizer: Tokenizer,
+        tokens: Sequence[int],
+        context_length: int,
+        most_shown: int,
+        most_measured: int = PROBE_TOKENS,
+    ) -> Probe:
         """A text's beginning, and as much of it as is measured.
 
         Args:
             tokenizer: that made the tokens.
-            tokens: one or more; those behind the first PROBE_TOKENS or so are not used.
+            tokens: one or more.
             context_length: of the model.
             most_shown: tokens whose maps are shown, at most.
+            most_measured: tokens in the windows, at most, if those are more than one.
         """
         shown = tuple(tokens[: min(most_shown, context_length)])
         T = min(context_length, len(tokens) - 1)
-        n_windows = max(1, min(PROBE_TOKENS, len(tokens) - 1) // T) if T else 0
+        n_windows = max(1, min(most_measured, len(tokens) - 1) // T) if T else 0
         used = tokens[: max(n_windows * T + 1, len(shown))]
         windows = torch.tensor(used[: n_windows * T + 1]).unfold(0, T + 1, T) if T else torch.zeros(0, 1).long()
         found = links_of_documents(tokenizer, used)

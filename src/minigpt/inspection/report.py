@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from minigpt import markdown
 from minigpt.checkpoint import LoadedModel, RunFolder, load_model
 from minigpt.config import InspectConfig, UserError
+from minigpt.data.tokenizer import decode
 from minigpt.files import write_text
 from minigpt.inspection.heads import FEWEST_LINKS, Probe, label_heads, look, relations_of_windows
 from minigpt.inspection.page import render_page
@@ -19,6 +21,8 @@ from minigpt.inspection.snapshot import Snapshot
 
 COLUMNS = ("induction", "duplicate_token", "previous_token", "current_token", "first_token", "entropy")
 """Scores of the table; the page has all."""
+MEASURED = 8192
+"""Tokens of a text on which heads are measured, at most."""
 
 
 def inspect_runs(config: InspectConfig, text: str | None) -> str:
@@ -32,8 +36,8 @@ def inspect_runs(config: InspectConfig, text: str | None) -> str:
         UserError: there is no such run, no text, or the two do not fit each other.
     """
     loaded = load_model(config.run, config.device)
-    text = _text_of(Path(config.run)) if text is None else text
-    probe = _probe(loaded, text, config.max_tokens)
+    tokens = _tokens_of_run(loaded, Path(config.run)) if text is None else _tokens_of_text(loaded, text)
+    probe = Probe.of(loaded.tokenizer, tokens, loaded.config.model.context_length, config.max_tokens, MEASURED)
     snapshot, numbers = look(loaded.model, loaded.tokenizer, probe, 0, everything=True)
     other: list[Snapshot] = []
     if config.compare is not None:
@@ -87,13 +91,11 @@ def number_line(numbers: Mapping[str, float]) -> str:
     return "   ".join(f"{name} {value:.3f}" for name, value in shown.items())
 
 
-def _probe(loaded: LoadedModel, text: str, max_tokens: int) -> Probe:
-    tokens = loaded.tokenizer.encode(text)
-    if not tokens:
+def _tokens_of_text(loaded: LoadedModel, text: str) -> list[int]:
+    if not text:
         raise UserError("the text is empty: give one as --text or --file")
-    if loaded.config.data.mode == "examples":
-        tokens = [loaded.tokenizer.end_of_text, *tokens]
-    return Probe.of(loaded.tokenizer, tokens, loaded.config.model.context_length, max_tokens)
+    start = [loaded.tokenizer.end_of_text] if loaded.config.data.mode == "examples" else []
+    return [*start, *loaded.tokenizer.encode(text)]
 
 
 def _second(loaded: LoadedModel, first: LoadedModel, probe: Probe) -> Snapshot:
@@ -113,16 +115,23 @@ def _second(loaded: LoadedModel, first: LoadedModel, probe: Probe) -> Snapshot:
     return look(loaded.model, loaded.tokenizer, second, 0, everything=True)[0]
 
 
-def _text_of(run: Path) -> str:
-    """What was looked at while a run trained."""
+def _tokens_of_run(loaded: LoadedModel, run: Path) -> list[int]:
+    """What was looked at while a run trained; a snapshot has texts of tokens, which are encoded again."""
     folder = RunFolder(run).snapshot(0).parent if run.is_dir() else RunFolder(run.parent).snapshot(0).parent
     files = sorted(folder.glob("step_*.npz"))
     if not files:
         raise UserError(f"{run}: nothing was looked at while it trained; give a text as --text or --file")
     try:
-        return "".join(Snapshot.load(files[-1]).tokens)
+        texts = Snapshot.load(files[-1]).tokens
     except ValueError as error:
         raise UserError(f"{error}; give a text as --text or --file") from None
+    end_of_text = loaded.tokenizer.end_of_text
+    mark = decode(loaded.tokenizer, [end_of_text])
+    tokens: list[int] = []
+    for is_end, group in groupby(texts, lambda text: text == mark):
+        own = list(group)
+        tokens += [end_of_text] * len(own) if is_end else loaded.tokenizer.encode("".join(own))
+    return tokens
 
 
 def _folder(run: str) -> Path:
