@@ -105,6 +105,11 @@ class RunFolder:
         """Attention maps of one step."""
         return self.path / "attention" / f"step_{step:06d}.npz"
 
+    @property
+    def snapshots(self) -> list[Path]:
+        """Attention maps of all steps there are, in their order."""
+        return sorted((self.path / "attention").glob("step_*.npz"))
+
 
 @dataclass(frozen=True)
 class LoadedModel:

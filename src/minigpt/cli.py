@@ -57,12 +57,7 @@ def parse_training(argv: Sequence[str]) -> tuple[Config, Path | None]:
     Raises:
         UserError: for anything that cannot be understood, naming it.
     """
-    parser = ArgumentParser(
-        prog="train.py",
-        exit_on_error=False,
-        allow_abbrev=False,
-        description="Train a GPT; later arguments win over earlier ones.",
-    )
+    parser = _parser("train.py", "Train a GPT; later arguments win over earlier ones.")
     parser.add_argument("--config", action="config", help="A YAML recipe; may be repeated, the later one wins.")
     parser.add_argument("--resume", metavar="RUN", help="Continue this run folder where it stopped.")
     parser.add_class_arguments(Config, None)
@@ -79,18 +74,17 @@ def parse_training(argv: Sequence[str]) -> tuple[Config, Path | None]:
     return Config.from_dict(values), None if resume is None else Path(resume)
 
 
+def _parser(prog: str, description: str) -> ArgumentParser:
+    return ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False, description=description)
+
+
 def parse_sampling(argv: Sequence[str]) -> SampleConfig:
     """The command line of `sample.py`.
 
     Raises:
         UserError: for anything that cannot be understood, naming it.
     """
-    parser = ArgumentParser(
-        prog="sample.py",
-        exit_on_error=False,
-        allow_abbrev=False,
-        description="Write text with a trained model.",
-    )
+    parser = _parser("sample.py", "Write text with a trained model.")
     parser.add_class_arguments(SampleConfig, None, as_positional=True)
     return SampleConfig(**parse(parser, SampleConfig, argv))
 
@@ -101,11 +95,9 @@ def parse_inspecting(argv: Sequence[str]) -> InspectConfig:
     Raises:
         UserError: for anything that cannot be understood, naming it.
     """
-    parser = ArgumentParser(
-        prog="python -m minigpt.inspection",
-        exit_on_error=False,
-        allow_abbrev=False,
-        description="Show what the attention of a trained model does: a page, and a table of its heads.",
+    parser = _parser(
+        "python -m minigpt.inspection",
+        "Show what the attention of a trained model does: a page, and a table of its heads.",
     )
     parser.add_class_arguments(InspectConfig, None, as_positional=True)
     return InspectConfig(**parse(parser, InspectConfig, argv))
@@ -131,11 +123,9 @@ def parse_comparing(argv: Sequence[str]) -> CompareConfig:
     Raises:
         UserError: for anything that cannot be understood, naming it.
     """
-    parser = ArgumentParser(
-        prog="python -m minigpt.training.compare",
-        exit_on_error=False,
-        allow_abbrev=False,
-        description="Train recipes on the same text, seeds and budget, and make one table of them.",
+    parser = _parser(
+        "python -m minigpt.training.compare",
+        "Train recipes on the same text, seeds and budget, and make one table of them.",
     )
     parser.add_argument("recipes", nargs="+", type=str, help="YAML recipes that differ in model or optimizer alone.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2], help="Each recipe is trained with each seed.")
@@ -160,11 +150,9 @@ def parse_data(argv: Sequence[str]) -> tuple[str, Config]:
             f"python -m minigpt.data {command}".rstrip() + f": write {' or '.join(DATA_COMMANDS)}, then settings such "
             f"as --data.source FILE --data.tokenizer gpt2{_did_you_mean(command, DATA_COMMANDS)}"
         )
-    parser = ArgumentParser(
-        prog=f"python -m minigpt.data {command}",
-        exit_on_error=False,
-        allow_abbrev=False,
-        description=f"{DATA_COMMANDS[command]} Settings and recipes are those of train.py; data.* are what counts.",
+    parser = _parser(
+        f"python -m minigpt.data {command}",
+        f"{DATA_COMMANDS[command]} Settings and recipes are those of train.py; data.* are what counts.",
     )
     parser.add_argument("--config", action="config", help="A YAML recipe; may be repeated, the later one wins.")
     parser.add_class_arguments(Config, None)

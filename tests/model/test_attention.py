@@ -420,7 +420,9 @@ def test_the_weights_of_some_queries_are_those_rows_of_all(name: str, graph: str
 def test_the_scores_are_what_the_softmax_sees(softcap: float | None) -> None:
     query, key, _ = inputs()
     bias = alibi_bias(alibi_slopes(H), T).double()
-    scores = attention_scores(query, key, similarity=ScaledDot(), graph=Causal(), key_bias=bias, softcap=softcap)
+    scores = attention_scores(
+        query, key, {"similarity": ScaledDot(), "graph": Causal(), "key_bias": bias, "softcap": softcap}
+    )
     products = query @ key.mT / query.shape[-1] ** 0.5
     expected = products if softcap is None else softcap * torch.tanh(products / softcap)
     expected = (expected + bias[:, :, None]).masked_fill(torch.ones(T, T).triu(1).bool(), float("-inf"))

@@ -62,4 +62,4 @@ def losses(model: GPT, tokens: Tensor) -> Tensor:
 
 
 def _loss(model: GPT, tokens: Tensor, positions: slice) -> float:
-    return float(losses(model, tokens)[:, positions].double().mean())
+    return float(losses(model, tokens)[:, positions].cpu().double().mean())  # not every accelerator has float64

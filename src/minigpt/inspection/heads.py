@@ -169,7 +169,7 @@ def measure(model: GPT, tokens: Tensor, wanted: Mapping[str, Statistic]) -> Meas
         T = query.shape[2]
         for start in range(0, T, ROWS):
             queries = range(start, min(T, start + ROWS))
-            scores = attention_scores(query, key, queries=queries, **how)
+            scores = attention_scores(query, key, how, queries)
             weights = weights_of(scores, how["similarity"])
             places = torch.arange(queries.start, queries.stop, device=weights.device)
             largest[layer] = torch.maximum(largest[layer], scores.amax(dim=(0, 2, 3)).cpu())
@@ -275,12 +275,12 @@ def links_of_documents(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[Link
     return found
 
 
-def relations_of_windows(model: GPT, tokenizer: Tokenizer, probe: Probe) -> dict[str, RelationScore]:
+def relations_of_windows(model: GPT, probe: Probe) -> dict[str, RelationScore]:
     """What heads do with relations in all that is measured of a text, not only in what is shown."""
     found = []
     for window, own in zip(probe.windows[:, :-1].tolist(), probe.window_links, strict=True):
         if own:
-            found.append(score_relations(capture.probe(model, tokenizer, window, 0).weights, own))
+            found.append(score_relations(capture.maps_of(model, window), own))
     return merged(found)
 
 

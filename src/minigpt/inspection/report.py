@@ -46,11 +46,11 @@ def inspect_runs(config: InspectConfig, text: str | None) -> str:
     page = render_page(
         [snapshot], title=_title(config), links=probe.links, labels=[labels] if labels else (), other=other
     )
-    out = Path(config.out) if config.out else _folder(config.run) / "inspection.html"
+    out = Path(config.out) if config.out else _folder(Path(config.run)) / "inspection.html"
     write_text(out, page)
     lines = [
         head_lines(snapshot),
-        relation_lines(relations_of_windows(loaded.model, loaded.tokenizer, probe)),
+        relation_lines(relations_of_windows(loaded.model, probe)),
         number_line(numbers),
     ]
     return "\n\n".join([*(line for line in lines if line), f"-> {out} (open it in a browser)"])
@@ -117,8 +117,7 @@ def _second(loaded: LoadedModel, first: LoadedModel, probe: Probe) -> Snapshot:
 
 def _tokens_of_run(loaded: LoadedModel, run: Path) -> list[int]:
     """What was looked at while a run trained; a snapshot has texts of tokens, which are encoded again."""
-    folder = RunFolder(run).snapshot(0).parent if run.is_dir() else RunFolder(run.parent).snapshot(0).parent
-    files = sorted(folder.glob("step_*.npz"))
+    files = RunFolder(_folder(run)).snapshots
     if not files:
         raise UserError(f"{run}: nothing was looked at while it trained; give a text as --text or --file")
     try:
@@ -134,9 +133,8 @@ def _tokens_of_run(loaded: LoadedModel, run: Path) -> list[int]:
     return tokens
 
 
-def _folder(run: str) -> Path:
-    path = Path(run)
-    return path if path.is_dir() else path.parent
+def _folder(run: Path) -> Path:
+    return run if run.is_dir() else run.parent
 
 
 def _title(config: InspectConfig) -> str:

@@ -97,31 +97,20 @@ def attention_weights(
         (B, H, T, S) in at least float32: rows sum to 1, or to 0 where nothing is heard; 0 where there is no edge. T is
         the number of queries that are wanted.
     """
-    scores = attention_scores(
-        query, key, similarity=similarity, graph=graph, key_bias=key_bias, softcap=softcap, queries=queries
-    )
-    return weights_of(scores, similarity)
+    how: How = {"similarity": similarity, "graph": graph, "key_bias": key_bias, "softcap": softcap}
+    return weights_of(attention_scores(query, key, how, queries), similarity)
 
 
-def attention_scores(
-    query: Tensor,
-    key: Tensor,
-    *,
-    similarity: Similarity,
-    graph: Graph,
-    key_bias: Tensor | None = None,
-    softcap: float | None = None,
-    queries: range | None = None,
-) -> Tensor:
+def attention_scores(query: Tensor, key: Tensor, how: How, queries: range | None = None) -> Tensor:
     """What the softmax makes weights of: -inf where there is no edge; of linear attention, the products of features.
 
-    Args: as for `attention_weights`.
+    Args: as for `attention_weights`, the kind of attention as a tap is told it.
 
     Returns:
         (B, H, T, S) in at least float32.
     """
-    how: How = {"similarity": similarity, "graph": graph, "key_bias": key_bias, "softcap": softcap}
     _check(query, key, key, how)
+    similarity = how["similarity"]
     (B, H, T, _), S = query.shape, key.shape[2]
     queries = range(T) if queries is None else queries
     wanted = slice(queries.start, queries.stop)
@@ -131,19 +120,18 @@ def attention_scores(
     else:
         for _ in range(similarity.steps - 1):
             query = _gather(query, key, key, how)
-        products = _products(_scores(query[:, :, wanted], key, similarity, key_bias), softcap)
-    mask = graph.mask(queries, range(S), query.device)
+        products = _products(_scores(query[:, :, wanted], key, similarity, how["key_bias"]), how["softcap"])
+    mask = how["graph"].mask(queries, range(S), query.device)
     return products.masked_fill(~mask, float("-inf")).expand(B, H, len(queries), S)
 
 
 def weights_of(scores: Tensor, similarity: Similarity) -> Tensor:
     """`attention_scores` -> `attention_weights`."""
-    heard = (~scores.isneginf()).any(dim=-1, keepdim=True)
+    edges = ~scores.isneginf()
     if isinstance(similarity, Linear):
-        return _shares(scores.masked_fill(scores.isneginf(), 0.0))
-    scores = scores.masked_fill(~heard, 0.0)
-    weights = similarity.choose(scores) if isinstance(similarity, Hard) else scores.softmax(dim=-1)
-    return weights.masked_fill(~heard, 0.0)
+        return _shares(scores.masked_fill(~edges, 0.0))
+    heard = edges.any(dim=-1, keepdim=True)
+    return _normalised(scores.masked_fill(~heard, 0.0), similarity).masked_fill(~heard, 0.0)
 
 
 def _gather(query: Tensor, key: Tensor, value: Tensor, how: How, dropout: float = 0.0) -> Tensor:
@@ -192,7 +180,10 @@ def _scores(query: Tensor, key: Tensor, similarity: Similarity, key_bias: Tensor
 
 def _weights(scores: Scores, mask: Tensor, similarity: Similarity, softcap: float | None) -> Tensor:
     """(B, H, T, S) weights of one piece in at least float32; NaN in rows of the mask without an edge."""
-    products = _products(scores, softcap).masked_fill(~mask, float("-inf"))
+    return _normalised(_products(scores, softcap).masked_fill(~mask, float("-inf")), similarity)
+
+
+def _normalised(products: Tensor, similarity: Similarity) -> Tensor:
     return similarity.choose(products) if isinstance(similarity, Hard) else products.softmax(dim=-1)
 
 

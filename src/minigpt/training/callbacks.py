@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from minigpt.checkpoint import RunFolder
 from minigpt.config import Config, UserError
 from minigpt.data.shards import PreparedData
-from minigpt.files import write_atomically, write_csv, write_text
+from minigpt.files import write_csv, write_text
 from minigpt.generation.generate import continue_text, encode_prompt
 from minigpt.inspection.capture import undisturbed
 from minigpt.inspection.grid import grid_image, save_png
@@ -181,14 +181,7 @@ class Metrics(Callback):
             return
         with self.folder.metrics.open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-
-        def write(path: Path) -> None:
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS)
-                writer.writeheader()
-                writer.writerows(rows)
-
-        write_atomically(self.folder.metrics, write)
+        write_csv(self.folder.metrics, COLUMNS, [[row[column] for column in COLUMNS] for row in rows])
 
 
 class Samples(Callback):
@@ -286,7 +279,7 @@ class AttentionMaps(Callback):
 
     def _history(self, newest: Snapshot) -> list[Snapshot]:
         """Snapshots of this probe up to now, thinned evenly to max_snapshots with the first and the newest."""
-        files = [p for p in sorted(self.folder.snapshot(0).parent.glob("step_*.npz")) if _step(p) < newest.step]
+        files = [path for path in self.folder.snapshots if _step(path) < newest.step]
         kept = min(len(files), self.settings.max_snapshots - 1)
         chosen = [files[round(i * (len(files) - 1) / max(kept - 1, 1))] for i in range(kept)]
         snapshots = [Snapshot.load(path) for path in chosen]

@@ -29,7 +29,7 @@ from typing import Any
 
 from minigpt import cli, markdown
 from minigpt.config import CompareConfig, Config, UserError
-from minigpt.files import reason, write_atomically, write_text
+from minigpt.files import reason, write_atomically, write_csv, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,15 +316,7 @@ def _read(path: Path) -> list[Result]:
 
 def _write(path: Path, results: Sequence[Result]) -> None:
     names = [field.name for field in dataclasses.fields(Result)]
-    lines = [dataclasses.asdict(result) for result in results]
-
-    def write(temporary: Path) -> None:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(lines)
-
-    write_atomically(path, write)
+    write_csv(path, names, [list(dataclasses.asdict(result).values()) for result in results])
 
 
 if __name__ == "__main__":
