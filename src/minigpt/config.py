@@ -463,6 +463,8 @@ class InspectConfig:
     """The text to look at; when not given, the one that was looked at while the run trained."""
     file: str | None = None
     """Read the text from this file, or from standard input if it is '-'."""
+    relations: str | None = None
+    """Instead, a file of JSON lines with texts and what refers to what in them, see docs/data.md."""
     compare: str | None = None
     """A second run or checkpoint with the same tokenizer and the same number of layers and heads."""
     max_tokens: int = 96
@@ -474,7 +476,8 @@ class InspectConfig:
 
     def __post_init__(self) -> None:
         _require(bool(self.run), "run is empty: name a run folder such as runs/demo, or a checkpoint")
-        _require(self.text is None or self.file is None, "text and file are both given: leave one out")
+        given = [name for name in ("text", "file", "relations") if getattr(self, name) is not None]
+        _require(len(given) < 2, f"{' and '.join(given)} are both given: leave one out")
         _require(1 <= self.max_tokens <= 256, f"max_tokens={self.max_tokens}: must lie between 1 and 256")
 
 
@@ -511,6 +514,10 @@ class AttentionConfig:
     """Probe a fixed text at each validation: maps as an image grid and an interactive page."""
     text: str | None = None
     """The probed text; the beginning of the val split when not given."""
+    relations: str | None = None
+    """Instead, a file of JSON lines with texts and what refers to what in them, see docs/data.md."""
+    every_n_steps: int | None = None
+    """Look every so many optimizer steps, and at the end; at each validation when not given."""
     max_tokens: int = 96
     """Length of the probe, in tokens (at most 256, and at most the context)."""
     max_snapshots: int = 12
@@ -519,6 +526,11 @@ class AttentionConfig:
     def __post_init__(self) -> None:
         _require(2 <= self.max_tokens <= 256, f"attention.max_tokens={self.max_tokens}: must lie between 2 and 256")
         _require_at_least("attention", self, 2, "max_snapshots")
+        _require_at_least("attention", self, 1, "every_n_steps")
+        _require(
+            self.text is None or self.relations is None,
+            "attention.text and attention.relations are both given: leave one out, as the file has its own texts",
+        )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Heads: what is measured in pieces is what whole maps say, labels follow the scores, and looking changes nothing."""
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -9,23 +8,23 @@ import torch
 
 from minigpt.config import GPTConfig
 from minigpt.data.tokenizer import BytesTokenizer
-from minigpt.inspection import heads, statistics
+from minigpt.inspection import measuring, statistics
 from minigpt.inspection.ablation import losses
 from minigpt.inspection.capture import capture_attention
 from minigpt.inspection.heads import (
     TEXT_STATISTICS,
-    Probe,
     head_table,
     in_context_score,
     label_heads,
     look,
-    measure,
     measure_repeated,
     relation_scores,
     repeated_tokens,
     summary,
 )
-from minigpt.inspection.relations import RelationScore
+from minigpt.inspection.measuring import measure
+from minigpt.inspection.probes import Probe
+from minigpt.inspection.relations import Link, RelationScore, merged, score_relations
 from minigpt.model.gpt import GPT
 
 TINY: dict[str, Any] = {"vocab_size": 257, "context_length": 24, "n_layer": 2, "n_head": 4, "n_embd": 32}
@@ -42,7 +41,7 @@ def tiny(**changes: Any) -> GPT:
 def test_a_context_measured_in_pieces_gives_what_its_maps_say(
     kind: dict[str, Any], rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heads, "ROWS", rows)
+    monkeypatch.setattr(measuring, "ROWS", rows)
     model, tokens = tiny(**kind).eval(), torch.randint(257, (3, 25))
     found = measure(model, tokens, TEXT_STATISTICS)
     with torch.no_grad(), capture_attention(model) as maps:
@@ -53,8 +52,25 @@ def test_a_context_measured_in_pieces_gives_what_its_maps_say(
     torch.testing.assert_close(found.losses, losses(model, tokens).detach())
 
 
+@pytest.mark.parametrize("rows", [5, 100])
+def test_relations_are_measured_in_each_row_as_in_its_own_map(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "ROWS", rows)
+    monkeypatch.setattr(measuring, "TOKENS", 50)  # two rows at a time
+    model, tokens = tiny().eval(), torch.randint(257, (3, 25))
+    links = [[Link("a", 9, (2, 3)), Link("b", 20, (4,))], [], [Link("a", 23, (0,))]]
+    found = measure(model, tokens, {}, links).relations
+    with torch.no_grad(), capture_attention(model) as maps:
+        model(tokens[:, :-1])
+    each = [score_relations(torch.stack(maps)[:, row].numpy(), own) for row, own in enumerate(links)]
+    expected = merged([each[0], each[2]])
+    assert {name: score.n_links for name, score in found.items()} == {"a": 2, "b": 1}
+    for name, score in expected.items():
+        np.testing.assert_allclose(found[name].mass, score.mass, rtol=1e-4)
+        np.testing.assert_allclose(found[name].lift, score.lift, rtol=1e-3, atol=1e-6)
+
+
 def test_the_largest_score_is_that_of_all_pairs_before_the_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heads, "ROWS", 5)
+    monkeypatch.setattr(measuring, "ROWS", 5)
     model = tiny(logit_softcap=2.0, qk_norm=False)
     model.blocks[0].attn.qkv.weight.data *= 100
     largest = measure(model, torch.randint(257, (3, 25)), {}).scores["largest_score"]
@@ -78,7 +94,8 @@ def test_looking_changes_neither_model_nor_random_state() -> None:
 def test_a_look_says_all_that_it_can() -> None:
     tokenizer = BytesTokenizer()
     probe = Probe.of(tokenizer, tokenizer.encode(CODE * 5), 100, 90)
-    snapshot, numbers = look(tiny(context_length=100), tokenizer, probe, 7, everything=True)
+    seen = look(tiny(context_length=100), tokenizer, probe, 7, everything=True)
+    snapshot, numbers = seen.snapshot, seen.numbers
     assert snapshot.step == 7
     assert "".join(snapshot.tokens) == (CODE * 5)[:90]
     assert snapshot.value_norms is not None
@@ -96,23 +113,10 @@ def test_a_look_says_all_that_it_can() -> None:
 @pytest.mark.parametrize("n_tokens", [1, 2, 3])
 def test_the_shortest_texts_and_contexts_are_looked_at_too(n_tokens: int) -> None:
     tokenizer = BytesTokenizer()
-    snapshot, _ = look(
-        tiny(context_length=3), tokenizer, Probe.of(tokenizer, [65] * n_tokens, 3, 20), 0, everything=True
-    )
+    seen = look(tiny(context_length=3), tokenizer, Probe.of(tokenizer, [65] * n_tokens, 3, 20), 0, everything=True)
+    snapshot = seen.snapshot
     assert len(snapshot.tokens) == n_tokens
     assert "induction" not in snapshot.scores, "two copies of two tokens do not fit"
-
-
-@pytest.mark.parametrize("n_tokens", [2, 30, 31, 300, 5000])
-def test_a_probe_is_measured_on_whole_windows_that_follow_one_another(n_tokens: int) -> None:
-    tokens = list(itertools.islice(itertools.cycle(range(200)), n_tokens))
-    windows = Probe.of(BytesTokenizer(), tokens, 30, 10).windows
-    T = windows.shape[1] - 1
-    assert T == min(30, n_tokens - 1)
-    assert windows[:, :-1].flatten().tolist() == tokens[: len(windows) * T]
-    assert (windows[1:, 0] == windows[:-1, -1]).all()
-    assert len(windows) * T <= max(T, heads.PROBE_TOKENS)
-    assert len(windows) == max(1, min(heads.PROBE_TOKENS, n_tokens - 1) // T)
 
 
 def test_a_repeated_sequence_is_random_tokens_twice_without_end_of_text() -> None:

@@ -10,6 +10,7 @@ from scripts import run_script
 
 from minigpt.checkpoint import load_model, save_weights
 from minigpt.config import Config, GPTConfig, InspectConfig, UserError
+from minigpt.data.relations import Relation, to_json_line
 from minigpt.data.tokenizer import BytesTokenizer, CharsTokenizer
 from minigpt.inspection.heads import FEWEST_LINKS
 from minigpt.inspection.relations import RelationScore
@@ -112,12 +113,32 @@ def test_the_best_head_of_a_relation_is_told_with_what_distance_explains() -> No
     assert [cell.strip() for cell in row.strip("|").split("|")] == ["bracket", "1.1", "0.80", "0.30", "0.50", "5"]
 
 
+def test_relations_of_ones_own_are_measured_and_shown(weights: Path, tmp_path: Path) -> None:
+    examples = [("Ann is 7; she rests.", [Relation("pronoun", (10, 13), (0, 3))] * 3)] * FEWEST_LINKS
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(to_json_line(*example) + "\n" for example in examples))
+    told = inspect_runs(InspectConfig(run=str(weights), relations=str(file)), None)
+    (row,) = [line for line in told.splitlines() if line.startswith("| pronoun")]
+    assert row.strip("| ").endswith(str(9)), "three of the texts fit into the context"
+    assert '["pronoun",[[13,1],[13,2],[13,3],' in (weights.parent / "inspection.html").read_text()
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", None])
+def test_a_file_of_relations_without_a_text_is_refused(content: str | None, weights: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UserError, match=r"mine.jsonl: (there is no text in it|cannot be read)"):
+        inspect_runs(InspectConfig(run=str(weights), relations=str(file)), None)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         ([], "run is missing"),
         (["nowhere"], "nowhere: no such run or checkpoint"),
         (["nowhere", "--text", "a", "--file", "b"], "text and file are both given"),
+        (["nowhere", "--file", "a", "--relations", "b"], "file and relations are both given"),
         (["nowhere", "--file", "b"], "--file b: no such file or directory"),
         (["nowhere", "--max_tokens", "0"], "max_tokens=0: must lie between 1 and 256"),
         (["nowhere", "--txt", "a"], "unknown option --txt: did you mean --text?"),

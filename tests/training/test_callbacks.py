@@ -10,6 +10,7 @@ from small_runs import small_settings
 
 from minigpt.checkpoint import load_model, read_checkpoint
 from minigpt.config import UserError
+from minigpt.data.relations import Relation, to_json_line
 from minigpt.inspection.snapshot import Snapshot
 from minigpt.training.callbacks import Metrics
 from minigpt.training.module import TrainingModule
@@ -30,6 +31,44 @@ def test_looking_changes_nothing_final_weights_are_bit_identical(tmp_path: Path)
     one, two = read_checkpoint(seen.last)["state_dict"], read_checkpoint(blind.last)["state_dict"]
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
     assert not blind.attention_page.exists()
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_looking_every_so_many_steps_changes_nothing_either(accumulated: int, tmp_path: Path) -> None:
+    runs = [
+        train(
+            small_settings(
+                tmp_path,
+                model={"dropout": 0.2},
+                trainer={"val_check_interval": 8, "accumulate_grad_batches": accumulated},
+                attention=attention,
+            )
+        )
+        for attention in ({"every_n_steps": 5}, {"enabled": False})
+    ]
+    assert [path.name for path in runs[0].snapshots] == [f"step_{step:06d}.npz" for step in (5, 10, 12)]
+    one, two = (read_checkpoint(run.last)["state_dict"] for run in runs)
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+def test_texts_with_ground_truth_are_looked_at_with_their_own_relations(tmp_path: Path) -> None:
+    data = {"source": "references", "max_documents": 300, "tokenizer": "chars"}
+    sections = {"model": {"context_length": 200}, "attention": {"max_tokens": 200}, "sampling": {"prompts": []}}
+    run = train(small_settings(tmp_path, data=data, **sections))
+    snapshot = Snapshot.load(run.snapshot(12))
+    assert snapshot.tokens[0] == "<|endoftext|>"
+    assert {name for name in snapshot.scores if name.startswith("relation: ")} >= {"relation: nearest"}
+    assert "nearest" in run.attention_page.read_text()
+
+
+def test_relations_of_ones_own_are_looked_at_while_training(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text(to_json_line("1 plus 2 is 3;", [Relation("sum", (12, 13), (0, 1))]) + "\n")
+    run = train(small_settings(tmp_path, attention={"relations": str(file)}))
+    assert Snapshot.load(run.snapshot(12)).tokens == ("<|endoftext|>", *"1 plus 2 is")
+    file.write_text("\n")
+    with pytest.raises(UserError, match=r"attention.relations=.*mine.jsonl: has no text"):
+        train(small_settings(tmp_path, attention={"relations": str(file)}))
 
 
 def test_the_attention_history_has_a_snapshot_for_each_validation(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from minigpt.data.tokenizer import Tokenizer, decode
-from minigpt.inspection.packing import Weights
 from minigpt.inspection.snapshot import Snapshot
 from minigpt.model.attention import Attention, How, attention_weights
 from minigpt.model.gpt import GPT
@@ -70,13 +69,6 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
         finally:
             for module, training in flags:
                 module.training = training
-
-
-def maps_of(model: GPT, tokens: Sequence[int]) -> Weights:
-    """(n_layer, n_head, T, T) weights of every head on one text; the model is read only, see `undisturbed`."""
-    with undisturbed(model), capture_attention(model) as maps:
-        model(torch.tensor([list(tokens)], device=next(model.parameters()).device))
-    return torch.stack([layer[0].float().cpu() for layer in maps]).numpy()
 
 
 def probe(model: GPT, tokenizer: Tokenizer, tokens: Sequence[int], step: int) -> Snapshot:

@@ -1,12 +1,8 @@
-"""A model, a text and a repeated sequence -> the scores of every head, and a few numbers of the whole.
-
-The model computes as in training, through the fused kernel. Its queries and keys are tapped, and the weights worked out
-beside it, some queries at a time: the whole context is measured without a (T, T) matrix for all heads.
-"""
+"""A model, a text and a repeated sequence -> the scores of every head, what it is called, and numbers of the whole."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,32 +10,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from minigpt.data.tokenizer import Tokenizer, decode
+from minigpt.data.tokenizer import Tokenizer
 from minigpt.inspection import capture, statistics
-from minigpt.inspection.ablation import ablation, losses
-from minigpt.inspection.capture import tapped, undisturbed
+from minigpt.inspection.ablation import ablation
 from minigpt.inspection.circuits import copying, symmetry
+from minigpt.inspection.measuring import measure
 from minigpt.inspection.packing import Weights
-from minigpt.inspection.python_relations import python_relations
-from minigpt.inspection.relations import (
-    Heads,
-    Link,
-    RelationScore,
-    links,
-    merged,
-    score_relations,
-    token_spans,
-    within,
-)
+from minigpt.inspection.probes import Probe
+from minigpt.inspection.relations import Heads, RelationScore
 from minigpt.inspection.snapshot import Snapshot
 from minigpt.inspection.statistics import Statistic
-from minigpt.model.attention import How, attention_scores, weights_of
 from minigpt.model.gpt import GPT
 
-ROWS = 256
-"""Queries whose weights are held at a time."""
-PROBE_TOKENS = 512
-"""Tokens of text that are measured at each validation: so many windows of the whole context, or one."""
 MOST_REPEATED, N_REPEATED = 64, 4
 """Tokens of a random sequence that is repeated, at most, and number of such sequences."""
 
@@ -51,8 +33,8 @@ TEXT_STATISTICS: Mapping[str, Statistic] = {
     "mean_distance": statistics.mean_distance,
     "near_zero": statistics.near_zero,
     "keys_for_90": statistics.keys_for_mass(0.90),
-    "keys_for_99": statistics.keys_for_mass(0.99),
 }
+COSTLY_STATISTICS: Mapping[str, Statistic] = {"keys_for_99": statistics.keys_for_mass(0.99)}
 LABELS: Mapping[str, float] = {
     "induction": 0.3,
     "duplicate_token": 0.3,
@@ -69,119 +51,43 @@ FEWEST_LINKS = 5
 
 
 @dataclass(frozen=True, eq=False)
-class Probe:
-    """What a model is asked about, the same at every step."""
+class Seen:
+    """What a model does with a probe."""
 
-    tokens: tuple[int, ...]
-    """Whose maps are shown."""
-    windows: Tensor
-    """(B, T + 1) ids on which heads are measured."""
-    links: tuple[Link, ...]
-    """Relations between `tokens`."""
-    window_links: tuple[tuple[Link, ...], ...]
-    """Relations within each window."""
-
-    @classmethod
-    def of(
-        cls,
-        tokenizer: Tokenizer,
-        tokens: Sequence[int],
-        context_length: int,
-        most_shown: int,
-        most_measured: int = PROBE_TOKENS,
-    ) -> Probe:
-        """A text's beginning, and as much of it as is measured.
-
-        Args:
-            tokenizer: that made the tokens.
-            tokens: one or more.
-            context_length: of the model.
-            most_shown: tokens whose maps are shown, at most.
-            most_measured: tokens in the windows, at most, if those are more than one.
-        """
-        shown = tuple(tokens[: min(most_shown, context_length)])
-        T = min(context_length, len(tokens) - 1)
-        n_windows = max(1, min(most_measured, len(tokens) - 1) // T) if T else 0
-        used = tokens[: max(n_windows * T + 1, len(shown))]
-        windows = torch.tensor(used[: n_windows * T + 1]).unfold(0, T + 1, T) if T else torch.zeros(0, 1).long()
-        found = links_of_documents(tokenizer, used)
-        return cls(
-            shown,
-            windows,
-            within(found, 0, len(shown)),
-            tuple(within(found, i * T, i * T + T) for i in range(n_windows)),
-        )
+    snapshot: Snapshot
+    """Maps and scores of every head."""
+    numbers: dict[str, float]
+    """Of the whole model: what is logged as curves."""
+    relations: dict[str, RelationScore]
+    """What heads do with each relation in the probe's windows."""
 
 
-def look(
-    model: GPT, tokenizer: Tokenizer, probe: Probe, step: int, *, everything: bool = False
-) -> tuple[Snapshot, dict[str, float]]:
-    """Maps and scores of every head at one step, and the numbers that are logged as curves.
+def look(model: GPT, tokenizer: Tokenizer, probe: Probe, step: int, *, everything: bool = False) -> Seen:
+    """All that is shown of a model at one step.
 
     Args:
         model: read only.
         tokenizer: that made the probe.
         probe: what is looked at.
         step: training step that the weights belong to.
-        everything: also the scores of `costly_scores`.
+        everything: also the scores that cost more.
     """
     snapshot = capture.probe(model, tokenizer, probe.tokens, step)
-    device = next(model.parameters()).device
     scores, numbers = measure_repeated(model, tokenizer.end_of_text)
+    relations: dict[str, RelationScore] = {}
     if len(probe.windows):
-        found = measure(model, probe.windows.to(device), TEXT_STATISTICS)
-        scores |= found.scores
+        windows = probe.windows.to(next(model.parameters()).device)
+        wanted = {**TEXT_STATISTICS, **(COSTLY_STATISTICS if everything else {})}
+        found = measure(model, windows, wanted, probe.window_links)
+        relations = found.relations
+        scores |= found.scores | relation_scores(relations)
         score = in_context_score(found.losses)
         numbers |= {} if score is None else {"icl_score": score}
-    scores |= relation_scores(score_relations(snapshot.weights, probe.links))
     numbers |= summary(scores)
     if everything:
         scores |= costly_scores(model, tokenizer.end_of_text, snapshot.weights)
-    return replace(snapshot, scores={name: score.astype(np.float32) for name, score in scores.items()}), numbers
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """What one pass of a model over some tokens says."""
-
-    scores: dict[str, Heads]
-    """(n_layer, n_head) each; NaN where a score has no meaning."""
-    losses: Tensor
-    """(B, T) nats of each prediction."""
-
-
-def measure(model: GPT, tokens: Tensor, wanted: Mapping[str, Statistic]) -> Measured:
-    """The mean of some statistics over all queries of a batch, and `largest_score`, the greatest before the softmax.
-
-    Scores that grow without bound are how training becomes unstable (Dehghani et al. 2023, arXiv:2302.05442).
-
-    Args:
-        model: read only; see `undisturbed`.
-        tokens: (B, T + 1) ids.
-        wanted: name -> statistic.
-    """
-    shape = model.config.n_layer, model.config.n_head
-    sums = {name: torch.zeros(*shape, dtype=torch.float64) for name in wanted}
-    counts = {name: torch.zeros(*shape, dtype=torch.float64) for name in wanted}
-    largest = torch.full(shape, -torch.inf, dtype=torch.float64)
-
-    def look(layer: int, query: Tensor, key: Tensor, value: Tensor, how: How) -> None:
-        T = query.shape[2]
-        for start in range(0, T, ROWS):
-            queries = range(start, min(T, start + ROWS))
-            scores = attention_scores(query, key, how, queries)
-            weights = weights_of(scores, how["similarity"])
-            places = torch.arange(queries.start, queries.stop, device=weights.device)
-            largest[layer] = torch.maximum(largest[layer], scores.amax(dim=(0, 2, 3)).cpu())
-            for name, statistic in wanted.items():
-                values = statistic(weights, places)  # (B, H, R)
-                sums[name][layer] += values.nansum(dim=(0, 2)).cpu()
-                counts[name][layer] += (~values.isnan()).sum(dim=(0, 2)).cpu()
-
-    with undisturbed(model), tapped(model, look):
-        each = losses(model, tokens).cpu()
-    means = {name: (sums[name] / counts[name]).numpy() for name in wanted}
-    return Measured(means | {"largest_score": largest.numpy()}, each)
+    snapshot = replace(snapshot, scores={name: score.astype(np.float32) for name, score in scores.items()})
+    return Seen(snapshot, numbers, relations)
 
 
 def measure_repeated(model: GPT, end_of_text: int) -> tuple[dict[str, Heads], dict[str, float]]:
@@ -260,28 +166,6 @@ def summary(scores: Mapping[str, Heads]) -> dict[str, float]:
         numbers["largest_score"] = scores["largest_score"].max()
         numbers["sink_rate"] = statistics.sink_rate(torch.from_numpy(scores["first_token"]))
     return {name: float(number) for name, number in numbers.items() if np.isfinite(number)}
-
-
-def links_of_documents(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[Link]:
-    """The relations of Python in each document of some tokens."""
-    found: list[Link] = []
-    start = 0
-    while start < len(tokens):
-        stop = next((i for i in range(start, len(tokens)) if tokens[i] == tokenizer.end_of_text), len(tokens))
-        document = tokens[start:stop]
-        own = links(python_relations(decode(tokenizer, document)), token_spans(tokenizer, document))
-        found += [Link(link.name, start + link.query, tuple(start + key for key in link.keys)) for link in own]
-        start = stop + 1
-    return found
-
-
-def relations_of_windows(model: GPT, probe: Probe) -> dict[str, RelationScore]:
-    """What heads do with relations in all that is measured of a text, not only in what is shown."""
-    found = []
-    for window, own in zip(probe.windows[:, :-1].tolist(), probe.window_links, strict=True):
-        if own:
-            found.append(score_relations(capture.maps_of(model, window), own))
-    return merged(found)
 
 
 def relation_scores(found: Mapping[str, RelationScore]) -> dict[str, Heads]:

@@ -78,13 +78,14 @@ def links(relations: Sequence[Relation], spans: Sequence[Span]) -> list[Link]:
     return found
 
 
+def moved(found: Sequence[Link], by: int) -> list[Link]:
+    """The same links among tokens that stand so many places later."""
+    return [Link(link.name, link.query + by, tuple(key + by for key in link.keys)) for link in found]
+
+
 def within(found: Sequence[Link], start: int, stop: int) -> tuple[Link, ...]:
     """The links between tokens start..stop alone, counted from `start`."""
-    return tuple(
-        Link(link.name, link.query - start, tuple(key - start for key in link.keys))
-        for link in found
-        if min(link.keys) >= start and link.query < stop
-    )
+    return tuple(moved([link for link in found if min(link.keys) >= start and link.query < stop], -start))
 
 
 def score_relations(weights: Weights, found: Sequence[Link]) -> dict[str, RelationScore]:
@@ -107,6 +108,18 @@ def score_relations(weights: Weights, found: Sequence[Link]) -> dict[str, Relati
             baseline += expected[link.query][..., link.keys].sum(-1)
         scores[name] = RelationScore(len(own), mass / len(own), baseline / len(own))
     return scores
+
+
+def stacked(layers: Sequence[Mapping[str, RelationScore]]) -> dict[str, RelationScore]:
+    """The scores of single layers on the same links as those of all layers."""
+    return {
+        name: RelationScore(
+            score.n_links,
+            np.concatenate([layer[name].mass for layer in layers]),
+            np.concatenate([layer[name].baseline for layer in layers]),
+        )
+        for name, score in layers[0].items()
+    }
 
 
 def merged(found: Sequence[Mapping[str, RelationScore]]) -> dict[str, RelationScore]:
@@ -137,17 +150,16 @@ def by_distance(weights: Weights, queries: set[int]) -> dict[int, npt.NDArray[np
     Returns:
         For each query i (n_layer, n_head, i + 1), the weights of the keys 0..i.
     """
-    within = np.zeros(weights.shape[:3])  # weight of each query up to a distance
-    row = np.zeros((*weights.shape[:2], 0))  # by distance
+    T = weights.shape[-1]
+    places, distances = np.arange(T)[:, None], np.arange(T)
+    on_it = np.where(distances <= places, weights[..., places, places - distances], 0)  # (..., T, distance)
+    up_to_it = np.where(distances <= places, on_it.cumsum(-1, dtype=np.float64), 0)
+    on_it, up_to_it = on_it.sum(-2, dtype=np.float64), up_to_it.sum(-2)
+    share = on_it / np.maximum(up_to_it, np.finfo(np.float64).tiny)  # of each distance
     rows = {}
-    for distance in range(weights.shape[-1]):
-        on_it = weights.diagonal(-distance, -2, -1)  # of the queries from `distance` on
-        within[..., distance:] += on_it
-        up_to_it = within[..., distance:].sum(-1, keepdims=True)
-        share = on_it.sum(-1, keepdims=True, dtype=np.float64) / np.maximum(up_to_it, np.finfo(np.float64).tiny)
-        row = np.concatenate([row * (1 - share), share], axis=-1)
-        if distance in queries:
-            rows[distance] = row[..., ::-1]
+    for query in queries:
+        rows[query] = share[..., query::-1].copy()
+        rows[query][..., 1:] *= (1 - share[..., query:0:-1]).cumprod(-1)
     return rows
 
 

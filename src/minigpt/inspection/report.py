@@ -12,11 +12,13 @@ import numpy as np
 from minigpt import markdown
 from minigpt.checkpoint import LoadedModel, RunFolder, load_model
 from minigpt.config import InspectConfig, UserError
+from minigpt.data.relations import read_json_lines
 from minigpt.data.tokenizer import decode
 from minigpt.files import write_text
-from minigpt.inspection.heads import FEWEST_LINKS, Probe, label_heads, look, relations_of_windows
+from minigpt.inspection.heads import FEWEST_LINKS, label_heads, look
 from minigpt.inspection.page import render_page
-from minigpt.inspection.relations import RelationScore
+from minigpt.inspection.probes import Probe, read_examples
+from minigpt.inspection.relations import Link, RelationScore
 from minigpt.inspection.snapshot import Snapshot
 
 COLUMNS = ("induction", "duplicate_token", "previous_token", "current_token", "first_token", "entropy")
@@ -29,16 +31,18 @@ def inspect_runs(config: InspectConfig, text: str | None) -> str:
     """Write the page of a run, or of two side by side; what to print comes back.
 
     Args:
-        config: which runs.
-        text: to look at; None for the one that was looked at while the run trained.
+        config: which runs, and texts with relations.
+        text: to look at; None for those, or else for the one that was looked at while the run trained.
 
     Raises:
         UserError: there is no such run, no text, or the two do not fit each other.
     """
     loaded = load_model(config.run, config.device)
-    tokens = _tokens_of_run(loaded, Path(config.run)) if text is None else _tokens_of_text(loaded, text)
-    probe = Probe.of(loaded.tokenizer, tokens, loaded.config.model.context_length, config.max_tokens, MEASURED)
-    snapshot, numbers = look(loaded.model, loaded.tokenizer, probe, 0, everything=True)
+    tokens, known = _tokens(loaded, config, text)
+    context_length = loaded.config.model.context_length
+    probe = Probe.of(loaded.tokenizer, tokens, context_length, config.max_tokens, MEASURED, known)
+    seen = look(loaded.model, loaded.tokenizer, probe, 0, everything=True)
+    snapshot = seen.snapshot
     other: list[Snapshot] = []
     if config.compare is not None:
         other = [_second(load_model(config.compare, config.device), loaded, probe)]
@@ -50,8 +54,8 @@ def inspect_runs(config: InspectConfig, text: str | None) -> str:
     write_text(out, page)
     lines = [
         head_lines(snapshot),
-        relation_lines(relations_of_windows(loaded.model, probe)),
-        number_line(numbers),
+        relation_lines(seen.relations),
+        number_line(seen.numbers),
     ]
     return "\n\n".join([*(line for line in lines if line), f"-> {out} (open it in a browser)"])
 
@@ -91,6 +95,16 @@ def number_line(numbers: Mapping[str, float]) -> str:
     return "   ".join(f"{name} {value:.3f}" for name, value in shown.items())
 
 
+def _tokens(loaded: LoadedModel, config: InspectConfig, text: str | None) -> tuple[list[int], list[Link] | None]:
+    """What to look at, and the links in it where they are known."""
+    if config.relations is not None:
+        tokens, known = read_examples(loaded.tokenizer, read_json_lines(config.relations), MEASURED)
+        if not tokens:
+            raise UserError(f"--relations {config.relations}: there is no text in it")
+        return tokens, known
+    return (_tokens_of_run(loaded, Path(config.run)) if text is None else _tokens_of_text(loaded, text)), None
+
+
 def _tokens_of_text(loaded: LoadedModel, text: str) -> list[int]:
     if not text:
         raise UserError("the text is empty: give one as --text or --file")
@@ -112,7 +126,7 @@ def _second(loaded: LoadedModel, first: LoadedModel, probe: Probe) -> Snapshot:
             f"--compare {loaded.path}: has a context of {loaded.model.config.context_length} tokens; set --max_tokens"
         )
     second = replace(probe, windows=probe.windows[:, : loaded.model.config.context_length + 1])
-    return look(loaded.model, loaded.tokenizer, second, 0, everything=True)[0]
+    return look(loaded.model, loaded.tokenizer, second, 0, everything=True).snapshot
 
 
 def _tokens_of_run(loaded: LoadedModel, run: Path) -> list[int]:

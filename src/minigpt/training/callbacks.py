@@ -15,13 +15,16 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
 from minigpt.checkpoint import RunFolder
 from minigpt.config import Config, UserError
+from minigpt.data.relations import read_json_lines
 from minigpt.data.shards import PreparedData
+from minigpt.data.tokenising import RELATIONS
 from minigpt.files import write_csv, write_text
 from minigpt.generation.generate import continue_text, encode_prompt
 from minigpt.inspection.capture import undisturbed
 from minigpt.inspection.grid import grid_image, save_png
-from minigpt.inspection.heads import PROBE_TOKENS, Probe, head_table, label_heads, look
+from minigpt.inspection.heads import head_table, label_heads, look
 from minigpt.inspection.page import render_page
+from minigpt.inspection.probes import PROBE_TOKENS, Probe, read_examples
 from minigpt.inspection.scores_image import scores_image
 from minigpt.inspection.snapshot import Snapshot
 from minigpt.training.checkpoints import not_finite
@@ -226,32 +229,36 @@ class Samples(Callback):
 
 
 class AttentionMaps(Callback):
-    """At each validation: what every head does with a fixed text and a repeated one -> page, pictures, curves.
+    """At each validation, or so many steps: what every head does with a fixed text and a repeated one -> page, curves.
 
     At the end also the scores that cost more, and a table of all heads.
     """
 
     def __init__(self, folder: RunFolder, config: Config, data: PreparedData) -> None:
         self.folder, self.settings, self.tokenizer = folder, config.attention, data.tokenizer
-        context_length, text, val = config.model.context_length, self.settings.text, data.val.tokens
-        held_out = val.read(0, min(PROBE_TOKENS + 1 + context_length, len(val))).tolist()
-        tokens = held_out if text is None else data.tokenizer.encode(text)
-        if not tokens:
-            raise UserError(
-                "attention.text is empty: give a text to probe, or leave it out for the val split's beginning"
-            )
-        if config.data.mode == "examples":  # as the model reads each of its texts
-            tokens = [data.tokenizer.end_of_text, *tokens]
-        self.probe = Probe.of(data.tokenizer, tokens, context_length, self.settings.max_tokens)
+        self.probe = _probe(config, data)
         self.max_steps = config.trainer.max_steps
+        self.looked_at = 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        every, step = self.settings.every_n_steps, trainer.global_step
+        # Several micro-batches can end at one step, and the last step is looked at after its validation.
+        if every is not None and step % every == 0 and self.looked_at < step < self.max_steps:
+            self._look(trainer, pl_module, is_last=False)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        is_last = trainer.should_stop or trainer.global_step >= self.max_steps
+        if not trainer.sanity_checking and (is_last or self.settings.every_n_steps is None):
+            self._look(trainer, pl_module, is_last=is_last)
+
+    def _look(self, trainer: L.Trainer, pl_module: L.LightningModule, *, is_last: bool) -> None:
+        if not trainer.is_global_zero:
             return
         assert isinstance(pl_module, TrainingModule)
         step, began = trainer.global_step, time.perf_counter()
-        is_last = trainer.should_stop or step >= self.max_steps
-        snapshot, numbers = look(pl_module.model, self.tokenizer, self.probe, step, everything=is_last)
+        self.looked_at = step
+        seen = look(pl_module.model, self.tokenizer, self.probe, step, everything=is_last)
+        snapshot, numbers = seen.snapshot, seen.numbers
         snapshot.save(self.folder.snapshot(step))
         grid, page = grid_image(snapshot), self._page(snapshot)
         save_png(self.folder.attention_grid, grid)
@@ -285,6 +292,26 @@ class AttentionMaps(Callback):
         snapshots = [Snapshot.load(path) for path in chosen]
         same = [s for s in snapshots if s.tokens == newest.tokens and s.weights.shape == newest.weights.shape]
         return [*same, newest]
+
+
+def _probe(config: Config, data: PreparedData) -> Probe:
+    """What is looked at: the text that is given, or texts whose relations are known, or the val split's beginning."""
+    settings, context_length = config.attention, config.model.context_length
+    enough = PROBE_TOKENS + 1 + context_length
+    ground_truth = data.folder / f"val{RELATIONS}"
+    known = None
+    if settings.text is not None:
+        tokens = data.tokenizer.encode(settings.text)
+    elif settings.relations is not None or ground_truth.is_file():
+        tokens, known = read_examples(data.tokenizer, read_json_lines(settings.relations or ground_truth), enough)
+    else:
+        tokens = data.val.tokens.read(0, min(enough, len(data.val.tokens))).tolist()
+    if not tokens:
+        given = "text is empty" if settings.text is not None else f"relations={settings.relations}: has no text"
+        raise UserError(f"attention.{given}; give one to look at, or leave it out for the val split's beginning")
+    if config.data.mode == "examples" and known is None:  # as the model reads each of its texts
+        tokens = [data.tokenizer.end_of_text, *tokens]
+    return Probe.of(data.tokenizer, tokens, context_length, settings.max_tokens, known=known)
 
 
 def _step(path: Path) -> int:

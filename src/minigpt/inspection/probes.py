@@ -1,0 +1,98 @@
+"""A text and what refers to what in it -> what a model is asked about: tokens to show, windows to measure, links."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minigpt.data.relations import Example
+from minigpt.data.tokenizer import Tokenizer, decode
+from minigpt.inspection.python_relations import python_relations
+from minigpt.inspection.relations import Link, links, moved, token_spans, within
+
+PROBE_TOKENS = 512
+"""Tokens of text that are measured at each look while training: so many windows of the whole context, or one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """What a model is asked about, the same at every step."""
+
+    tokens: tuple[int, ...]
+    """Whose maps are shown."""
+    windows: Tensor
+    """(B, T + 1) ids on which heads are measured."""
+    links: tuple[Link, ...]
+    """Relations between `tokens`."""
+    window_links: tuple[tuple[Link, ...], ...]
+    """Relations within each window."""
+
+    @classmethod
+    def of(
+        cls,
+        tokenizer: Tokenizer,
+        tokens: Sequence[int],
+        context_length: int,
+        most_shown: int,
+        most_measured: int = PROBE_TOKENS,
+        known: Sequence[Link] | None = None,
+    ) -> Probe:
+        """A text's beginning, and as much of it as is measured.
+
+        Args:
+            tokenizer: that made the tokens.
+            tokens: one or more.
+            context_length: of the model.
+            most_shown: tokens whose maps are shown, at most.
+            most_measured: tokens in the windows, at most, if those are more than one.
+            known: relations between the tokens; those of Python when not given.
+        """
+        shown = tuple(tokens[: min(most_shown, context_length)])
+        T = min(context_length, len(tokens) - 1)
+        n_windows = max(1, min(most_measured, len(tokens) - 1) // T) if T else 0
+        used = tokens[: max(n_windows * T + 1, len(shown))]
+        windows = torch.tensor(used[: n_windows * T + 1]).unfold(0, T + 1, T) if T else torch.zeros(0, 1).long()
+        found = links_of_documents(tokenizer, used) if known is None else known
+        return cls(
+            shown,
+            windows,
+            within(found, 0, len(shown)),
+            tuple(within(found, i * T, i * T + T) for i in range(n_windows)),
+        )
+
+
+def links_of_documents(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[Link]:
+    """The relations of Python in each document of some tokens."""
+    found: list[Link] = []
+    start = 0
+    while start < len(tokens):
+        stop = next((i for i in range(start, len(tokens)) if tokens[i] == tokenizer.end_of_text), len(tokens))
+        document = tokens[start:stop]
+        found += moved(links(python_relations(decode(tokenizer, document)), token_spans(tokenizer, document)), start)
+        start = stop + 1
+    return found
+
+
+def read_examples(tokenizer: Tokenizer, examples: Iterable[Example], most: int) -> tuple[list[int], list[Link]]:
+    """Texts whose relations are known -> their tokens, each text behind an end_of_text, and the links between them.
+
+    Args:
+        tokenizer: of the model.
+        examples: taken until there are enough tokens.
+        most: tokens that are asked for; the last text stays whole.
+
+    Raises:
+        UserError: the tokenizer has no token for some of a text.
+    """
+    tokens: list[int] = []
+    found: list[Link] = []
+    for text, relations in examples:
+        own = tokenizer.encode(text)
+        found += moved(links(relations, token_spans(tokenizer, own)), len(tokens) + 1)
+        tokens += [tokenizer.end_of_text, *own]
+        if len(tokens) >= most:
+            break
+    return tokens, found
