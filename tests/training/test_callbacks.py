@@ -193,8 +193,13 @@ def test_tensorboard_gets_scalars_image_and_samples(tmp_path: Path) -> None:
     events.Reload()
     assert {"train/loss", "val/loss", "val/bits_per_byte"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("val/loss")] == [6, 12]
-    assert "attn/grid" in events.Tags()["images"]
-    assert any("samples" in name for name in events.Tags()["tensors"])
+    assert {"attn/grid", "attn/scores"} <= set(events.Tags()["images"])
+    assert {"attn/entropy_mean", "attn/probe_seconds", "attn/second_copy_loss"} <= set(events.Tags()["scalars"])
+    texts = {name: events.Tensors(name) for name in events.Tags()["tensors"]}
+    heads = next(text for name, text in texts.items() if name.startswith("attn/heads"))
+    (text,) = heads[-1].tensor_proto.string_val
+    assert [line.split("|")[1].strip() for line in text.decode().splitlines()[:3]] == ["layer", "-----", "0"]
+    assert any("samples" in name for name in texts)
 
 
 def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_made(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,7 @@ class ProgressBar(TQDMProgressBar):
         self.train_progress_bar.set_description("training")  # Lightning's "Epoch 0" would promise others
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        metrics = next(c for c in trainer.callbacks if isinstance(c, Metrics))  # type: ignore[attr-defined]
+        metrics = metrics_of(trainer)
         shown = {
             "train/loss": f"{metrics.train_loss:.3f}",
             "val/loss": f"{metrics.val_loss:.3f}",
@@ -71,7 +73,12 @@ class ProgressBar(TQDMProgressBar):
 
 def seconds_of_training(trainer: L.Trainer) -> float:
     """Time of the training steps alone, over all parts of a resumed run."""
-    return next(c for c in trainer.callbacks if isinstance(c, Metrics)).seconds  # type: ignore[attr-defined]
+    return metrics_of(trainer).seconds
+
+
+def metrics_of(trainer: L.Trainer) -> Metrics:
+    """The callback that keeps the watch; every run has it."""
+    return next(c for c in trainer.callbacks if isinstance(c, Metrics))  # type: ignore[attr-defined]
 
 
 class Metrics(Callback):
@@ -166,6 +173,13 @@ class Metrics(Callback):
             self.tokens_per_second = tokens / (now - self._mark)
         self._mark, self._mark_tokens = (0.0, 0) if trainer.validating else (now, pl_module.tokens_seen)
 
+    @contextlib.contextmanager
+    def paused(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Iterator[None]:
+        """What happens inside is not counted as training."""
+        self._stop_watch(trainer, pl_module)
+        yield
+        self._start_watch(pl_module)
+
     def _write(self, trainer: L.Trainer, step: int, row: dict[str, float]) -> None:
         log_scalars(trainer.loggers, row, step)
         if not trainer.is_global_zero:
@@ -244,7 +258,8 @@ class AttentionMaps(Callback):
         every, step = self.settings.every_n_steps, trainer.global_step
         # Several micro-batches can end at one step, and the last step is looked at after its validation.
         if every is not None and step % every == 0 and self.looked_at < step < self.max_steps:
-            self._look(trainer, pl_module, is_last=False)
+            with metrics_of(trainer).paused(trainer, pl_module):
+                self._look(trainer, pl_module, is_last=False)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         is_last = trainer.should_stop or trainer.global_step >= self.max_steps

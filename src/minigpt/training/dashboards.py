@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from minigpt.checkpoint import RunFolder
 from minigpt.config import Config, UserError
+from minigpt.markdown import table
 
 CONNECT_SECONDS = 8
 """How long W&B's service may take to answer before the run goes on offline."""
@@ -142,13 +143,26 @@ def log_page(loggers: Sequence[Logger], key: str, html: str, step: int) -> None:
 def log_table(
     loggers: Sequence[Logger], key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
 ) -> None:
-    """A table of values and texts, to the loggers that show tables or texts."""
+    """A table of values and texts, to the loggers that show tables or texts.
+
+    TensorBoard gets it as Markdown; where cells have lines of their own, as samples have, each row as a block.
+    """
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.log_table(key, columns=list(columns), data=[list(row) for row in rows], step=step)
         elif isinstance(logger, TensorBoardLogger):
-            for row in rows:
-                label, text = " ".join(map(str, row[:-1])), str(row[-1])
-                # TensorBoard reads Markdown: an indented block is shown as it is.
-                block = "\n".join("    " + line for line in text.splitlines())
-                logger.experiment.add_text(key, f"{label}\n\n{block}", step)
+            logger.experiment.add_text(key, _markdown(columns, rows), step)
+
+
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    def cell(value: Any) -> str:
+        text = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+        return text.replace("|", "\\|")
+
+    if not any("\n" in str(value) for row in rows for value in row):
+        return table(columns, [[cell(value) for value in row] for row in rows])
+    blocks = []
+    for row in rows:
+        label, text = " ".join(map(str, row[:-1])), str(row[-1])
+        blocks += [label, "\n".join("    " + line for line in text.splitlines())]  # shown as it is
+    return "\n\n".join(blocks)
