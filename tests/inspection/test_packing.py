@@ -20,6 +20,14 @@ def test_the_stated_error_is_reached_and_not_only_an_upper_bound():
     assert error == pytest.approx(packing.MAX_ERROR, abs=1e-5)
 
 
+def test_a_coarse_weight_comes_back_within_its_stated_error_which_is_reached():
+    weights = np.linspace(0, 1, 2_000_001)
+    error = np.abs(packing.expand(packing.coarsen(packing.compand(weights))) - weights)
+    assert error.max() == pytest.approx(packing.COARSE_ERROR, abs=1e-5)
+    assert error[weights < 0.01].max() < 0.0039
+    assert error[0] == error[-1] == 0
+
+
 def test_nothing_and_everything_are_kept_exactly():
     assert packing.expand(packing.compand(np.array([0.0, 1.0]))).tolist() == [0.0, 1.0]
 

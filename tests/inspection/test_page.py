@@ -24,6 +24,7 @@ from pages import (
     known_heads,
 )
 
+from minigpt.inspection import packing
 from minigpt.inspection.page import render_page
 from minigpt.inspection.snapshot import Snapshot
 
@@ -348,6 +349,10 @@ def softmax_maps(n_layer, n_head, n_tokens, sharpness=1.0, seed=0):
     return (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
 
 
+def runs_of(page):
+    return json.loads(re.search('"application/json">(.*?)</script>', page, re.DOTALL)[1])["runs"]
+
+
 def test_ten_steps_of_36_heads_that_form_smoothly_stay_under_a_megabyte():
     # Noise that changes from step to step costs more, as the bound for any weights below says.
     known = np.tile(known_heads(128, 40), (3, 2, 1, 1))
@@ -355,6 +360,25 @@ def test_ten_steps_of_36_heads_that_form_smoothly_stay_under_a_megabyte():
     shares = np.linspace(0, 1, 10)
     snapshots = [Snapshot(k, ("word",) * 128, s * known + (1 - s) * uniform) for k, s in enumerate(shares)]
     assert len(render_page(snapshots, title="size")) < 1_000_000
+
+
+def test_of_many_steps_only_the_newest_keeps_all_digits_and_the_page_says_so(monkeypatch):
+    weights = np.stack([softmax_maps(2, 2, 40, sharpness=2, seed=step) for step in range(3)])
+    snapshots = [Snapshot(step, ("a",) * 40, each) for step, each in enumerate(weights)]
+    exact = render_page(snapshots, title="")
+    monkeypatch.setattr("minigpt.inspection.page._EXACT_WEIGHTS", 1000)
+    coarse = render_page(snapshots, title="")
+    assert "all steps but the last" not in exact
+    assert f"all steps but the last by {packing.COARSE_ERROR:.3f}" in " ".join(coarse.split())
+    errors = []
+    for page in (exact, coarse):
+        (run,) = runs_of(page)
+        shown = packing.unpack(packing.decode_frames(run["levels"], (2, 2, 820)), 40)
+        errors.append(np.abs(shown - weights).max(axis=(1, 2, 3, 4)))
+    assert (errors[0] <= packing.MAX_ERROR + 1e-6).all()
+    assert errors[1][2] <= packing.MAX_ERROR + 1e-6
+    assert (errors[1][:2] > packing.MAX_ERROR).all()
+    assert (errors[1][:2] <= packing.COARSE_ERROR + 1e-6).all()
 
 
 def test_144_heads_and_256_tokens_half_of_them_diffuse_noise_stay_under_four_megabytes():
@@ -403,7 +427,7 @@ def test_numbers_beside_the_weights_keep_their_digits_and_no_more():
         next_tokens=((("x", 0.123456),),) * 12,
     )
     page = render_page([snapshot], title="x")
-    (run,) = json.loads(re.search('"application/json">(.*?)</script>', page, re.DOTALL)[1])["runs"]
+    (run,) = runs_of(page)
     assert run["scores"] == [[[0.1235] * 6, [None] * 6, [-1.235e-05] * 6]]
     assert run["next"] == [[[0, 0.123]] * 12]
 

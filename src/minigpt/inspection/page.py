@@ -24,6 +24,9 @@ Labels = Sequence[Sequence[str | None]]
 # Probabilities beyond the first few are small, and each costs its share of the page.
 _NEXT_TOKENS = 5
 
+# Weights in a page that keeps every step to all its digits: about 1 MB of trained heads.
+_EXACT_WEIGHTS = 1_000_000
+
 # A character that could end the JSON's <script> element, or begin a comment or an entity. Everything that is not
 # ASCII (U+2028 and U+2029 end a line in JavaScript) is escaped by json.dumps already.
 _RISKY = {character: f"\\u{ord(character):04x}" for character in "<>&"}
@@ -114,6 +117,7 @@ def render_page(
         "style": style,
         "script": script,
         "title": html.escape(title),
+        "rounding": _rounding(runs),
         "data": _json_for_html(data),
     }
     # one pass over the template, so that a title or a token that reads like a placeholder is left alone
@@ -129,11 +133,31 @@ def _run_data(
     norms = [packing.compand_lengths(frame.value_norms) for frame in frames if frame.value_norms is not None]
     return {
         "steps": [frame.step for frame in frames],
-        "levels": packing.encode_frames([packing.pack(frame.weights) for frame in frames]),
+        "levels": packing.encode_frames(_levels(frames)),
         "norms": packing.encode_frames(norms) if with_norms else None,
         "scores": [[_short_numbers(frame.scores[n]) if n in frame.scores else None for n in names] for frame in frames],
         "next": [[_next_data(ranking, texts) for ranking in frame.next_tokens] for frame in frames],
     }
+
+
+def _levels(frames: Sequence[Snapshot]) -> list[packing.Levels]:
+    """The weights of all steps; the newest keep all their digits, earlier ones where there are few."""
+    levels = [packing.pack(frame.weights) for frame in frames]
+    return [packing.coarsen(each) for each in levels[:-1]] + levels[-1:] if _is_coarse(frames) else levels
+
+
+def _is_coarse(frames: Sequence[Snapshot]) -> bool:
+    return len(frames) > 1 and sum(frame.weights.size for frame in frames) / 2 > _EXACT_WEIGHTS
+
+
+def _rounding(runs: Sequence[Sequence[Snapshot]]) -> str:
+    """What the reader of a weight should know."""
+    text = f"Weights are rounded, by {packing.MAX_ERROR:.3f} at most"
+    if any(_is_coarse(run) for run in runs):
+        text += (
+            f"; those of all steps but the last by {packing.COARSE_ERROR:.3f}, near 1, and less the smaller they are"
+        )
+    return text + "."
 
 
 def _short_numbers(scores: npt.NDArray[np.float32]) -> list[float | None]:
