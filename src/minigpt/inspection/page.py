@@ -62,12 +62,12 @@ def render_page(
     `<iframe sandbox="allow-scripts">`. Its security policy allows only its own script and style, named by their
     hashes, so no text of a data set can ever run or load anything, whatever it says.
 
-    Measured: 54 kB for the page itself, and 0.85 to 0.96 characters for each weight on or below the diagonal in three
-    trained models of 8 and 16 heads. That would be 0.25 to 0.29 MB a step for 6 x 6 heads and 128 tokens, so ten steps
-    of a real run do not fit into 1 MB; ten steps of synthetic heads that form smoothly take 0.13 MB. 12 x 12 heads and
-    256 tokens took 2.2 MB a step with half of the heads noise, 4.2 MB with all. Scores (four digits), next tokens
-    (three digits) and lengths of values (to 1.9 %, see `packing.LENGTH_ERROR`) added 21 kB a step to 6 x 6 heads and
-    128 tokens.
+    Measured: 54 kB for the page itself, and 0.85 to 0.96 characters for each weight on or below the diagonal of trained
+    heads, half of that where earlier steps are rounded more (`packing.coarsen`). Ten steps of a trained model with
+    6 x 6 heads and 128 tokens took 1.6 MB (2.7 without that rounding), ten of synthetic heads that form smoothly 0.1.
+    12 x 12 heads and 256 tokens took 2.2 MB a step with half of the heads noise, 4.2 MB with all. Scores (four digits),
+    next tokens (three digits) and lengths of values (to 1.9 %, see `packing.LENGTH_ERROR`) added 21 kB a step to 6 x 6
+    heads and 128 tokens.
 
     Args:
         snapshots: one or more, of the same tokens and the same shape; they are shown in the order of their steps.
