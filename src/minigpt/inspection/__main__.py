@@ -8,7 +8,7 @@ def main(arguments: list[str]) -> None:
     config = cli.parse_inspecting(arguments)
     text = config.text if config.file is None else cli.read_text(config.file, "--file")
 
-    from minigpt.inspection.report import inspect_runs
+    from minigpt.inspection.model_report import inspect_runs
 
     print(inspect_runs(config, text))
 
