@@ -13,7 +13,6 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
-from minigpt.checkpoint import RunFolder
 from minigpt.config import Config, UserError
 from minigpt.data.shards import PreparedData
 from minigpt.files import write_csv, write_text
@@ -24,6 +23,7 @@ from minigpt.inspection.heads import PROBE_TOKENS, Probe, head_table, label_head
 from minigpt.inspection.page import render_page
 from minigpt.inspection.scores_image import scores_image
 from minigpt.inspection.snapshot import Snapshot
+from minigpt.run_folder import RunFolder
 from minigpt.training.checkpoints import not_finite
 from minigpt.training.dashboards import log_image, log_page, log_scalars, log_table
 from minigpt.training.module import TrainingModule
