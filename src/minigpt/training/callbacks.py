@@ -22,7 +22,7 @@ from minigpt.inspection.grid import grid_image, save_png
 from minigpt.inspection.heads import PROBE_TOKENS, Probe, head_table, label_heads, look
 from minigpt.inspection.page import render_page
 from minigpt.inspection.scores_image import scores_image
-from minigpt.inspection.snapshot import Snapshot
+from minigpt.inspection.snapshot import Snapshot, history_of
 from minigpt.run_folder import RunFolder
 from minigpt.training.checkpoints import not_finite
 from minigpt.training.dashboards import log_image, log_page, log_scalars, log_table
@@ -268,7 +268,8 @@ class AttentionMaps(Callback):
         log_scalars(trainer.loggers, {f"attn/{name}": number for name, number in numbers.items()}, step)
 
     def _page(self, newest: Snapshot) -> str:
-        history = self._history(newest)
+        earlier = [path for path in self.folder.snapshots if _step(path) < newest.step]
+        history = history_of(newest, earlier, self.settings.max_snapshots)
         labels = [label_heads(snapshot.scores) for snapshot in history]
         return render_page(
             history,
@@ -276,15 +277,6 @@ class AttentionMaps(Callback):
             links=self.probe.links,
             labels=labels if all(labels) else (),
         )
-
-    def _history(self, newest: Snapshot) -> list[Snapshot]:
-        """Snapshots of this probe up to now, thinned evenly to max_snapshots with the first and the newest."""
-        files = [path for path in self.folder.snapshots if _step(path) < newest.step]
-        kept = min(len(files), self.settings.max_snapshots - 1)
-        chosen = [files[round(i * (len(files) - 1) / max(kept - 1, 1))] for i in range(kept)]
-        snapshots = [Snapshot.load(path) for path in chosen]
-        same = [s for s in snapshots if s.tokens == newest.tokens and s.weights.shape == newest.weights.shape]
-        return [*same, newest]
 
 
 def _step(path: Path) -> int:
