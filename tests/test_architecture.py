@@ -111,6 +111,12 @@ def test_the_files_of_a_run_are_found_without_loading_torch() -> None:
     assert not loaded_after("import minigpt.run_folder") & (HEAVY | {"torch", "numpy"})
 
 
+def test_a_report_of_a_run_needs_neither_torch_nor_lightning_nor_wandb() -> None:
+    loaded = loaded_after("import minigpt.inspection.__main__, minigpt.inspection.run_report")
+    assert "numpy" in loaded
+    assert not loaded & (HEAVY | {"torch", "matplotlib", "PIL"})
+
+
 def test_the_command_line_is_understood_without_loading_torch() -> None:
     loaded = loaded_after("import train\nfrom minigpt import cli\ncli.parse_training([])")
     assert "jsonargparse" in loaded
