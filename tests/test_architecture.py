@@ -20,11 +20,13 @@ MAY_IMPORT = {
     "cli": {"config", "files"},
     "data": {"config", "files"},
     "model": {"config", "files"},
-    "checkpoint": {"config", "files", "data", "model"},
+    "run_folder": {"config", "files"},
+    "checkpoint": {"config", "files", "run_folder", "data", "model"},
     "generation": {"config", "files", "data", "model", "checkpoint"},
-    "inspection": {"config", "cli", "files", "markdown", "data", "model", "checkpoint"},
+    "inspection": {"config", "cli", "files", "markdown", "run_folder", "data", "model", "checkpoint"},
     "interop": {"config", "files", "data", "model", "checkpoint"},
-    "training": {"config", "cli", "files", "markdown", "data", "model", "checkpoint", "generation", "inspection"},
+    "training": {"config", "cli", "files", "markdown", "run_folder", "data", "model", "checkpoint"}
+    | {"generation", "inspection"},
 }
 """The parts of minigpt that each part may import, besides itself."""
 
@@ -103,6 +105,16 @@ def test_opening_a_model_and_writing_with_it_loads_neither_lightning_nor_dataset
     loaded = loaded_after("import sample, minigpt.checkpoint, minigpt.generation.generate")
     assert "torch" in loaded
     assert not loaded & (HEAVY | {"datasets", "pyarrow", "pandas", "tensorboard"})
+
+
+def test_the_files_of_a_run_are_found_without_loading_torch() -> None:
+    assert not loaded_after("import minigpt.run_folder") & (HEAVY | {"torch", "numpy"})
+
+
+def test_a_report_of_a_run_needs_neither_torch_nor_lightning_nor_wandb() -> None:
+    loaded = loaded_after("import minigpt.inspection.__main__, minigpt.inspection.run_report")
+    assert "numpy" in loaded
+    assert not loaded & (HEAVY | {"torch", "matplotlib", "PIL"})
 
 
 def test_the_command_line_is_understood_without_loading_torch() -> None:

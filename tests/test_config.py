@@ -125,6 +125,10 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (SampleConfig, {"run": ""}, "run is empty"),
     (InspectConfig, {"run": ""}, "run is empty"),
     (InspectConfig, {"run": "r", "text": "a", "file": "b"}, "text and file are both given"),
+    *(
+        (InspectConfig, {"run": "r", "report": True, name: "a"}, f"report and {name} are both given")
+        for name in ("text", "file", "compare")
+    ),
     (InspectConfig, {"run": "r", "max_tokens": 257}, "max_tokens=257: must lie between 1 and 256"),
     (SampleConfig, {"run": "r", "max_new_tokens": 0}, "max_new_tokens=0: must be at least 1"),
     (SampleConfig, {"run": "r", "top_k": 0}, "top_k=0: must be at least 1"),

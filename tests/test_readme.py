@@ -13,11 +13,11 @@ BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
 
 
 def commands() -> list[str]:
-    """Lines of the shell blocks that start our scripts, without those of the three-minute demo."""
+    """Lines of the shell blocks that start our programs, without the demo and what trains for longer."""
     lines = [
         line.split("  #")[0].strip() for language, text in BLOCKS if language == "sh" for line in text.splitlines()
     ]
-    return [line for line in lines if "python " in line and ".py" in line and "demo" not in line]
+    return [line for line in lines if re.search(r"python .*(\.py|minigpt\.inspection)", line) and "demo" not in line]
 
 
 @pytest.fixture(scope="module")

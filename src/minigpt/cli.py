@@ -97,9 +97,15 @@ def parse_inspecting(argv: Sequence[str]) -> InspectConfig:
     """
     parser = _parser(
         "python -m minigpt.inspection",
-        "Show what the attention of a trained model does: a page, and a table of its heads.",
+        "Show what the attention of a trained model does: a page, and a table of its heads. Or report on a whole run.",
     )
-    parser.add_class_arguments(InspectConfig, None, as_positional=True)
+    parser.add_class_arguments(InspectConfig, None, as_positional=True, skip={"report"})
+    # a word alone: jsonargparse would want `--report true`
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="Look at no model, but make one HTML file of what the run left: losses, samples, attention.",
+    )
     return InspectConfig(**parse(parser, InspectConfig, argv))
 
 

@@ -458,7 +458,9 @@ class InspectConfig:
     """What `python -m minigpt.inspection` is asked for."""
 
     run: str
-    """A run folder such as runs/demo, or a .ckpt or .safetensors file."""
+    """A run folder such as runs/demo, or a .ckpt or .safetensors file; with report also a W&B run's folder."""
+    report: bool = False
+    """Look at no model, but make one HTML file of what the run left: losses, samples, attention."""
     text: str | None = None
     """The text to look at; when not given, the one that was looked at while the run trained."""
     file: str | None = None
@@ -470,7 +472,7 @@ class InspectConfig:
     max_tokens: int = 96
     """Tokens whose maps are shown (at most 256, and at most the context); more of the text is measured."""
     out: str | None = None
-    """Where the page goes; inspection.html beside the weights when not given."""
+    """Where the page goes; when not given inspection.html beside the weights, or report.html in the run's folder."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1, mps."""
 
@@ -478,6 +480,11 @@ class InspectConfig:
         _require(bool(self.run), "run is empty: name a run folder such as runs/demo, or a checkpoint")
         given = [name for name in ("text", "file", "relations") if getattr(self, name) is not None]
         _require(len(given) < 2, f"{' and '.join(given)} are both given: leave one out")
+        for name in ("text", "file", "relations", "compare"):
+            _require(
+                not self.report or getattr(self, name) is None,
+                f"report and {name} are both given: a report shows what one run left; leave one out",
+            )
         _require(1 <= self.max_tokens <= 256, f"max_tokens={self.max_tokens}: must lie between 1 and 256")
 
 

@@ -25,7 +25,7 @@ from pages import (
 )
 
 from minigpt.inspection import packing
-from minigpt.inspection.page import render_page
+from minigpt.inspection.page import render_page, renew_page
 from minigpt.inspection.snapshot import Snapshot
 
 
@@ -450,6 +450,31 @@ def test_the_document_names_no_address_and_allows_only_its_own_script():
     assert not re.search(r"https?:|//\w+\.|<link|<img|\bsrc=|@import|url\(", page)
     assert "default-src 'none'" in page
     assert "unsafe" not in page
+
+
+def test_a_page_is_made_anew_from_its_data_and_nothing_else_of_it_stays():
+    title = " ".join(HOSTILE[:6])
+    page = render_page(history(tokens=HOSTILE[:6] * 2), title=title)
+    assert renew_page(page) == page
+    assert renew_page(page.replace("<header>", "<script>alert(1)</script><header>")) == page
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda page: "",
+        lambda page: page.replace("sha256-", "sha256-A", 1),
+        lambda page: page.replace(' id="data"', ""),
+        lambda page: page.replace("<title>", "<h2>"),
+        lambda page: page.replace('{"tokens"', '{"tokens'),
+        lambda page: page.replace('"n_layer":2', '"n_layer":NaN'),
+        lambda page: page.replace('{"tokens":', "[" * 100_000),
+    ],
+)
+def test_a_page_of_another_version_or_a_damaged_one_is_not_made_anew(change):
+    page = render_page(history(), title=TITLE)
+    assert change(page) != page
+    assert renew_page(change(page)) is None
 
 
 def other_tokens(snapshots):

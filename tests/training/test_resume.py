@@ -15,9 +15,10 @@ import yaml
 from scripts import ROOT
 from small_runs import small_settings, small_text, with_trainer
 
-from minigpt.checkpoint import RunFolder, read_checkpoint
+from minigpt.checkpoint import read_checkpoint
 from minigpt.config import Config, UserError
 from minigpt.data import stream
+from minigpt.run_folder import RunFolder
 from minigpt.training.module import TrainingModule
 from minigpt.training.run import train
 

@@ -16,11 +16,12 @@ import yaml
 from safetensors import safe_open
 from scripts import run_script
 
-from minigpt.checkpoint import RunFolder, load_model
+from minigpt.checkpoint import load_model
 from minigpt.config import Config
 from minigpt.data.batches import IGNORED, ValBatches
 from minigpt.data.prepare import prepare
 from minigpt.data.shards import Tokens
+from minigpt.run_folder import RunFolder
 from minigpt.training.module import next_token_loss
 
 

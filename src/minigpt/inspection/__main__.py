@@ -1,4 +1,7 @@
-"""`python -m minigpt.inspection RUN`: a trained model -> its attention page, and a table of what each head does."""
+"""`python -m minigpt.inspection RUN`: a trained model -> its attention page, and a table of what each head does.
+
+With `--report`: what a run left -> one HTML file.
+"""
 
 from minigpt import cli
 
@@ -6,9 +9,14 @@ from minigpt import cli
 def main(arguments: list[str]) -> None:
     """Parse, look, write the page, print the table; nothing heavy is imported before the arguments are known good."""
     config = cli.parse_inspecting(arguments)
+    if config.report:
+        from minigpt.inspection.run_report import report_run
+
+        print(report_run(config))
+        return
     text = config.text if config.file is None else cli.read_text(config.file, "--file")
 
-    from minigpt.inspection.report import inspect_runs
+    from minigpt.inspection.model_report import inspect_runs
 
     print(inspect_runs(config, text))
 

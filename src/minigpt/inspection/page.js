@@ -715,6 +715,7 @@ async function main() {
   document.querySelector("main").hidden = false;
   $("slider").max = steps.length - 1;
   $("time").hidden = $("step-keys").hidden = steps.length === 1;
+  $("rounding").textContent = data.rounding;
   $("values-label").hidden = !A.norms;
   $("compare").hidden = !B;
   build();

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import html
 import json
 import re
 from collections.abc import Sequence
-from importlib import resources
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +14,7 @@ import numpy.typing as npt
 
 from minigpt.inspection import packing
 from minigpt.inspection.colormap import COLOURS, DIFFERENCE_COLOURS
+from minigpt.inspection.documents import document, json_for_html, policy_of
 from minigpt.inspection.snapshot import Snapshot
 
 Labels = Sequence[Sequence[str | None]]
@@ -26,10 +25,6 @@ _NEXT_TOKENS = 5
 
 # Weights in a page that keeps every step to all its digits: about 1 MB of trained heads.
 _EXACT_WEIGHTS = 1_000_000
-
-# A character that could end the JSON's <script> element, or begin a comment or an entity. Everything that is not
-# ASCII (U+2028 and U+2029 end a line in JavaScript) is escaped by json.dumps already.
-_RISKY = {character: f"\\u{ord(character):04x}" for character in "<>&"}
 
 
 class Link(Protocol):
@@ -107,23 +102,30 @@ def render_page(
         "links": _by_name(links),
         "runs": [_run_data(run, names, texts, with_norms) for run in runs if run],
         "texts": list(texts),  # after the runs, which fill it
-    }
-    files = resources.files("minigpt.inspection")
-    template, style, script = (
-        files.joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
-    )
-    parts = {
-        "policy": _policy(script=script, style=style),
-        "style": style,
-        "script": script,
-        "title": html.escape(title),
         "rounding": _rounding(runs),
-        "data": _json_for_html(data),
     }
-    # one pass over the template, so that a title or a token that reads like a placeholder is left alone
-    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
-    # The script must stay byte for byte what was hashed, and it is ASCII: only text outside of it is rewritten here.
-    return page.encode("ascii", "xmlcharrefreplace").decode("ascii")
+    return _document(title, data)
+
+
+def renew_page(page: str) -> str | None:
+    """The same page made anew by the installed template, or None if it was made by another.
+
+    A page that lies in a folder may be anybody's. Of this one only the data is kept, parsed and escaped again, so that
+    whatever else stands in it gets nowhere; and the data fits the template, since the policy names the same script.
+    """
+    begin = page[: page.find("</style>")]
+    title = re.search(r"<title>(.*?)</title>", begin, re.DOTALL)
+    data = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)
+    if title is None or data is None or f'content="{policy_of("page")}"' not in begin:
+        return None
+    try:
+        return _document(html.unescape(title[1]), json.loads(data[1]))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _document(title: str, data: object) -> str:
+    return document("page", policy_of("page"), title=html.escape(title), data=json_for_html(data))
 
 
 def _run_data(
@@ -220,18 +222,3 @@ def _check_labels(labels: Sequence[Labels], snapshots: Sequence[Snapshot]) -> No
         strange = [name for layer in grid for name in layer if not isinstance(name, str | None)]
         if strange:
             raise ValueError(f"a label must be text (str) or None, got {strange[0]!r}")
-
-
-def _json_for_html(data: object) -> str:
-    """JSON that may stand inside a <script type="application/json"> element, whatever its strings hold."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return re.sub("[<>&]", lambda match: _RISKY[match[0]], text)
-
-
-def _policy(**texts: str) -> str:
-    """Content-Security-Policy: nothing at all, but the one script and the one style of the template."""
-    rules = ["default-src 'none'", "base-uri 'none'", "form-action 'none'"]
-    for element, text in texts.items():
-        digest = base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
-        rules.append(f"{element}-src 'sha256-{digest}'")
-    return "; ".join(rules)

@@ -124,6 +124,18 @@ class Snapshot:
             raise ValueError(f"{os.fspath(path)} is not a snapshot that can be read: {error}") from error
 
 
+def history_of(newest: Snapshot, earlier: Sequence[Path], most: int) -> list[Snapshot]:
+    """Snapshots of one probe up to the newest, thinned evenly to `most` (2 or more) with the first and the newest.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing, or is not a snapshot.
+    """
+    kept = min(len(earlier), most - 1)
+    chosen = [earlier[round(i * (len(earlier) - 1) / max(kept - 1, 1))] for i in range(kept)]
+    snapshots = [Snapshot.load(path) for path in chosen]
+    return [*(s for s in snapshots if s.tokens == newest.tokens and s.weights.shape == newest.weights.shape), newest]
+
+
 # JSON rather than an array of strings: numpy drops trailing NUL characters, and a token may be one.
 def _text_array(value: object) -> npt.NDArray[np.uint8]:
     return np.frombuffer(json.dumps(value).encode("ascii"), dtype=np.uint8)

@@ -15,7 +15,6 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
-from minigpt.checkpoint import RunFolder
 from minigpt.config import Config, UserError
 from minigpt.data.relations import read_json_lines
 from minigpt.data.shards import PreparedData
@@ -28,7 +27,8 @@ from minigpt.inspection.heads import head_table, label_heads, look
 from minigpt.inspection.page import render_page
 from minigpt.inspection.probes import PROBE_TOKENS, Probe, read_examples
 from minigpt.inspection.scores_image import scores_image
-from minigpt.inspection.snapshot import Snapshot
+from minigpt.inspection.snapshot import Snapshot, history_of
+from minigpt.run_folder import RunFolder
 from minigpt.training.checkpoints import not_finite
 from minigpt.training.dashboards import log_image, log_page, log_scalars, log_table
 from minigpt.training.module import TrainingModule
@@ -290,7 +290,8 @@ class AttentionMaps(Callback):
         log_scalars(trainer.loggers, {f"attn/{name}": number for name, number in numbers.items()}, step)
 
     def _page(self, newest: Snapshot) -> str:
-        history = self._history(newest)
+        earlier = [path for path in self.folder.snapshots if _step(path) < newest.step]
+        history = history_of(newest, earlier, self.settings.max_snapshots)
         labels = [label_heads(snapshot.scores) for snapshot in history]
         return render_page(
             history,
@@ -298,15 +299,6 @@ class AttentionMaps(Callback):
             links=self.probe.links,
             labels=labels if all(labels) else (),
         )
-
-    def _history(self, newest: Snapshot) -> list[Snapshot]:
-        """Snapshots of this probe up to now, thinned evenly to max_snapshots with the first and the newest."""
-        files = [path for path in self.folder.snapshots if _step(path) < newest.step]
-        kept = min(len(files), self.settings.max_snapshots - 1)
-        chosen = [files[round(i * (len(files) - 1) / max(kept - 1, 1))] for i in range(kept)]
-        snapshots = [Snapshot.load(path) for path in chosen]
-        same = [s for s in snapshots if s.tokens == newest.tokens and s.weights.shape == newest.weights.shape]
-        return [*same, newest]
 
 
 def _probe(config: Config, data: PreparedData) -> Probe:

@@ -14,9 +14,10 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from minigpt.checkpoint import RunFolder, read_checkpoint, save_weights
+from minigpt.checkpoint import read_checkpoint, save_weights
 from minigpt.config import Config, UserError
 from minigpt.files import write_atomically
+from minigpt.run_folder import RunFolder
 from minigpt.training.module import TrainingModule
 
 

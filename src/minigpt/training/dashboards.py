@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from minigpt.checkpoint import RunFolder
 from minigpt.config import Config, UserError
 from minigpt.markdown import table
+from minigpt.run_folder import RunFolder
 
 CONNECT_SECONDS = 8
 """How long W&B's service may take to answer before the run goes on offline."""

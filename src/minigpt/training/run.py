@@ -20,7 +20,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import Dataset
 
-from minigpt.checkpoint import CHECKPOINT_KEY, RunFolder, read_checkpoint
+from minigpt.checkpoint import CHECKPOINT_KEY, read_checkpoint
 from minigpt.config import Config, TrainerConfig, UserError
 from minigpt.data.batches import Share, TrainBatches
 from minigpt.data.prepare import open_data
@@ -28,6 +28,7 @@ from minigpt.data.shards import PreparedData
 from minigpt.data.sources import keep_stdin
 from minigpt.data.tokenizer import save_tokenizer
 from minigpt.files import write_text
+from minigpt.run_folder import RunFolder
 from minigpt.training.callbacks import AttentionMaps, Metrics, ProgressBar, Samples, seconds_of_training
 from minigpt.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from minigpt.training.dashboards import finish_wandb, make_logger

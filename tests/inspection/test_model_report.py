@@ -13,8 +13,8 @@ from minigpt.config import Config, GPTConfig, InspectConfig, UserError
 from minigpt.data.relations import Relation, to_json_line
 from minigpt.data.tokenizer import BytesTokenizer, CharsTokenizer
 from minigpt.inspection.heads import FEWEST_LINKS
+from minigpt.inspection.model_report import inspect_runs, relation_lines
 from minigpt.inspection.relations import RelationScore
-from minigpt.inspection.report import inspect_runs, relation_lines
 from minigpt.inspection.snapshot import Snapshot
 from minigpt.model.gpt import GPT
 

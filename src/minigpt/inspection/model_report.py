@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from minigpt import markdown
-from minigpt.checkpoint import LoadedModel, RunFolder, load_model
+from minigpt.checkpoint import LoadedModel, load_model
 from minigpt.config import InspectConfig, UserError
 from minigpt.data.relations import read_json_lines
 from minigpt.data.tokenizer import decode
@@ -20,6 +20,7 @@ from minigpt.inspection.page import render_page
 from minigpt.inspection.probes import Probe, read_examples
 from minigpt.inspection.relations import Link, RelationScore
 from minigpt.inspection.snapshot import Snapshot
+from minigpt.run_folder import RunFolder
 
 COLUMNS = ("induction", "duplicate_token", "previous_token", "current_token", "first_token", "entropy")
 """Scores of the table; the page has all."""

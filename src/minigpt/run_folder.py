@@ -1,0 +1,98 @@
+"""A run's folder -> the paths of what a run leaves behind. Nothing is opened here, so that nothing heavy is loaded.
+
+runs/demo/
+  config.yaml          the resolved config
+  tokenizer.json       the tokenizer, complete
+  metrics.csv          losses, bits per byte, learning rate, speed
+  checkpoints/         last.ckpt and best.ckpt, Lightning's format, everything needed to resume
+  model.safetensors    the weights with the best val loss, with config and tokenizer in its header
+  samples/             text written at each validation
+  attention.html       the interactive attention page; attention.png the grid of maps; attention/ their data
+  heads.csv            every head's label and scores at the end
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from minigpt.config import UserError
+from minigpt.files import reason
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of one run."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, runs_dir: Path, name: str) -> RunFolder:
+        """Make a new folder: runs_dir/name, or name-2, name-3, ... It never takes one that exists.
+
+        Raises:
+            UserError: the folder cannot be made.
+        """
+        number = 1
+        while True:
+            path = runs_dir / (name if number == 1 else f"{name}-{number}")
+            try:
+                runs_dir.mkdir(parents=True, exist_ok=True)
+                path.mkdir()
+            except FileExistsError:
+                if not runs_dir.is_dir():
+                    raise UserError(f"runs_dir={runs_dir}: is a file, not a folder") from None
+                number += 1
+                continue
+            except OSError as error:
+                raise UserError(f"{path}: cannot be made ({reason(error)})") from None
+            return cls(path)
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.csv"
+
+    @property
+    def last(self) -> Path:
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "checkpoints" / "best.ckpt"
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @property
+    def attention_page(self) -> Path:
+        return self.path / "attention.html"
+
+    @property
+    def attention_grid(self) -> Path:
+        return self.path / "attention.png"
+
+    @property
+    def heads(self) -> Path:
+        return self.path / "heads.csv"
+
+    def samples(self, step: int) -> Path:
+        """Text written at one step."""
+        return self.path / "samples" / f"step_{step:06d}.txt"
+
+    def snapshot(self, step: int) -> Path:
+        """Attention maps of one step."""
+        return self.path / "attention" / f"step_{step:06d}.npz"
+
+    @property
+    def snapshots(self) -> list[Path]:
+        """Attention maps of all steps there are, in their order."""
+        return sorted((self.path / "attention").glob("step_*.npz"))
