@@ -95,7 +95,7 @@ def test_a_look_says_all_that_it_can() -> None:
     tokenizer = BytesTokenizer()
     probe = Probe.of(tokenizer, tokenizer.encode(CODE * 5), 100, 90)
     seen = look(tiny(context_length=100), tokenizer, probe, 7, everything=True)
-    snapshot, numbers = seen.snapshot, seen.numbers
+    snapshot, numbers = seen.snapshot, seen.snapshot.numbers
     assert snapshot.step == 7
     assert "".join(snapshot.tokens) == (CODE * 5)[:90]
     assert snapshot.value_norms is not None

@@ -13,7 +13,7 @@ from minigpt.config import Config, GPTConfig, InspectConfig, UserError
 from minigpt.data.relations import Relation, to_json_line
 from minigpt.data.tokenizer import BytesTokenizer, CharsTokenizer
 from minigpt.inspection.heads import FEWEST_LINKS
-from minigpt.inspection.model_report import inspect_runs, relation_lines
+from minigpt.inspection.model_report import inspect_runs, relation_lines, write_inspection
 from minigpt.inspection.relations import RelationScore
 from minigpt.inspection.snapshot import Snapshot
 from minigpt.model.gpt import GPT
@@ -37,7 +37,7 @@ def make(path: Path, tokenizer: BytesTokenizer | CharsTokenizer | None = None, s
 
 
 def test_every_head_is_in_the_table_and_the_page(weights: Path, tmp_path: Path) -> None:
-    told = inspect_runs(InspectConfig(run=str(weights.parent), out=str(tmp_path / "page.html")), CODE)
+    told = write_inspection(InspectConfig(run=str(weights.parent), out=str(tmp_path / "page.html")), CODE)
     assert sorted(line.split()[1] for line in told.splitlines()[2:6]) == ["0.0", "0.1", "1.0", "1.1"]
     changes = [float(line.split()[-2]) for line in told.splitlines()[2:6]]
     assert changes == sorted(changes, reverse=True)
@@ -48,17 +48,24 @@ def test_every_head_is_in_the_table_and_the_page(weights: Path, tmp_path: Path) 
     assert all(f'"{name}"' in page for name in ("induction", "ablation", "copying"))
 
 
+def test_a_notebook_shows_the_page_and_nothing_is_written(weights: Path) -> None:
+    inspection = inspect_runs(InspectConfig(run=str(weights)), CODE)
+    assert inspection._repr_html_().startswith('<iframe sandbox="allow-scripts"')
+    assert "| head | label" in inspection.table
+    assert list(weights.parent.iterdir()) == [weights]
+
+
 def test_the_page_lies_beside_the_weights_when_nothing_else_is_said(weights: Path) -> None:
-    inspect_runs(InspectConfig(run=str(weights)), CODE)
+    write_inspection(InspectConfig(run=str(weights)), CODE)
     assert (weights.parent / "inspection.html").is_file()
 
 
 def test_two_models_are_shown_on_one_text(weights: Path, tmp_path: Path) -> None:
     other = make(tmp_path / "other.safetensors", seed=1, context_length=70)
     out = tmp_path / "both.html"
-    inspect_runs(InspectConfig(run=str(weights), compare=str(other), out=str(out)), CODE)
+    write_inspection(InspectConfig(run=str(weights), compare=str(other), out=str(out)), CODE)
     alone = tmp_path / "alone.html"
-    inspect_runs(InspectConfig(run=str(weights), out=str(alone)), CODE)
+    write_inspection(InspectConfig(run=str(weights), out=str(alone)), CODE)
     assert str(other) in out.read_text()
     assert out.stat().st_size > alone.stat().st_size + 4 * 64 * 64 / 4
 
@@ -76,34 +83,34 @@ def test_models_that_cannot_be_compared_are_refused(
 ) -> None:
     other = make(tmp_path / "other.safetensors", **changes)
     with pytest.raises(UserError, match=expected):
-        inspect_runs(InspectConfig(run=str(weights), compare=str(other), out=str(tmp_path / "page.html")), CODE)
+        write_inspection(InspectConfig(run=str(weights), compare=str(other), out=str(tmp_path / "page.html")), CODE)
     assert not (tmp_path / "page.html").exists()
 
 
 def test_models_of_other_tokenizers_are_refused(weights: Path, tmp_path: Path) -> None:
     other = make(tmp_path / "other.safetensors", CharsTokenizer("abc"))
     with pytest.raises(UserError, match="has another tokenizer"):
-        inspect_runs(InspectConfig(run=str(weights), compare=str(other)), CODE)
+        write_inspection(InspectConfig(run=str(weights), compare=str(other)), CODE)
 
 
 def test_a_run_without_a_text_of_its_own_asks_for_one(weights: Path) -> None:
     with pytest.raises(UserError, match="give a text as --text or --file"):
-        inspect_runs(InspectConfig(run=str(weights)), None)
+        write_inspection(InspectConfig(run=str(weights)), None)
     with pytest.raises(UserError, match="the text is empty"):
-        inspect_runs(InspectConfig(run=str(weights)), "")
+        write_inspection(InspectConfig(run=str(weights)), "")
 
 
 def test_what_was_looked_at_while_a_run_trained_is_looked_at_again(weights: Path) -> None:
     tokens = ("<|endoftext|>", *"ab(c)", "<|endoftext|>", *"d" * 30)
     causal = np.tril(np.ones((2, 2, len(tokens), len(tokens)), dtype=np.float32))
     Snapshot(3, tokens, causal / causal.sum(-1, keepdims=True)).save(weights.parent / "attention" / "step_000003.npz")
-    inspect_runs(InspectConfig(run=str(weights.parent)), None)
+    write_inspection(InspectConfig(run=str(weights.parent)), None)
     page = (weights.parent / "inspection.html").read_text()
     assert '"tokens":["\\u003c|endoftext|\\u003e","a","b","(","c",")","\\u003c|endoftext|\\u003e","d"' in page
 
 
 def test_one_character_is_enough(weights: Path) -> None:
-    assert "ablation" not in inspect_runs(InspectConfig(run=str(weights)), "a")
+    assert "ablation" not in write_inspection(InspectConfig(run=str(weights)), "a")
 
 
 def test_the_best_head_of_a_relation_is_told_with_what_distance_explains() -> None:
@@ -117,7 +124,7 @@ def test_relations_of_ones_own_are_measured_and_shown(weights: Path, tmp_path: P
     examples = [("Ann is 7; she rests.", [Relation("pronoun", (10, 13), (0, 3))] * 3)] * FEWEST_LINKS
     file = tmp_path / "mine.jsonl"
     file.write_text("".join(to_json_line(*example) + "\n" for example in examples))
-    told = inspect_runs(InspectConfig(run=str(weights), relations=str(file)), None)
+    told = write_inspection(InspectConfig(run=str(weights), relations=str(file)), None)
     (row,) = [line for line in told.splitlines() if line.startswith("| pronoun")]
     assert row.strip("| ").endswith(str(9)), "three of the texts fit into the context"
     assert '["pronoun",[[13,1],[13,2],[13,3],' in (weights.parent / "inspection.html").read_text()
@@ -129,7 +136,7 @@ def test_a_file_of_relations_without_a_text_is_refused(content: str | None, weig
     if content is not None:
         file.write_text(content)
     with pytest.raises(UserError, match=r"mine.jsonl: (there is no text in it|cannot be read)"):
-        inspect_runs(InspectConfig(run=str(weights), relations=str(file)), None)
+        write_inspection(InspectConfig(run=str(weights), relations=str(file)), None)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A run folder is read whatever part of it is there: while it trains, stopped, damaged, or of another version."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from pages import history
 from minigpt.config import UserError
 from minigpt.inspection.page import render_page
 from minigpt.inspection.run_record import Sample, duration, read_run_folder
+from minigpt.run_folder import RunFolder
 
 HEADER = "step,tokens,seconds,train/loss,val/loss\n"
 
@@ -22,6 +24,16 @@ def test_metrics_alone_are_enough(tmp_path: Path) -> None:
     assert record.curves == {"train/loss": {10: 3.5, 20: 3.25}, "val/loss": {20: 3.0}}
     assert record.facts == {"time": "3 min 20 s of training, 160 tokens"}
     assert (record.settings, record.samples, record.page, record.missing) == ({}, [], None, [])
+
+
+def test_numbers_of_the_attention_are_curves_too(tmp_path: Path) -> None:
+    run = run_with(tmp_path)
+    for step in (5, 10):
+        dataclasses.replace(history()[0], step=step, numbers={"icl_score": step / 10}).save(
+            RunFolder(run).snapshot(step)
+        )
+    RunFolder(run).snapshot(15).write_bytes(b"damaged")
+    assert read_run_folder(run).curves == {"attn/icl_score": {5: 0.5, 10: 1.0}}
 
 
 def test_a_run_that_has_only_begun_is_a_run(tmp_path: Path) -> None:

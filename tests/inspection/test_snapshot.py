@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from minigpt.inspection import packing
-from minigpt.inspection.snapshot import Snapshot
+from minigpt.inspection.snapshot import Snapshot, read_numbers
 
 
 def random_weights(n_layer=2, n_head=3, n_tokens=7, seed=0):
@@ -158,6 +158,7 @@ def whole_fields():
         "scores": scores,
         "value_norms": np.random.default_rng(0).random((2, 3, 7)),
         "next_tokens": tuple(map(tuple, expected)),
+        "numbers": {"icl_score": -0.1, "\x00": 1e-300},
     }
 
 
@@ -171,12 +172,14 @@ def test_scores_value_norms_and_next_tokens_come_back_exactly(tmp_path):
         assert again.scores[name].dtype == np.float32
     np.testing.assert_array_equal(again.value_norms, snapshot.value_norms)
     assert again.next_tokens == snapshot.next_tokens
+    assert again.numbers == {"icl_score": -0.1, "\x00": 1e-300}
+    assert read_numbers(tmp_path / "step.npz") == (1, again.numbers)
 
 
 def test_a_snapshot_without_them_comes_back_without_them(tmp_path):
     Snapshot(1, WORDS, random_weights()).save(tmp_path / "step.npz")
     again = Snapshot.load(tmp_path / "step.npz")
-    assert (again.scores, again.value_norms, again.next_tokens) == ({}, None, ())
+    assert (again.scores, again.value_norms, again.next_tokens, again.numbers) == ({}, None, (), {})
 
 
 def test_a_file_of_the_first_format_can_still_be_read(tmp_path):
@@ -185,6 +188,7 @@ def test_a_file_of_the_first_format_can_still_be_read(tmp_path):
     np.savez_compressed(tmp_path / "old.npz", format=1, step=40, tokens=tokens, levels=packing.pack(weights))
     old = Snapshot.load(tmp_path / "old.npz")
     assert (old.step, old.tokens, old.scores, old.value_norms, old.next_tokens) == (40, WORDS, {}, None, ())
+    assert read_numbers(tmp_path / "old.npz") == (40, {})
     assert np.abs(old.weights - weights).max() <= packing.MAX_ERROR + 1e-6
 
 
@@ -203,6 +207,8 @@ def test_a_file_of_the_first_format_can_still_be_read(tmp_path):
         ({"next_tokens": [[("a", 0.1), ("b", 0.2)]] + [[]] * 6}, r"next_tokens\[0\] .* best first, got \[0.1, 0.2\]"),
         ({"next_tokens": [[("a", 1.5)]] * 7}, "probabilities from 0 to 1"),
         ({"next_tokens": [[("a", float("nan"))]] * 7}, "probabilities from 0 to 1"),
+        ({"numbers": {"loss": float("nan")}}, "numbers must be finite and have names .* got 'loss': nan"),
+        ({"numbers": {3: 1.0}}, "numbers must be finite and have names .* got 3: 1.0"),
     ],
 )
 def test_what_is_known_of_the_heads_must_fit_too(changes, message):

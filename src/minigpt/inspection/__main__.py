@@ -16,9 +16,9 @@ def main(arguments: list[str]) -> None:
         return
     text = config.text if config.file is None else cli.read_text(config.file, "--file")
 
-    from minigpt.inspection.model_report import inspect_runs
+    from minigpt.inspection.model_report import write_inspection
 
-    print(inspect_runs(config, text))
+    print(write_inspection(config, text))
 
 
 if __name__ == "__main__":

@@ -55,9 +55,7 @@ class Seen:
     """What a model does with a probe."""
 
     snapshot: Snapshot
-    """Maps and scores of every head."""
-    numbers: dict[str, float]
-    """Of the whole model: what is logged as curves."""
+    """Maps and scores of every head, and numbers of the whole model."""
     relations: dict[str, RelationScore]
     """What heads do with each relation in the probe's windows."""
 
@@ -86,8 +84,8 @@ def look(model: GPT, tokenizer: Tokenizer, probe: Probe, step: int, *, everythin
     numbers |= summary(scores)
     if everything:
         scores |= costly_scores(model, tokenizer.end_of_text, snapshot.weights)
-    snapshot = replace(snapshot, scores={name: score.astype(np.float32) for name, score in scores.items()})
-    return Seen(snapshot, numbers, relations)
+    single = {name: score.astype(np.float32) for name, score in scores.items()}
+    return Seen(replace(snapshot, scores=single, numbers=numbers), relations)
 
 
 def measure_repeated(model: GPT, end_of_text: int) -> tuple[dict[str, Heads], dict[str, float]]:

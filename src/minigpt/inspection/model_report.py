@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from minigpt.data.relations import read_json_lines
 from minigpt.data.tokenizer import decode
 from minigpt.files import write_text
 from minigpt.inspection.heads import FEWEST_LINKS, label_heads, look
-from minigpt.inspection.page import render_page
+from minigpt.inspection.page import Page, render_page
 from minigpt.inspection.probes import Probe, read_examples
 from minigpt.inspection.relations import Link, RelationScore
 from minigpt.inspection.snapshot import Snapshot
@@ -28,8 +28,20 @@ MEASURED = 8192
 """Tokens of a text on which heads are measured, at most."""
 
 
-def inspect_runs(config: InspectConfig, text: str | None) -> str:
-    """Write the page of a run, or of two side by side; what to print comes back.
+@dataclass(frozen=True)
+class Inspection:
+    """What is known of a model; in a notebook it is shown as its page."""
+
+    page: Page
+    table: str
+    """Of heads, of relations, and numbers of the whole, as Markdown."""
+
+    def _repr_html_(self) -> str:
+        return self.page._repr_html_()
+
+
+def inspect_runs(config: InspectConfig, text: str | None = None) -> Inspection:
+    """Look at the model of a run, or at two side by side.
 
     Args:
         config: which runs, and texts with relations.
@@ -51,14 +63,20 @@ def inspect_runs(config: InspectConfig, text: str | None) -> str:
     page = render_page(
         [snapshot], title=_title(config), links=probe.links, labels=[labels] if labels else (), other=other
     )
-    out = Path(config.out) if config.out else _folder(Path(config.run)) / "inspection.html"
-    write_text(out, page)
     lines = [
         head_lines(snapshot),
         relation_lines(seen.relations),
-        number_line(seen.numbers),
+        number_line(snapshot.numbers),
     ]
-    return "\n\n".join([*(line for line in lines if line), f"-> {out} (open it in a browser)"])
+    return Inspection(page, "\n\n".join(line for line in lines if line))
+
+
+def write_inspection(config: InspectConfig, text: str | None) -> str:
+    """Write the page where the config says; what to print comes back. Arguments and errors as for `inspect_runs`."""
+    inspection = inspect_runs(config, text)
+    out = Path(config.out) if config.out else _folder(Path(config.run)) / "inspection.html"
+    write_text(out, inspection.page)
+    return f"{inspection.table}\n\n-> {out} (open it in a browser)"
 
 
 def head_lines(snapshot: Snapshot) -> str:

@@ -43,6 +43,16 @@ class Link(Protocol):
         """Positions of the tokens it would listen to."""
 
 
+class Page(str):
+    """A whole HTML document; a notebook shows it where it is the last line of a cell."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        """The document in a frame of its own, which may run its script and nothing else."""
+        return f'<iframe sandbox="allow-scripts" width="100%" height="760" srcdoc="{html.escape(self)}"></iframe>'
+
+
 def render_page(
     snapshots: Sequence[Snapshot],
     *,
@@ -50,7 +60,7 @@ def render_page(
     links: Sequence[Link] = (),
     labels: Sequence[Labels] = (),
     other: Sequence[Snapshot] = (),
-) -> str:
+) -> Page:
     """Make the attention page: all heads, one head large, the text, the strongest sources, a slider over the steps.
 
     The document is complete in itself and asks for nothing: it opens from a disk, in a notebook or in
@@ -107,7 +117,7 @@ def render_page(
     return _document(title, data)
 
 
-def renew_page(page: str) -> str | None:
+def renew_page(page: str) -> Page | None:
     """The same page made anew by the installed template, or None if it was made by another.
 
     A page that lies in a folder may be anybody's. Of this one only the data is kept, parsed and escaped again, so that
@@ -124,8 +134,8 @@ def renew_page(page: str) -> str | None:
         return None
 
 
-def _document(title: str, data: object) -> str:
-    return document("page", policy_of("page"), title=html.escape(title), data=json_for_html(data))
+def _document(title: str, data: object) -> Page:
+    return Page(document("page", policy_of("page"), title=html.escape(title), data=json_for_html(data)))
 
 
 def _run_data(

@@ -6,10 +6,11 @@ The folder may be of a run that still trains, was stopped, or lacks parts; `wand
 from __future__ import annotations
 
 import ast
+import contextlib
 import csv
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ import yaml
 
 from minigpt.config import AttentionConfig, UserError
 from minigpt.inspection.page import render_page, renew_page
-from minigpt.inspection.snapshot import Snapshot, history_of
+from minigpt.inspection.snapshot import Snapshot, history_of, read_numbers
 from minigpt.run_folder import RunFolder
 
 Curves = dict[str, dict[int, float]]
@@ -86,7 +87,7 @@ def read_run_folder(path: Path) -> RunRecord:
         name=name,
         settings=settings,
         facts=_facts(rows),
-        curves=curves_of((int(row["step"]), row) for row in rows),
+        curves=curves_of([*((int(row["step"]), row) for row in rows), *_numbers(run)]),
         samples=[sample for file in sorted(path.glob("samples/step_*.txt")) for sample in _samples(file)],
         page=page,
         pictures=pictures,
@@ -180,6 +181,14 @@ def _most_snapshots(settings: dict[str, Any]) -> int:
     attention = settings.get("attention")
     most = attention.get("max_snapshots") if isinstance(attention, dict) else None
     return most if isinstance(most, int) and most >= 2 else AttentionConfig().max_snapshots
+
+
+def _numbers(run: RunFolder) -> Iterator[tuple[int, dict[str, float]]]:
+    """What each look at the attention says of the whole model; a damaged file says nothing."""
+    for file in run.snapshots:
+        with contextlib.suppress(OSError, ValueError):
+            step, numbers = read_numbers(file)
+            yield step, {f"attn/{name}": number for name, number in numbers.items()}
 
 
 def _page(run: RunFolder, title: str, most: int, missing: list[str]) -> str | None:

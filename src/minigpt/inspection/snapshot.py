@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import zipfile
 import zlib
@@ -23,6 +24,8 @@ NextTokens = tuple[tuple[tuple[str, float], ...], ...]
 
 # Format 1 had step, tokens and weights only.
 _FORMATS = (1, 2)
+# What damaged files make numpy, zipfile and json raise.
+_DAMAGE = (ValueError, TypeError, AttributeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 # Weights that come from a bfloat16 model are rounded to three digits, and a long row adds the rounding up.
 _SUM_TOLERANCE = 0.02
 
@@ -49,6 +52,8 @@ class Snapshot:
     next_tokens: NextTokens = ()
     """For each token what the model expects next, best first, or nothing at all. The texts are as untrusted as
     `tokens`."""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """What is known of the whole model, by name: finite numbers, the points of curves over training."""
 
     def __post_init__(self) -> None:
         # frozen forbids plain assignment; what follows only gives each field its exact type
@@ -64,6 +69,7 @@ class Snapshot:
         object.__setattr__(self, "scores", _checked_scores(self.scores, (n_layer, n_head)))
         object.__setattr__(self, "value_norms", _checked_norms(self.value_norms, (n_layer, n_head, T)))
         object.__setattr__(self, "next_tokens", _checked_next_tokens(self.next_tokens, T))
+        object.__setattr__(self, "numbers", _checked_numbers(self.numbers))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the snapshot as a compressed .npz; a weight keeps to within 0.0039, everything else exactly.
@@ -78,6 +84,7 @@ class Snapshot:
             "levels": packing.pack(self.weights),
             "score_names": _text_array(list(self.scores)),
             "next_tokens": _text_array(self.next_tokens),
+            "numbers": _text_array(self.numbers),
         }
         if self.scores:
             arrays["scores"] = np.stack(list(self.scores.values()))
@@ -111,17 +118,24 @@ class Snapshot:
                     scores=dict(zip(names, stored["scores"], strict=True)) if names else {},
                     value_norms=stored.get("value_norms"),
                     next_tokens=_text_of(stored["next_tokens"]) if "next_tokens" in stored else (),
+                    numbers=_text_of(stored["numbers"]) if "numbers" in stored else {},
                 )
-        except (
-            ValueError,
-            TypeError,
-            AttributeError,
-            KeyError,
-            EOFError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
+        except _DAMAGE as error:
             raise ValueError(f"{os.fspath(path)} is not a snapshot that can be read: {error}") from error
+
+
+def read_numbers(path: str | os.PathLike[str]) -> tuple[int, dict[str, float]]:
+    """Step and numbers of a saved snapshot, without its weights.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `Snapshot.load`.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            numbers = _checked_numbers(_text_of(stored["numbers"])) if "numbers" in stored else {}
+            return int(stored["step"]), numbers
+    except _DAMAGE as error:
+        raise ValueError(f"{os.fspath(path)} is not a snapshot that can be read: {error}") from error
 
 
 def history_of(newest: Snapshot, earlier: Sequence[Path], most: int) -> list[Snapshot]:
@@ -175,6 +189,14 @@ def _checked_scores(scores: Mapping[str, Any], shape: tuple[int, int]) -> dict[s
             raise ValueError(f"scores[{name!r}] must have shape (n_layer, n_head) = {shape}, got {values.shape}")
         if np.isinf(values).any():
             raise ValueError(f"scores[{name!r}] must be finite numbers, or NaN where there is none, got infinity")
+    return checked
+
+
+def _checked_numbers(numbers: Mapping[str, Any]) -> dict[str, float]:
+    checked = {name: float(value) for name, value in numbers.items()}
+    wrong = [name for name, value in checked.items() if not isinstance(name, str) or not math.isfinite(value)]
+    if wrong:
+        raise ValueError(f"numbers must be finite and have names (str), got {wrong[0]!r}: {numbers[wrong[0]]}")
     return checked
 
 

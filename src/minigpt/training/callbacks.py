@@ -272,8 +272,7 @@ class AttentionMaps(Callback):
         assert isinstance(pl_module, TrainingModule)
         step, began = trainer.global_step, time.perf_counter()
         self.looked_at = step
-        seen = look(pl_module.model, self.tokenizer, self.probe, step, everything=is_last)
-        snapshot, numbers = seen.snapshot, seen.numbers
+        snapshot = look(pl_module.model, self.tokenizer, self.probe, step, everything=is_last).snapshot
         snapshot.save(self.folder.snapshot(step))
         grid, page = grid_image(snapshot), self._page(snapshot)
         save_png(self.folder.attention_grid, grid)
@@ -286,7 +285,7 @@ class AttentionMaps(Callback):
             columns, rows = head_table(snapshot.scores)
             write_csv(self.folder.heads, columns, rows)
             log_table(trainer.loggers, "attn/heads", columns, rows, step)
-        numbers["probe_seconds"] = time.perf_counter() - began
+        numbers = {**snapshot.numbers, "probe_seconds": time.perf_counter() - began}
         log_scalars(trainer.loggers, {f"attn/{name}": number for name, number in numbers.items()}, step)
 
     def _page(self, newest: Snapshot) -> str:
