@@ -1,6 +1,12 @@
 """Configs of runs of a second or two, on a text that is the same on every machine."""
 
 import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +48,22 @@ def small_settings(tmp_path: Path, **sections: dict[str, Any]) -> Config:
 def with_trainer(config: Config, **settings: Any) -> Config:
     """The same run with other Trainer settings."""
     return dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, **settings))
+
+
+def wandb_tool() -> str:
+    """W&B's own program, beside this Python or on the path."""
+    tool = shutil.which("wandb", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    assert tool is not None
+    return tool
+
+
+def run_wandb(*arguments: str) -> str:
+    """Run W&B's own program; returns what it prints."""
+    return subprocess.run([wandb_tool(), *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def wandb_history(run: Path, program: Callable[..., str] = run_wandb) -> tuple[list[dict[str, Any]], Path]:
+    """The rows that W&B's newest folder in a run holds, read by W&B's own program, and the folder of its media."""
+    folder = (run / "wandb" / "latest-run").resolve()
+    records = [json.loads(line) for line in program("leet", "inspect", "--json", str(folder)).splitlines()]
+    return [record["history"]["item"] for record in records if record["type"] == "history"], folder / "files"

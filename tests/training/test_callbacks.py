@@ -286,3 +286,41 @@ def test_a_broken_wandb_is_warned_about_and_the_run_trains_all_the_same(
         run = train(small_settings(tmp_path, trainer={"logger": "wandb"}))
     assert tried == ["online", "offline"]
     assert read_checkpoint(run.last)["global_step"] == 12
+
+
+def test_a_wandb_that_cannot_even_be_set_up_is_warned_about_and_the_run_trains_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    def setup(**_: Any) -> None:
+        raise ValueError("finish_timeout\n  is no number")
+
+    monkeypatch.setattr(wandb, "setup", setup)
+    with pytest.warns(UserWarning, match=r"W&B cannot log \(ValueError: finish_timeout is no number\)"):
+        run = train(small_settings(tmp_path, trainer={"logger": "wandb"}))
+    assert read_checkpoint(run.last)["global_step"] == 12
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, (8, 30)), ({"WANDB_FINISH_TIMEOUT": "600"}, (8, 600))])
+def test_waits_for_wandb_are_short_unless_the_users_environment_says_otherwise(
+    given: dict[str, str], expected: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    waits: list[tuple[float, float]] = []
+
+    def init(settings: Any, **_: Any) -> Any:
+        merged = wandb.setup().settings.model_copy()
+        merged.update_from_settings(settings)
+        waits.append((merged.init_timeout, merged.finish_timeout))
+        raise wandb.errors.CommError("nobody answers")
+
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    wandb.teardown()  # so that it reads the environment again
+    monkeypatch.setattr(wandb, "init", init)
+    with pytest.warns(UserWarning, match="W&B cannot log offline"):
+        train(small_settings(tmp_path, trainer={"logger": "wandb"}))
+    assert waits == [expected]
+    wandb.teardown()

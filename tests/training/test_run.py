@@ -4,17 +4,15 @@ import csv
 import dataclasses
 import json
 import os
-import shutil
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from safetensors import safe_open
 from scripts import run_script
+from small_runs import wandb_history
 
 from minigpt.checkpoint import load_model
 from minigpt.config import Config
@@ -23,17 +21,6 @@ from minigpt.data.prepare import prepare
 from minigpt.data.shards import Tokens
 from minigpt.run_folder import RunFolder
 from minigpt.training.module import next_token_loss
-
-
-def wandb_history(run: Path) -> tuple[list[dict[str, Any]], Path]:
-    """Records of the offline run, read by W&B's own tool, and the folder of its media."""
-    (folder,) = (run / "wandb").glob("offline-run-*")
-    tool = shutil.which("wandb", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    assert tool is not None
-    command = [tool, "leet", "inspect", "--json", str(folder)]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    records = [json.loads(line) for line in output.splitlines()]
-    return [record["history"]["item"] for record in records if record["type"] == "history"], folder / "files"
 
 
 def test_the_run_folder_is_complete(tiny_run: Path) -> None:
@@ -123,6 +110,7 @@ def test_best_weights_are_those_of_the_best_checkpoint(tiny_run: Path) -> None:
 
 def test_the_offline_wandb_run_holds_losses_table_image_and_page(tiny_run: Path) -> None:
     rows, media = wandb_history(tiny_run)
+    assert media.parent.name.startswith("offline-run-")
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     with RunFolder(tiny_run).metrics.open() as file:
         on_disk = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]

@@ -1,18 +1,24 @@
 """Metrics, pictures, pages and tables -> whichever dashboard the run logs to. Files are written elsewhere, always.
 
 W&B must never ask, hang or fail a run: it is online where the user is logged in, otherwise offline (`wandb sync`
-sends it later), and offline as well when the service does not answer.
+sends it later), and offline as well when the service does not answer. When the service goes away later, W&B keeps what
+it cannot send in the run's folder, and the user is told at the end.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import netrc
 import os
+import secrets
+import signal
 import sys
+import threading
+import time
 import urllib.parse
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +30,13 @@ from minigpt.markdown import table
 from minigpt.run_folder import RunFolder
 
 CONNECT_SECONDS = 8
-"""How long W&B's service may take to answer before the run goes on offline."""
+"""How long W&B's service may take to answer before the run goes on offline; WANDB_INIT_TIMEOUT says otherwise."""
+
+FINISH_SECONDS = 30
+"""How long the last of a run may take to reach W&B's service; WANDB_FINISH_TIMEOUT says otherwise."""
+
+END_SECONDS = 10
+"""How long W&B's own process, which is on this machine, may take to end."""
 
 
 def make_logger(config: Config, folder: RunFolder) -> Logger | None:
@@ -48,31 +60,78 @@ def _wandb_logger(config: Config, folder: RunFolder) -> Logger | None:
     if importlib.util.find_spec("wandb") is None:
         warnings.warn("wandb is not installed, so the run is logged to files alone", stacklevel=2)
         return None
-    # Staging and caches belong to the run, not to a home folder that may be read-only or on a slow disk.
-    for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
-        if variable not in os.environ:
-            os.environ[variable] = str((folder.path / "wandb" / ".local").absolute())
+    # Whatever a logging service has to complain of (network, key, version) is no reason not to train.
+    try:
+        arguments, mode = _prepare_wandb(config, folder)
+    except Exception as error:
+        warnings.warn(f"W&B cannot log ({_reason(error)}), so the run is logged to files alone", stacklevel=2)
+        return None
     import wandb
 
-    arguments: dict[str, Any] = {
-        "project": "minigpt",
-        "name": folder.path.name,
-        "dir": folder.path,
-        "config": config.to_dict(),
-        # A resumed run is the same run for W&B: its id stands at the end of the folder that its first part left.
-        "id": next((p.name.rsplit("-", 1)[-1] for p in (folder.path / "wandb").glob("*run-*-*")), None),
-        "resume": "allow",
-        "settings": wandb.Settings(silent=True, init_timeout=CONNECT_SECONDS, finish_timeout=30),
-    }
-    mode: Any = os.environ.get("WANDB_MODE") or ("online" if _logged_in(wandb) else "offline")
-    # Whatever a logging service has to complain of (network, key, version) is no reason not to train.
     for attempt in dict.fromkeys((mode, "offline")):
         try:
             return WandbLogger(experiment=wandb.init(mode=attempt, **arguments))
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            warnings.warn(f"W&B cannot log {attempt} ({reason})", stacklevel=2)
+            warnings.warn(f"W&B cannot log {attempt} ({_reason(error)})", stacklevel=2)
+            _end_process(wandb)  # it would not give the run's id a second time
     return None
+
+
+def _prepare_wandb(config: Config, folder: RunFolder) -> tuple[dict[str, Any], Any]:
+    """The arguments of wandb.init, and its mode; sets up what W&B reads from the environment."""
+    # Staging and caches belong to the run, not to a home folder that may be read-only or on a slow disk.
+    for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        os.environ.setdefault(variable, str((folder.path / "wandb" / ".local").absolute()))
+    # The reports that W&B makes of its own errors go to the same service, and hold up the end while that hangs.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    # Silent before it looks for a key: else it asks for one where WANDB_MODE is online and nobody has logged in.
+    wandb.setup(settings=wandb.Settings(silent=True))
+    _messages.forget()
+    wandb.termsetup(wandb.Settings(silent=True), _messages)
+    limits = {"init_timeout": CONNECT_SECONDS, "finish_timeout": FINISH_SECONDS}
+    limits = {name: limit for name, limit in limits.items() if f"WANDB_{name.upper()}" not in os.environ}
+    # A resumed run is the same run for W&B: its id stands at the end of the folder that its first part left.
+    earlier = next((p.name.rsplit("-", 1)[-1] for p in (folder.path / "wandb").glob("*run-*-*")), None)
+    arguments = {
+        "project": "minigpt",
+        "name": folder.path.name,
+        "dir": folder.path,
+        "config": config.to_dict(),
+        "id": earlier or secrets.token_hex(4),
+        "resume": "allow",
+        "settings": wandb.Settings(silent=True, finish_timeout_raises=True, **limits),
+    }
+    return arguments, os.environ.get("WANDB_MODE") or ("online" if _logged_in(wandb) else "offline")
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+class _Messages:
+    """Where W&B's messages go: warnings to the user, who is told at the end if some of the run was not sent."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """A new run begins."""
+        self.incomplete = False
+
+    def info(self, message: str) -> None:
+        """Whose key it uses and where it runs is no news."""
+
+    def warning(self, message: str) -> None:
+        # Where the service refuses the run, or was away for long, W&B gives up sending it and says so only here.
+        self.incomplete |= "wandb sync" in message
+        print(message, file=sys.stderr, flush=True)
+
+    error = warning
+
+
+_messages = _Messages()
 
 
 def _logged_in(wandb: Any) -> bool:
@@ -95,28 +154,85 @@ def finish_wandb() -> str | None:
     wandb = sys.modules.get("wandb")
     if wandb is None or wandb.run is None:
         return None
-    run = wandb.run
-    offline, folder = run.offline, Path(run.dir).parent
-    url = "" if offline else run.url  # asking an offline run for it prints a warning
+    run, folder = wandb.run, _short(Path(wandb.run.dir).parent)
+    url = "" if run.offline else run.url  # asking an offline run for it prints a warning
+    words = "W&B is sending the rest; Ctrl-C stops waiting, and nothing is lost"
+    notice = threading.Timer(3, print, (words,), {"file": sys.stderr})
+    notice.start()
     try:
-        wandb.finish()
+        with _sigterm_as_ctrl_c():
+            wandb.finish()
+    except TimeoutError:
+        _messages.incomplete = True
+    except KeyboardInterrupt:
+        _messages.incomplete = True
+        # W&B's process answers what was broken off. If nobody listens any more by then, it does not hear that it is to
+        # end either (0.31), and leaves the last rows unwritten.
+        time.sleep(1)
     except Exception as error:
-        warnings.warn(
-            f"W&B did not close properly ({type(error).__name__}); what was logged is in {folder}",
-            stacklevel=2,
-        )
-        offline = True
-    return f"wandb sync {_short(folder)}" if offline else str(url)
+        _messages.incomplete = True
+        warnings.warn(f"W&B did not close properly ({_reason(error)})", stacklevel=2)
+    finally:
+        notice.cancel()
+    _end_process(wandb)
+    if run.offline:
+        return f"wandb sync {folder}"
+    if _messages.incomplete:
+        # Without the option, it passes over a run that was meant to be sent at once.
+        return f"W&B did not receive everything; send it with: wandb sync --include-online {folder}"
+    return url or None  # WANDB_MODE=disabled has none
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """A program that SIGTERM ends while W&B waits would take W&B along before the last rows are in its file."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _end_process(wandb: Any) -> None:
+    """End W&B's own process now, where its complaints can be caught; at the program's end they are tracebacks.
+
+    W&B waits for it without limit, so it does that in another thread; a process that is left behind ends with ours.
+    """
+
+    def end() -> None:
+        with contextlib.suppress(Exception, SystemExit):  # it exits with its process's code if that died
+            wandb.teardown()
+
+    thread = threading.Thread(target=end, daemon=True)
+    thread.start()
+    thread.join(END_SECONDS)
 
 
 def _short(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
+@contextlib.contextmanager
+def _unharmed(logger: Logger) -> Iterator[None]:
+    """What W&B cannot take, as when its own process has died, is told once and stops no training."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(logger, WandbLogger):
+            raise
+        if not _messages.incomplete:
+            warnings.warn(f"W&B does not take what is logged ({_reason(error)}); the run's folder has it", stacklevel=4)
+        _messages.incomplete = True
+
+
 def log_scalars(loggers: Sequence[Logger], metrics: Mapping[str, float], step: int) -> None:
     """Numbers, to every logger."""
     for logger in loggers:
-        logger.log_metrics(dict(metrics), step=step)
+        with _unharmed(logger):
+            logger.log_metrics(dict(metrics), step=step)
 
 
 def log_image(loggers: Sequence[Logger], key: str, image: np.ndarray, step: int) -> None:
@@ -125,7 +241,8 @@ def log_image(loggers: Sequence[Logger], key: str, image: np.ndarray, step: int)
         if isinstance(logger, WandbLogger):
             import wandb
 
-            logger.log_metrics({key: wandb.Image(image)}, step=step)
+            with _unharmed(logger):
+                logger.log_metrics({key: wandb.Image(image)}, step=step)
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(key, image, step, dataformats="HWC")
 
@@ -136,8 +253,9 @@ def log_page(loggers: Sequence[Logger], key: str, html: str, step: int) -> None:
         if isinstance(logger, WandbLogger):
             import wandb
 
-            # inject=True would add a link to a style sheet on the network.
-            logger.log_metrics({key: wandb.Html(html, inject=False)}, step=step)
+            with _unharmed(logger):
+                # inject=True would add a link to a style sheet on the network.
+                logger.log_metrics({key: wandb.Html(html, inject=False)}, step=step)
 
 
 def log_table(
@@ -149,7 +267,14 @@ def log_table(
     """
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_table(key, columns=list(columns), data=[list(row) for row in rows], step=step)
+            import wandb
+
+            with _unharmed(logger):
+                sent = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+                # A table that is no file of the run yet becomes an artifact as well, about which W&B asks the service
+                # at once, in this thread: without an answer, training waits for minutes and then ends in an error.
+                sent.bind_to_run(logger.experiment, key, step)
+                logger.log_metrics({key: sent}, step=step)
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text(key, _markdown(columns, rows), step)
 

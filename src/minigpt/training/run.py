@@ -83,6 +83,8 @@ def train(config: Config, resume: Path | None = None) -> RunFolder:
     except SystemExit as stop:
         if is_main and stop.code in {130, 143}:
             print(f"\nstopped and saved; to go on: {_command(f'train.py --resume {folder.path}')}", flush=True)
+            if dashboard := finish_wandb():
+                print(f"dashboard: {dashboard}", flush=True)
         raise
     finally:
         dashboard = finish_wandb()

@@ -1,0 +1,275 @@
+"""W&B that is away, slow or dying: training goes on, the end comes, and nothing is lost.
+
+Waits for a service that does not answer are shortened by W&B's own environment variables. What would hang is ended by
+the test's patience, which is far longer.
+"""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fake_wandb import FakeWandb
+from scripts import ROOT
+from small_runs import small_settings, wandb_history, wandb_tool
+
+from minigpt.checkpoint import RunFolder, read_checkpoint
+
+pytest.importorskip("wandb", reason="W&B is not installed")
+PATIENCE_SECONDS = 240
+STEPS = list(range(1, 13))
+LONG = {"max_steps": 1_000_000, "val_check_interval": 1_000_000}
+
+
+class Running:
+    """One script under way."""
+
+    def __init__(self, python: subprocess.Popen[str], output: Path) -> None:
+        assert python.stdout is not None
+        self.pid, self._output = int(python.stdout.readline()), output
+        self._code = ThreadPoolExecutor(1).submit(python.stdout.readline)
+
+    def wait(self) -> tuple[int, str]:
+        """Its exit code and all that it said."""
+        try:
+            return int(self._code.result(PATIENCE_SECONDS)), self._output.read_text()
+        except TimeoutError:
+            self.give_up()
+            raise
+
+    def wait_until(self, happened: Callable[[str], bool]) -> None:
+        """Wait until something is true of what it has said so far, or of anything else."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not happened(self._output.read_text() if self._output.exists() else ""):
+            if time.monotonic() > deadline or self._code.done():
+                self.give_up()
+            time.sleep(0.05)
+
+    def give_up(self) -> None:
+        if not self._code.done():
+            os.kill(self.pid, signal.SIGKILL)
+        self._code.result()
+        pytest.fail(f"it hangs, or ended too early; so far it said:\n{self._output.read_text()}")
+
+
+@pytest.fixture(scope="module")
+def python(
+    bare_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[subprocess.Popen[str]]:
+    environment = bare_environment | {"TMPDIR": str(tmp_path_factory.mktemp("temporary"))}
+    command = [sys.executable, str(Path(__file__).with_name("ready.py"))]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+class LoggedIn:
+    """Somebody with a key for W&B who trains small runs; what W&B waits for is in `environment`."""
+
+    def __init__(self, python: subprocess.Popen[str], environment: dict[str, str], folder: Path) -> None:
+        self.python, self.folder, self.run = python, folder, RunFolder(folder / "runs" / "small")
+        self.environment = {k: v for k, v in environment.items() if "PROXY" not in k} | {
+            "WANDB_API_KEY": "0123456789" * 4,
+            "WANDB_INIT_TIMEOUT": "100",  # this machine may be busy
+            "WANDB_FINISH_TIMEOUT": "100",
+        }
+
+    def start(self, url: str, *arguments: object, at_terminal: bool = False, **trainer: Any) -> Running:
+        """Begin to train with W&B's service at a URL, by the trainer's settings or by other arguments."""
+        recipe = self.folder / "recipe.yaml"
+        recipe.write_text(yaml.safe_dump(small_settings(self.folder, trainer={"logger": "wandb", **trainer}).to_dict()))
+        self.environment["WANDB_BASE_URL"] = url
+        return self._start("train.py", *(arguments or ("--config", recipe)), at_terminal=at_terminal)
+
+    def _start(self, script: str, *arguments: object, at_terminal: bool = False) -> Running:
+        output = self.folder / f"{Path(script).stem}.txt"
+        output.unlink(missing_ok=True)
+        job = {
+            "arguments": [script, *map(str, arguments)],
+            "env": self.environment,
+            "output": str(output),
+            "at_terminal": at_terminal,
+        }
+        assert self.python.stdin is not None
+        self.python.stdin.write(json.dumps(job) + "\n")
+        self.python.stdin.flush()
+        return Running(self.python, output)
+
+    def train(self, url: str, *arguments: object, **settings: Any) -> str:
+        """Train to the end; returns the output."""
+        code, output = self.start(url, *arguments, **settings).wait()
+        assert code == 0, output
+        assert "Traceback" not in output
+        return output
+
+    def run_wandb(self, *arguments: str) -> str:
+        """Run W&B's own program; returns the output."""
+        code, output = self._start(wandb_tool(), *arguments).wait()
+        assert code == 0, output
+        return output
+
+    def wandb_history(self) -> tuple[list[dict[str, Any]], Path]:
+        """The rows in W&B's newest folder in the run, and the folder of its media."""
+        return wandb_history(self.run.path, self.run_wandb)
+
+    @property
+    def logged_steps(self) -> list[int]:
+        """Steps whose losses are on disk."""
+        if not self.run.metrics.exists():
+            return []
+        with self.run.metrics.open() as file:
+            return [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
+
+
+@pytest.fixture
+def user(python: subprocess.Popen[str], bare_environment: dict[str, str], tmp_path: Path) -> LoggedIn:
+    return LoggedIn(python, bare_environment, tmp_path)
+
+
+def steps_in(rows: list[dict[str, Any]]) -> list[int]:
+    return [row["trainer/global_step"] for row in rows if "train/loss" in row]
+
+
+def assert_holds_everything(user: LoggedIn) -> None:
+    """W&B's newest folder in the run has the losses of all steps, and what both validations showed."""
+    rows, media = user.wandb_history()
+    assert steps_in(rows) == STEPS
+    for key, times in {"attn/page": 2, "attn/grid": 2, "attn/scores": 2, "samples": 2, "attn/heads": 1}.items():
+        shown = [media / row[f"{key}.path"] for row in rows if f"{key}.path" in row]
+        assert len(shown) == times
+        assert all(path.is_file() for path in shown)
+
+
+def assert_can_be_sent(user: LoggedIn, output: str) -> None:
+    """The command that the user is told brings everything to a service that works again."""
+    (command,) = re.findall(r"wandb (sync .*)", output)
+    folder = user.run.path / "wandb" / "latest-run"
+    with FakeWandb() as service:
+        user.environment |= {"WANDB_BASE_URL": service.url, "HOME": str(user.folder)}
+        user.run_wandb(*command.split())
+    assert steps_in(list(service.history.values())) == STEPS
+    media = {path.name for path in (folder / "files" / "media").rglob("*") if path.is_file()}
+    assert media <= {Path(path).name for path in service.files}
+
+
+def test_a_service_that_works_receives_the_run_and_a_resumed_part_in_an_outage_stays_the_same_run(
+    user: LoggedIn,
+) -> None:
+    with FakeWandb() as service:
+        output = user.train(service.url)
+    assert steps_in(list(service.history.values())) == STEPS
+    assert service.is_complete
+    for name, times in {"attn/page": 2, "attn/grid": 2, "attn/scores": 2, "samples": 2, "attn/heads": 1}.items():
+        assert len([path for path in service.files if re.match(rf"media/\w+/{name}_", path)]) == times
+    assert f"dashboard  {service.url}/somebody/minigpt/runs/" in output
+    assert "wandb sync" not in output
+    assert_holds_everything(user)
+
+    user.environment["WANDB_INIT_TIMEOUT"] = "1"
+    user.train(service.url, "--resume", user.run.path, "--trainer.max_steps", 14)
+    rows, media = user.wandb_history()
+    assert steps_in(rows) == [13, 14]
+    assert media.parent.name.startswith("offline-run-")
+    assert len({path.name.rsplit("-", 1)[-1] for path in (user.run.path / "wandb").glob("*run-*-*")}) == 1
+
+
+@pytest.mark.parametrize("failure", ["refuses", "hangs", "answers 500", "unknown host"])
+def test_a_run_goes_offline_when_nobody_answers_at_its_start(failure: str, user: LoggedIn) -> None:
+    user.environment["WANDB_INIT_TIMEOUT"] = "1"
+    with FakeWandb(failure) as service:
+        if failure == "refuses":
+            service.close()
+        output = user.train("http://no-such-host.invalid" if failure == "unknown host" else service.url)
+    assert "W&B cannot log online" in output
+    assert_holds_everything(user)
+
+
+@pytest.mark.parametrize(
+    ("moment", "failure"),
+    [
+        ("early", "answers 403"),
+        ("early", "refuses"),
+        ("in the middle", "hangs"),
+        ("at the end", "hangs"),
+    ],
+)
+def test_a_service_that_dies_later_loses_nothing(moment: str, failure: str, user: LoggedIn, tmp_path: Path) -> None:
+    user.environment["WANDB_FINISH_TIMEOUT"] = "3"
+    trace = tmp_path / "failed"
+    pause = {"class_path": "fake_wandb.PauseUntil", "init_args": {"step": 8, "file": str(trace)}}
+    with FakeWandb(failure, moment, trace) as service:
+        output = user.train(service.url, callbacks=[pause] if moment == "in the middle" else None)
+        assert service.failed.is_set()
+    assert not service.is_complete
+    assert "W&B did not receive everything; send it with: wandb sync" in output
+    assert_holds_everything(user)
+    if moment == "in the middle":
+        assert_can_be_sent(user, output.split("dashboard ")[-1])
+
+
+def test_ctrl_c_in_an_outage_saves_ends_and_says_what_to_send(user: LoggedIn) -> None:
+    user.environment["WANDB_FINISH_TIMEOUT"] = "1"
+    with FakeWandb("hangs", "early") as service:
+        running = user.start(service.url, **LONG)
+        running.wait_until(lambda _: service.failed.is_set() and len(user.logged_steps) > 20)
+        os.kill(running.pid, signal.SIGINT)
+        code, output = running.wait()
+    assert code == 130, output
+    assert "train.py --resume" in output
+    assert "W&B did not receive everything" in output
+    assert "Traceback" not in output
+    assert read_checkpoint(user.run.last)["global_step"] == user.logged_steps[-1]
+    assert steps_in(user.wandb_history()[0]) == user.logged_steps
+
+
+def test_a_second_signal_ends_the_wait_for_a_service_and_loses_nothing(user: LoggedIn) -> None:
+    user.environment["WANDB_FINISH_TIMEOUT"] = "100000"
+    with FakeWandb("hangs", "early") as service:
+        running = user.start(service.url, **LONG)
+        running.wait_until(lambda _: service.failed.is_set() and len(user.logged_steps) > 20)
+        os.kill(running.pid, signal.SIGTERM)
+        running.wait_until(lambda output: "W&B is sending the rest" in output)
+        os.kill(running.pid, signal.SIGTERM)
+        code, output = running.wait()
+    assert code == 143, output
+    assert "W&B did not receive everything" in output
+    assert steps_in(user.wandb_history()[0]) == user.logged_steps
+
+
+def test_a_death_of_wandbs_own_process_does_not_end_training(user: LoggedIn, tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+    pause = {"class_path": "fake_wandb.PauseUntil", "init_args": {"step": 4, "file": str(killed)}}
+    with FakeWandb() as service:
+        running = user.start(service.url, callbacks=[pause])
+        running.wait_until(lambda _: len(user.logged_steps) == 4)
+        listing = subprocess.run(["ps", "-A", "-o", "ppid=,pid=,comm="], capture_output=True, text=True, check=True)
+        processes = [line.split(None, 2) for line in listing.stdout.splitlines()]
+        (core,) = [int(pid) for parent, pid, name in processes if int(parent) == running.pid and "wandb-core" in name]
+        os.kill(core, signal.SIGKILL)
+        killed.touch()
+        code, output = running.wait()
+    assert code == 0, output
+    assert output.count("W&B does not take what is logged") == 1
+    assert "W&B did not receive everything" in output
+    assert "Traceback" not in output
+    assert user.logged_steps == STEPS
+
+
+def test_nobody_is_asked_for_a_key_even_at_a_terminal(user: LoggedIn) -> None:
+    del user.environment["WANDB_API_KEY"]
+    user.environment |= {"WANDB_MODE": "online", "TERM": "xterm"}
+    output = user.train("http://127.0.0.1:9", at_terminal=True)
+    assert "W&B cannot log online" in output
+    assert_holds_everything(user)
