@@ -74,6 +74,9 @@ def _wandb_logger(config: Config, folder: RunFolder) -> Logger | None:
         except Exception as error:
             warnings.warn(f"W&B cannot log {attempt} ({_reason(error)})", stacklevel=2)
             _end_process(wandb)  # it would not give the run's id a second time
+        except KeyboardInterrupt:
+            _end_process(wandb, interrupted=True)
+            raise
     return None
 
 
@@ -159,22 +162,20 @@ def finish_wandb() -> str | None:
     words = "W&B is sending the rest; Ctrl-C stops waiting, and nothing is lost"
     notice = threading.Timer(3, print, (words,), {"file": sys.stderr})
     notice.start()
+    interrupted = False
     try:
         with _sigterm_as_ctrl_c():
             wandb.finish()
     except TimeoutError:
         _messages.incomplete = True
     except KeyboardInterrupt:
-        _messages.incomplete = True
-        # W&B's process answers what was broken off. If nobody listens any more by then, it does not hear that it is to
-        # end either (0.31), and leaves the last rows unwritten.
-        time.sleep(1)
+        _messages.incomplete = interrupted = True
     except Exception as error:
         _messages.incomplete = True
         warnings.warn(f"W&B did not close properly ({_reason(error)})", stacklevel=2)
     finally:
         notice.cancel()
-    _end_process(wandb)
+    _end_process(wandb, interrupted)
     if run.offline:
         return f"wandb sync {folder}"
     if _messages.incomplete:
@@ -196,14 +197,18 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
-def _end_process(wandb: Any) -> None:
+def _end_process(wandb: Any, interrupted: bool = False) -> None:
     """End W&B's own process now, where its complaints can be caught; at the program's end they are tracebacks.
 
     W&B waits for it without limit, so it does that in another thread; a process that is left behind ends with ours.
     """
 
     def end() -> None:
-        with contextlib.suppress(Exception, SystemExit):  # it exits with its process's code if that died
+        if interrupted:
+            # It answers what was broken off. If nobody listens any more by then, it does not hear that it is to end
+            # (0.31), and leaves the last rows unwritten. The answer takes some milliseconds.
+            time.sleep(1)
+        with contextlib.suppress(Exception, SystemExit):  # W&B exits with the code of its process if that died
             wandb.teardown()
 
     thread = threading.Thread(target=end, daemon=True)
