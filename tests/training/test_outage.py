@@ -84,7 +84,7 @@ class LoggedIn:
             "WANDB_API_KEY": "0123456789" * 4,
             "WANDB_INIT_TIMEOUT": "100",  # this machine may be busy
             "WANDB_FINISH_TIMEOUT": "100",
-            "WANDB_DIR": str(folder),  # for the logs of W&B's own program
+            "WANDB_DIR": str(folder),  # for W&B's own program, which leaves logs
         }
 
     def start(self, url: str, *arguments: object, at_terminal: bool = False, **trainer: Any) -> Running:
