@@ -44,7 +44,7 @@ def test_the_commands_run_in_the_order_they_stand_in(user_folder: Path) -> None:
 def test_the_python_block_runs_on_the_run_that_the_commands_made(user_folder: Path) -> None:
     if not (user_folder / "runs" / "tiny").exists():
         assert shell("python train.py --config configs/tiny.yaml --trainer.max_steps 3", user_folder).returncode == 0
-    (block,) = [text for language, text in BLOCKS if language == "python" and "load_model" in text]
+    (block,) = [text for language, text in BLOCKS if language == "python" and "minigpt.load" in text]
     result = subprocess.run(
         [sys.executable, "-c", block], cwd=user_folder, capture_output=True, text=True, timeout=120, check=False
     )

@@ -1,3 +1,27 @@
 """minigpt: text -> tokens -> batch -> logits -> loss -> step -> checkpoint -> samples and attention maps."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from minigpt.generation.writer import Writer
+
 __version__ = "0.1.0"
+
+
+def load(path: str | Path, device: str = "cpu") -> Writer:
+    """A trained model, ready to write: `minigpt.load("runs/demo").generate("def ", temperature=0).text`.
+
+    Args:
+        path: a run folder, a checkpoint or a safetensors file.
+        device: where to compute.
+
+    Raises:
+        minigpt.config.UserError: nothing is there, or it is not ours, damaged or incomplete.
+    """
+    from minigpt.generation.writer import Writer  # torch is loaded when a model is
+
+    return Writer.load(path, device)

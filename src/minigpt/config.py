@@ -400,30 +400,74 @@ class OptimizerConfig:
             _require(0 <= getattr(self, name) < 1, f"optimizer.{name}={getattr(self, name)}: must lie in [0, 1)")
 
 
-@dataclass(frozen=True)
-class SamplingConfig:
-    """Text written at each validation, and the defaults of `sample.py`."""
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """How text is written. What narrows the choice of a token is applied in the order in which it stands here."""
+
+    max_new_tokens: int = 200
+    """Tokens to write; the text may end sooner, where the model ends its document."""
+    min_new_tokens: int = 0
+    """The model cannot end its document before this many tokens."""
+    forbidden_tokens: list[int] = field(default_factory=list)
+    """Ids of tokens that are never drawn."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits of tokens that occurred, and multiplies negative ones: above 1 avoids repetitions."""
+    temperature: float = 0.8
+    """Flattens (above 1) or sharpens (below 1) the distribution; 0 always takes the likeliest token."""
+    top_k: int | None = 50
+    """Draw among this many likeliest tokens; null for all."""
+    top_p: float | None = None
+    """Draw among the likeliest tokens that together have this probability; null for all."""
+    min_p: float | None = None
+    """Draw among the tokens of at least this share of the likeliest one's probability; null for all."""
+    stop: list[str] = field(default_factory=list)
+    """Texts that end the text where they would come; they are not shown."""
+    stop_tokens: list[int] = field(default_factory=list)
+    """Ids of tokens that end the text, besides the end of the document."""
+    overflow: Literal["slide", "stop"] = "slide"
+    """Past the context: slide forgets its oldest quarter and reads the rest again, stop ends the text."""
+    seed: int = 1337
+    """Seed of the first text, the next one has the next seed: the same seed writes the same text."""
+
+    def __post_init__(self) -> None:
+        prefix = self._prefix()
+        _require_finite(prefix, self)
+        _require_at_least(prefix, self, 1, "max_new_tokens", "top_k")
+        _require_at_least(prefix, self, 0, "min_new_tokens", "temperature")
+        dot = f"{prefix}." if prefix else ""
+        for name, fits, what in (
+            ("repetition_penalty", self.repetition_penalty > 0, "must be above 0; 1 changes nothing"),
+            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "must be above 0 and at most 1"),
+            ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "must lie between 0 and 1"),
+            ("min_new_tokens", self.min_new_tokens <= self.max_new_tokens, f"is above {self.max_new_tokens=}"),
+            ("stop", all(self.stop), "has an empty text, which stands everywhere; leave it out"),
+        ):
+            _require(fits, f"{dot}{name}={getattr(self, name)}: {what.replace('self.', dot)}")
+        _require_seed(f"{dot}seed", self.seed)
+
+    @classmethod
+    def _prefix(cls) -> str:
+        return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig(GenerationConfig):
+    """Text written at each validation."""
 
     prompts: list[str] = field(default_factory=lambda: ["def ", "class ", "import "])
     """Prompts continued at each validation; [] for none."""
     max_new_tokens: int = 96
-    """Tokens written after a prompt."""
-    temperature: float = 0.8
-    """Flattens (above 1) or sharpens (below 1) the distribution; 0 always takes the likeliest token."""
-    top_k: int | None = 50
-    """Draw among this many likeliest tokens; all when not given."""
+    """Tokens to write after each prompt; the text may end sooner, where the model ends its document."""
     seed: int = 1
     """Seed of the draws: the same seed writes the same text."""
 
-    def __post_init__(self) -> None:
-        _require_finite("sampling", self)
-        _require_at_least("sampling", self, 1, "max_new_tokens", "top_k")
-        _require_at_least("sampling", self, 0, "temperature")
-        _require_seed("sampling.seed", self.seed)
+    @classmethod
+    def _prefix(cls) -> str:
+        return "sampling"
 
 
 @dataclass(frozen=True)
-class SampleConfig:
+class SampleConfig(GenerationConfig):
     """What `sample.py` is asked for."""
 
     run: str
@@ -432,24 +476,14 @@ class SampleConfig:
     """Text to continue; an empty one starts a new document."""
     prompt_file: str | None = None
     """Read the prompt from this file, or from standard input if it is '-'."""
-    max_new_tokens: int = 200
-    """Tokens to write; the text may end sooner, where the model ends its document."""
-    temperature: float = 0.8
-    """Flattens (above 1) or sharpens (below 1) the distribution; 0 always takes the likeliest token."""
-    top_k: int | None = 50
-    """Draw among this many likeliest tokens; null for all."""
     num_samples: int = 1
     """Texts to write, each with the next seed."""
-    seed: int = 1337
-    """Seed of the first text: the same seed writes the same text."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1, mps."""
 
     def __post_init__(self) -> None:
-        _require_finite("", self)
-        _require_at_least("", self, 1, "max_new_tokens", "top_k", "num_samples")
-        _require_at_least("", self, 0, "temperature")
-        _require_seed("seed", self.seed)
+        super().__post_init__()
+        _require_at_least("", self, 1, "num_samples")
         _require(bool(self.run), "run is empty: name a run folder such as runs/demo, or a checkpoint")
 
 

@@ -1,77 +1,159 @@
-"""One draw: from the right distribution, and from nothing else."""
+"""One draw: from the right distribution whatever the filters, and from nothing else."""
+
+import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from minigpt.generation.sampling import next_token
+from minigpt.config import GenerationConfig
+from minigpt.generation import sampling
+from minigpt.generation.sampling import draw, filtered
 
-LOGITS = torch.tensor([0.3, 2.0, -1.0, 1.1, 0.0, -3.0])
+LOGITS = torch.tensor([0.3, 2.0, -1.0, 1.1, 0.0, -3.0, 1.6, 0.9])
+SEEN = [6, 2, 6]
+PLAIN: dict[str, Any] = {"temperature": 1.0, "top_k": None}
 
 
-def draws(n: int, logits: torch.Tensor = LOGITS, **options: object) -> np.ndarray:
-    """How often each token is drawn in n draws."""
+def kept(logits: torch.Tensor = LOGITS, seen: list[int] | None = None, **changes: Any) -> torch.Tensor:
+    return filtered(logits[None], GenerationConfig(**PLAIN | changes), [seen or []])[0]
+
+
+def drawn(logits: torch.Tensor, temperature: float, n: int) -> np.ndarray:
+    """How often each token is drawn in n draws of one random state."""
     generator = torch.Generator().manual_seed(0)
-    settings = {"temperature": 1.0, "top_k": None, "generator": generator} | options
-    return np.bincount([next_token(logits, **settings) for _ in range(n)], minlength=len(logits))  # type: ignore[arg-type]
+    tokens = [draw(logits[None], temperature, [generator])[0] for _ in range(n)]
+    return np.bincount(tokens, minlength=len(logits))
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    weights = np.exp(logits - logits.max())
-    return weights / weights.sum()
+def slowly(logits: list[float], config: GenerationConfig, seen: list[int]) -> np.ndarray:
+    """The exact probabilities, filter by filter, as their definitions read."""
+    values = np.array(logits, dtype=np.float64)
+    values[config.forbidden_tokens] = -np.inf
+    for token in set(seen):
+        values[token] *= 1 / config.repetition_penalty if values[token] > 0 else config.repetition_penalty
+    values /= config.temperature
+    shares = np.exp(values - values.max())
+    if config.top_k is not None:
+        shares[shares < np.sort(shares)[::-1][: config.top_k][-1]] = 0
+    shares /= shares.sum()
+    if config.top_p is not None:
+        order = np.argsort(-shares, kind="stable")
+        n = int(np.searchsorted(shares[order].cumsum(), config.top_p - 1e-12)) + 1
+        shares[shares < shares[order[: min(n, len(order))]][-1]] = 0
+    if config.min_p is not None:
+        shares[shares < config.min_p * shares.max() * (1 - 1e-12)] = 0
+    return shares / shares.sum()
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_draws_follow_the_softmax_of_logits_over_temperature(temperature: float) -> None:
-    n = 4000
-    expected = n * softmax(LOGITS.numpy() / temperature)
-    chi_squared = np.sum((draws(n, temperature=temperature) - expected) ** 2 / expected)
-    assert chi_squared < 20.5  # one in a thousand for 5 degrees of freedom
+COMBINATIONS = [
+    dict(itertools.chain(*(part.items() for part in parts)))
+    for parts in itertools.product(
+        ({"temperature": 1.0}, {"temperature": 0.6}, {"temperature": 1.7}),
+        ({"top_k": None}, {"top_k": 5}),
+        ({}, {"top_p": 0.8}),
+        ({}, {"min_p": 0.1}),
+        ({}, {"repetition_penalty": 1.5, "forbidden_tokens": [3]}),
+    )
+]
+
+
+@pytest.mark.parametrize("changes", COMBINATIONS, ids=str)
+def test_draws_follow_the_exact_probabilities_of_the_filters_together(changes: dict[str, Any]) -> None:
+    config, n = GenerationConfig(**PLAIN | changes), 3000
+    expected = slowly(LOGITS.tolist(), config, SEEN)
+    counts = drawn(kept(seen=SEEN, **changes), config.temperature, n)
+    possible = expected > 0
+    assert counts[~possible].sum() == 0
+    chi_squared = np.sum((counts[possible] - n * expected[possible]) ** 2 / (n * expected[possible]))
+    freedom = torch.tensor(max(1, possible.sum() - 1) / 2)
+    chance = torch.special.gammaincc(freedom, torch.tensor(chi_squared / 2, dtype=freedom.dtype))
+    assert chance > 1e-4
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    logits=st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=40),
+    top_k=st.none() | st.integers(1, 50),
+    top_p=st.none() | st.floats(0.05, 1),
+    min_p=st.none() | st.floats(0, 1),
+    first=st.sampled_from([1, 4, 256]),
+)
+def test_what_is_kept_has_the_exact_probabilities(
+    logits: list[float], top_k: int | None, top_p: float | None, min_p: float | None, first: int
+) -> None:
+    config = GenerationConfig(temperature=0.9, top_k=top_k, top_p=top_p, min_p=min_p)
+    before, sampling.FIRST = sampling.FIRST, first
+    try:
+        found = filtered(torch.tensor([logits]), config)[0].softmax(0).numpy()
+    finally:
+        sampling.FIRST = before
+    expected = slowly([float(np.float32(x)) for x in logits], config, [])
+    # Where rounding decides whether a token is in, what is left may differ by that token.
+    if ((found > 0) == (expected > 0)).all():
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+    else:
+        assert abs((found > 0).sum() - (expected > 0).sum()) <= len(logits) - len(set(logits)) + 1
 
 
 def test_temperature_zero_takes_the_likeliest_token_and_draws_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
-    assert next_token(LOGITS, temperature=0, top_k=None, generator=generator) == 1
+    assert draw(kept(temperature=0.0)[None], 0.0, [generator]) == [1]
+    assert draw(kept(temperature=0.0, forbidden_tokens=[1])[None], 0.0, [generator]) == [6]
     assert torch.equal(generator.get_state(), before)
 
 
 def test_a_very_low_temperature_takes_the_likeliest_token_without_overflow() -> None:
-    assert draws(50, temperature=1e-30)[1] == 50
+    assert drawn(kept(temperature=1e-30), 1e-30, 50)[1] == 50
 
 
-@pytest.mark.parametrize("top_k", [1, 2, 3, 5])
-def test_top_k_draws_among_the_k_likeliest_and_all_of_them(top_k: int) -> None:
-    drawn = set(np.flatnonzero(draws(2000, top_k=top_k, temperature=3.0)))
-    assert drawn == set(np.argsort(-LOGITS.numpy())[:top_k])
+def test_repetitions_are_avoided_once_however_often_they_came() -> None:
+    found = kept(seen=[1, 1, 2, 4], repetition_penalty=2.0)
+    assert found.tolist() == pytest.approx([0.3, 1.0, -2.0, 1.1, 0.0, -3.0, 1.6, 0.9])
 
 
-def test_top_k_keeps_the_proportions_of_what_is_left() -> None:
-    n = 4000
-    kept = softmax(LOGITS.numpy()[[1, 3]])
-    counts = draws(n, top_k=2)[[1, 3]]
-    assert np.sum((counts - n * kept) ** 2 / (n * kept)) < 10.8  # one in a thousand for 1 degree of freedom
-
-
-@pytest.mark.parametrize("top_k", [6, 7, 1000, None])
-def test_a_top_k_beyond_the_vocabulary_keeps_all(top_k: int | None) -> None:
-    assert draws(300, top_k=top_k).tolist() == draws(300).tolist()
+@pytest.mark.parametrize("top_k", [8, 9, 1000])
+def test_a_top_k_beyond_the_vocabulary_keeps_all(top_k: int) -> None:
+    assert torch.equal(kept(top_k=top_k), kept())
 
 
 def test_equal_logits_at_the_edge_of_top_k_are_all_kept() -> None:
-    drawn = np.flatnonzero(draws(300, torch.tensor([1.0, 1.0, 1.0, 0.0]), top_k=2))
-    assert drawn.tolist() == [0, 1, 2]
+    assert kept(torch.tensor([1.0, 1.0, 1.0, 0.0]), top_k=2).isfinite().tolist() == [True, True, True, False]
 
 
 def test_a_token_of_no_probability_is_never_drawn() -> None:
-    assert draws(300, torch.tensor([0.0, float("-inf"), 0.0]))[1] == 0
+    for place in range(3):
+        logits = torch.zeros(3)
+        logits[place] = float("-inf")
+        assert drawn(logits, 1.0, 300)[place] == 0
+
+
+@pytest.mark.parametrize("height", [0.0, 1 - 2.0**-53])
+@pytest.mark.parametrize("place", [0, 2])
+def test_the_ends_of_the_unit_interval_are_tokens_that_may_be_drawn(
+    height: float, place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = torch.tensor([[0.1, 0.2, 0.3]], dtype=torch.float64)
+    logits[0, place] = float("-inf")
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor([height], dtype=torch.float64))
+    (token,) = draw(logits, 1.0, [torch.Generator()])
+    assert token in {0, 1, 2} - {place}
 
 
 def test_the_logits_are_left_as_they_were() -> None:
-    logits = LOGITS.clone()
-    draws(1, logits, top_k=2, temperature=0.5)
-    assert torch.equal(logits, LOGITS)
+    logits = LOGITS[None].clone()
+    filtered(logits, GenerationConfig(top_k=2, top_p=0.5, repetition_penalty=2.0, forbidden_tokens=[1]), [[1, 2]])
+    assert torch.equal(logits[0], LOGITS)
 
 
-def test_half_precision_logits_are_drawn_from_as_they_are() -> None:
-    assert draws(50, LOGITS.bfloat16(), top_k=1)[1] == 50
+def test_each_row_is_drawn_from_its_own_random_state() -> None:
+    rows = torch.stack([LOGITS, LOGITS.flip(0)]).double()
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    together = [draw(rows, 1.0, generators) for _ in range(50)]
+    for row, seed in enumerate((1, 2)):
+        generator = torch.Generator().manual_seed(seed)
+        assert [draw(rows[[row]], 1.0, [generator])[0] for _ in range(50)] == [tokens[row] for tokens in together]

@@ -1,23 +1,90 @@
-"""Logits of the next token -> the token drawn."""
+"""Logits of the next token -> the token drawn.
+
+What narrows the choice is applied in this order, each to what the one before has left: forbidden tokens, the penalty of
+repetitions, temperature, top_k, top_p, min_p. It is Hugging Face's order, so the same settings mean the same there.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from minigpt.config import GenerationConfig
 
-def next_token(logits: Tensor, *, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
-    """Draw one token: divide by the temperature, keep the top_k likeliest, draw from the softmax of what is left.
+FIRST = 256
+"""Likeliest tokens that are sorted for top_p at first: sorting all of a large vocabulary costs more than the model."""
+
+
+def filtered(logits: Tensor, config: GenerationConfig, seen: Sequence[Sequence[int]] = ()) -> Tensor:
+    """The logits that the draw is made from: -inf for what may not be drawn.
 
     Args:
-        logits: (V,), of the ids that may be drawn.
-        temperature: 0 takes the likeliest token and draws nothing.
-        top_k: None keeps all; of equal logits at the edge all are kept.
-        generator: the row's own random state, on the CPU.
+        logits: (B, V), left as they are.
+        config: which filters; a temperature of 0 narrows nothing more, as the likeliest token is left by all.
+        seen: for each row, the tokens that count as repeated.
+
+    Returns:
+        (B, V) float64, on the CPU.
+    """
+    logits = logits.double().cpu()
+    if config.forbidden_tokens:
+        logits = logits.index_fill(1, torch.tensor(config.forbidden_tokens), float("-inf"))
+    if config.repetition_penalty != 1.0:
+        logits = _penalised(logits, config.repetition_penalty, seen)
+    if config.temperature == 0:
+        return logits
+    logits = logits / config.temperature
+    V = logits.shape[1]
+    if config.top_k is not None and config.top_k < V:
+        logits = _at_least(logits, logits.topk(config.top_k).values[:, -1:])
+    if config.top_p is not None and config.top_p < 1:
+        logits = _at_least(logits, _edge(logits, config.top_p))
+    if config.min_p:
+        logits = _at_least(logits, logits.amax(dim=1, keepdim=True) + torch.tensor(config.min_p).double().log())
+    return logits
+
+
+def draw(logits: Tensor, temperature: float, generators: Sequence[torch.Generator]) -> list[int]:
+    """One token a row, each from its row's own random state, so that no row depends on those beside it.
+
+    Args:
+        logits: (B, V) as `filtered` gives them.
+        temperature: 0 takes the likeliest.
+        generators: on the CPU; one number is taken from each.
     """
     if temperature == 0:
-        return int(logits.argmax())
-    logits = logits.double().cpu() / temperature
-    if top_k is not None and top_k < len(logits):
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], float("-inf"))
-    return int(torch.multinomial(logits.softmax(dim=-1), 1, generator=generator))
+        tokens: list[int] = logits.argmax(dim=1).tolist()
+        return tokens
+    reached = logits.softmax(dim=1).cumsum(dim=1)  # (B, V), the distribution's quantiles
+    heights = torch.stack([torch.rand(1, generator=each, dtype=torch.float64) for each in generators])
+    # To the right of equal values and never at the very top: a token of no probability adds nothing and is passed over.
+    heights = heights * (1 - 2.0**-52) * reached[:, -1:]
+    tokens = torch.searchsorted(reached, heights, right=True)[:, 0].tolist()
+    return tokens
+
+
+def _penalised(logits: Tensor, penalty: float, seen: Sequence[Sequence[int]]) -> Tensor:
+    logits = logits.clone()
+    for row, tokens in enumerate(seen):
+        repeated = torch.tensor(sorted(set(tokens)), dtype=torch.int64)
+        values = logits[row, repeated]
+        logits[row, repeated] = torch.where(values > 0, values / penalty, values * penalty)
+    return logits
+
+
+def _at_least(logits: Tensor, least: Tensor) -> Tensor:
+    return logits.masked_fill(logits < least, float("-inf"))
+
+
+def _edge(logits: Tensor, top_p: float) -> Tensor:
+    """(B, 1): the smallest logit among the likeliest tokens whose probabilities reach top_p."""
+    total, V, n = logits.logsumexp(dim=1, keepdim=True), logits.shape[1], FIRST
+    while True:
+        likeliest = logits.topk(min(n, V)).values
+        before = (likeliest - total).exp().cumsum(dim=1)
+        if n >= V or bool((before[:, -1] >= top_p).all()):
+            n_kept = (before < top_p).sum(dim=1, keepdim=True).clamp(max=likeliest.shape[1] - 1)
+            return likeliest.gather(1, n_kept)
+        n *= 8

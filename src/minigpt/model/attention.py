@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.config import GPTConfig, UserError, check_attention
+from minigpt.model.cache import LayerCache
 from minigpt.model.graphs import Causal, Full, Graph
 from minigpt.model.kernels import by_blocks, fused, has_triton, in_pieces, repeat_heads
 from minigpt.model.linear_attention import causal_linear_attention, full_linear_attention, full_product
@@ -72,8 +73,14 @@ def attend(
     """
     how: How = {"similarity": similarity, "graph": graph, "key_bias": key_bias, "softcap": softcap}
     _check(query, key, value, how, dropout)
+    return _attend(query, key, value, how, dropout)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, how: How, dropout: float = 0.0) -> Tensor:
+    """`attend` for arguments that are known to fit."""
+    similarity = how["similarity"]
     if isinstance(similarity, Linear):
-        return _gather_linearly(query, key, value, similarity, graph)
+        return _gather_linearly(query, key, value, similarity, how["graph"])
     for _ in range(similarity.steps - 1):
         query = _gather(query, key, key, how, dropout)
     return _gather(query, key, value, how, dropout)
@@ -244,18 +251,45 @@ class Attention(nn.Module):
         # inspection.capture.
         self.tap: Callable[[Tensor, Tensor, Tensor, How], None] | None = None
 
-    def forward(self, x: Tensor, graph: Graph, rotary: Tensor | None, key_bias: Tensor | None) -> Tensor:
-        """(B, T, C) -> (B, T, C); rotary is the (2, T, D / 2) table and key_bias ALiBi's, or None without them."""
+    def forward(
+        self,
+        x: Tensor,
+        graph: Graph,
+        rotary: Tensor | None,
+        key_bias: Tensor | None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """(B, T, C) -> (B, T, C); rotary is the (2, T, D / 2) table and key_bias ALiBi's, or None without them.
+
+        With a cache, the T tokens also hear those that it holds; the graph then has a key for each of them as well.
+        """
         B, T, _ = x.shape
         query, key, value = self._project(x)
         if rotary is not None:
             query, key = rotate(query, rotary), rotate(key, rotary)
+        if cache is not None and not cache.summed:
+            key, value = cache.extend(key, value)
         how: How = {"similarity": self.similarity, "graph": graph, "key_bias": key_bias, "softcap": self.softcap}
         if self.tap is not None:
             self.tap(query, key, value, how)
-        gathered = attend(query, key, value, dropout=self.dropout if self.training else 0.0, **how)
+        if cache is not None and cache.summed:
+            gathered = self._gather_on(query, key, value, cache)
+        else:
+            # Unchecked, since config and GPT see to it: the checks are a part of a small model's decode step.
+            gathered = _attend(query, key, value, how, self.dropout if self.training else 0.0)
         mixed: Tensor = self.proj(gathered.transpose(1, 2).reshape(B, T, self.n_head * self.head_dim))
         return mixed
+
+    def _gather_on(self, query: Tensor, key: Tensor, value: Tensor, cache: LayerCache) -> Tensor:
+        """Linear attention from the sums of the tokens before; padding adds nothing to them."""
+        assert isinstance(self.similarity, Linear)
+        query, key = self.similarity.features(query), self.similarity.features(repeat_heads(key, self.n_head))
+        real = cache.real(key.shape[2])
+        if real is not None:
+            key = key * real[:, None, :, None]
+        value = repeat_heads(value, self.n_head)
+        gathered, cache.state = causal_linear_attention(query, key, value, cache.state)
+        return gathered
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, C) -> query (B, H, T, D), key and value (B, H_kv, T, D), shared or zero where there are fewer."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from minigpt.config import GPTConfig
 from minigpt.model.attention import Attention
+from minigpt.model.cache import LayerCache
 from minigpt.model.graphs import Graph
 from minigpt.model.norms import make_norm
 
@@ -54,8 +55,15 @@ class Block(nn.Module):
         self.mlp = MLPS[config.mlp](config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, graph: Graph, rotary: Tensor | None, key_bias: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        graph: Graph,
+        rotary: Tensor | None,
+        key_bias: Tensor | None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = x + self.dropout(self.attn(self.attn_norm(x), graph, rotary, key_bias))
+        x = x + self.dropout(self.attn(self.attn_norm(x), graph, rotary, key_bias, cache))
         x = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return x

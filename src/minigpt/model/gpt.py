@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from minigpt.config import GPTConfig
 from minigpt.model.blocks import Block
-from minigpt.model.graphs import Causal, Documents, Graph, Window
+from minigpt.model.cache import KVCache
+from minigpt.model.graphs import Adjacency, Causal, Documents, Full, Graph, Window
 from minigpt.model.norms import make_norm
 from minigpt.model.positions import alibi_bias, alibi_slopes, rotary_table, sinusoidal_table
 
@@ -82,7 +83,7 @@ class GPT(nn.Module):
         padding = (self.token_embedding.num_embeddings - (self.config.vocab_size or 0)) * self.config.n_embd
         return sum(parameter.numel() for parameter in self.parameters()) - tables * padding
 
-    def forward(self, tokens: Tensor, texts: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, texts: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Logits of the token that follows each position; position t sees tokens 0..t only, and those of its own text.
 
         Args:
@@ -90,43 +91,68 @@ class GPT(nn.Module):
             texts: (B, T) number of the text that each token belongs to; -1 is padding, which no token sees and whose
                 own logits mean nothing. Tokens of one text stand side by side, and absolute positions count from its
                 start. When not given, a row is one text, or with document_mask a new one begins at each end_of_text.
+            cache: the tokens go on from those that it holds, and are kept in it; its position is left to the caller.
 
         Returns:
             (B, T, V) logits, V being config.vocab_size: rows that pad the vocabulary have none.
 
         Raises:
-            ValueError: T is longer than the context, or texts has another shape.
+            ValueError: T is longer than the context or what is left of the cache, or texts has another shape.
+        """
+        return self.logits(self.hidden(tokens, texts, cache))
+
+    def hidden(self, tokens: Tensor, texts: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """What `logits` makes logits of: (B, T, C), arguments and errors as for `forward`.
+
+        Apart, since a prompt's logits are wanted of its last token only.
         """
         _, T = tokens.shape
-        if T > self.config.context_length:
-            raise ValueError(f"{T} tokens do not fit the context of {self.config.context_length}")
+        start = 0 if cache is None else cache.position
+        if start + T > (limit := self.config.context_length if cache is None else cache.n_tokens):
+            raise ValueError(f"{start + T} tokens do not fit the {'context' if cache is None else 'cache'} of {limit}")
+        before = None if cache is None or cache.texts is None or not start else cache.texts[:, start - 1 : start]
         if texts is None and self.config.document_mask:
-            texts = tokens.eq(self.config.end_of_text or 0).cumsum(dim=1)
+            texts = tokens.eq(self.config.end_of_text or 0).cumsum(dim=1) + (0 if before is None else before)
+        elif texts is None and before is not None:
+            texts = before.expand_as(tokens)
         if texts is not None and texts.shape != tokens.shape:
             raise ValueError(f"texts has shape {tuple(texts.shape)}, tokens {tuple(tokens.shape)}: give one for each")
+        if texts is not None and cache is not None:
+            texts = cache.number_texts(texts)
         x = self.token_embedding(tokens)  # (B, T, C)
         absolute = self.position_embedding.weight if self.config.position == "learned" else self.sinusoidal
-        positions = slice(T) if texts is None else _positions(texts)
+        positions = slice(start, start + T) if texts is None else _positions(texts)[:, start:]
         if absolute is not None:
             x = x + absolute[positions]
         x = self.dropout(x)
         rotary = None if self.rotary is None else self.rotary[:, positions]
         # ALiBi needs to know nothing of texts: a distance is the same from wherever positions are counted.
-        key_bias = None if self.slopes is None else alibi_bias(self.slopes, T)
-        graph: Graph = Causal() if texts is None else Causal() & Documents(texts)
-        graphs = {window: graph & Window(window) if window else graph for window in set(self.config.windows)}
-        for block, window in zip(self.blocks, self.config.windows, strict=True):
-            x = block(x, graphs[window], rotary, key_bias)
-        return self._logits(self.final_norm(x))
+        key_bias = None if self.slopes is None else alibi_bias(self.slopes, start + T)
+        graphs = {window: _graph(texts, window, start, T, x.device) for window in set(self.config.windows)}
+        layers = [None] * len(self.blocks) if cache is None else cache.layers
+        for block, window, layer in zip(self.blocks, self.config.windows, layers, strict=True):
+            x = block(x, graphs[window], rotary, key_bias, layer)
+        hidden: Tensor = self.final_norm(x)
+        return hidden
 
-    def _logits(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, V)."""
+    def logits(self, x: Tensor) -> Tensor:
+        """(B, T, C) of `hidden` -> (B, T, V)."""
         # A tied head is not a module of its own, so that the weight is stored and counted once.
         weight = (self.token_embedding if self.config.tie_embeddings else self.lm_head).weight
         V = self.config.vocab_size
         # A GPU multiplies aligned matrices faster, so there the padding takes part and its logits are cut off. A CPU
         # gains nothing from it, and would copy all logits to cut them, forward and backward.
         return F.linear(x, weight[:V]) if x.device.type == "cpu" else F.linear(x, weight)[..., :V]
+
+
+def _graph(texts: Tensor | None, window: int | None, start: int, T: int, device: torch.device) -> Graph:
+    """Who hears whom, for the T tokens behind `start` others."""
+    if start and T == 1 and texts is None and (window is None or start < window):
+        return Full()  # the newest hears all
+    graph: Graph = Causal() if texts is None else Causal() & Documents(texts)
+    if window is not None:
+        graph = graph & Window(window)
+    return Adjacency(graph.mask(range(start, start + T), range(start + T), device)) if start else graph
 
 
 def _pad_rows(table: nn.Embedding | nn.Linear) -> None:

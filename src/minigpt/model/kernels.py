@@ -170,6 +170,8 @@ def _of_one_width(scores: Scores, value: Tensor) -> tuple[Tensor, Tensor, Tensor
     which hold 24 bits. Channels of zeros change no product and no sum.
     """
     query, key, scale, bias = scores
+    if bias is None and query.shape[-1] == value.shape[-1]:
+        return query, key, value
     dtype, parts = query.dtype, []
     if bias is not None:
         kind = query.device.type

@@ -20,7 +20,8 @@ from minigpt.data.relations import read_json_lines
 from minigpt.data.shards import PreparedData
 from minigpt.data.tokenising import RELATIONS
 from minigpt.files import write_csv, write_text
-from minigpt.generation.generate import continue_text, encode_prompt
+from minigpt.generation.text import encode_prompt
+from minigpt.generation.writer import Writer
 from minigpt.inspection.capture import undisturbed
 from minigpt.inspection.grid import grid_image, save_png
 from minigpt.inspection.heads import head_table, label_heads, look
@@ -219,27 +220,17 @@ class Samples(Callback):
             return
         assert isinstance(pl_module, TrainingModule)
         with undisturbed(pl_module.model):
-            texts = [prompt + self._continue(pl_module, prompt) for prompt in self.settings.prompts]
+            # Each prompt with the seed of the settings, as if it were alone.
+            writer = Writer(pl_module.model, self.tokenizer, from_start=self.from_start)
+            texts = [
+                sample.prompt + sample.text for sample in writer.generate_many(self.settings.prompts, self.settings)
+            ]
         step = trainer.global_step
         rows = [(step, prompt, text) for prompt, text in zip(self.settings.prompts, texts, strict=True)]
         log_table(trainer.loggers, "samples", ("step", "prompt", "text"), rows, step)
         content = "".join(f"──── step {step}, prompt {prompt!r}\n{text}\n\n" for _, prompt, text in rows)
         write_text(self.folder.samples(step), content)
         trainer.print(content.split("\n\n──── ")[0].rstrip())
-
-    def _continue(self, module: TrainingModule, prompt: str) -> str:
-        settings = self.settings
-        texts = continue_text(
-            module.model,
-            self.tokenizer,
-            prompt,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            seed=settings.seed,
-            from_start=self.from_start,
-        )
-        return "".join(texts)
 
 
 class AttentionMaps(Callback):

@@ -1,0 +1,206 @@
+"""A trained model that writes: text in, text, tokens and log-probabilities out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from minigpt.checkpoint import LoadedModel, load_model
+from minigpt.config import GenerationConfig, UserError
+from minigpt.data.tokenizer import Tokenizer
+from minigpt.generation.engine import Row, generate
+from minigpt.generation.text import Beginning, TextStream, encode_prompt
+from minigpt.model.gpt import GPT
+
+
+@dataclass(frozen=True)
+class Written:
+    """A prompt and what was written after it."""
+
+    prompt: str
+    text: str
+    """The new text alone."""
+    tokens: tuple[int, ...]
+    """That were drawn, those of a stop string too."""
+    log_probabilities: tuple[float, ...]
+    """Of each of them, in nats: what the model gave it, before temperature and filters."""
+    ended: str
+    """`end_of_text`, `stop`, `length` or `context`."""
+    seed: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a text is predicted."""
+
+    loss: float
+    """Mean nats per token."""
+    bits_per_byte: float
+    tokens: tuple[int, ...]
+    log_probabilities: tuple[float, ...]
+    """Of each token after those before it, in nats."""
+
+
+class Writer:
+    """A trained model, ready to write."""
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer, *, from_start: bool = False) -> None:
+        """Args: from_start is for models of whole texts (data.mode=examples): a prompt is the beginning of one."""
+        self.model, self.tokenizer, self.from_start = model, tokenizer, from_start
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "cpu") -> Writer:
+        """Open a run folder, a checkpoint or a safetensors file.
+
+        Raises:
+            UserError: see `load_model`.
+        """
+        return cls.of(load_model(path, device))
+
+    @classmethod
+    def of(cls, loaded: LoadedModel) -> Writer:
+        return cls(loaded.model, loaded.tokenizer, from_start=loaded.config.data.mode == "examples")
+
+    def generate(self, prompt: str = "", config: GenerationConfig | None = None, **changes: Any) -> Written:
+        """Continue a prompt; an empty one starts a document.
+
+        Args:
+            prompt: text.
+            config: how; the defaults of `sample.py` when not given.
+            changes: single settings, as in generate("def ", temperature=0, seed=3).
+
+        Raises:
+            UserError: a prompt that does not fit or cannot be encoded, or a setting that cannot be.
+        """
+        (written,) = self.generate_many([prompt], config, **changes)
+        return written
+
+    def generate_many(
+        self, prompts: Sequence[str], config: GenerationConfig | None = None, *, num_samples: int = 1, **changes: Any
+    ) -> list[Written]:
+        """Continue several prompts side by side, each num_samples times, with seeds seed, seed + 1, ...
+
+        Returns:
+            The samples of the first prompt, then those of the second, ...
+        """
+        config = _changed(config, changes)
+        streams = self._streams(prompts, num_samples, config)
+        for _ in self._run(streams, config):
+            pass
+        return [stream.written() for stream in streams]
+
+    def stream(self, prompt: str = "", config: GenerationConfig | None = None, **changes: Any) -> Iterator[str]:
+        """The new text, piece by piece as it is written. Arguments and errors as for `generate`."""
+        config = _changed(config, changes)
+        return (text for _, text in self._run(self._streams([prompt], 1, config), config))
+
+    def score(self, text: str) -> Score:
+        """Loss of any text, from the beginning of a document, in windows that overlap by half where it is long.
+
+        Each token is predicted from at least half a context before it, or from the text's beginning.
+
+        Raises:
+            UserError: the text is empty, or the tokenizer does not know some of it.
+        """
+        tokens = self.tokenizer.encode(text)
+        if not tokens:
+            raise UserError("the text is empty: there is nothing to predict")
+        chances = _log_probabilities(self.model, [self.tokenizer.end_of_text, *tokens])
+        total = -math.fsum(chances)
+        return Score(total / len(tokens), total / math.log(2) / len(text.encode()), tuple(tokens), tuple(chances))
+
+    def _streams(self, prompts: Sequence[str], num_samples: int, config: GenerationConfig) -> list[_Stream]:
+        return [
+            _Stream(self, prompt, i * num_samples + sample, config.seed + sample, config.stop)
+            for i, prompt in enumerate(prompts)
+            for sample in range(num_samples)
+        ]
+
+    def _run(self, streams: Sequence[_Stream], config: GenerationConfig) -> Iterator[tuple[_Stream, str]]:
+        """Write all; each piece of text comes with its stream."""
+        n_tokens = self.tokenizer.vocab_size
+        for name in ("forbidden_tokens", "stop_tokens"):
+            if wrong := [token for token in getattr(config, name) if not 0 <= token < n_tokens]:
+                raise UserError(f"{name}: there is no token {wrong[0]}, as there are {n_tokens}")
+        if len(set(config.forbidden_tokens)) == n_tokens:
+            raise UserError("forbidden_tokens: nothing is left to write; leave some out")
+        padding = range(n_tokens, self.model.config.vocab_size or 0)
+        config = dataclasses.replace(
+            config,
+            forbidden_tokens=[*config.forbidden_tokens, *padding],
+            stop_tokens=[*config.stop_tokens, self.tokenizer.end_of_text],
+        )
+        steps = generate(self.model, [stream.row for stream in streams], config)
+        for rows in steps:
+            for row in rows:
+                stream = streams[row.index]
+                if text := stream.add(row.tokens[-1]):
+                    yield stream, text
+        for stream in streams:
+            if text := stream.end():
+                yield stream, text
+
+
+class _Stream:
+    """One text in the making, and what of it has been shown."""
+
+    def __init__(self, writer: Writer, prompt: str, index: int, seed: int, stop: Sequence[str]) -> None:
+        tokenizer, context_length = writer.tokenizer, writer.model.config.context_length
+        encode_prompt(tokenizer, prompt, context_length, from_start=writer.from_start)  # judged as the user wrote it
+        kept = prompt.rstrip(" ") or prompt
+        spaces = prompt[len(kept) :]
+        tokens = encode_prompt(tokenizer, kept, context_length, from_start=writer.from_start)
+        self.prompt, self.seed, self.text = prompt, seed, ""
+        self.row = Row(
+            tokens,
+            torch.Generator().manual_seed(seed),
+            index,
+            len(tokens),
+            restrict=Beginning(tokenizer, spaces.encode()) if spaces else None,
+        )
+        self._shown = TextStream(tokenizer, stop, len(spaces))
+
+    def add(self, token: int) -> str:
+        text = self._shown.add(token)
+        if self._shown.stopped:
+            self.row.ended = "stop"
+        self.text += text
+        return text
+
+    def end(self) -> str:
+        text = self._shown.end()
+        self.text += text
+        return text
+
+    def written(self) -> Written:
+        ended = {"stop_token": "end_of_text"}.get(str(self.row.ended), str(self.row.ended))
+        tokens, chances = tuple(self.row.drawn), tuple(self.row.log_probabilities)
+        return Written(self.prompt, self.text, tokens, chances, ended, self.seed)
+
+
+def _changed(config: GenerationConfig | None, changes: dict[str, Any]) -> GenerationConfig:
+    known = [field.name for field in dataclasses.fields(GenerationConfig)]
+    if unknown := sorted(set(changes) - set(known)):
+        raise UserError(f"{unknown[0]}: no such setting; there are {', '.join(known)}")
+    return dataclasses.replace(config or GenerationConfig(), **changes)
+
+
+@torch.inference_mode()
+def _log_probabilities(model: GPT, tokens: Sequence[int]) -> list[float]:
+    """Of every token but the first."""
+    T, device = model.config.context_length, next(model.parameters()).device
+    found: list[float] = []
+    while len(found) < len(tokens) - 1:
+        start = 0 if not found else max(0, len(found) - T // 2)
+        window = torch.tensor([tokens[start : start + T + 1]], device=device)
+        logits = model(window[:, :-1])[0, len(found) - start :].float()
+        targets = window[0, len(found) - start + 1 :]
+        found += (-F.cross_entropy(logits, targets, reduction="none")).tolist()
+    return found

@@ -1,0 +1,175 @@
+"""The engine against the loop without a cache: token for token, for every kind of model, alone and in a batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from minigpt.config import GenerationConfig, GPTConfig
+from minigpt.generation.engine import Row, generate, window_start
+from minigpt.generation.sampling import draw, filtered
+from minigpt.model.gpt import GPT
+
+TINY: dict[str, Any] = {"vocab_size": 50, "context_length": 24, "n_layer": 2, "n_head": 4, "n_embd": 32}
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"norm": "layernorm", "mlp": "gelu", "bias": True, "position": "learned", "qk_norm": False, "tie_embeddings": True},
+    *({"position": position} for position in ("sinusoidal", "alibi", "none")),
+    {"n_kv_head": 2},
+    {"n_kv_head": 1, "position": "alibi"},
+    {"window": 5},
+    {"window": [3, None], "position": "learned"},
+    {"document_mask": True, "end_of_text": 7},
+    {"document_mask": True, "end_of_text": 7, "position": "learned", "window": 6},
+    {"logit_softcap": 3.0},
+    *({"similarity": similarity} for similarity in ("cosine", "gaussian", "hopfield", "symmetric", "linear", "hard")),
+    {"similarity": "uniform", "position": "learned"},
+    {"similarity": "linear", "window": [4, None]},
+    {"similarity": "linear", "document_mask": True, "end_of_text": 7},
+    {"similarity": "gaussian", "position": "alibi", "n_kv_head": 2},
+]
+PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [11], [3, 7, 5], list(range(24))]
+
+
+def make(kind: dict[str, Any]) -> GPT:
+    """A model whose logits differ clearly, as those of a fresh one hardly do."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**TINY | kind)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(6)
+    return model
+
+
+def rows(prompts: Sequence[Sequence[int]], seed: int = 0) -> list[Row]:
+    return [
+        Row(list(prompt), torch.Generator().manual_seed(seed + i), i, len(prompt)) for i, prompt in enumerate(prompts)
+    ]
+
+
+def written(model: GPT, prompts: Sequence[Sequence[int]], seed: int = 0, **settings: Any) -> list[list[int]]:
+    made = rows(prompts, seed)
+    for _ in generate(model, made, GenerationConfig(**settings)):
+        pass
+    return [row.drawn for row in made]
+
+
+def written_slowly(model: GPT, prompt: Sequence[int], seed: int = 0, **settings: Any) -> list[int]:
+    """The whole window is read for each token."""
+    config, tokens = GenerationConfig(**settings), list(prompt)
+    generator = torch.Generator().manual_seed(seed)
+    while len(tokens) - len(prompt) < config.max_new_tokens:
+        window = tokens[window_start(len(tokens), model.config.context_length) :]
+        with torch.no_grad():
+            logits = model(torch.tensor([window]))[:, -1]
+        tokens += draw(filtered(logits, config, [tokens]), config.temperature, [generator])
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_with_the_cache_the_same_tokens_are_drawn_as_without_also_past_the_context(
+    kind: dict[str, Any], temperature: float
+) -> None:
+    model = make(kind)
+    settings = {"max_new_tokens": 60, "temperature": temperature, "top_k": None}
+    for seed, prompt in enumerate(PROMPTS):
+        assert written(model, [prompt], seed, **settings) == [written_slowly(model, prompt, seed, **settings)]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_row_is_the_same_in_a_batch_of_unequal_prompts_as_alone(kind: dict[str, Any]) -> None:
+    model = make(kind)
+    settings = {"max_new_tokens": 40, "temperature": 1.0, "top_k": None}
+    alone = [written(model, [prompt], i, **settings)[0] for i, prompt in enumerate(PROMPTS)]
+    assert written(model, PROMPTS, 0, **settings) == alone
+
+
+def test_rows_that_end_leave_the_others_as_they_are() -> None:
+    model = make({})
+    settings = {"max_new_tokens": 40, "temperature": 1.0, "top_k": None, "stop_tokens": list(range(0, 50, 9))}
+    alone = [written(model, [prompt], i, **settings)[0] for i, prompt in enumerate(PROMPTS)]
+    assert len({len(drawn) for drawn in alone}) > 1
+    assert written(model, PROMPTS, 0, **settings) == alone
+
+
+def test_samples_of_one_prompt_share_its_prefill_and_are_those_of_their_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, shapes = make({}), []
+    hidden = model.hidden
+
+    def watched(tokens: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+        shapes.append(tuple(tokens.shape))
+        return hidden(tokens, *rest, **named)
+
+    alone = [written(model, [PROMPTS[0]], seed, max_new_tokens=5)[0] for seed in range(3)]
+    monkeypatch.setattr(model, "hidden", watched)
+    assert written(model, [PROMPTS[0]] * 3, 0, max_new_tokens=5) == alone
+    assert shapes == [(1, 9), (3, 1), (3, 1), (3, 1), (3, 1)]
+
+
+def test_the_cache_holds_keys_of_grouped_heads_once_and_no_more_tokens_than_are_needed() -> None:
+    from minigpt.model.cache import KVCache
+
+    cache = KVCache(GPTConfig(**TINY | {"n_kv_head": 2, "context_length": 512}), 3, 40)
+    assert {tuple(layer.key.shape) for layer in cache.layers} == {(3, 2, 40, 8)}
+    summed = KVCache(GPTConfig(**TINY | {"similarity": "linear", "window": [4, None]}), 3, 20)
+    assert [layer.key.shape[2] for layer in summed.layers] == [20, 0]
+
+
+def test_a_row_ends_at_its_length_at_a_stop_token_or_at_the_contexts_edge() -> None:
+    model = make({})
+    greedy = written(model, [[1, 2]], max_new_tokens=30, temperature=0.0)[0]
+    made = rows([[1, 2]])
+    for _ in generate(model, made, GenerationConfig(max_new_tokens=30, temperature=0.0, overflow="stop")):
+        pass
+    assert (made[0].ended, made[0].tokens) == ("context", [1, 2, *greedy[:23]])
+    made = rows([[1, 2]])
+    for _ in generate(model, made, GenerationConfig(max_new_tokens=3, temperature=0.0)):
+        pass
+    assert (made[0].ended, made[0].drawn) == ("length", greedy[:3])
+    made = rows([[1, 2]])
+    config = GenerationConfig(max_new_tokens=30, temperature=0.0, stop_tokens=[greedy[2]])
+    for _ in generate(model, made, config):
+        pass
+    assert (made[0].ended, made[0].drawn) == ("stop_token", greedy[: greedy.index(greedy[2])])
+
+
+def test_stop_tokens_are_not_drawn_before_the_least_length() -> None:
+    model, stop = make({}), list(range(1, 50))
+    assert written(model, [[1]], max_new_tokens=9, min_new_tokens=5, temperature=1.0, stop_tokens=stop) == [[0] * 5]
+
+
+def test_a_reader_can_end_a_row() -> None:
+    model, made = make({}), rows([[1], [2]])
+    for step, going in enumerate(generate(model, made, GenerationConfig(max_new_tokens=6))):
+        if step == 1:
+            going[0].ended = "enough"
+    assert [(len(row.drawn), row.ended) for row in made] == [(2, "enough"), (6, "length")]
+
+
+def test_the_chances_are_those_the_model_gave() -> None:
+    model, made = make({}), rows([[1, 2, 3]])
+    for _ in generate(model, made, GenerationConfig(max_new_tokens=8, temperature=0.3, top_k=3)):
+        pass
+    tokens = torch.tensor([made[0].tokens])
+    with torch.no_grad():
+        expected = model(tokens[:, :-1])[0, 2:].log_softmax(-1)[range(8), tokens[0, 3:]]
+    torch.testing.assert_close(torch.tensor(made[0].log_probabilities), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("n_tokens", "context_length", "start"),
+    [(1, 8, 0), (8, 8, 0), (9, 8, 2), (10, 8, 2), (11, 8, 4), (5, 4, 1), (9, 4, 5), (2, 1, 1), (7, 1, 6)],
+)
+def test_a_window_starts_at_quarters_of_the_context_and_always_fits(
+    n_tokens: int, context_length: int, start: int
+) -> None:
+    assert window_start(n_tokens, context_length) == start
+    assert 0 < n_tokens - start <= context_length
+
+
+def test_gradients_are_off_inside_and_on_in_between() -> None:
+    for _ in generate(make({}), rows([[1]]), GenerationConfig(max_new_tokens=3)):
+        assert torch.is_grad_enabled()
