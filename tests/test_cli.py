@@ -261,6 +261,13 @@ def test_a_prompt_is_taken_letter_by_letter(prompt: str) -> None:
     assert cli.parse_sampling(["runs/x", "--prompt", prompt]) == SampleConfig("runs/x", prompt=prompt)
 
 
+@pytest.mark.parametrize(
+    ("text", "stops"), [("END", ["END"]), ("5", ["5"]), ("null", ["null"]), ("[a, '\\n']", ["a", "\\n"])]
+)
+def test_a_stop_text_is_given_alone_or_in_a_list(text: str, stops: list[str]) -> None:
+    assert cli.parse_sampling(["r", "--stop", text]).stops == stops
+
+
 def test_a_prompt_may_begin_with_a_dash() -> None:
     assert cli.parse_sampling(["r", "--prompt=--x"]).prompt == "--x"
 

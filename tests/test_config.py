@@ -142,6 +142,7 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     *((GenerationConfig, {"min_p": x}, f"min_p={x}: must lie between 0 and 1") for x in (-0.1, 1.01)),
     (GenerationConfig, {"repetition_penalty": 0.0}, "repetition_penalty=0.0: must be above 0; 1 changes nothing"),
     (GenerationConfig, {"stop": ["a", ""]}, "stop=['a', '']: has an empty text, which stands everywhere"),
+    (GenerationConfig, {"stop": ""}, "stop=: has an empty text, which stands everywhere"),
     (SamplingConfig, {"top_p": 2.0}, "sampling.top_p=2.0: must be above 0 and at most 1"),
     (SamplingConfig, {"min_new_tokens": 97}, "sampling.min_new_tokens=97: is above sampling.max_new_tokens=96"),
     *((SampleConfig, {"run": "r", "temperature": x}, f"temperature={x}: must be a finite number") for x in (NAN, INF)),

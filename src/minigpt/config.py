@@ -420,8 +420,8 @@ class GenerationConfig:
     """Draw among the likeliest tokens that together have this probability; null for all."""
     min_p: float | None = None
     """Draw among the tokens of at least this share of the likeliest one's probability; null for all."""
-    stop: list[str] = field(default_factory=list)
-    """Texts that end the text where they would come; they are not shown."""
+    stop: str | list[str] = field(default_factory=list)
+    """A text, or several, that ends what is written where it would come; it is not shown."""
     stop_tokens: list[int] = field(default_factory=list)
     """Ids of tokens that end the text, besides the end of the document."""
     overflow: Literal["slide", "stop"] = "slide"
@@ -440,10 +440,15 @@ class GenerationConfig:
             ("top_p", self.top_p is None or 0 < self.top_p <= 1, "must be above 0 and at most 1"),
             ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "must lie between 0 and 1"),
             ("min_new_tokens", self.min_new_tokens <= self.max_new_tokens, f"is above {self.max_new_tokens=}"),
-            ("stop", all(self.stop), "has an empty text, which stands everywhere; leave it out"),
+            ("stop", all(self.stops), "has an empty text, which stands everywhere; leave it out"),
         ):
             _require(fits, f"{dot}{name}={getattr(self, name)}: {what.replace('self.', dot)}")
         _require_seed(f"{dot}seed", self.seed)
+
+    @property
+    def stops(self) -> list[str]:
+        """The texts that end what is written."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop
 
     @classmethod
     def _prefix(cls) -> str:

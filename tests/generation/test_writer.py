@@ -152,6 +152,7 @@ def test_a_prompt_as_long_as_the_context_fits() -> None:
     ("stop", "text"),
     [
         (["!"], "one, two"),
+        ("wo!", "one, t"),
         (["two!", "wo"], "one, t"),
         (["o!"], "one, tw"),
         (["o, t"], "one, two! two"),
@@ -159,7 +160,7 @@ def test_a_prompt_as_long_as_the_context_fits() -> None:
         (["two? ", "nothing"], "one, two! two"),
     ],
 )
-def test_a_stop_string_ends_the_text_and_nothing_of_it_is_shown(stop: list[str], text: str) -> None:
+def test_a_stop_string_ends_the_text_and_nothing_of_it_is_shown(stop: str | list[str], text: str) -> None:
     said = "one, two! two"
     writer = Writer(Saying(BYTES, said), BYTES)  # type: ignore[arg-type]
     sample = writer.generate("x", stop=stop, max_new_tokens=40, temperature=0.0)

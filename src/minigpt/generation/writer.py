@@ -118,7 +118,7 @@ class Writer:
 
     def _streams(self, prompts: Sequence[str], num_samples: int, config: GenerationConfig) -> list[_Stream]:
         return [
-            _Stream(self, prompt, i * num_samples + sample, config.seed + sample, config.stop)
+            _Stream(self, prompt, i * num_samples + sample, config.seed + sample, config.stops)
             for i, prompt in enumerate(prompts)
             for sample in range(num_samples)
         ]
