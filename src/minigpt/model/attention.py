@@ -145,6 +145,10 @@ def _gather(query: Tensor, key: Tensor, value: Tensor, how: How, dropout: float 
     """One softmax, or one hard choice, over the keys of each query."""
     similarity, softcap = how["similarity"], how["softcap"]
     graph = how["graph"].reduced(query.shape[2], key.shape[2])
+    if isinstance(graph, Full) and key.shape[1] < query.shape[1] and how["key_bias"] is None:
+        scores = similarity.scores(query, key)
+        if scores.key_bias is None and softcap is None and not isinstance(similarity, Hard):
+            return _fused_by_groups(scores, value, dropout)
     scores = _scores(query, key, similarity, how["key_bias"])
     value = repeat_heads(value, query.shape[1])
     simple = softcap is None and isinstance(graph, Full | Causal)
@@ -159,6 +163,17 @@ def _gather(query: Tensor, key: Tensor, value: Tensor, how: How, dropout: float 
         return (F.dropout(weights, dropout).to(value.dtype) @ value).to(value.dtype)
 
     return in_pieces(by_weights, scores.query, scores.key, value, graph, writes_weights=True)
+
+
+def _fused_by_groups(scores: Scores, value: Tensor, dropout: float) -> Tensor:
+    """On the full graph, the query heads of a key head are more queries of one head: no key is copied for each.
+
+    A decoding step would otherwise copy all keys and values so far, in every layer.
+    """
+    (B, H, T, D), H_kv = scores.query.shape, value.shape[1]
+    query = scores.query.reshape(B, H_kv, H // H_kv * T, D)
+    gathered = fused(Scores(query, scores.key, scores.scale), value, Full(), dropout)
+    return gathered.reshape(B, H, T, value.shape[-1])
 
 
 def _gather_linearly(query: Tensor, key: Tensor, value: Tensor, similarity: Linear, graph: Graph) -> Tensor:
