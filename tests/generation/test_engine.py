@@ -74,7 +74,7 @@ def test_with_the_cache_the_same_tokens_are_drawn_as_without_also_past_the_conte
     kind: dict[str, Any], temperature: float
 ) -> None:
     model = make(kind)
-    settings = {"max_new_tokens": 60, "temperature": temperature, "top_k": None}
+    settings = {"max_new_tokens": 34, "temperature": temperature, "top_k": None}
     for seed, prompt in enumerate(PROMPTS):
         assert written(model, [prompt], seed, **settings) == [written_slowly(model, prompt, seed, **settings)]
 

@@ -73,14 +73,8 @@ def attend(
     """
     how: How = {"similarity": similarity, "graph": graph, "key_bias": key_bias, "softcap": softcap}
     _check(query, key, value, how, dropout)
-    return _attend(query, key, value, how, dropout)
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, how: How, dropout: float = 0.0) -> Tensor:
-    """`attend` for arguments that are known to fit."""
-    similarity = how["similarity"]
     if isinstance(similarity, Linear):
-        return _gather_linearly(query, key, value, similarity, how["graph"])
+        return _gather_linearly(query, key, value, similarity, graph)
     for _ in range(similarity.steps - 1):
         query = _gather(query, key, key, how, dropout)
     return _gather(query, key, value, how, dropout)
@@ -290,8 +284,7 @@ class Attention(nn.Module):
         if cache is not None and cache.summed:
             gathered = self._gather_on(query, key, value, cache)
         else:
-            # Unchecked, since config and GPT see to it: the checks are a part of a small model's decode step.
-            gathered = _attend(query, key, value, how, self.dropout if self.training else 0.0)
+            gathered = attend(query, key, value, dropout=self.dropout if self.training else 0.0, **how)
         mixed: Tensor = self.proj(gathered.transpose(1, 2).reshape(B, T, self.n_head * self.head_dim))
         return mixed
 
