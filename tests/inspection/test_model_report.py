@@ -70,6 +70,12 @@ def test_two_models_are_shown_on_one_text(weights: Path, tmp_path: Path) -> None
     assert out.stat().st_size > alone.stat().st_size + 4 * 64 * 64 / 4
 
 
+def test_a_second_model_of_a_shorter_context_is_asked_for_the_relations_that_fit_into_it(weights: Path) -> None:
+    other = make(weights.parent / "short.safetensors", seed=1, context_length=40)
+    config = InspectConfig(run=str(weights), compare=str(other), max_tokens=30)
+    assert "previous occurrence" in inspect_runs(config, CODE).table
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

@@ -18,7 +18,7 @@ from minigpt.files import write_text
 from minigpt.inspection.heads import FEWEST_LINKS, label_heads, look
 from minigpt.inspection.page import Page, render_page
 from minigpt.inspection.probes import Probe, read_examples
-from minigpt.inspection.relations import Link, RelationScore
+from minigpt.inspection.relations import Link, RelationScore, within
 from minigpt.inspection.snapshot import Snapshot
 from minigpt.run_folder import RunFolder
 
@@ -144,7 +144,9 @@ def _second(loaded: LoadedModel, first: LoadedModel, probe: Probe) -> Snapshot:
         raise UserError(
             f"--compare {loaded.path}: has a context of {loaded.model.config.context_length} tokens; set --max_tokens"
         )
-    second = replace(probe, windows=probe.windows[:, : loaded.model.config.context_length + 1])
+    T = loaded.model.config.context_length
+    links = tuple(within(own, 0, T) for own in probe.window_links)
+    second = replace(probe, windows=probe.windows[:, : T + 1], window_links=links)
     return look(loaded.model, loaded.tokenizer, second, 0, everything=True).snapshot
 
 
