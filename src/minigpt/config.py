@@ -439,10 +439,14 @@ class GenerationConfig:
             ("repetition_penalty", self.repetition_penalty > 0, "must be above 0; 1 changes nothing"),
             ("top_p", self.top_p is None or 0 < self.top_p <= 1, "must be above 0 and at most 1"),
             ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "must lie between 0 and 1"),
-            ("min_new_tokens", self.min_new_tokens <= self.max_new_tokens, f"is above {self.max_new_tokens=}"),
+            (
+                "min_new_tokens",
+                self.min_new_tokens <= self.max_new_tokens,
+                f"is above {dot}max_new_tokens={self.max_new_tokens}",
+            ),
             ("stop", all(self.stops), "has an empty text, which stands everywhere; leave it out"),
         ):
-            _require(fits, f"{dot}{name}={getattr(self, name)}: {what.replace('self.', dot)}")
+            _require(fits, f"{dot}{name}={getattr(self, name)}: {what}")
         _require_seed(f"{dot}seed", self.seed)
 
     @property

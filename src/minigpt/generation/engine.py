@@ -39,17 +39,18 @@ class Row:
     """Why it ended: `stop_token`, `length` or `context`, or what a reader of the stream set; None while it goes on."""
 
     @property
+    def n_drawn(self) -> int:
+        """How many tokens were written."""
+        return len(self.tokens) - self.n_prompt
+
+    @property
     def drawn(self) -> list[int]:
         """What was written after the prompt; of a row that ended at a stop token, without it."""
         return self.tokens[self.n_prompt :]
 
 
 @torch.inference_mode()
-def generate(
-    model: GPT,
-    rows: Sequence[Row],
-    config: GenerationConfig,
-) -> Iterator[list[Row]]:
+def generate(model: GPT, rows: Sequence[Row], config: GenerationConfig) -> Iterator[list[Row]]:
     """Draw a token for each row that goes on, and yield those rows, until all have ended.
 
     A row that ends is taken out of the batch, and one that a reader of the stream ends as well.
@@ -57,7 +58,7 @@ def generate(
     Args:
         model: in eval mode.
         rows: prompts of at least one token; rows of one prompt share its prefill.
-        config: how tokens are drawn, and where a row ends; seed and stop texts are whoever's makes the rows. A stop
+        config: how tokens are drawn, and where a row ends; seed and stop texts are for whoever makes the rows. A stop
             token is not kept. Where the context is full, "slide" reads the last three quarters of it anew, with
             positions from 0, which costs a prefill every quarter of a context.
     """
@@ -68,7 +69,7 @@ def generate(
         _draw(logits, going, config)
         written = [row for row in going if row.ended is None]
         for row in written:
-            if len(row.tokens) - row.n_prompt >= config.max_new_tokens:
+            if row.n_drawn >= config.max_new_tokens:
                 row.ended = "length"
             elif config.overflow == "stop" and len(row.tokens) > model.config.context_length:
                 row.ended = "context"
@@ -79,9 +80,9 @@ def generate(
 def _draw(logits: Tensor, rows: Sequence[Row], config: GenerationConfig) -> None:
     """A token for each row, or its end."""
     logits = logits.float().cpu()
-    allowed = logits.clone()
+    allowed = logits.double()  # a copy, of the type that is drawn from
     for row, own in zip(rows, allowed, strict=True):
-        if len(row.drawn) < config.min_new_tokens:
+        if row.n_drawn < config.min_new_tokens:
             own[config.stop_tokens] = -torch.inf
         if row.restrict is not None:
             own.copy_(row.restrict(own, row.drawn))
@@ -113,7 +114,7 @@ class _Batch:
             self._keep(rows)
         if self.cache is None or starts != self.starts or self.cache.position == self.cache.n_tokens:
             return self._prefill(rows, starts)
-        return self._decode(torch.tensor([[row.tokens[-1]] for row in rows], device=self.device))
+        return self._read(self.cache, torch.tensor([[row.tokens[-1]] for row in rows], device=self.device))
 
     def _keep(self, rows: Sequence[Row]) -> None:
         kept = [i for i, row in enumerate(self.rows) if row in rows]
@@ -121,10 +122,10 @@ class _Batch:
         self.cache.select(kept)
         self.rows, self.starts = [self.rows[i] for i in kept], [self.starts[i] for i in kept]
 
-    def _decode(self, tokens: Tensor) -> Tensor:
-        assert self.cache is not None
-        hidden = self.model.hidden(tokens, cache=self.cache)
-        self.cache.position += tokens.shape[1]
+    def _read(self, cache: KVCache, tokens: Tensor, texts: Tensor | None = None) -> Tensor:
+        """(B, V) of what follows the last of the tokens (B, T), which the cache keeps."""
+        hidden = self.model.hidden(tokens, texts, cache)
+        cache.position += tokens.shape[1]
         return self.model.logits(hidden[:, -1:])[:, -1]
 
     def _prefill(self, rows: Sequence[Row], starts: list[int]) -> Tensor:
@@ -139,10 +140,7 @@ class _Batch:
         config = self.model.config
         n_tokens = min(config.context_length, width + self.max_new_tokens)
         self.cache = KVCache(config, len(different), n_tokens, dtype=weight.dtype, device=self.device)
-        texts = self._texts(tokens, [width - len(window) for window in different])
-        hidden = self.model.hidden(tokens, texts, self.cache)
-        self.cache.position = width
-        logits = self.model.logits(hidden[:, -1:])[:, -1]
+        logits = self._read(self.cache, tokens, self._texts(tokens, [width - len(window) for window in different]))
         if len(different) < len(windows):
             chosen = [different.index(window) for window in windows]
             self.cache.select(chosen)

@@ -26,7 +26,6 @@ class KVCache:
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-        keeps_keys: bool = False,
     ) -> None:
         """Take the memory.
 
@@ -36,7 +35,6 @@ class KVCache:
             n_tokens: the most that each may have.
             dtype: of the keys and values.
             device: where the model is.
-            keeps_keys: keep keys where a sum would do, to look at them or to move back.
         """
         self.position = 0
         """Tokens read so far, padding included."""
@@ -45,7 +43,7 @@ class KVCache:
         self.n_tokens = n_tokens
         self.layers = []
         for window in config.windows:
-            summed = config.similarity == "linear" and window is None and not config.document_mask and not keeps_keys
+            summed = config.similarity == "linear" and window is None and not config.document_mask
             shape = (n_rows, config.kv_heads, 0 if summed else n_tokens, config.width_per_head)
             key, value = torch.empty(2, *shape, dtype=dtype, device=device)
             self.layers.append(LayerCache(self, key, value, summed=summed))
