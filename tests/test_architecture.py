@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "run_folder": {"config", "files"},
     "checkpoint": {"config", "files", "run_folder", "data", "model"},
     "generation": {"config", "files", "data", "model", "checkpoint"},
-    "inspection": {"config", "cli", "files", "markdown", "run_folder", "data", "model", "checkpoint"},
+    "inspection": {"config", "cli", "files", "markdown", "run_folder", "data", "model", "checkpoint", "generation"},
     "interop": {"config", "files", "data", "model", "checkpoint"},
     "training": {"config", "cli", "files", "markdown", "run_folder", "data", "model", "checkpoint"}
     | {"generation", "inspection"},

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import docstring_parser
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
@@ -85,7 +86,8 @@ def parse_sampling(argv: Sequence[str]) -> SampleConfig:
         UserError: for anything that cannot be understood, naming it.
     """
     parser = _parser("sample.py", "Write text with a trained model.")
-    parser.add_class_arguments(SampleConfig, None, as_positional=True)
+    parser.add_class_arguments(SampleConfig, None, as_positional=True, skip={"interactive"})
+    _add_word(parser, SampleConfig, "interactive")
     return SampleConfig(**parse(parser, SampleConfig, argv))
 
 
@@ -100,13 +102,15 @@ def parse_inspecting(argv: Sequence[str]) -> InspectConfig:
         "Show what the attention of a trained model does: a page, and a table of its heads. Or report on a whole run.",
     )
     parser.add_class_arguments(InspectConfig, None, as_positional=True, skip={"report"})
-    # a word alone: jsonargparse would want `--report true`
-    parser.add_argument(
-        "--report",
-        action="store_true",
-        help="Look at no model, but make one HTML file of what the run left: losses, samples, attention.",
-    )
+    _add_word(parser, InspectConfig, "report")
     return InspectConfig(**parse(parser, InspectConfig, argv))
+
+
+def _add_word(parser: ArgumentParser, schema: type, *names: str) -> None:
+    """Options that are a word alone (jsonargparse would want `--report true`), with the field's docstring as help."""
+    described = {each.arg_name: each.description for each in docstring_parser.parse_from_object(schema).params}
+    for name in names:
+        parser.add_argument(f"--{name}", action="store_true", help=described[name])
 
 
 def read_text(name: str, option: str) -> str:

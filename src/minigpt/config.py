@@ -486,7 +486,19 @@ class SampleConfig(GenerationConfig):
     prompt_file: str | None = None
     """Read the prompt from this file, or from standard input if it is '-'."""
     num_samples: int = 1
-    """Texts to write, each with the next seed."""
+    """Texts to write after each prompt, each with the next seed."""
+    prompts: str | None = None
+    """Instead, a file of JSON lines, each {"prompt": ...} and settings of its own if wanted; the texts go to `out`."""
+    out: str | None = None
+    """JSON lines of what was written after `prompts`; started again, what it has is not written again."""
+    interactive: bool = False
+    """Ask for prompts at the terminal; settings change on the fly, and Ctrl-C stops a text only."""
+    compare: str | None = None
+    """A second run: both write after the same prompt with the same seeds, side by side."""
+    explain: str | None = None
+    """An HTML file for why each token was written: what heads listened to, and what else was likely."""
+    checkpoints: str | None = None
+    """An HTML file for what each checkpoint of the run writes, with the same prompt and seed."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1, mps."""
 
@@ -494,6 +506,24 @@ class SampleConfig(GenerationConfig):
         super().__post_init__()
         _require_at_least("", self, 1, "num_samples")
         _require(bool(self.run), "run is empty: name a run folder such as runs/demo, or a checkpoint")
+        for name in ("prompts", "out", "compare", "explain", "checkpoints"):
+            _require(getattr(self, name) != "", f"{name} is empty: name a {'run' if name == 'compare' else 'file'}")
+        modes = ("prompts", "interactive", "compare", "explain", "checkpoints")
+        given = [name for name in modes if getattr(self, name)]
+        _require(len(given) < 2, f"{' and '.join(given)} are given together: give one at a time")
+        _require(
+            self.prompts is None or self.out is not None, "prompts: name a file for the texts, as in --out texts.jsonl"
+        )
+        _require(self.out is None or self.prompts is not None, "out: is for what follows --prompts FILE; leave it out")
+        _require(
+            self.prompts is None or self.prompt_file is None,
+            "prompts and prompt_file are both given: leave one out, as prompts has its own",
+        )
+        single = next((name for name in ("explain", "checkpoints") if getattr(self, name)), None)
+        _require(
+            single is None or self.num_samples == 1,
+            f"{single} shows one text: leave out num_samples={self.num_samples}",
+        )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 
 from minigpt.config import GenerationConfig, GPTConfig
 from minigpt.generation.engine import Row, generate, window_start
-from minigpt.generation.sampling import draw, filtered
+from minigpt.generation.sampling import draw, narrowed
 from minigpt.model.gpt import GPT
 
 TINY: dict[str, Any] = {"vocab_size": 50, "context_length": 24, "n_layer": 2, "n_head": 4, "n_embd": 32}
@@ -64,7 +64,8 @@ def written_slowly(model: GPT, prompt: Sequence[int], seed: int = 0, **settings:
         window = tokens[window_start(len(tokens), model.config.context_length) :]
         with torch.no_grad():
             logits = model(torch.tensor([window]))[:, -1]
-        tokens += draw(filtered(logits, config, [tokens]), config.temperature, [generator])
+        *_, (_, left) = narrowed(logits, config, [tokens])
+        tokens += draw(left, config.temperature, [generator])
     return tokens[len(prompt) :]
 
 
@@ -173,3 +174,22 @@ def test_a_window_starts_at_quarters_of_the_context_and_always_fits(
 def test_gradients_are_off_inside_and_on_in_between() -> None:
     for _ in generate(make({}), rows([[1]]), GenerationConfig(max_new_tokens=3)):
         assert torch.is_grad_enabled()
+
+
+def test_a_watcher_is_told_what_each_token_is_drawn_from_and_changes_nothing() -> None:
+    model, made, told = make({}), rows([[1, 2, 3]], seed=4), []
+    settings: dict[str, Any] = {"max_new_tokens": 9, "temperature": 0.5, "top_k": 6, "top_p": 0.8, "min_p": 0.1}
+    made[0].watch = lambda logits, stages: told.append((logits, dict(stages)))
+    for _ in generate(model, made, GenerationConfig(**settings, forbidden_tokens=[5])):
+        pass
+    assert made[0].drawn == written(model, [[1, 2, 3]], 4, **settings, forbidden_tokens=[5])[0]
+    tokens = torch.tensor([made[0].tokens])
+    with torch.no_grad():
+        expected = model(tokens[:, :-1])[0, 2:]
+    torch.testing.assert_close(torch.stack([logits for logits, _ in told]), expected, rtol=1e-4, atol=1e-4)
+    for token, (_, stages) in zip(made[0].drawn, told, strict=True):
+        assert list(stages) == ["permitted", "forbidden_tokens", "temperature", "top_k", "top_p", "min_p"]
+        left = [int(logits.isfinite().sum()) for logits in stages.values()]
+        assert left[:4] == [50, 49, 49, 6]
+        assert left[3] >= left[4] >= left[5] > 0
+        assert stages["min_p"][token].isfinite()

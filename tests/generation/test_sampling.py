@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from minigpt.config import GenerationConfig
 from minigpt.generation import sampling
-from minigpt.generation.sampling import draw, filtered
+from minigpt.generation.sampling import draw, narrowed
 
 LOGITS = torch.tensor([0.3, 2.0, -1.0, 1.1, 0.0, -3.0, 1.6, 0.9])
 SEEN = [6, 2, 6]
@@ -19,7 +19,7 @@ PLAIN: dict[str, Any] = {"temperature": 1.0, "top_k": None}
 
 
 def kept(logits: torch.Tensor = LOGITS, seen: list[int] | None = None, **changes: Any) -> torch.Tensor:
-    return filtered(logits[None], GenerationConfig(**PLAIN | changes), [seen or []])[0]
+    return list(narrowed(logits[None], GenerationConfig(**PLAIN | changes), [seen or []]))[-1][1][0]
 
 
 def drawn(logits: torch.Tensor, temperature: float, n: int) -> np.ndarray:
@@ -88,7 +88,7 @@ def test_what_is_kept_has_the_exact_probabilities(
     config = GenerationConfig(temperature=0.9, top_k=top_k, top_p=top_p, min_p=min_p)
     before, sampling.FIRST = sampling.FIRST, first
     try:
-        found = filtered(torch.tensor([logits]), config)[0].softmax(0).numpy()
+        found = list(narrowed(torch.tensor([logits]), config))[-1][1][0].softmax(0).numpy()
     finally:
         sampling.FIRST = before
     expected = slowly([float(np.float32(x)) for x in logits], config, [])
@@ -146,7 +146,7 @@ def test_the_ends_of_the_unit_interval_are_tokens_that_may_be_drawn(
 
 def test_the_logits_are_left_as_they_were() -> None:
     logits = LOGITS[None].clone()
-    filtered(logits, GenerationConfig(top_k=2, top_p=0.5, repetition_penalty=2.0, forbidden_tokens=[1]), [[1, 2]])
+    list(narrowed(logits, GenerationConfig(top_k=2, top_p=0.5, repetition_penalty=2.0, forbidden_tokens=[1]), [[1, 2]]))
     assert torch.equal(logits[0], LOGITS)
 
 

@@ -13,12 +13,15 @@ import torch
 from torch import Tensor
 
 from minigpt.config import GenerationConfig
-from minigpt.generation.sampling import draw, filtered
+from minigpt.generation.sampling import draw, narrowed
 from minigpt.model.cache import KVCache
 from minigpt.model.gpt import GPT
 
 NO_TEXT = -1
 """Number of the text that padding belongs to."""
+
+Watch = Callable[[Tensor, list[tuple[str, Tensor]]], None]
+"""Told before each draw: the model's (V,) logits, and what each setting leaves of them, see `sampling.narrowed`."""
 
 
 @dataclass(eq=False)
@@ -33,6 +36,7 @@ class Row:
     n_prompt: int
     restrict: Callable[[Tensor, Sequence[int]], Tensor] | None = None
     """(V,) logits and the tokens drawn so far -> the logits that may be drawn from."""
+    watch: Watch | None = None
     log_probabilities: list[float] = field(default_factory=list)
     """Of each token drawn: what the model gave it, before any filter."""
     ended: str | None = None
@@ -80,14 +84,17 @@ def generate(model: GPT, rows: Sequence[Row], config: GenerationConfig) -> Itera
 def _draw(logits: Tensor, rows: Sequence[Row], config: GenerationConfig) -> None:
     """A token for each row, or its end."""
     logits = logits.float().cpu()
-    allowed = logits.double()  # a copy, of the type that is drawn from
-    for row, own in zip(rows, allowed, strict=True):
+    permitted = logits.double()  # a copy, of the type that is drawn from
+    for row, own in zip(rows, permitted, strict=True):
         if row.n_drawn < config.min_new_tokens:
             own[config.stop_tokens] = -torch.inf
         if row.restrict is not None:
             own.copy_(row.restrict(own, row.drawn))
-    narrowed = filtered(allowed, config, [row.tokens for row in rows])
-    tokens = draw(narrowed, config.temperature, [row.generator for row in rows])
+    stages = list(narrowed(permitted, config, [row.tokens for row in rows]))
+    for i, row in enumerate(rows):
+        if row.watch is not None:
+            row.watch(logits[i], [(name, left[i]) for name, left in stages])
+    tokens = draw(stages[-1][1], config.temperature, [row.generator for row in rows])
     chances = logits.log_softmax(dim=1)[range(len(rows)), tokens].tolist()
     for row, token, chance in zip(rows, tokens, chances, strict=True):
         if token in config.stop_tokens:

@@ -6,7 +6,7 @@ repetitions, temperature, top_k, top_p, min_p. It is Hugging Face's order, so th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,40 +17,49 @@ FIRST = 256
 """Likeliest tokens that are sorted for top_p at first: sorting all of a large vocabulary costs more than the model."""
 
 
-def filtered(logits: Tensor, config: GenerationConfig, seen: Sequence[Sequence[int]] = ()) -> Tensor:
-    """The logits that the draw is made from: -inf for what may not be drawn.
+def narrowed(
+    logits: Tensor, config: GenerationConfig, seen: Sequence[Sequence[int]] = ()
+) -> Iterator[tuple[str, Tensor]]:
+    """What each setting that is on leaves of the logits, in their order: -inf for what may not be drawn.
 
     Args:
         logits: (B, V), left as they are.
         config: which filters; a temperature of 0 narrows nothing more, as the likeliest token is left by all.
         seen: for each row, the tokens that count as repeated.
 
-    Returns:
-        (B, V) float64, on the CPU.
+    Yields:
+        The setting's name, and (B, V) float64 on the CPU; first "permitted" and the logits as they came.
     """
     logits = logits.double().cpu()
+    yield "permitted", logits
     if config.forbidden_tokens:
         logits = logits.index_fill(1, torch.tensor(config.forbidden_tokens), float("-inf"))
+        yield "forbidden_tokens", logits
     if config.repetition_penalty != 1.0:
         logits = _penalised(logits, config.repetition_penalty, seen)
+        yield "repetition_penalty", logits
     if config.temperature == 0:
-        return logits
-    logits = logits / config.temperature
+        return
+    if config.temperature != 1.0:
+        logits = logits / config.temperature
+        yield "temperature", logits
     V = logits.shape[1]
     if config.top_k is not None and config.top_k < V:
         logits = _at_least(logits, logits.topk(config.top_k).values[:, -1:])
+        yield "top_k", logits
     if config.top_p is not None and config.top_p < 1:
         logits = _at_least(logits, _edge(logits, config.top_p))
+        yield "top_p", logits
     if config.min_p:
         logits = _at_least(logits, logits.amax(dim=1, keepdim=True) + torch.tensor(config.min_p).double().log())
-    return logits
+        yield "min_p", logits
 
 
 def draw(logits: Tensor, temperature: float, generators: Sequence[torch.Generator]) -> list[int]:
     """One token a row, each from its row's own random state, so that no row depends on those beside it.
 
     Args:
-        logits: (B, V) as `filtered` gives them.
+        logits: (B, V) as the last of `narrowed`.
         temperature: 0 takes the likeliest.
         generators: on the CPU; one number is taken from each.
     """

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from minigpt.checkpoint import LoadedModel, load_model
 from minigpt.config import GenerationConfig, UserError
 from minigpt.data.tokenizer import Tokenizer
-from minigpt.generation.engine import Row, generate
+from minigpt.generation.engine import Row, Watch, generate
 from minigpt.generation.text import Beginning, TextStream, encode_prompt
 from minigpt.model.gpt import GPT
 
@@ -68,19 +68,24 @@ class Writer:
     def of(cls, loaded: LoadedModel) -> Writer:
         return cls(loaded.model, loaded.tokenizer, from_start=loaded.config.data.mode == "examples")
 
-    def generate(self, prompt: str = "", config: GenerationConfig | None = None, **changes: Any) -> Written:
+    def generate(
+        self, prompt: str = "", config: GenerationConfig | None = None, *, watch: Watch | None = None, **changes: Any
+    ) -> Written:
         """Continue a prompt; an empty one starts a document.
 
         Args:
             prompt: text.
             config: how; the defaults of `sample.py` when not given.
+            watch: told what each token is drawn from, before it is.
             changes: single settings, as in generate("def ", temperature=0, seed=3).
 
         Raises:
             UserError: a prompt that does not fit or cannot be encoded, or a setting that cannot be.
         """
-        (written,) = self.generate_many([prompt], config, **changes)
-        return written
+        config = _changed(config, changes)
+        (stream,) = self._streams([prompt], 1, config)
+        stream.row.watch = watch
+        return self._written([stream], config)[0]
 
     def generate_many(
         self, prompts: Sequence[str], config: GenerationConfig | None = None, *, num_samples: int = 1, **changes: Any
@@ -91,10 +96,7 @@ class Writer:
             The samples of the first prompt, then those of the second, ...
         """
         config = _changed(config, changes)
-        streams = self._streams(prompts, num_samples, config)
-        for _ in self._run(streams, config):
-            pass
-        return [stream.written() for stream in streams]
+        return self._written(self._streams(prompts, num_samples, config), config)
 
     def stream(self, prompt: str = "", config: GenerationConfig | None = None, **changes: Any) -> Iterator[str]:
         """The new text, piece by piece as it is written. Arguments and errors as for `generate`."""
@@ -122,6 +124,11 @@ class Writer:
             for i, prompt in enumerate(prompts)
             for sample in range(num_samples)
         ]
+
+    def _written(self, streams: Sequence[_Stream], config: GenerationConfig) -> list[Written]:
+        for _ in self._run(streams, config):
+            pass
+        return [stream.written() for stream in streams]
 
     def _run(self, streams: Sequence[_Stream], config: GenerationConfig) -> Iterator[tuple[_Stream, str]]:
         """Write all; each piece of text comes with its stream."""
