@@ -12,16 +12,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(path: str | Path, device: str = "cpu") -> Writer:
+def load(path: str | Path, device: str = "cpu", *, int8: bool = False, compile: bool = False) -> Writer:
     """A trained model, ready to write: `minigpt.load("runs/demo").generate("def ", temperature=0).text`.
 
     Args:
         path: a run folder, a checkpoint or a safetensors file.
         device: where to compute.
+        int8: with weights of 8 bits, for large models on a CPU.
+        compile: through torch.compile, for a GPU.
 
     Raises:
         minigpt.config.UserError: nothing is there, or it is not ours, damaged or incomplete.
     """
     from minigpt.generation.writer import Writer  # torch is loaded when a model is
 
-    return Writer.load(path, device)
+    return Writer.load(path, device, int8=int8, compile=compile)

@@ -86,8 +86,9 @@ def parse_sampling(argv: Sequence[str]) -> SampleConfig:
         UserError: for anything that cannot be understood, naming it.
     """
     parser = _parser("sample.py", "Write text with a trained model.")
-    parser.add_class_arguments(SampleConfig, None, as_positional=True, skip={"interactive"})
-    _add_word(parser, SampleConfig, "interactive")
+    words = ("interactive", "int8", "compile")
+    parser.add_class_arguments(SampleConfig, None, as_positional=True, skip={*words})
+    _add_words(parser, SampleConfig, *words)
     return SampleConfig(**parse(parser, SampleConfig, argv))
 
 
@@ -102,11 +103,11 @@ def parse_inspecting(argv: Sequence[str]) -> InspectConfig:
         "Show what the attention of a trained model does: a page, and a table of its heads. Or report on a whole run.",
     )
     parser.add_class_arguments(InspectConfig, None, as_positional=True, skip={"report"})
-    _add_word(parser, InspectConfig, "report")
+    _add_words(parser, InspectConfig, "report")
     return InspectConfig(**parse(parser, InspectConfig, argv))
 
 
-def _add_word(parser: ArgumentParser, schema: type, *names: str) -> None:
+def _add_words(parser: ArgumentParser, schema: type, *names: str) -> None:
     """Options that are a word alone (jsonargparse would want `--report true`), with the field's docstring as help."""
     described = {each.arg_name: each.description for each in docstring_parser.parse_from_object(schema).params}
     for name in names:

@@ -424,6 +424,8 @@ class GenerationConfig:
     """A text, or several, that ends what is written where it would come; it is not shown."""
     stop_tokens: list[int] = field(default_factory=list)
     """Ids of tokens that end the text, besides the end of the document."""
+    draft_tokens: int = 0
+    """Guess so many tokens from where the text said the same before, and check them at once: the same text, sooner."""
     overflow: Literal["slide", "stop"] = "slide"
     """Past the context: slide forgets its oldest quarter and reads the rest again, stop ends the text."""
     seed: int = 1337
@@ -433,7 +435,7 @@ class GenerationConfig:
         prefix = self._prefix()
         _require_finite(prefix, self)
         _require_at_least(prefix, self, 1, "max_new_tokens", "top_k")
-        _require_at_least(prefix, self, 0, "min_new_tokens", "temperature")
+        _require_at_least(prefix, self, 0, "min_new_tokens", "temperature", "draft_tokens")
         dot = f"{prefix}." if prefix else ""
         for name, fits, what in (
             ("repetition_penalty", self.repetition_penalty > 0, "must be above 0; 1 changes nothing"),
@@ -499,11 +501,16 @@ class SampleConfig(GenerationConfig):
     """An HTML file for why each token was written: what heads listened to, and what else was likely."""
     checkpoints: str | None = None
     """An HTML file for what each checkpoint of the run writes, with the same prompt and seed."""
+    int8: bool = False
+    """Read the weights with 8 bits each, on a CPU: models of 50 million parameters and more are faster then."""
+    compile: bool = False
+    """Decode through torch.compile, which takes a minute first: for a GPU; a CPU is faster without."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1, mps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require(not (self.int8 and self.compile), "int8 and compile are both given: leave one out")
         _require_at_least("", self, 1, "num_samples")
         _require(bool(self.run), "run is empty: name a run folder such as runs/demo, or a checkpoint")
         for name in ("prompts", "out", "compare", "explain", "checkpoints"):

@@ -1,6 +1,7 @@
 """One draw: from the right distribution whatever the filters, and from nothing else."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,22 +12,21 @@ from hypothesis import strategies as st
 
 from minigpt.config import GenerationConfig
 from minigpt.generation import sampling
-from minigpt.generation.sampling import draw, narrowed
+from minigpt.generation.sampling import Choice, draw, narrowed
 
-LOGITS = torch.tensor([0.3, 2.0, -1.0, 1.1, 0.0, -3.0, 1.6, 0.9])
+LOGITS = np.array([0.3, 2.0, -1.0, 1.1, 0.0, -3.0, 1.6, 0.9], dtype=np.float32)
 SEEN = [6, 2, 6]
 PLAIN: dict[str, Any] = {"temperature": 1.0, "top_k": None}
 
 
-def kept(logits: torch.Tensor = LOGITS, seen: list[int] | None = None, **changes: Any) -> torch.Tensor:
-    return list(narrowed(logits[None], GenerationConfig(**PLAIN | changes), [seen or []]))[-1][1][0]
+def kept(logits: np.ndarray = LOGITS, seen: Sequence[int] = (), **changes: Any) -> Choice:
+    return list(narrowed(logits, GenerationConfig(**PLAIN | changes), seen))[-1][1]
 
 
-def drawn(logits: torch.Tensor, temperature: float, n: int) -> np.ndarray:
+def drawn(choice: Choice, temperature: float, n: int) -> np.ndarray:
     """How often each token is drawn in n draws of one random state."""
     generator = torch.Generator().manual_seed(0)
-    tokens = [draw(logits[None], temperature, [generator])[0] for _ in range(n)]
-    return np.bincount(tokens, minlength=len(logits))
+    return np.bincount([draw(choice, temperature, generator) for _ in range(n)], minlength=len(LOGITS))
 
 
 def slowly(logits: list[float], config: GenerationConfig, seen: list[int]) -> np.ndarray:
@@ -88,9 +88,12 @@ def test_what_is_kept_has_the_exact_probabilities(
     config = GenerationConfig(temperature=0.9, top_k=top_k, top_p=top_p, min_p=min_p)
     before, sampling.FIRST = sampling.FIRST, first
     try:
-        found = list(narrowed(torch.tensor([logits]), config))[-1][1][0].softmax(0).numpy()
+        *_, (_, left) = narrowed(np.array(logits, dtype=np.float32), config)
     finally:
         sampling.FIRST = before
+    found = np.zeros(len(logits))
+    found[left.tokens] = np.exp(left.logits - left.logits.max())
+    found /= found.sum()
     expected = slowly([float(np.float32(x)) for x in logits], config, [])
     # Where rounding decides whether a token is in, what is left may differ by that token.
     if ((found > 0) == (expected > 0)).all():
@@ -102,8 +105,8 @@ def test_what_is_kept_has_the_exact_probabilities(
 def test_temperature_zero_takes_the_likeliest_token_and_draws_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
-    assert draw(kept(temperature=0.0)[None], 0.0, [generator]) == [1]
-    assert draw(kept(temperature=0.0, forbidden_tokens=[1])[None], 0.0, [generator]) == [6]
+    assert draw(kept(temperature=0.0), 0.0, generator) == 1
+    assert draw(kept(temperature=0.0, forbidden_tokens=[1]), 0.0, generator) == 6
     assert torch.equal(generator.get_state(), before)
 
 
@@ -113,23 +116,29 @@ def test_a_very_low_temperature_takes_the_likeliest_token_without_overflow() -> 
 
 def test_repetitions_are_avoided_once_however_often_they_came() -> None:
     found = kept(seen=[1, 1, 2, 4], repetition_penalty=2.0)
-    assert found.tolist() == pytest.approx([0.3, 1.0, -2.0, 1.1, 0.0, -3.0, 1.6, 0.9])
+    assert found.logits.tolist() == pytest.approx([0.3, 1.0, -2.0, 1.1, 0.0, -3.0, 1.6, 0.9])
 
 
 @pytest.mark.parametrize("top_k", [8, 9, 1000])
 def test_a_top_k_beyond_the_vocabulary_keeps_all(top_k: int) -> None:
-    assert torch.equal(kept(top_k=top_k), kept())
+    assert kept(top_k=top_k).tokens.tolist() == list(range(8))
 
 
 def test_equal_logits_at_the_edge_of_top_k_are_all_kept() -> None:
-    assert kept(torch.tensor([1.0, 1.0, 1.0, 0.0]), top_k=2).isfinite().tolist() == [True, True, True, False]
+    assert kept(np.array([1.0, 1.0, 1.0, 0.0]), top_k=2).tokens.tolist() == [0, 1, 2]
+
+
+def test_only_permitted_tokens_are_left_to_the_filters() -> None:
+    permitted = np.arange(8) > 3
+    stages = dict(narrowed(LOGITS, GenerationConfig(**PLAIN | {"top_k": 2}), permitted=permitted))
+    assert [choice.tokens.tolist() for choice in stages.values()] == [[4, 5, 6, 7], [6, 7]]
 
 
 def test_a_token_of_no_probability_is_never_drawn() -> None:
     for place in range(3):
-        logits = torch.zeros(3)
-        logits[place] = float("-inf")
-        assert drawn(logits, 1.0, 300)[place] == 0
+        logits = np.zeros(3)
+        logits[place] = -np.inf
+        assert drawn(Choice(np.arange(3), logits), 1.0, 300)[place] == 0
 
 
 @pytest.mark.parametrize("height", [0.0, 1 - 2.0**-53])
@@ -137,23 +146,14 @@ def test_a_token_of_no_probability_is_never_drawn() -> None:
 def test_the_ends_of_the_unit_interval_are_tokens_that_may_be_drawn(
     height: float, place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logits = torch.tensor([[0.1, 0.2, 0.3]], dtype=torch.float64)
-    logits[0, place] = float("-inf")
+    logits = np.array([0.1, 0.2, 0.3])
+    logits[place] = -np.inf
     monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor([height], dtype=torch.float64))
-    (token,) = draw(logits, 1.0, [torch.Generator()])
-    assert token in {0, 1, 2} - {place}
+    assert draw(Choice(np.arange(3), logits), 1.0, torch.Generator()) in {0, 1, 2} - {place}
 
 
 def test_the_logits_are_left_as_they_were() -> None:
-    logits = LOGITS[None].clone()
-    list(narrowed(logits, GenerationConfig(top_k=2, top_p=0.5, repetition_penalty=2.0, forbidden_tokens=[1]), [[1, 2]]))
-    assert torch.equal(logits[0], LOGITS)
-
-
-def test_each_row_is_drawn_from_its_own_random_state() -> None:
-    rows = torch.stack([LOGITS, LOGITS.flip(0)]).double()
-    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-    together = [draw(rows, 1.0, generators) for _ in range(50)]
-    for row, seed in enumerate((1, 2)):
-        generator = torch.Generator().manual_seed(seed)
-        assert [draw(rows[[row]], 1.0, [generator])[0] for _ in range(50)] == [tokens[row] for tokens in together]
+    logits = LOGITS.copy()
+    settings: dict[str, Any] = {"top_k": 2, "top_p": 0.5, "repetition_penalty": 2.0, "forbidden_tokens": [1]}
+    list(narrowed(logits, GenerationConfig(**settings), [1, 2]))
+    assert np.array_equal(logits, LOGITS)

@@ -2,98 +2,123 @@
 
 What narrows the choice is applied in this order, each to what the one before has left: forbidden tokens, the penalty of
 repetitions, temperature, top_k, top_p, min_p. It is Hugging Face's order, so the same settings mean the same there.
+
+In numpy and for one row at a time: a draw looks at many numbers once, and PyTorch's calls would take longer than that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from minigpt.config import GenerationConfig
 
 FIRST = 256
 """Likeliest tokens that are sorted for top_p at first: sorting all of a large vocabulary costs more than the model."""
 
+Mask = npt.NDArray[np.bool_]
+
+
+class Choice(NamedTuple):
+    """The tokens that may still be drawn."""
+
+    tokens: npt.NDArray[np.int64]
+    """(n,) ids, ascending."""
+    logits: npt.NDArray[np.float64]
+    """(n,) of each."""
+
+    def kept(self, mask: Mask) -> Choice:
+        """Those that a mask (n,) says."""
+        return Choice(self.tokens[mask], self.logits[mask])
+
 
 def narrowed(
-    logits: Tensor, config: GenerationConfig, seen: Sequence[Sequence[int]] = ()
-) -> Iterator[tuple[str, Tensor]]:
-    """What each setting that is on leaves of the logits, in their order: -inf for what may not be drawn.
+    logits: npt.NDArray[np.floating[Any]],
+    config: GenerationConfig,
+    seen: Sequence[int] = (),
+    permitted: Mask | None = None,
+) -> Iterator[tuple[str, Choice]]:
+    """What each setting that is on leaves to choose from, in their order.
 
     Args:
-        logits: (B, V), left as they are.
+        logits: (V,), left as they are.
         config: which filters; a temperature of 0 narrows nothing more, as the likeliest token is left by all.
-        seen: for each row, the tokens that count as repeated.
+        seen: the tokens that count as repeated.
+        permitted: (V,) the tokens that may come at this place at all; None for all.
 
     Yields:
-        The setting's name, and (B, V) float64 on the CPU; first "permitted" and the logits as they came.
+        The setting's name and what it leaves; first "permitted".
     """
-    logits = logits.double().cpu()
-    yield "permitted", logits
+    V = len(logits)
+    choice = Choice(np.arange(V), logits.astype(np.float64))
+    if permitted is not None:
+        choice = choice.kept(permitted)
+    yield "permitted", choice
     if config.forbidden_tokens:
-        logits = logits.index_fill(1, torch.tensor(config.forbidden_tokens), float("-inf"))
-        yield "forbidden_tokens", logits
+        choice = choice.kept(~_among(config.forbidden_tokens, V)[choice.tokens])
+        yield "forbidden_tokens", choice
     if config.repetition_penalty != 1.0:
-        logits = _penalised(logits, config.repetition_penalty, seen)
-        yield "repetition_penalty", logits
+        repeated, values = _among(seen, V)[choice.tokens], choice.logits
+        penalised = np.where(values > 0, values / config.repetition_penalty, values * config.repetition_penalty)
+        choice = Choice(choice.tokens, np.where(repeated, penalised, values))
+        yield "repetition_penalty", choice
     if config.temperature == 0:
         return
     if config.temperature != 1.0:
-        logits = logits / config.temperature
-        yield "temperature", logits
-    V = logits.shape[1]
-    if config.top_k is not None and config.top_k < V:
-        logits = _at_least(logits, logits.topk(config.top_k).values[:, -1:])
-        yield "top_k", logits
+        choice = Choice(choice.tokens, choice.logits / config.temperature)
+        yield "temperature", choice
+    if config.top_k is not None and config.top_k < len(choice.tokens):
+        choice = choice.kept(choice.logits >= _likeliest(choice.logits, config.top_k).min())
+        yield "top_k", choice
     if config.top_p is not None and config.top_p < 1:
-        logits = _at_least(logits, _edge(logits, config.top_p))
-        yield "top_p", logits
+        choice = choice.kept(choice.logits >= _edge(choice.logits, config.top_p))
+        yield "top_p", choice
     if config.min_p:
-        logits = _at_least(logits, logits.amax(dim=1, keepdim=True) + torch.tensor(config.min_p).double().log())
-        yield "min_p", logits
+        choice = choice.kept(choice.logits >= choice.logits.max() + np.log(config.min_p))
+        yield "min_p", choice
 
 
-def draw(logits: Tensor, temperature: float, generators: Sequence[torch.Generator]) -> list[int]:
-    """One token a row, each from its row's own random state, so that no row depends on those beside it.
+def draw(choice: Choice, temperature: float, generator: torch.Generator) -> int:
+    """One token, from the row's own random state, so that no row depends on those beside it.
 
     Args:
-        logits: (B, V) as the last of `narrowed`.
+        choice: as the last of `narrowed`.
         temperature: 0 takes the likeliest.
-        generators: on the CPU; one number is taken from each.
+        generator: on the CPU; one number is taken from it.
     """
     if temperature == 0:
-        tokens: list[int] = logits.argmax(dim=1).tolist()
-        return tokens
-    reached = logits.softmax(dim=1).cumsum(dim=1)  # (B, V), the distribution's quantiles
-    heights = torch.stack([torch.rand(1, generator=each, dtype=torch.float64) for each in generators])
+        return int(choice.tokens[choice.logits.argmax()])
+    reached = np.exp(choice.logits - choice.logits.max()).cumsum()  # the distribution's quantiles, times a factor
+    height = torch.rand(1, generator=generator, dtype=torch.float64).item()
     # To the right of equal values and never at the very top: a token of no probability adds nothing and is passed over.
-    heights = heights * (1 - 2.0**-52) * reached[:, -1:]
-    tokens = torch.searchsorted(reached, heights, right=True)[:, 0].tolist()
-    return tokens
+    place = np.searchsorted(reached, height * (1 - 2.0**-52) * reached[-1], side="right")
+    return int(choice.tokens[place])
 
 
-def _penalised(logits: Tensor, penalty: float, seen: Sequence[Sequence[int]]) -> Tensor:
-    logits = logits.clone()
-    for row, tokens in enumerate(seen):
-        repeated = torch.tensor(sorted(set(tokens)), dtype=torch.int64)
-        values = logits[row, repeated]
-        logits[row, repeated] = torch.where(values > 0, values / penalty, values * penalty)
-    return logits
+def _among(tokens: Sequence[int], V: int) -> Mask:
+    """(V,) whether each token is one of these."""
+    mask = np.zeros(V, dtype=np.bool_)
+    mask[list(tokens)] = True
+    return mask
 
 
-def _at_least(logits: Tensor, least: Tensor) -> Tensor:
-    return logits.masked_fill(logits < least, float("-inf"))
+def _likeliest(logits: npt.NDArray[np.float64], n: int) -> npt.NDArray[np.float64]:
+    """The n largest, in any order."""
+    return np.partition(logits, len(logits) - n)[-n:]
 
 
-def _edge(logits: Tensor, top_p: float) -> Tensor:
-    """(B, 1): the smallest logit among the likeliest tokens whose probabilities reach top_p."""
-    total, V, n = logits.logsumexp(dim=1, keepdim=True), logits.shape[1], FIRST
+def _edge(logits: npt.NDArray[np.float64], top_p: float) -> float:
+    """The smallest logit among the likeliest tokens whose probabilities reach top_p."""
+    largest = logits.max()
+    total, n = np.exp(logits - largest).sum(), FIRST
     while True:
-        likeliest = logits.topk(min(n, V)).values
-        before = (likeliest - total).exp().cumsum(dim=1)
-        if n >= V or bool((before[:, -1] >= top_p).all()):
-            n_kept = (before < top_p).sum(dim=1, keepdim=True).clamp(max=likeliest.shape[1] - 1)
-            return likeliest.gather(1, n_kept)
+        n = min(n, len(logits))
+        likeliest = np.sort(_likeliest(logits, n))[::-1]
+        before = np.exp(likeliest - largest).cumsum() / total
+        if n == len(logits) or before[-1] >= top_p:
+            return float(likeliest[min(int((before < top_p).sum()), n - 1)])
         n *= 8

@@ -5,11 +5,11 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from minigpt.config import UserError
 from minigpt.data.tokenizer import Tokenizer
+from minigpt.generation.sampling import Mask
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, context_length: int, *, from_start: bool = False) -> list[int]:
@@ -36,23 +36,26 @@ class Beginning:
     handed a lone " " has hardly ever seen one there. So they are taken back, and demanded of the new text instead.
     """
 
-    def __init__(self, tokenizer: Tokenizer, text: bytes) -> None:
-        self.text = text
-        self._tokens = [
-            b"" if token == tokenizer.end_of_text else tokenizer.decode_bytes([token])
-            for token in range(tokenizer.vocab_size)
-        ]
+    def __init__(self, texts: Sequence[bytes], text: bytes) -> None:
+        """Args: texts of all tokens, see `token_texts`."""
+        self.text, self._texts = text, texts
 
-    def __call__(self, logits: Tensor, drawn: Sequence[int]) -> Tensor:
-        """(V,) logits with -inf for the tokens that contradict what is left after those that were drawn."""
+    def __call__(self, drawn: Sequence[int]) -> Mask | None:
+        """Which tokens agree with what is left after those that were drawn; None where nothing is left."""
         left = self.text
         for token in drawn:
-            left = left[len(self._tokens[token]) :]
-            if not left:
-                return logits
-        agrees = [bool(text) and (text.startswith(left) or left.startswith(text)) for text in self._tokens]
-        agrees += [False] * (len(logits) - len(agrees))
-        return logits.masked_fill(~torch.tensor(agrees, device=logits.device), float("-inf"))
+            left = left[len(self._texts[token]) :]
+        if not left:
+            return None
+        return np.array([bool(text) and (text.startswith(left) or left.startswith(text)) for text in self._texts])
+
+
+def token_texts(tokenizer: Tokenizer) -> list[bytes]:
+    """The text of each token; the end of a document has none."""
+    return [
+        b"" if token == tokenizer.end_of_text else tokenizer.decode_bytes([token])
+        for token in range(tokenizer.vocab_size)
+    ]
 
 
 class TextStream:

@@ -6,17 +6,21 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from minigpt.checkpoint import LoadedModel, load_model
+from minigpt.checkpoint import load_model
 from minigpt.config import GenerationConfig, UserError
 from minigpt.data.tokenizer import Tokenizer
-from minigpt.generation.engine import Row, Watch, generate
-from minigpt.generation.text import Beginning, TextStream, encode_prompt
+from minigpt.generation.cpu_decode import CPUDecode, by_columns, can_decode
+from minigpt.generation.engine import CompiledDecode, Reader, Row, Watch, generate
+from minigpt.generation.text import Beginning, TextStream, encode_prompt, token_texts
+from minigpt.model.cache import KVCache
 from minigpt.model.gpt import GPT
 
 
@@ -51,22 +55,50 @@ class Score:
 class Writer:
     """A trained model, ready to write."""
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, *, from_start: bool = False) -> None:
-        """Args: from_start is for models of whole texts (data.mode=examples): a prompt is the beginning of one."""
-        self.model, self.tokenizer, self.from_start = model, tokenizer, from_start
+    def __init__(
+        self, model: GPT, tokenizer: Tokenizer, *, from_start: bool = False, reader: Reader | None = None
+    ) -> None:
+        """Open a model for writing.
+
+        Args:
+            model: in eval mode.
+            tokenizer: that it was trained with.
+            from_start: for models of whole texts (data.mode=examples): a prompt is the beginning of one.
+            reader: see `engine.generate`.
+        """
+        self.model, self.tokenizer, self.from_start, self.reader = model, tokenizer, from_start, reader
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "cpu") -> Writer:
+    def load(cls, path: str | Path, device: str = "cpu", *, int8: bool = False, compile: bool = False) -> Writer:
         """Open a run folder, a checkpoint or a safetensors file.
 
-        Raises:
-            UserError: see `load_model`.
-        """
-        return cls.of(load_model(path, device))
+        Args:
+            path: of one of these.
+            device: where to compute.
+            int8: with weights of 8 bits, on a CPU: two thirds of the time a token or less, for large models only.
+            compile: through torch.compile, which takes a minute first: for a GPU; on a CPU it is slower than without.
 
-    @classmethod
-    def of(cls, loaded: LoadedModel) -> Writer:
-        return cls(loaded.model, loaded.tokenizer, from_start=loaded.config.data.mode == "examples")
+        Raises:
+            UserError: see `load_model`; or int8 and a model that cannot be read so.
+        """
+        loaded = load_model(path, device)
+        model = loaded.model
+        reader: Reader | None = None
+        if can_decode(model):
+            by_columns(model)
+        elif int8:
+            raise UserError(
+                f"int8: is for models with similarity=scaled_dot and without document_mask, on the CPU; {path} is none"
+            )
+        if int8:
+            reader = CPUDecode(model, int8=True)
+        elif compile:
+            reader = CompiledDecode(model)
+        return cls(model, loaded.tokenizer, from_start=loaded.config.data.mode == "examples", reader=reader)
+
+    @cached_property
+    def token_texts(self) -> list[bytes]:
+        return token_texts(self.tokenizer)
 
     def generate(
         self, prompt: str = "", config: GenerationConfig | None = None, *, watch: Watch | None = None, **changes: Any
@@ -114,9 +146,29 @@ class Writer:
         tokens = self.tokenizer.encode(text)
         if not tokens:
             raise UserError("the text is empty: there is nothing to predict")
-        chances = _log_probabilities(self.model, [self.tokenizer.end_of_text, *tokens])
+        chances = self._log_probabilities([self.tokenizer.end_of_text, *tokens])
         total = -math.fsum(chances)
         return Score(total / len(tokens), total / math.log(2) / len(text.encode()), tuple(tokens), tuple(chances))
+
+    @torch.inference_mode()
+    def _log_probabilities(self, tokens: Sequence[int]) -> list[float]:
+        """Of every token but the first."""
+        T, device = self.model.config.context_length, next(self.model.parameters()).device
+        found: list[float] = []
+        while len(found) < len(tokens) - 1:
+            start = 0 if not found else max(0, len(found) - T // 2)
+            window = torch.tensor([tokens[start : start + T + 1]], device=device)
+            logits = self._logits(window[:, :-1])[0, len(found) - start :].float()
+            targets = window[0, len(found) - start + 1 :]
+            found += (-F.cross_entropy(logits, targets, reduction="none")).tolist()
+        return found
+
+    def _logits(self, tokens: Tensor) -> Tensor:
+        """(1, T) -> (1, T, V), by what writes as well."""
+        if self.reader is None or not self.reader.takes(tokens, None):
+            logits: Tensor = self.model(tokens)
+            return logits
+        return self.reader.logits(self.reader.hidden(tokens, None, KVCache(self.model.config, 1, tokens.shape[1])))
 
     def _streams(self, prompts: Sequence[str], num_samples: int, config: GenerationConfig) -> list[_Stream]:
         return [
@@ -144,7 +196,7 @@ class Writer:
             forbidden_tokens=[*config.forbidden_tokens, *padding],
             stop_tokens=[*config.stop_tokens, self.tokenizer.end_of_text],
         )
-        steps = generate(self.model, [stream.row for stream in streams], config)
+        steps = generate(self.model, [stream.row for stream in streams], config, self.reader)
         for rows in steps:
             for row in rows:
                 stream = streams[row.index]
@@ -170,7 +222,7 @@ class _Stream:
             torch.Generator().manual_seed(seed),
             index,
             len(tokens),
-            restrict=Beginning(tokenizer, spaces.encode()) if spaces else None,
+            restrict=Beginning(writer.token_texts, spaces.encode()) if spaces else None,
         )
         self._shown = TextStream(tokenizer, stop, len(spaces))
 
@@ -197,17 +249,3 @@ def _changed(config: GenerationConfig | None, changes: dict[str, Any]) -> Genera
     if unknown := sorted(set(changes) - set(known)):
         raise UserError(f"{unknown[0]}: no such setting; there are {', '.join(known)}")
     return dataclasses.replace(config or GenerationConfig(), **changes)
-
-
-@torch.inference_mode()
-def _log_probabilities(model: GPT, tokens: Sequence[int]) -> list[float]:
-    """Of every token but the first."""
-    T, device = model.config.context_length, next(model.parameters()).device
-    found: list[float] = []
-    while len(found) < len(tokens) - 1:
-        start = 0 if not found else max(0, len(found) - T // 2)
-        window = torch.tensor([tokens[start : start + T + 1]], device=device)
-        logits = model(window[:, :-1])[0, len(found) - start :].float()
-        targets = window[0, len(found) - start + 1 :]
-        found += (-F.cross_entropy(logits, targets, reduction="none")).tolist()
-    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from minigpt.checkpoint import CHECKPOINT_KEY
 from minigpt.config import Config
 from minigpt.data.batches import IGNORED
 from minigpt.data.shards import PreparedData
+from minigpt.model.compiling import compiled
 from minigpt.model.gpt import GPT
 from minigpt.training.optimizer import learning_rate, make_optimizer
 
@@ -44,7 +44,7 @@ class TrainingModule(L.LightningModule):
         self.model = GPT(config.model)
         # A function beside the model, not a module in it: the parameters' names stay clean, and whoever looks at the
         # model (samples, probes) uses the plain one.
-        self.logits: Callable[[Tensor], Tensor] = compiled(self.model) if config.compile else self.model.forward
+        self.logits: Callable[[Tensor], Tensor] = compiled(self.model.forward) if config.compile else self.model.forward
         self.recent_losses: list[Tensor] = []
         self.tokens_seen = 0  # predicted in training, over all devices
         self._began_at_step, self._seen_before = 0, 0
@@ -154,22 +154,3 @@ class TrainingModule(L.LightningModule):
         for counts in (progress["total"], progress["current"]):
             counts.update(dict.fromkeys(counts, n_batches))
         progress["is_last_batch"] = False
-
-
-def compiled(model: GPT) -> Callable[[Tensor], Tensor]:
-    """The model's forward through torch.compile, or, with one warning, as it is where compiling fails."""
-    fast: Callable[[Tensor], Tensor] = torch.compile(model.forward)
-
-    def logits(tokens: Tensor) -> Tensor:
-        nonlocal fast
-        if fast is model.forward:
-            return fast(tokens)
-        try:
-            return fast(tokens)
-        except Exception as error:
-            # Compilers fail in many ways; whatever is wrong with the model itself fails again below, uncompiled.
-            warnings.warn(f"torch.compile failed ({type(error).__name__}); going on without it", stacklevel=2)
-            fast = model.forward
-            return fast(tokens)
-
-    return logits

@@ -1,0 +1,32 @@
+"""A function of tensors -> the same, compiled where that works."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def compiled(function: Callable[..., Tensor], *, dynamic: bool | None = None) -> Callable[..., Tensor]:
+    """The function through torch.compile, or, with one warning, as it is where compiling fails.
+
+    Args: dynamic is torch.compile's: True for one program for all shapes.
+    """
+    fast: Callable[..., Tensor] = torch.compile(function, dynamic=dynamic)
+
+    def run(*arguments: Any) -> Tensor:
+        nonlocal fast
+        if fast is function:
+            return fast(*arguments)
+        try:
+            return fast(*arguments)
+        except Exception as error:
+            # Compilers fail in many ways; whatever is wrong with the function itself fails again below, uncompiled.
+            warnings.warn(f"torch.compile failed ({type(error).__name__}); going on without it", stacklevel=2)
+            fast = function
+            return fast(*arguments)
+
+    return run
