@@ -12,7 +12,7 @@ import yaml
 from scripts import ROOT, run_script
 
 from minigpt import cli
-from minigpt.config import Config, SampleConfig, UserError
+from minigpt.config import Config, GenerationConfig, SampleConfig, UserError
 
 TRAINING_MISTAKES: list[tuple[list[str], list[str]]] = [
     (["--modle.n_layer", "3"], ["unknown option --modle.n_layer", "did you mean --model.n_layer?"]),
@@ -113,6 +113,10 @@ SAMPLING_MISTAKES: list[tuple[list[str], list[str]]] = [
     (["r", "--temperature", "nan"], ["temperature=nan", "must be a finite number"]),
     (["r", "--temperature", "inf"], ["temperature=inf", "must be a finite number"]),
     (["r", "--seed=-1"], ["seed=-1", "between 0 and 2147483647"]),
+    (
+        ["r", "--seed", "2147483646", "--num_samples", "3"],
+        ["seed=2147483646", "the last of num_samples=3 would be above"],
+    ),
     (["r", "--seed", "99999999999999999999"], ["seed=99999999999999999999", "2147483647"]),
 ]
 
@@ -157,7 +161,7 @@ def in_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def message_of(parse: Any, argv: list[str]) -> str:
+def message_of(parse: Any, argv: Any) -> str:
     with pytest.raises(UserError) as caught:
         parse(argv)
     return str(caught.value)
@@ -277,6 +281,43 @@ def test_the_options_of_sample_py_reach_its_config() -> None:
     argv += ["--num_samples", "2", "--seed", "3", "--device", "cuda:1"]
     expected = SampleConfig("r", max_new_tokens=5, temperature=0.0, top_k=None, num_samples=2, seed=3, device="cuda:1")
     assert cli.parse_sampling(argv) == expected
+
+
+def test_settings_of_a_prompt_line_and_of_json_are_understood_alike() -> None:
+    before = GenerationConfig()
+    for settings in (
+        {"temperature": "1e-3", "top_k": "null", "stop_tokens": "[5]", "seed": "3", "stop": '["\\n"]'},
+        {"temperature": 1e-3, "top_k": None, "stop_tokens": [5], "seed": 3, "stop": ["\n"]},
+    ):
+        changed = GenerationConfig(temperature=1e-3, top_k=None, stop_tokens=[5], seed=3, stop=["\n"])
+        assert cli.change(before, settings) == changed
+    assert before == GenerationConfig()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tempratur": 1}, "unknown setting tempratur: did you mean temperature?"),
+        ({"idd": 1}, "unknown setting idd: did you mean id?"),
+        ({"help": 1}, "unknown setting help; there are id, max_new_tokens, "),
+        ({"seed": None}, "seed=null: expected int"),
+        ({"seed": "5 6"}, "seed=5 6: expected int"),
+        ({"stop": 5}, "stop=5: expected str or list[str]"),
+        ({"temperature": True}, "temperature=True: expected float"),
+        ({"temperature": "nan"}, "temperature=nan: must be a finite number"),
+    ],
+)
+def test_a_setting_that_cannot_be_changed_is_one_line(settings: dict[str, Any], message: str) -> None:
+    assert message_of(lambda given: cli.change(GenerationConfig(), given, ("id",)), settings).startswith(message)
+
+
+def test_closed_standard_streams_are_empty_ones() -> None:
+    program = "import sys\nfrom minigpt import cli\n"
+    program += "cli.run(lambda argv: [print(sys.stdin.read()), print(cli.read_text('-', ''), file=sys.stderr)])"
+    for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        command = ["sh", "-c", f'"$0" -c "$1" {closed}', sys.executable, program]
+        result = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, check=False)
+        assert result.returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ def user_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     command = re.sub(r"\bpython\b", sys.executable, command)
-    return subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    settings = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 300, "check": False}
+    return subprocess.run(command, shell=True, cwd=folder, **settings)  # type: ignore[call-overload]
 
 
 def test_the_commands_run_in_the_order_they_stand_in(user_folder: Path) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +20,7 @@ import docstring_parser
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from minigpt.config import CompareConfig, Config, InspectConfig, SampleConfig, UserError
+from minigpt.config import CompareConfig, Config, GenerationConfig, InspectConfig, SampleConfig, UserError
 from minigpt.files import reason
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -32,6 +33,9 @@ DATA_COMMANDS = {
 
 def run(main: Callable[[list[str]], None]) -> NoReturn:
     """Call a program's main with the command line; end it with exit code 0, 2 (the user's mistake) or 130 (Ctrl-C)."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by the caller, as in `sample.py <&-`
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123 (open to the end)
     try:
         main(sys.argv[1:])
         sys.stdout.flush()
@@ -90,6 +94,38 @@ def parse_sampling(argv: Sequence[str]) -> SampleConfig:
     parser.add_class_arguments(SampleConfig, None, as_positional=True, skip={*words})
     _add_words(parser, SampleConfig, *words)
     return SampleConfig(**parse(parser, SampleConfig, argv))
+
+
+def change(config: GenerationConfig, settings: Mapping[str, Any], others: Iterable[str] = ()) -> GenerationConfig:
+    """A config with single settings changed, each a text as on the command line, or a value as of a JSON file.
+
+    Args:
+        config: left as it is.
+        settings: by name.
+        others: what else may stand beside them, for suggestions.
+
+    Raises:
+        UserError: for a setting that there is not, or that is refused.
+    """
+    types = _field_types(GenerationConfig)
+    for name in settings:
+        if name not in types:
+            known = [*others, *types]
+            hint = _did_you_mean(name, known) or f"; there are {', '.join(known)}"
+            raise UserError(f"unknown setting {name}{hint}")
+    try:
+        values = _plain(_generation_parser().parse_object(dict(settings), defaults=False))
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise UserError(_explain(str(error), set(types), types)) from None
+    _refuse_nulls(values, types)
+    return dataclasses.replace(config, **values)
+
+
+@functools.cache
+def _generation_parser() -> ArgumentParser:
+    parser = _parser("settings", "")
+    parser.add_class_arguments(GenerationConfig, None)
+    return parser
 
 
 def parse_inspecting(argv: Sequence[str]) -> InspectConfig:

@@ -512,6 +512,10 @@ class SampleConfig(GenerationConfig):
         super().__post_init__()
         _require(not (self.int8 and self.compile), "int8 and compile are both given: leave one out")
         _require_at_least("", self, 1, "num_samples")
+        last = self.seed + self.num_samples - 1
+        _require(
+            last < 2**31, f"seed={self.seed}: the last of num_samples={self.num_samples} would be above 2147483647"
+        )
         _require(bool(self.run), "run is empty: name a run folder such as runs/demo, or a checkpoint")
         for name in ("prompts", "out", "compare", "explain", "checkpoints"):
             _require(getattr(self, name) != "", f"{name} is empty: name a {'run' if name == 'compare' else 'file'}")
@@ -531,6 +535,17 @@ class SampleConfig(GenerationConfig):
             single is None or self.num_samples == 1,
             f"{single} shows one text: leave out num_samples={self.num_samples}",
         )
+
+    @property
+    def generation(self) -> GenerationConfig:
+        """How text is written, without whose, after what and where it goes."""
+        return GenerationConfig(
+            **{each.name: getattr(self, each.name) for each in dataclasses.fields(GenerationConfig)}
+        )
+
+    def of_sample(self, number: int) -> GenerationConfig:
+        """How the sample of this number, from 0, is written: with its own seed."""
+        return dataclasses.replace(self.generation, seed=self.seed + number)
 
 
 @dataclass(frozen=True)

@@ -130,10 +130,24 @@ class Writer:
         config = _changed(config, changes)
         return self._written(self._streams(prompts, num_samples, config), config)
 
-    def stream(self, prompt: str = "", config: GenerationConfig | None = None, **changes: Any) -> Iterator[str]:
+    def stream(
+        self, prompt: str = "", config: GenerationConfig | None = None, *, watch: Watch | None = None, **changes: Any
+    ) -> Iterator[str]:
         """The new text, piece by piece as it is written. Arguments and errors as for `generate`."""
         config = _changed(config, changes)
-        return (text for _, text in self._run(self._streams([prompt], 1, config), config))
+        (stream,) = self._streams([prompt], 1, config)
+        stream.row.watch = watch
+        return (text for _, text in self._run([stream], config))
+
+    def check(self, prompt: str, config: GenerationConfig) -> None:
+        """Raise the UserError that `generate` would, without writing."""
+        n_tokens = self.tokenizer.vocab_size
+        for name in ("forbidden_tokens", "stop_tokens"):
+            if wrong := [token for token in getattr(config, name) if not 0 <= token < n_tokens]:
+                raise UserError(f"{name}: there is no token {wrong[0]}, as there are {n_tokens}")
+        if len(set(config.forbidden_tokens)) == n_tokens:
+            raise UserError("forbidden_tokens: nothing is left to write; leave some out")
+        encode_prompt(self.tokenizer, prompt, self.model.config.context_length, from_start=self.from_start)
 
     def score(self, text: str) -> Score:
         """Loss of any text, from the beginning of a document, in windows that overlap by half where it is long.
@@ -171,6 +185,8 @@ class Writer:
         return self.reader.logits(self.reader.hidden(tokens, None, KVCache(self.model.config, 1, tokens.shape[1])))
 
     def _streams(self, prompts: Sequence[str], num_samples: int, config: GenerationConfig) -> list[_Stream]:
+        for prompt in prompts:
+            self.check(prompt, config)  # judged as the user wrote it
         return [
             _Stream(self, prompt, i * num_samples + sample, config.seed + sample, config.stops)
             for i, prompt in enumerate(prompts)
@@ -184,13 +200,7 @@ class Writer:
 
     def _run(self, streams: Sequence[_Stream], config: GenerationConfig) -> Iterator[tuple[_Stream, str]]:
         """Write all; each piece of text comes with its stream."""
-        n_tokens = self.tokenizer.vocab_size
-        for name in ("forbidden_tokens", "stop_tokens"):
-            if wrong := [token for token in getattr(config, name) if not 0 <= token < n_tokens]:
-                raise UserError(f"{name}: there is no token {wrong[0]}, as there are {n_tokens}")
-        if len(set(config.forbidden_tokens)) == n_tokens:
-            raise UserError("forbidden_tokens: nothing is left to write; leave some out")
-        padding = range(n_tokens, self.model.config.vocab_size or 0)
+        padding = range(self.tokenizer.vocab_size, self.model.config.vocab_size or 0)
         config = dataclasses.replace(
             config,
             forbidden_tokens=[*config.forbidden_tokens, *padding],
@@ -212,7 +222,6 @@ class _Stream:
 
     def __init__(self, writer: Writer, prompt: str, index: int, seed: int, stop: Sequence[str]) -> None:
         tokenizer, context_length = writer.tokenizer, writer.model.config.context_length
-        encode_prompt(tokenizer, prompt, context_length, from_start=writer.from_start)  # judged as the user wrote it
         kept = prompt.rstrip(" ") or prompt
         spaces = prompt[len(kept) :]
         tokens = encode_prompt(tokenizer, kept, context_length, from_start=writer.from_start)

@@ -1,0 +1,92 @@
+"""A model and a prompt -> text at the terminal while it is written, and how fast that was."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # torch is loaded when a model is
+    from minigpt.config import GenerationConfig, SampleConfig
+    from minigpt.generation.writer import Writer
+
+# All but line break and tab, and what turns the direction of writing around.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    r"""Text whose control characters are shown, as in \x1b: a model of hostile text may write what a terminal obeys."""
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+class Speed:
+    """Tokens and seconds of writing alone: neither of loading nor of waiting for whoever reads."""
+
+    def __init__(self) -> None:
+        self.n_tokens = 0
+        """That were drawn; the end of a document is one, too."""
+        self.seconds = 0.0
+        self.prefill_seconds = 0.0
+        """Of those, until the first token of each text could be drawn."""
+
+    def stream(self, writer: Writer, prompt: str, config: GenerationConfig) -> Iterator[str]:
+        """What `Writer.stream` yields, measured."""
+        read = False
+
+        def watch(*_: Any) -> None:
+            nonlocal read
+            self.n_tokens += 1
+            if not read:
+                self.prefill_seconds += time.perf_counter() - started
+            read = True
+
+        texts = writer.stream(prompt, config, watch=watch)
+        while True:
+            started = time.perf_counter()
+            try:
+                text = next(texts)
+            except StopIteration:
+                return
+            finally:
+                self.seconds += time.perf_counter() - started
+            yield text
+
+    def __str__(self) -> str:
+        rate = self.n_tokens / self.seconds if self.seconds else 0.0
+        return (
+            f"{self.n_tokens:,} tokens in {self.seconds:.2f} s: {rate:,.0f} tokens/s "
+            f"(prompt read in {self.prefill_seconds:.3f} s)"
+        )
+
+
+def note(text: object) -> None:
+    """A line about the text, on stderr, so that stdout holds nothing but text."""
+    print(f"\x1b[2m{text}\x1b[0m" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+    """Print text now; as it is, unless a terminal would obey some of it."""
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def write(writer: Writer, prompt: str, config: SampleConfig) -> None:
+    """Print the prompt and what follows it, as it is written, for each sample.
+
+    Raises:
+        UserError: a prompt or a setting that is refused; nothing is printed then.
+    """
+    speed = Speed()
+    for number in range(config.num_samples):
+        settings = config.of_sample(number)
+        texts = speed.stream(writer, prompt, settings)
+        first = next(texts, "")  # what is refused is refused before anything is printed
+        if config.num_samples > 1:
+            print(f"──── sample {number + 1} of {config.num_samples}, seed {settings.seed}")
+        for text in itertools.chain([prompt, first], texts):
+            show(text)
+        print(flush=True)
+    note(speed)
