@@ -169,6 +169,7 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     *((Config, {"seed": n}, f"seed={n}: must lie between 0 and 2147483647") for n in (-1, 2**31)),
     (Config, {"runs_dir": ""}, "runs_dir is empty"),
     (Config, {"checkpoint_every_n_steps": 0}, "checkpoint_every_n_steps=0: must be at least 1"),
+    (Config, {"keep_every_n_steps": 0}, "keep_every_n_steps=0: must be at least 1"),
 ]
 
 

@@ -535,6 +535,8 @@ class SampleConfig(GenerationConfig):
             single is None or self.num_samples == 1,
             f"{single} shows one text: leave out num_samples={self.num_samples}",
         )
+        changed = next((name for name in ("int8", "compile") if getattr(self, name)), None)
+        _require(single is None or changed is None, f"{single} shows the model as it was trained: leave out {changed}")
 
     @property
     def generation(self) -> GenerationConfig:
@@ -778,6 +780,8 @@ class Config:
     """Compile the model with torch.compile: pays on a GPU and in long runs; costs about a minute at the start."""
     checkpoint_every_n_steps: int | None = None
     """Save last.ckpt every so many steps, besides at each validation."""
+    keep_every_n_steps: int | None = None
+    """Keep the weights every so many steps, as checkpoints/step_000200.safetensors, for looking back; null for none."""
 
     def __post_init__(self) -> None:
         _require(
@@ -791,7 +795,7 @@ class Config:
             f"data.source=-: only one process can read what is piped in, and there are trainer.devices="
             f"{self.trainer.devices}: keep it in a file",
         )
-        _require_at_least("", self, 1, "checkpoint_every_n_steps")
+        _require_at_least("", self, 1, "checkpoint_every_n_steps", "keep_every_n_steps")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, so that a checkpoint opens with `torch.load(weights_only=True)`."""

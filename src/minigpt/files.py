@@ -46,6 +46,22 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def require_writable(path: Path) -> None:
+    """Find out before long work whether its file can be written at the end; folders on the way are made.
+
+    Raises:
+        UserError: it is a folder, or lies where nothing can be written.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({reason(error)})") from None
+
+
 def write_text(path: Path, text: str) -> None:
     """`write_atomically` for a text, in UTF-8."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -4,7 +4,8 @@ runs/demo/
   config.yaml          the resolved config
   tokenizer.json       the tokenizer, complete
   metrics.csv          losses, bits per byte, learning rate, speed
-  checkpoints/         last.ckpt and best.ckpt, Lightning's format, everything needed to resume
+  checkpoints/         last.ckpt and best.ckpt, Lightning's format, everything needed to resume; the weights that
+                       keep_every_n_steps keeps, as step_000200.safetensors
   model.safetensors    the weights with the best val loss, with config and tokenizer in its header
   samples/             text written at each validation
   attention.html       the interactive attention page; attention.png the grid of maps; attention/ their data
@@ -67,6 +68,17 @@ class RunFolder:
     @property
     def best(self) -> Path:
         return self.path / "checkpoints" / "best.ckpt"
+
+    def kept(self, step: int) -> Path:
+        """Weights of one step."""
+        return self.path / "checkpoints" / f"step_{step:06d}.safetensors"
+
+    @property
+    def all_kept(self) -> dict[int, Path]:
+        """Weights of the steps that were kept, in their order."""
+        files = (self.path / "checkpoints").glob("step_*.safetensors")
+        steps = {file.stem.removeprefix("step_"): file for file in files}
+        return dict(sorted((int(step), file) for step, file in steps.items() if step.isdecimal()))
 
     @property
     def weights(self) -> Path:

@@ -178,7 +178,7 @@ def test_a_place_where_no_texts_can_be_kept_is_one_line(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Writer, "load", lambda *_: Writer(real(), BYTES))
+    monkeypatch.setattr(Writer, "load", lambda *_, **__: Writer(real(), BYTES))
     Path("prompts").write_bytes(PROMPTS.encode())
     Path("link").symlink_to("prompts")
     with pytest.raises(UserError, match=r"^out="):

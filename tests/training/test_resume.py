@@ -15,7 +15,7 @@ import yaml
 from scripts import ROOT
 from small_runs import small_settings, small_text, with_trainer
 
-from minigpt.checkpoint import read_checkpoint
+from minigpt.checkpoint import load_model, read_checkpoint
 from minigpt.config import Config, UserError
 from minigpt.data import stream
 from minigpt.run_folder import RunFolder
@@ -120,6 +120,32 @@ def test_a_run_killed_twice_in_later_epochs_goes_on(tmp_path: Path, monkeypatch:
     train_until(config, 47, monkeypatch, resume=resumed.path)
     train(config, resumed.path)
     assert_same_run(straight, resumed)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_weights_are_kept_every_so_many_steps_before_and_after_a_kill_and_are_those_of_the_step(
+    accumulate: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = {"val_check_interval": 4 * accumulate, "accumulate_grad_batches": accumulate}
+    config = small_settings(tmp_path, trainer=trainer, keep_every_n_steps=2)
+    straight = train(config)
+    train_until(config, 7 * accumulate, monkeypatch)  # step 6 is kept, but the last checkpoint is of step 4
+    resumed = RunFolder(tmp_path / "runs" / "small-2")
+    assert list(resumed.all_kept) == [2, 4, 6]
+    train(config, resumed.path)
+    assert list(straight.all_kept) == list(resumed.all_kept) == [2, 4, 6, 8, 10, 12]
+    assert {file.name for file in straight.last.parent.iterdir()} == {
+        *("last.ckpt", "best.ckpt"),
+        *(file.name for file in straight.all_kept.values()),
+    }
+    for step, file in straight.all_kept.items():
+        one, two = (load_model(each).model.state_dict() for each in (file, resumed.kept(step)))
+        assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    last = read_checkpoint(straight.last)["state_dict"]
+    kept = load_model(straight.kept(12)).model.state_dict()
+    assert all(torch.equal(tensor, last[f"model.{name}"]) for name, tensor in kept.items())
+    first = load_model(straight.kept(2)).model.state_dict()
+    assert not torch.equal(first["lm_head.weight"], kept["lm_head.weight"])
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

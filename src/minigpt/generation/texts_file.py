@@ -39,7 +39,8 @@ def run(config: SampleConfig, text: str, change: Change) -> None:
 
     from minigpt.generation.writer import Writer
 
-    write_jobs(jobs, Writer.load(config.run, config.device), config.num_samples, out)
+    writer = Writer.load(config.run, config.device, int8=config.int8, compile=config.compile)
+    write_jobs(jobs, writer, config.num_samples, out)
 
 
 def _check_name(out: Path, prompts: str) -> None:
@@ -186,7 +187,10 @@ def _difference(line: bytes, known: Sequence[dict[str, Any]]) -> str:
 def _weights_fingerprint(writer: Writer) -> str:
     import torch
 
-    rest = [dataclasses.asdict(writer.model.config), writer.tokenizer.to_dict(), writer.from_start]
+    from minigpt.generation.cpu_decode import CPUDecode
+
+    int8 = isinstance(writer.reader, CPUDecode) and writer.reader.int8
+    rest = [dataclasses.asdict(writer.model.config), writer.tokenizer.to_dict(), writer.from_start, int8]
     found = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
     for name, tensor in sorted(writer.model.state_dict().items()):
         found.update(name.encode())

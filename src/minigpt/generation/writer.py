@@ -29,6 +29,8 @@ class Written:
     """A prompt and what was written after it."""
 
     prompt: str
+    prompt_tokens: tuple[int, ...]
+    """As they were read; spaces at the prompt's end are left to the tokens that follow."""
     text: str
     """The new text alone."""
     tokens: tuple[int, ...]
@@ -249,8 +251,9 @@ class _Stream:
 
     def written(self) -> Written:
         ended = {"stop_token": "end_of_text"}.get(str(self.row.ended), str(self.row.ended))
+        read = tuple(self.row.tokens[: self.row.n_prompt])
         tokens, chances = tuple(self.row.drawn), tuple(self.row.log_probabilities)
-        return Written(self.prompt, self.text, tokens, chances, ended, self.seed)
+        return Written(self.prompt, read, self.text, tokens, chances, ended, self.seed)
 
 
 def _changed(config: GenerationConfig | None, changes: dict[str, Any]) -> GenerationConfig:

@@ -15,29 +15,32 @@ from importlib import resources
 _RISKY = {character: f"\\u{ord(character):04x}" for character in "<>&"}
 
 
-def document(name: str, policy: str, **parts: str) -> str:
+def document(name: str, policy: str, *, shared: str | None = None, **parts: str) -> str:
     """Fill in a template of this folder: NAME.html, with NAME.css and NAME.js, which must be ASCII.
 
     Args:
         name: of the template.
         policy: what the document may run, see `policy_of`.
+        shared: a style of several templates, without its ".css", for the placeholder `shared_style`.
         parts: HTML for each other placeholder, escaped already.
 
     Returns:
         The document as ASCII text.
     """
     parts |= {"policy": policy, "style": _file(f"{name}.css"), "script": _file(f"{name}.js")}
+    if shared is not None:
+        parts["shared_style"] = _file(f"{shared}.css")
     # one pass over the template, so that a title or a token that reads like a placeholder is left alone
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _file(f"{name}.html"))
     # The script must stay byte for byte what was hashed, and it is ASCII: only text outside of it is rewritten here.
     return page.encode("ascii", "xmlcharrefreplace").decode("ascii")
 
 
-def policy_of(*names: str, more: Sequence[str] = ()) -> str:
+def policy_of(*names: str, shared: Sequence[str] = (), more: Sequence[str] = ()) -> str:
     """Content-Security-Policy: nothing at all, but the scripts and the styles of these templates, by their hashes."""
     rules = ["default-src 'none'", "base-uri 'none'", "form-action 'none'"]
-    for element, suffix in (("script", "js"), ("style", "css")):
-        rules.append(" ".join([f"{element}-src", *(_hash(f"{name}.{suffix}") for name in names)]))
+    for element, suffix, files in (("script", "js", names), ("style", "css", (*shared, *names))):
+        rules.append(" ".join([f"{element}-src", *(_hash(f"{name}.{suffix}") for name in files)]))
     return "; ".join([*rules, *more])
 
 

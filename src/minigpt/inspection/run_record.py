@@ -78,7 +78,7 @@ def read_run_folder(path: Path) -> RunRecord:
         )
     name, missing = path.resolve().name, list[str]()
     settings = _settings(run.config, missing)
-    rows = _rows(run.metrics, missing)
+    rows = metric_rows(run.metrics, missing)
     page = _page(run, f"{name}: attention while training", _most_snapshots(settings), missing)
     pictures = []
     if page is None and run.attention_grid.is_file():
@@ -127,8 +127,13 @@ def _settings(file: Path, missing: list[str]) -> dict[str, Any]:
     return settings
 
 
-def _rows(file: Path, missing: list[str]) -> list[dict[str, float]]:
-    """Lines with a step, and their numbers; what comes after the last line break is half written."""
+def metric_rows(file: Path, missing: list[str]) -> list[dict[str, float]]:
+    """Lines of metrics.csv with a step, and their numbers; what comes after the last line break is half written.
+
+    Args:
+        file: which may not be there.
+        missing: takes a sentence for what cannot be read.
+    """
     if not file.exists():
         return []
     text = file.read_bytes().decode("utf-8", errors="replace")

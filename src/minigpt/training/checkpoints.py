@@ -1,4 +1,4 @@
-"""A training state -> last.ckpt and best.ckpt, where and when a resume is exact."""
+"""A training state -> last.ckpt and best.ckpt, where and when a resume is exact; and weights kept for looking back."""
 
 from __future__ import annotations
 
@@ -62,7 +62,12 @@ class Checkpoints(Checkpoint):
             trainer.should_stop = True  # makes Lightning validate at the very end, whatever the interval
         loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
         assert fetcher is not None
-        if loop._should_accumulate() or loop._should_check_val_fx(fetcher):
+        if loop._should_accumulate():
+            return
+        keep = self.config.keep_every_n_steps
+        if keep and step % keep == 0:
+            self._keep(trainer, pl_module)
+        if loop._should_check_val_fx(fetcher):
             return
         every = self.config.checkpoint_every_n_steps
         stop = self._must_stop(trainer)
@@ -91,10 +96,21 @@ class Checkpoints(Checkpoint):
             return stop
         return bool(trainer.strategy.reduce_boolean_decision(stop, all=False))
 
+    def _keep(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """The weights alone: whoever looks back needs no optimizer, which is twice as large."""
+        assert isinstance(module, TrainingModule)
+        self._check_finite(trainer, module)
+        if trainer.is_global_zero:
+            file = self.folder.kept(trainer.global_step)
+            save_weights(file, module.model, self.config, module.data.tokenizer)
+
     def _save_last(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._check_finite(trainer, module)
+        trainer.save_checkpoint(self.folder.last)
+
+    def _check_finite(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if not all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters()):
             raise UserError(not_finite("a weight", trainer.global_step, self.folder))
-        trainer.save_checkpoint(self.folder.last)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
