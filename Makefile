@@ -19,10 +19,11 @@ test: .venv/installed-dev lint types ## lint, types and the test suite
 test-slow: .venv/installed-dev ## the longer proofs that `make test` leaves out
 	$(BIN)/python -m pytest -m slow
 
-bench: .venv/installed-dev ## time and memory of attention, data and looks, into benchmarks/results/ (half an hour on an idle machine)
+bench: .venv/installed-dev ## time and memory of attention, data, looks and writing, into benchmarks/results/ (half an hour on an idle machine)
 	$(BIN)/python benchmarks/attention.py --write
 	$(BIN)/python benchmarks/data.py --write
 	$(BIN)/python benchmarks/inspection.py --write
+	$(BIN)/python benchmarks/generation.py --write
 
 lint: .venv/installed-dev ## ruff: rules and format
 	$(BIN)/ruff check .

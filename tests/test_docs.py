@@ -1,5 +1,6 @@
 """docs/: commands and code run as they stand there, and pictures and numbers are those of the code."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import torch
 from scripts import ROOT
 
+from minigpt.config import GenerationConfig
 from minigpt.data.sources import COMPRESSED, TABLES
 from minigpt.data.synthetic import SYNTHETIC
 from minigpt.data.tokenizer import TIKTOKEN_NAMES
@@ -27,18 +29,27 @@ def python_block(containing: str) -> str:
     return block
 
 
-@pytest.mark.parametrize("page", ["attention.md", "data.md"])
-def test_the_commands_run(page: str, tmp_path: Path) -> None:
-    for name in ("train.py", "configs", "README.md"):
+@pytest.mark.parametrize("page", ["attention.md", "data.md", "generation.md"])
+def test_the_commands_run_and_what_they_made_serves_the_python_block(page: str, tmp_path: Path) -> None:
+    for name in ("train.py", "sample.py", "configs", "README.md"):
         (tmp_path / name).symlink_to(ROOT / name)
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)
-    wanted = re.compile(r"train\.py|minigpt\.data")
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    wanted = re.compile(r"train\.py|minigpt\.data|sample\.py")
     commands = [line for block in blocks for line in block.splitlines() if wanted.search(line)]
     assert len(commands) >= 2
     for command in commands:
         command = re.sub(r"\bpython\b", sys.executable, command)
         result = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert result.returncode == 0, f"{command}\n{result.stderr}"
+    for block in re.findall(r"```python\n(import minigpt\n.*?)```", text, re.DOTALL):
+        subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_every_setting_of_writing_is_named() -> None:
+    page = (ROOT / "docs" / "generation.md").read_text(encoding="utf-8")
+    for field in dataclasses.fields(GenerationConfig):
+        assert f"`{field.name}" in page or f"--{field.name}" in page or f"{field.name}=" in page, field.name
 
 
 def test_every_kind_of_source_and_tokenizer_is_named() -> None:

@@ -9,6 +9,7 @@ kinds of model are decoded here, and everything else by `GPT`, which is what the
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -70,7 +71,7 @@ def by_columns(model: GPT) -> None:
 @contextlib.contextmanager
 def _threads_for(n_bytes: int) -> Iterator[None]:
     """One thread inside for matrices of at most so many bytes that a second one would only be waited for."""
-    libraries = _openblas() if n_bytes < SMALL else []
+    libraries = _openblas() if n_bytes < SMALL else ()
     before = [library.get_num_threads() for library in libraries]
     try:
         for library in libraries:
@@ -282,9 +283,15 @@ def _norm(module: nn.Module) -> Function:
     bias = _array(module.bias) if isinstance(module, nn.LayerNorm) and module.bias is not None else None
 
     def norm(x: Array) -> Array:
-        if mean is not None:
-            x = x - (x @ mean)[..., None]
-        x = x / np.sqrt(np.vecdot(x, x) / C + eps)[..., None]
+        if x.size == C:  # one vector: its sums are numbers, which Python divides sooner than numpy
+            flat = x.reshape(C)
+            if mean is not None:
+                flat = flat - flat.dot(mean)
+            x = (flat / math.sqrt(flat.dot(flat) / C + eps)).reshape(x.shape)
+        else:
+            if mean is not None:
+                x = x - (x @ mean)[..., None]
+            x = x / np.sqrt(np.vecdot(x, x) / C + eps)[..., None]
         x *= weight
         if bias is not None:
             x += bias

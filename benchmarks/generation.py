@@ -1,0 +1,348 @@
+"""How fast text is written, beside other programs and the memory's limit -> tables: `python benchmarks/generation.py`.
+
+Each contender lives in a process of its own, which sleeps while another is measured: threads of one library that still
+wait for work would slow down the next one's. They take turns, round by round.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from attention import Parser, machine, ratios, spread, table
+from torch import Tensor
+
+from data import busy_seconds, cpu_seconds
+from minigpt import cli
+from minigpt.config import Config, GenerationConfig, GPTConfig, UserError
+from minigpt.data.batches import IGNORED, ValBatches
+from minigpt.data.prepare import open_data
+from minigpt.generation.cpu_decode import CPUDecode, by_columns
+from minigpt.generation.engine import Row, generate
+from minigpt.generation.sampling import draw, narrowed
+from minigpt.generation.writer import Writer
+from minigpt.model.cache import KVCache
+from minigpt.model.gpt import GPT
+
+RESULTS = Path(__file__).parent / "results" / "generation_cpu.md"
+SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_k": 50}
+SHAPES = {
+    "gpt2": GPTConfig.gpt2_family(),
+    "demo": GPTConfig.gpt2_family(vocab_size=2048, context_length=128, n_layer=4, n_head=4, n_embd=192),
+    "nanogpt": GPTConfig.gpt2_family(
+        vocab_size=65, context_length=64, n_layer=4, n_head=4, n_embd=128, bias=False, tie_embeddings=True
+    ),
+    "modern": GPTConfig(vocab_size=2048, context_length=128, n_layer=4, n_head=4, n_embd=192),
+}
+"""GPT-2 small; the demo's sizes in GPT-2's family and as they are; nanoGPT's CPU recipe."""
+
+Write = Callable[[int, int], None]
+"""(length of the prompt, tokens to write): draws them at SAMPLING."""
+
+
+class PyTorchAlone:
+    """A reader that takes nothing, so that the model reads."""
+
+    def takes(self, tokens: Tensor, texts: Tensor | None) -> bool:
+        return False
+
+
+def ours(shape: str, against: Path | None, *, int8: bool = False, numpy: bool = True) -> Write:
+    model = GPT(SHAPES[shape]).eval()
+    by_columns(model)
+    reader = CPUDecode(model, int8=int8) if numpy else PyTorchAlone()
+
+    def write(n_prompt: int, n_new: int) -> None:
+        row = Row(list(range(n_prompt)), torch.Generator().manual_seed(0), 0, n_prompt)
+        for _ in generate(model, [row], GenerationConfig(max_new_tokens=n_new, **SAMPLING), reader):  # type: ignore[arg-type]
+            pass
+
+    return write
+
+
+def uncached(shape: str, against: Path | None) -> Write:
+    """Our model, which reads the whole text for each token."""
+    model = GPT(SHAPES[shape]).eval()
+
+    @torch.inference_mode()
+    def write(n_prompt: int, n_new: int) -> None:
+        tokens, generator, config = (
+            list(range(n_prompt)),
+            torch.Generator().manual_seed(0),
+            GenerationConfig(**SAMPLING),
+        )
+        for _ in range(n_new):
+            logits = model.logits(model.hidden(torch.tensor([tokens[-model.config.context_length :]]))[:, -1:])[0, 0]
+            *_, (_, choice) = narrowed(logits.numpy(), config)
+            tokens.append(draw(choice, config.temperature, generator))
+
+    return write
+
+
+def hugging_face(shape: str, against: Path | None) -> Write:
+    """GPT2LMHeadModel.generate with its cache."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    ours = SHAPES[shape]
+    sizes = {"n_positions": ours.context_length, "n_layer": ours.n_layer, "n_head": ours.n_head, "n_embd": ours.n_embd}
+    config = GPT2Config(vocab_size=ours.vocab_size, bos_token_id=0, eos_token_id=None, **sizes)
+    model = GPT2LMHeadModel(config).eval()
+
+    @torch.inference_mode()
+    def write(n_prompt: int, n_new: int) -> None:
+        tokens = torch.arange(n_prompt)[None]
+        model.generate(
+            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=n_new, min_new_tokens=n_new, do_sample=True,
+            pad_token_id=0, **SAMPLING,
+        )  # fmt: skip
+
+    return write
+
+
+def nanogpt(shape: str, against: Path | None) -> Write:
+    """GPT.generate of a checkout of nanoGPT, which has no cache."""
+    sys.path.insert(0, str(against))
+    module, ours = importlib.import_module("model"), SHAPES[shape]
+    sizes = {"n_layer": ours.n_layer, "n_head": ours.n_head, "n_embd": ours.n_embd, "bias": ours.bias, "dropout": 0.0}
+    model = module.GPT(module.GPTConfig(block_size=ours.context_length, vocab_size=ours.vocab_size, **sizes)).eval()
+
+    def write(n_prompt: int, n_new: int) -> None:
+        with torch.no_grad():
+            model.generate(torch.arange(n_prompt)[None], n_new, **SAMPLING)
+
+    return write
+
+
+CONTENDERS: dict[str, Callable[[str, Path | None], Write]] = {
+    "minigpt": ours,
+    "minigpt, 8-bit weights": lambda shape, against: ours(shape, against, int8=True),
+    "minigpt, PyTorch alone": lambda shape, against: ours(shape, against, numpy=False),
+    "minigpt, no cache": uncached,
+    "Hugging Face generate": hugging_face,
+    "nanoGPT's sampler": nanogpt,
+}
+
+
+def serve(name: str, shape: str, against: Path | None, pipe: Connection) -> None:
+    """Answer each (n_prompt, n_new) with the seconds that writing took; "memory" reads 512 MB instead."""
+    if name == "memory":
+        block = torch.ones(2**27)
+    else:
+        write = CONTENDERS[name](shape, against)
+    while (asked := pipe.recv()) is not None:
+        began = time.perf_counter()
+        if name == "memory":
+            for _ in range(4):
+                block.sum()
+        else:
+            write(*asked)
+        pipe.send(time.perf_counter() - began)
+
+
+@contextmanager
+def contest(names: Sequence[str], shape: str, against: Path | None) -> Iterator[dict[str, Connection]]:
+    """A sleeping process for each contender."""
+    context, pipes, processes = multiprocessing.get_context("spawn"), {}, []
+    for name in names:
+        pipes[name], theirs = context.Pipe()
+        processes.append(context.Process(target=serve, args=(name, shape, against, theirs), daemon=True))
+        processes[-1].start()
+        theirs.close()
+    try:
+        yield pipes
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def turns(
+    names: Sequence[str], shape: str, sizes: tuple[int, int], n_rounds: int, against: Path | None = None
+) -> dict[str, list[float]]:
+    """Seconds of each contender in each round; one round more comes first, uncounted."""
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    with contest(names, shape, against) as pipes:
+        for number in range(-1, n_rounds):
+            for name in names[::-1] if number % 2 else names:
+                pipes[name].send(sizes)
+                seconds = pipes[name].recv()
+                if number >= 0:
+                    taken[name].append(seconds)
+                time.sleep(0.3)  # idle threads of its libraries go to sleep
+    return taken
+
+
+def n_bytes(config: GPTConfig) -> int:
+    """Of the weights that are read for each token: all but the tables of which only a row is."""
+    model = GPT(config)
+    tables = [model.position_embedding.weight] if config.position == "learned" else []
+    tables += [] if config.tie_embeddings else [model.token_embedding.weight]
+    return sum(p.nbytes for p in model.parameters()) - sum(table.nbytes for table in tables)
+
+
+def installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def large(quick: bool, against: Path | None, run: Path) -> Iterator[str]:
+    """GPT-2 small against the speed of memory and Hugging Face's generate."""
+    names = ["minigpt", "minigpt, 8-bit weights", "minigpt, PyTorch alone"]
+    names += ["Hugging Face generate"] if installed("transformers") else []
+    sizes, n_rounds = ((32, 16), 2) if quick else ((32, 256), 5)
+    taken = turns(["memory", *names], "gpt2", sizes, n_rounds)
+    read = statistics.median(4 * 2**29 / seconds for seconds in taken["memory"])
+    bytes_a_token = n_bytes(SHAPES["gpt2"])
+    limit = read / bytes_a_token
+    rows = []
+    for name in names:
+        rates = [sizes[1] / seconds for seconds in taken[name]]
+        rate = statistics.median(rates)
+        share = "" if "8-bit" in name else f"{rate / limit:.0%}"
+        gigabytes = "" if "8-bit" in name else f"{rate * bytes_a_token / 1e9:.1f}"
+        rows.append([name, spread(rates), gigabytes, share, spread(ratios(taken[name], taken["minigpt"]))])
+    yield table(
+        f"GPT-2 small, float32, batch 1, prompt of {sizes[0]}, {sizes[1]} new tokens, {n_rounds} rounds; reading "
+        f"{bytes_a_token / 1e6:.0f} MB a token at {read / 1e9:.1f} GB/s would be {limit:.1f} tokens/s",
+        ["", "tokens/s", "GB/s", "share of the limit", "times minigpt's seconds"],
+        rows,
+    )
+    sizes = (32, 4) if quick else (256, 16)
+    names = ["minigpt", "minigpt, no cache"]
+    taken = turns(names, "gpt2", sizes, 2 if quick else 3)
+    yield rates_table(
+        f"GPT-2 small, prompt of {sizes[0]}, {sizes[1]} new tokens: what the cache saves", names, taken, sizes
+    )
+
+
+def small(quick: bool, against: Path | None, run: Path) -> Iterator[str]:
+    """Models whose calls cost more than their arithmetic."""
+    n_rounds = 3 if quick else 11
+    hugging = ["Hugging Face generate"] if installed("transformers") else []
+    names, sizes = ["minigpt", "minigpt, PyTorch alone", "minigpt, 8-bit weights", *hugging], (32, 95)
+    yield rates_table(
+        "the demo's sizes in GPT-2's family, prompt of 32, 95 new tokens",
+        names,
+        turns(names, "demo", sizes, n_rounds),
+        sizes,
+    )
+    names = ["minigpt", "minigpt, PyTorch alone"]
+    yield rates_table(
+        "the demo's own model (rotary, QK-norm, SwiGLU)", names, turns(names, "modern", sizes, n_rounds), sizes
+    )
+    if against is not None:
+        names, sizes = ["minigpt", "minigpt, PyTorch alone", "nanoGPT's sampler"], (1, 256)
+        title = (
+            "nanoGPT's CPU recipe (4 layers, 4 heads, 128 wide, context 64), 256 new tokens, so past the context too"
+        )
+        yield rates_table(title, names, turns(names, "nanogpt", sizes, n_rounds, against), sizes)
+
+
+def rates_table(title: str, names: Sequence[str], taken: dict[str, list[float]], sizes: tuple[int, int]) -> str:
+    rows = [
+        [name, spread([sizes[1] / s for s in taken[name]]), spread(ratios(taken[name], taken["minigpt"]))]
+        for name in names
+    ]
+    return table(title, ["", "tokens/s", "times minigpt's seconds"], rows)
+
+
+def trained(quick: bool, against: Path | None, run: Path) -> Iterator[str]:
+    """What only a trained model shows: how often drafts are right, and what 8 bits cost."""
+    writer, rounded = Writer.load(run), Writer.load(run, int8=True)
+    config = cli.parse_training(["--resume", str(run)])[0]
+    text = Path(__file__).read_text(encoding="utf-8")
+    n_prompt = writer.model.config.context_length // 2
+    prompts = [text[i : i + n_prompt] for i in range(0, len(text), len(text) // (4 if quick else 16))]
+    rows = []
+    for name, repeat in (("code as it is", 1), ("a line of code said again and again", 3)):
+        said = [(prompt[: n_prompt // repeat] * repeat) for prompt in prompts]
+        for temperature in (0.0, 0.8):
+            times: dict[int, list[float]] = {0: [], 7: []}
+            for prompt in said:
+                settings = {"max_new_tokens": n_prompt, "temperature": temperature}
+                texts = set()
+                for draft_tokens in times:
+                    began = time.perf_counter()
+                    texts.add(writer.generate(prompt, draft_tokens=draft_tokens, **settings).tokens)
+                    times[draft_tokens].append(time.perf_counter() - began)
+                assert len(texts) == 1, "a draft changed the text"
+            rows.append([name, str(temperature), spread(ratios(times[0], times[7]))])
+    yield table(
+        f"{run}: plain seconds over seconds with draft_tokens=7", ["prompts", "temperature", "times as fast"], rows
+    )
+    losses = [val_loss(each, config, 4 if quick else None) for each in (writer, rounded)]
+    yield table(
+        f"{run}: loss over its val split, nats a token",
+        ["float32", "8-bit weights", "difference"],
+        [[f"{losses[0]:.4f}", f"{losses[1]:.4f}", f"{losses[1] - losses[0]:+.4f}"]],
+    )
+
+
+@torch.inference_mode()
+def val_loss(writer: Writer, config: Config, most: int | None) -> float:
+    """Mean loss over the val split, or over the first so many batches of it."""
+    data, sizes = open_data(config.data, quiet=True), config.model
+    batches = ValBatches(
+        data.val, context_length=sizes.context_length, batch_size=config.data.batch_size,
+        end_of_text=data.manifest.end_of_text, mode=config.data.mode,
+    )  # fmt: skip
+    total, n_tokens, reader = 0.0, 0, writer.reader or writer.model
+    for index in range(min(len(batches), most or len(batches))):
+        tokens, targets = batches[index]
+        logits = reader.logits(reader.hidden(tokens, None, KVCache(writer.model.config, *tokens.shape)))
+        total += float(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"))
+        n_tokens += int((targets != IGNORED).sum())
+    return total / n_tokens
+
+
+PARTS = {"large": large, "small": small, "trained": trained}
+
+
+def write(part: str, text: str) -> None:
+    """Put one part's section into the file; the others stay as they are."""
+    old = RESULTS.read_text(encoding="utf-8").split("\n## ")[1:] if RESULTS.exists() else []
+    sections = {section.partition("\n")[0]: section.partition("\n")[2].strip() for section in old} | {part: text}
+    body = "".join(f"\n## {name}\n\n{sections[name]}\n" for name in PARTS if name in sections)
+    RESULTS.write_text(f"# Writing: tokens per second on cpu\n{body}", encoding="utf-8")
+
+
+def main(arguments: list[str]) -> None:
+    """Measure the parts asked for, print their tables, and keep them if asked to."""
+    parser = Parser(description="Tokens per second, as markdown tables.", allow_abbrev=False)
+    parser.add_argument("part", nargs="?", choices=PARTS, help="only this part (default: all)")
+    parser.add_argument("--quick", action="store_true", help="few rounds and tokens: to see that it works")
+    parser.add_argument("--write", action="store_true", help=f"also into benchmarks/results/{RESULTS.name}")
+    parser.add_argument("--against", type=Path, help="a checkout of nanoGPT, whose sampler takes part")
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="for `trained` (default: runs/demo)")
+    chosen = parser.parse_args(arguments)
+    if chosen.quick and chosen.write:
+        raise UserError("--write keeps full measurements only: leave out --quick")
+    if chosen.against is not None and not (chosen.against / "model.py").is_file():
+        raise UserError(f"--against {chosen.against}: holds no model.py; name a checkout of nanoGPT")
+    for part in [chosen.part] if chosen.part else PARTS:
+        blocks = [machine("cpu")]
+        print(f"\n## {part}\n\n{blocks[0]}", flush=True)
+        began, busy = time.perf_counter(), busy_seconds() - cpu_seconds()
+        for block in PARTS[part](chosen.quick, chosen.against, chosen.run):
+            blocks.append(block)
+            print(f"\n{block}", flush=True)
+        cores = (busy_seconds() - cpu_seconds() - busy) / (time.perf_counter() - began)
+        blocks.append(f"Meanwhile other programs used {cores:.2f} of the {os.cpu_count()} cores.")
+        print(f"\n{blocks[-1]}", flush=True)
+        if chosen.write:
+            write(part, "\n\n".join(blocks))
+
+
+if __name__ == "__main__":
+    cli.run(main)
