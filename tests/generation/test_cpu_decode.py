@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_engine import KINDS, make
 
-from minigpt.generation.cpu_decode import CPUDecode, _openblas, _product_of_int8, by_columns, can_decode
+from minigpt.generation.cpu_decode import ONE_THREAD, CPUDecode, _openblas, _product_of_int8, by_columns, can_decode
 from minigpt.inspection.capture import capture_attention
 from minigpt.model.cache import KVCache
 
@@ -28,6 +28,10 @@ def test_the_usual_kinds_are_taken_and_others_are_left_to_the_model() -> None:
     model = make({})
     with capture_attention(model):
         assert not can_decode(model)
+    hook = model.blocks[0].mlp.register_forward_hook(lambda *_: None)
+    assert not can_decode(model)
+    hook.remove()
+    assert can_decode(model)
 
 
 @pytest.mark.parametrize("columns", [False, True])
@@ -77,6 +81,11 @@ def test_threads_of_the_library_are_as_they_were_afterwards() -> None:
     model = make({})
     decoder, cache = CPUDecode(model), KVCache(model.config, 1, 24)
     decoder.hidden(torch.tensor([[1]]), None, cache)
+    assert [library.get_num_threads() for library in _openblas()] == [2] * len(_openblas())
+    with ONE_THREAD:
+        with ONE_THREAD:
+            pass
+        assert [library.get_num_threads() for library in _openblas()] == [1] * len(_openblas())
     assert [library.get_num_threads() for library in _openblas()] == [2] * len(_openblas())
 
 

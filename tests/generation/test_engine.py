@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from minigpt.config import GenerationConfig, GPTConfig
+from minigpt.config import GenerationConfig, GPTConfig, UserError
 from minigpt.generation import engine
 from minigpt.generation.cpu_decode import CPUDecode
 from minigpt.generation.engine import CompiledDecode, Reader, Row, generate, window_start
@@ -274,3 +274,20 @@ def test_compiled_decoding_draws_the_same_tokens(kind: dict[str, Any]) -> None:
         warnings.filterwarnings("error", message="torch.compile failed")
         found = written(model, PROMPTS[:1], 0, CompiledDecode(model), **settings)
     assert found == written(model, PROMPTS[:1], 0, **settings)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_refused(temperature: float) -> None:
+    model = make({})
+    with torch.no_grad():
+        model.lm_head.weight[3].fill_(torch.nan)
+    with pytest.raises(UserError, match="the model's logits are no finite numbers"):
+        written(model, [[1]], max_new_tokens=2, temperature=temperature)
+
+
+def test_where_settings_leave_no_token_that_is_said() -> None:
+    forbidden = [token for token in range(50) if token != 7]
+    settings: dict[str, Any] = {"max_new_tokens": 3, "stop_tokens": [7], "forbidden_tokens": forbidden}
+    assert written(make({}), [[1]], **settings) == [[]]
+    with pytest.raises(UserError, match="no token is left to draw"):
+        written(make({}), [[1]], **settings, min_new_tokens=2)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -53,8 +54,14 @@ def can_decode(model: GPT) -> bool:
         and config.similarity == "scaled_dot"
         and not config.document_mask
         and all(type(module.mlp) in _MLPS for module in model.modules() if isinstance(module, Block))
-        and not any(isinstance(module, Attention) and module.tap for module in model.modules())
+        and not any(map(_is_watched, model.modules()))
     )
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether somebody looks at what the module does, or changes it."""
+    tapped = isinstance(module, Attention) and module.tap is not None
+    return tapped or bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def by_columns(model: GPT) -> None:
@@ -68,18 +75,34 @@ def by_columns(model: GPT) -> None:
             parameter.data = parameter.data.t().contiguous().t()
 
 
-@contextlib.contextmanager
-def _threads_for(n_bytes: int) -> Iterator[None]:
-    """One thread inside for matrices of at most so many bytes that a second one would only be waited for."""
-    libraries = _openblas() if n_bytes < SMALL else ()
-    before = [library.get_num_threads() for library in libraries]
-    try:
-        for library in libraries:
-            library.set_num_threads(1)
-        yield
-    finally:
-        for library, number in zip(libraries, before, strict=True):
-            library.set_num_threads(number)
+class _OneThread:
+    """`with ONE_THREAD:` OpenBLAS has one thread inside, and the number that it had before when all have left."""
+
+    def __init__(self) -> None:
+        self._lock, self._n_inside, self._before = threading.Lock(), 0, list[int]()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._n_inside += 1
+            if self._n_inside == 1:
+                self._before = [library.get_num_threads() for library in _openblas()]
+                for library in _openblas():
+                    library.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._n_inside -= 1
+            if not self._n_inside:
+                for library, number in zip(_openblas(), self._before, strict=True):
+                    library.set_num_threads(number)
+
+
+ONE_THREAD = _OneThread()
+
+
+def _threads_for(n_bytes: int) -> contextlib.AbstractContextManager[None]:
+    """As many threads as pay for matrices of at most so many bytes."""
+    return ONE_THREAD if n_bytes < SMALL else contextlib.nullcontext()
 
 
 @cache

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from minigpt.config import GenerationConfig
+from minigpt.config import GenerationConfig, UserError
 from minigpt.generation.cpu_decode import CPUDecode, can_decode
 from minigpt.generation.lookup import lookup
 from minigpt.generation.sampling import Choice, Mask, draw, narrowed
@@ -124,9 +124,11 @@ def generate(
 
 def _draw(logits: Logits, row: Row, config: GenerationConfig) -> None:
     """A token for the row, or its end."""
-    stages = []
-    for stage in narrowed(logits, config, row.tokens, _permitted(row, len(logits), config)):
-        stages.append(stage)
+    largest = logits.max()
+    total = largest + np.log(np.exp(logits - largest).sum())
+    if not np.isfinite(total):
+        raise UserError("the model's logits are no finite numbers: its weights are damaged, or its training diverged")
+    stages = list(narrowed(logits, config, row.tokens, _permitted(row, len(logits), config)))
     if row.watch is not None:
         row.watch(logits, stages)
     token = draw(stages[-1][1], config.temperature, row.generator)
@@ -134,8 +136,7 @@ def _draw(logits: Logits, row: Row, config: GenerationConfig) -> None:
         row.ended = "stop_token"
     else:
         row.tokens.append(token)
-        largest = logits.max()
-        row.log_probabilities.append(float(logits[token] - largest - np.log(np.exp(logits - largest).sum())))
+        row.log_probabilities.append(float(logits[token] - total))
 
 
 def _permitted(row: Row, V: int, config: GenerationConfig) -> Mask | None:

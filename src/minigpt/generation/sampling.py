@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from minigpt.config import GenerationConfig
+from minigpt.config import GenerationConfig, UserError
 
 FIRST = 256
 """Likeliest tokens that are sorted for top_p at first: sorting all of a large vocabulary costs more than the model."""
@@ -53,6 +53,9 @@ def narrowed(
 
     Yields:
         The setting's name and what it leaves; first "permitted".
+
+    Raises:
+        UserError: no token is left.
     """
     V = len(logits)
     choice = Choice(np.arange(V), logits.astype(np.float64))
@@ -62,6 +65,11 @@ def narrowed(
     if config.forbidden_tokens:
         choice = choice.kept(~_among(config.forbidden_tokens, V)[choice.tokens])
         yield "forbidden_tokens", choice
+    if not len(choice.tokens):
+        raise UserError(
+            "no token is left to draw: forbidden_tokens, min_new_tokens and the spaces at the prompt's end exclude all "
+            "of them; change one"
+        )
     if config.repetition_penalty != 1.0:
         repeated, values = _among(seen, V)[choice.tokens], choice.logits
         penalised = np.where(values > 0, values / config.repetition_penalty, values * config.repetition_penalty)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from minigpt.config import GenerationConfig, UserError
+from minigpt.config import GenerationConfig
 from minigpt.generation.engine import Logits, window_start
 from minigpt.generation.sampling import Choice, draw
 from minigpt.generation.writer import Writer, Written
@@ -55,7 +55,7 @@ def explain(
         What was written, and the document.
 
     Raises:
-        UserError: as `Writer.generate`; or the model computes no finite numbers.
+        UserError: as `Writer.generate`.
     """
     # a draft would be attended to as one, and changes nothing of the text
     config = dataclasses.replace(config or GenerationConfig(), draft_tokens=0)
@@ -101,8 +101,6 @@ class _Witness:
 
     def watch(self, logits: Logits, stages: list[tuple[str, Choice]]) -> None:
         """A token is about to be drawn: keep what it is drawn from, and draw it as the engine does."""
-        if not np.isfinite(logits).all():
-            raise UserError("the model's logits are no finite numbers, so there is nothing to explain")
         choice = stages[-1][1]
         token = draw(choice, self.temperature, self._generator)
         if self.temperature == 0:
