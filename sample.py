@@ -15,7 +15,7 @@ def main(arguments: list[str]) -> None:
         return
     prompt = config.prompt if config.prompt_file is None else cli.read_text(config.prompt_file, "--prompt_file")
 
-    from minigpt.files import require_writable, write_text
+    from minigpt.files import require_page, write_text
     from minigpt.generation.writer import Writer
 
     def load(path: str) -> Writer:
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
         from minigpt.generation.terminal import note, show
         from minigpt.inspection.explanation import explain
 
-        require_writable(Path(config.explain))
+        require_page(Path(config.explain))
         written, page = explain(load(config.run), prompt, config, title=config.run)
         show(f"{prompt}{written.text}\n")
         write_text(Path(config.explain), page)
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
         from minigpt.generation.terminal import note
         from minigpt.inspection.film import film
 
-        require_writable(Path(config.checkpoints))
+        require_page(Path(config.checkpoints))
         write_text(Path(config.checkpoints), film(config.run, prompt, config, config.device))
         note(f"{config.checkpoints}: what each checkpoint of {config.run} writes")
     else:

@@ -140,7 +140,7 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (GenerationConfig, {"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens=9: is above max_new_tokens=8"),
     *((GenerationConfig, {"top_p": x}, f"top_p={x}: must be above 0 and at most 1") for x in (0.0, 1.01)),
     *((GenerationConfig, {"min_p": x}, f"min_p={x}: must lie between 0 and 1") for x in (-0.1, 1.01)),
-    (GenerationConfig, {"repetition_penalty": 0.0}, "repetition_penalty=0.0: must be above 0; 1 changes nothing"),
+    (GenerationConfig, {"repetition_penalty": 0.0}, "repetition_penalty=0.0: must lie in 0.001 to 1000"),
     (GenerationConfig, {"stop": ["a", ""]}, "stop=['a', '']: has an empty text, which stands everywhere"),
     (GenerationConfig, {"stop": ""}, "stop=: has an empty text, which stands everywhere"),
     (SamplingConfig, {"top_p": 2.0}, "sampling.top_p=2.0: must be above 0 and at most 1"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from minigpt.config import UserError
-from minigpt.files import require_writable, write_atomically
+from minigpt.files import require_page, write_atomically
 
 
 def test_a_new_file_holds_what_was_written(tmp_path: Path) -> None:
@@ -90,16 +90,21 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-def test_whether_a_file_can_be_written_is_known_before_and_leaves_nothing(tmp_path: Path) -> None:
-    require_writable(tmp_path / "new" / "page.html")
+def test_whether_a_page_can_be_written_is_known_before_and_leaves_nothing(tmp_path: Path) -> None:
+    require_page(tmp_path / "new" / "page.html")
     assert [path.name for path in tmp_path.rglob("*")] == ["new"]
     (tmp_path / "file").write_text("kept")
-    require_writable(tmp_path / "file")
-    assert (tmp_path / "file").read_text() == "kept"
+    (tmp_path / "old.html").write_text("<!DOCTYPE html> kept")
+    require_page(tmp_path / "old.html")
+    assert (tmp_path / "old.html").read_text() == "<!DOCTYPE html> kept"
     for path, words in (
+        (tmp_path / "file", "is there already and is no HTML page; name another file"),
+        (Path("/dev/null"), "is there already and is no HTML page"),
+        (Path("-"), "is no file; name a file"),
+        (tmp_path / ("x" * 251), "cannot be written"),
         (tmp_path, "is a folder; name a file"),
         (tmp_path / "file" / "page.html", "cannot be written"),
         (Path("/proc/page.html"), "cannot be written"),  # not even by root
     ):
         with pytest.raises(UserError, match=words):
-            require_writable(path)
+            require_page(path)

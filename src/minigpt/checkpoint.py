@@ -53,7 +53,11 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedMo
         model.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(f"{file}: its weights do not fit its config ({str(error).splitlines()[-1].strip()})") from None
-    return LoadedModel(model.to(device).eval(), tokenizer_from_dict(tokenizer_dict), config, file)
+    try:
+        model = model.to(device)
+    except (RuntimeError, NotImplementedError) as error:
+        raise UserError(f"device={device}: cannot hold the model ({str(error).splitlines()[0]})") from None
+    return LoadedModel(model.eval(), tokenizer_from_dict(tokenizer_dict), config, file)
 
 
 def find_weights(path: str | Path) -> Path:

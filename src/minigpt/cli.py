@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import functools
 import os
 import re
@@ -36,6 +37,8 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by the caller, as in `sample.py <&-`
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123 (open to the end)
+    for stream in (sys.stdout, sys.stderr):  # where a pipe takes ASCII alone, other characters are written as \\u00e9
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         main(sys.argv[1:])
         sys.stdout.flush()
@@ -46,10 +49,20 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of a pipe (`sample.py ... | head`) has gone: not a mistake. Python would complain again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_no_more()  # the reader of a pipe (`sample.py ... | head`) has gone: not a mistake
         sys.exit(0)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _write_no_more()
+        print(f"error: what was to be written has no room ({reason(error)})", file=sys.stderr)
+        sys.exit(2)
     sys.exit(0)
+
+
+def _write_no_more() -> None:
+    """Else Python would complain again at exit, about what it could not write."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse_training(argv: Sequence[str]) -> tuple[Config, Path | None]:

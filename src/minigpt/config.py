@@ -11,7 +11,8 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 class UserError(ValueError):
@@ -33,6 +34,26 @@ def _require_finite(prefix: str, config: Any) -> None:
             not isinstance(value, float) or math.isfinite(value),
             f"{f'{prefix}.{field_.name}'.strip('.')}={value}: must be a finite number",
         )
+
+
+def _require_types(prefix: str, config: Any) -> None:
+    """For settings that are given in Python, where no parser looks at them."""
+    for name, wanted in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        expected = str(wanted).replace("typing.", "") if get_origin(wanted) else wanted.__name__
+        _require(_is_of(value, wanted), f"{f'{prefix}.{name}'.strip('.')}={value!r}: expected {expected}")
+
+
+def _is_of(value: object, wanted: Any) -> bool:
+    if get_origin(wanted) in {Union, UnionType}:
+        return any(_is_of(value, each) for each in get_args(wanted))
+    if get_origin(wanted) is Literal:
+        return value in get_args(wanted)
+    if get_origin(wanted) is list:
+        return isinstance(value, list | tuple) and all(_is_of(each, *get_args(wanted)) for each in value)
+    if wanted in {int, float} and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if wanted is float else wanted)
 
 
 def _require_at_least(prefix: str, config: object, minimum: float, *names: str) -> None:
@@ -433,12 +454,14 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         prefix = self._prefix()
+        _require_types(prefix, self)
         _require_finite(prefix, self)
         _require_at_least(prefix, self, 1, "max_new_tokens", "top_k")
         _require_at_least(prefix, self, 0, "min_new_tokens", "temperature", "draft_tokens")
         dot = f"{prefix}." if prefix else ""
         for name, fits, what in (
-            ("repetition_penalty", self.repetition_penalty > 0, "must be above 0; 1 changes nothing"),
+            ("repetition_penalty", 1e-3 <= self.repetition_penalty <= 1e3, "must lie in 0.001 to 1000; 1 is none"),
+            ("temperature", not 0 < self.temperature < 1e-30, "must be 0, for the likeliest token, or at least 1e-30"),
             ("top_p", self.top_p is None or 0 < self.top_p <= 1, "must be above 0 and at most 1"),
             ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "must lie between 0 and 1"),
             (
@@ -526,10 +549,9 @@ class SampleConfig(GenerationConfig):
             self.prompts is None or self.out is not None, "prompts: name a file for the texts, as in --out texts.jsonl"
         )
         _require(self.out is None or self.prompts is not None, "out: is for what follows --prompts FILE; leave it out")
-        _require(
-            self.prompts is None or self.prompt_file is None,
-            "prompts and prompt_file are both given: leave one out, as prompts has its own",
-        )
+        sources = [name for name in ("prompts", "prompt_file") if getattr(self, name) is not None]
+        sources += ["prompt"] if self.prompt != type(self).prompt else []
+        _require(len(sources) < 2, f"{' and '.join(sources)} are given together: give one of them")
         single = next((name for name in ("explain", "checkpoints") if getattr(self, name)), None)
         _require(
             single is None or self.num_samples == 1,

@@ -46,20 +46,28 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def require_writable(path: Path) -> None:
-    """Find out before long work whether its file can be written at the end; folders on the way are made.
+def require_page(path: Path) -> None:
+    """Find out before long work whether an HTML page can be written at the end; folders on the way are made.
 
     Raises:
-        UserError: it is a folder, or lies where nothing can be written.
+        UserError: it is a folder or another file that is there already, or lies where nothing can be written.
     """
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; name a file")
     try:
+        if path.is_dir() or str(path) == "-":
+            raise UserError(f"{path}: is {'a folder' if path.is_dir() else 'no file'}; name a file, as page.html")
+        if path.exists() and not (path.is_file() and _begins_as_a_page(path)):
+            raise UserError(f"{path}: is there already and is no HTML page; name another file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent):
             pass
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({reason(error)})") from None
+
+
+def _begins_as_a_page(path: Path) -> bool:
+    with path.open("rb") as file:
+        begin = file.read(15)
+    return not begin or begin.lower() == b"<!doctype html>"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -213,3 +213,28 @@ def test_a_config_is_the_default_of_single_changes() -> None:
     writer, config = Writer(real(), BYTES), GenerationConfig(max_new_tokens=7, seed=2)
     samples: Sequence[Any] = [writer.generate("a", config), writer.generate("a", config, seed=3)]
     assert [(len(sample.tokens), sample.seed) for sample in samples] == [(7, 2), (7, 3)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": "0.5"}, "temperature='0.5': expected float"),
+        ({"temperature": None}, "temperature=None: expected float"),
+        ({"temperature": True}, "temperature=True: expected float"),
+        ({"top_k": 5.5}, r"top_k=5.5: expected int \| None"),
+        ({"stop": 5}, r"stop=5: expected str \| list\[str\]"),
+        ({"stop_tokens": [1.5]}, r"stop_tokens=\[1.5\]: expected list\[int\]"),
+        ({"overflow": "x"}, "overflow='x': expected Literal"),
+        ({"temperature": 1e-310}, "temperature=1e-310: must be 0, for the likeliest token, or at least 1e-30"),
+        ({"repetition_penalty": 1e308}, "repetition_penalty=1e.308: must lie in 0.001 to 1000; 1 is none"),
+    ],
+)
+def test_values_of_another_kind_are_refused_also_in_python(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Writer(real(), BYTES).generate("a", **changes)
+
+
+def test_a_stop_token_of_the_settings_is_not_the_end_of_the_text() -> None:
+    writer = Writer(Counting(10), LETTERS)  # type: ignore[arg-type]
+    assert writer.generate("ab", temperature=0.0, stop_tokens=[5]).ended == "stop_token"
+    assert writer.generate("ab", temperature=0.0).ended == "end_of_text"

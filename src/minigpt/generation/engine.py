@@ -47,6 +47,8 @@ class Row:
     watch: Watch | None = None
     log_probabilities: list[float] = field(default_factory=list)
     """Of each token drawn: what the model gave it, before any filter."""
+    stopped_by: int | None = None
+    """The stop token that ended it."""
     ended: str | None = None
     """Why it ended: `stop_token`, `length` or `context`, or what a reader of the stream set; None while it goes on."""
 
@@ -133,7 +135,7 @@ def _draw(logits: Logits, row: Row, config: GenerationConfig) -> None:
         row.watch(logits, stages)
     token = draw(stages[-1][1], config.temperature, row.generator)
     if token in config.stop_tokens:
-        row.ended = "stop_token"
+        row.ended, row.stopped_by = "stop_token", token
     else:
         row.tokens.append(token)
         row.log_probabilities.append(float(logits[token] - total))

@@ -207,6 +207,7 @@ def _locked(out: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
+        Path(lock.lock_file).touch()  # says why, where it is the folder that takes no file
         raise UserError(f"out={out}: another process writes it; wait for it, or name another file") from None
     try:
         yield

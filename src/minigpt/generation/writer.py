@@ -38,7 +38,7 @@ class Written:
     log_probabilities: tuple[float, ...]
     """Of each of them, in nats: what the model gave it, before temperature and filters."""
     ended: str
-    """`end_of_text`, `stop`, `length` or `context`."""
+    """`end_of_text`, `stop`, `stop_token`, `length` or `context`."""
     seed: int
 
 
@@ -92,6 +92,8 @@ class Writer:
             raise UserError(
                 f"int8: is for models with similarity=scaled_dot and without document_mask, on the CPU; {path} is none"
             )
+        if int8 and compile:
+            raise UserError("int8 and compile are both given: leave one out")
         if int8:
             reader = CPUDecode(model, int8=True)
         elif compile:
@@ -184,7 +186,9 @@ class Writer:
         if self.reader is None or not self.reader.takes(tokens, None):
             logits: Tensor = self.model(tokens)
             return logits
-        return self.reader.logits(self.reader.hidden(tokens, None, KVCache(self.model.config, 1, tokens.shape[1])))
+        weight = self.model.token_embedding.weight
+        cache = KVCache(self.model.config, 1, tokens.shape[1], dtype=weight.dtype, device=weight.device)
+        return self.reader.logits(self.reader.hidden(tokens, None, cache))
 
     def _streams(self, prompts: Sequence[str], num_samples: int, config: GenerationConfig) -> list[_Stream]:
         for prompt in prompts:
@@ -227,7 +231,7 @@ class _Stream:
         kept = prompt.rstrip(" ") or prompt
         spaces = prompt[len(kept) :]
         tokens = encode_prompt(tokenizer, kept, context_length, from_start=writer.from_start)
-        self.prompt, self.seed, self.text = prompt, seed, ""
+        self.prompt, self.seed, self.text, self.end_of_text = prompt, seed, "", tokenizer.end_of_text
         self.row = Row(
             tokens,
             torch.Generator().manual_seed(seed),
@@ -250,7 +254,7 @@ class _Stream:
         return text
 
     def written(self) -> Written:
-        ended = {"stop_token": "end_of_text"}.get(str(self.row.ended), str(self.row.ended))
+        ended = str(self.row.ended) if self.row.stopped_by != self.end_of_text else "end_of_text"
         read = tuple(self.row.tokens[: self.row.n_prompt])
         tokens, chances = tuple(self.row.drawn), tuple(self.row.log_probabilities)
         return Written(self.prompt, read, self.text, tokens, chances, ended, self.seed)

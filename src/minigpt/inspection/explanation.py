@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from minigpt.config import GenerationConfig
+from minigpt.config import GenerationConfig, UserError
 from minigpt.generation.engine import Logits, window_start
 from minigpt.generation.sampling import Choice, draw
 from minigpt.generation.writer import Writer, Written
@@ -57,6 +57,10 @@ def explain(
     Raises:
         UserError: as `Writer.generate`.
     """
+    if writer.reader is not None:
+        raise UserError(
+            "what reads with 8 bits or compiled cannot be looked at: load the model without int8 and compile"
+        )
     # a draft would be attended to as one, and changes nothing of the text
     config = dataclasses.replace(config or GenerationConfig(), draft_tokens=0)
     witness = _Witness(writer, config)

@@ -49,7 +49,12 @@ def film(run: str | Path, prompt: str, config: GenerationConfig | None = None, d
         UserError: no checkpoint, or none that can be opened; or a prompt that does not fit.
     """
     folder, config, notes = RunFolder(Path(run)), config or GenerationConfig(), list[str]()
-    frames = [_frame(step, writer, prompt, config) for step, writer in _opened(folder, device, notes)]
+    frames = []
+    for step, writer in _opened(folder, device, notes):
+        try:
+            frames.append(_frame(step, writer, prompt, config))
+        except UserError as error:
+            notes.append(f"Step {step}: {error}.")
     if not frames:
         raise UserError(" ".join(dict.fromkeys(notes)) or f"{run}: holds no checkpoint yet; {KEEP}")
     if len(frames) < 3:

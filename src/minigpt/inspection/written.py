@@ -17,6 +17,7 @@ MOST_BITS = 10
 """A surprise of so many bits or more has the strongest tint, see written.css."""
 ENDS = {
     "end_of_text": "then the end of the text was drawn",
+    "stop_token": "then one of stop_tokens was drawn",
     "stop": "then a stop text came, crossed out here",
     "length": "as many as max_new_tokens",
     "context": "then the context was full",
