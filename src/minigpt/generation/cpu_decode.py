@@ -158,7 +158,7 @@ class CPUDecode:
         if self.absolute is not None:
             x = x + self.absolute[positions]
         rotary = None if self.rotary is None else self.rotary[:, positions, None]  # (2, B or 1, T, 1, D / 2)
-        # exp(-x) of silu may be infinite: it is the right infinity
+        # exp may be infinite in silu and gelu: it is the right infinity
         with _threads_for(self.block_bytes), np.errstate(over="ignore"):
             for block, layer in zip(self.blocks, cache.layers, strict=True):
                 x = block(x, rotary, layer.key.numpy(), layer.value.numpy(), start, n_padding)
@@ -210,8 +210,9 @@ class _Block:
             keys, values = keys[:, :, -self.window :], values[:, :, -self.window :]
         first, n_keys = S - keys.shape[2], keys.shape[2]
         # Query heads of one key head are queries side by side: (B, H_kv, G T, D).
-        grouped = (query * self.scale).swapaxes(1, 2).reshape(B, H_kv, -1, D)
+        grouped = query.swapaxes(1, 2).reshape(B, H_kv, -1, D)
         scores = (grouped @ keys.swapaxes(2, 3)).reshape(B, H, T, n_keys)
+        scores *= self.scale
         if self.softcap is not None:
             scores = self.softcap * np.tanh(scores / self.softcap)
         if self.slopes is not None:
@@ -329,14 +330,12 @@ def _gelu(mlp: GELU, product: Product) -> Function:
     def forward(x: Array) -> Array:
         h = up(x)
         inner = h * h
-        inner *= 0.0356774081
-        inner += 0.7978845608
-        inner *= h  # sqrt(2 / pi) (h + 0.044715 h^3)
-        np.tanh(inner, out=inner)
-        inner += 1
-        inner *= h
-        inner *= 0.5
-        return proj(inner)
+        inner *= -0.0713548162
+        inner -= 1.5957691216
+        inner *= h  # -2 sqrt(2 / pi) (h + 0.044715 h^3), as (1 + tanh(y)) / 2 = 1 / (1 + exp(-2 y))
+        divisor: Array = np.exp(inner, out=inner)
+        divisor += 1
+        return proj(h / divisor)
 
     return forward
 
