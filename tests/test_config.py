@@ -119,6 +119,19 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (OptimizerConfig, {"final_lr_fraction": 1.1}, "optimizer.final_lr_fraction=1.1: must be at most 1"),
     *((OptimizerConfig, {name: 1.0}, f"optimizer.{name}=1.0: must lie in [0, 1)") for name in ("beta1", "beta2")),
     *((OptimizerConfig, {name: NAN}, f"optimizer.{name}=nan: must be a finite number") for name in ("beta1", "beta2")),
+    *(
+        (OptimizerConfig, {"schedule": "wsd", "decay_fraction": x}, f"optimizer.decay_fraction={x}: must be above 0")
+        for x in (0.0, -0.1, 1.1)
+    ),
+    (OptimizerConfig, {"decay_fraction": 0.2}, "optimizer.decay_fraction=0.2: only schedule wsd uses it, not linear"),
+    *(
+        (
+            Config,
+            {"optimizer": OptimizerConfig(name="muon"), "trainer": TrainerConfig(strategy=strategy)},
+            "optimizer.name=muon: needs whole matrices on each device, and trainer.strategy=",
+        )
+        for strategy in ("fsdp", "deepspeed_stage_2", {"class_path": "lightning.pytorch.strategies.FSDPStrategy"})
+    ),
     (SamplingConfig, {"max_new_tokens": 0}, "sampling.max_new_tokens=0: must be at least 1"),
     (SamplingConfig, {"top_k": 0}, "sampling.top_k=0: must be at least 1"),
     (SamplingConfig, {"temperature": -0.1}, "sampling.temperature=-0.1: must be at least 0"),
@@ -196,6 +209,8 @@ def test_a_bad_setting_is_refused_in_one_line_that_names_it(
         (DataConfig, {"tokenizer": "bpe:258"}),
         (DataConfig, {"tokenizer": "runs/demo/tokenizer.json", "source": ["a", "b"]}),
         (OptimizerConfig, {"beta1": 0.0, "final_lr_fraction": 1.0, "warmup_steps": 0}),
+        (OptimizerConfig, {"name": "muon", "schedule": "wsd", "decay_fraction": 1.0}),
+        (Config, {"optimizer": OptimizerConfig(name="muon"), "trainer": TrainerConfig(strategy="ddp")}),
         (SamplingConfig, {"temperature": 0.0, "top_k": None, "prompts": [], "seed": 2**31 - 1}),
         (AttentionConfig, {"max_tokens": 256, "max_snapshots": 2}),
         (TrainerConfig, {"val_check_interval": 1.0, "gradient_clip_val": None, "num_sanity_val_steps": -1}),

@@ -394,10 +394,14 @@ class DataConfig:
 class OptimizerConfig:
     """How the loss turns into new weights."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """adamw for all parameters, or muon for the matrices inside the blocks and adamw for the rest."""
     learning_rate: float = 4e-3
-    """Peak learning rate of AdamW."""
-    schedule: Literal["cosine", "linear", "constant"] = "linear"
-    """Decay of the learning rate after the warm-up, reaching its end at max_steps or max_time."""
+    """Peak learning rate; it means the same for both, as Muon's updates are scaled to the size of AdamW's."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "linear"
+    """Decay after the warm-up, to its end at max_steps or max_time; wsd is constant at first and then linear."""
+    decay_fraction: float = 0.4
+    """Share of the run over which wsd falls, at the end."""
     final_lr_fraction: float = 0.0
     """Learning rate at the end, as a share of the peak."""
     warmup_steps: int = 40
@@ -416,6 +420,14 @@ class OptimizerConfig:
         _require(
             self.final_lr_fraction <= 1,
             f"optimizer.final_lr_fraction={self.final_lr_fraction}: must be at most 1, since learning_rate is the peak",
+        )
+        _require(
+            0 < self.decay_fraction <= 1,
+            f"optimizer.decay_fraction={self.decay_fraction}: must be above 0 and at most 1",
+        )
+        _require(
+            self.schedule == "wsd" or self.decay_fraction == 0.4,
+            f"optimizer.decay_fraction={self.decay_fraction}: only schedule wsd uses it, not {self.schedule}",
         )
         for name in ("beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, f"optimizer.{name}={getattr(self, name)}: must lie in [0, 1)")
@@ -816,6 +828,12 @@ class Config:
             "-" not in self.data.sources or self.trainer.devices in {"auto", "1", 1},
             f"data.source=-: only one process can read what is piped in, and there are trainer.devices="
             f"{self.trainer.devices}: keep it in a file",
+        )
+        divides = any(word in str(self.trainer.strategy).lower() for word in ("fsdp", "deepspeed", "modelparallel"))
+        _require(
+            self.optimizer.name != "muon" or not divides,
+            f"optimizer.name=muon: needs whole matrices on each device, and trainer.strategy={self.trainer.strategy} "
+            "divides them: use ddp, or optimizer.name=adamw",
         )
         _require_at_least("", self, 1, "checkpoint_every_n_steps", "keep_every_n_steps")
 

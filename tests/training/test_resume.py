@@ -88,6 +88,16 @@ def test_a_killed_run_goes_on_bit_for_bit(
     assert_same_run(straight, resumed)
 
 
+def test_a_killed_run_with_muon_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizer = {"name": "muon", "schedule": "wsd", "beta2": 0.99}
+    config = small_settings(tmp_path, optimizer=optimizer, checkpoint_every_n_steps=5)
+    straight = train(config)
+    train_until(config, 7, monkeypatch)
+    resumed = RunFolder(tmp_path / "runs" / "small-2")
+    train(config, resumed.path)
+    assert_same_run(straight, resumed)
+
+
 @pytest.mark.parametrize("mode", ["examples", "mixture", "streaming"])
 def test_a_killed_run_goes_on_bit_for_bit_however_its_batches_are_made(
     mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -220,6 +230,7 @@ def test_a_finished_run_is_lengthened_by_more_steps(tmp_path: Path) -> None:
     [
         ({"model": {"n_layer": 3}}, "model.n_layer=3 (was 2)"),
         ({"data": {"batch_size": 5}}, "data.batch_size=5 (was 4)"),
+        ({"optimizer": {"name": "muon"}}, "optimizer.name=muon (was adamw)"),
         ({"seed": 7}, "seed=7 (was 1337)"),
     ],
 )

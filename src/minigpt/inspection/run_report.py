@@ -159,7 +159,7 @@ def _settings(settings: Mapping[str, Any]) -> dict[str, str]:
         "attention": words("model", similarity="{}", position="{} positions", window="window {}"),
         "text": ", ".join(str(part) for part in (sources, tokenizer) if part),
         "optimizer": words(
-            "optimizer", learning_rate="learning rate {}", schedule="{}", weight_decay="weight decay {}"
+            "optimizer", name="{}", learning_rate="learning rate {}", schedule="{}", weight_decay="weight decay {}"
         ),
     }
 

@@ -61,7 +61,8 @@ class TrainingModule(L.LightningModule):
         # A resumed optimizer brings the settings of its file; what the user asks for now is what counts.
         optimizer = self.run_config.optimizer
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
-            group["betas"] = (optimizer.beta1, optimizer.beta2)
+            if "betas" in group:  # Muon's own matrices have none
+                group["betas"] = (optimizer.beta1, optimizer.beta2)
             if group["weight_decay"] != 0.0:
                 group["weight_decay"] = optimizer.weight_decay
 

@@ -6,31 +6,58 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minigpt.config import OptimizerConfig
+from minigpt.model.attention import Attention
+from minigpt.model.blocks import Block, SwiGLU
+from minigpt.training.muon import Muon
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Decay the matrices of linear layers only: a norm, a bias or an embedding row has no reason to shrink."""
-    decayed = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
-    matrices = [p for p in model.parameters() if id(p) in decayed]
-    others = [p for p in model.parameters() if id(p) not in decayed]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+    """Decay the matrices of linear layers only: a norm, a bias or an embedding row has no reason to shrink.
+
+    For muon, the matrices inside blocks are a group of their own, with `rows`; the output head is not among them, since
+    each of its rows belongs to one token, as an embedding's do.
+    """
+    rows = stacked_rows(model) if config.name == "muon" else {}
+    linear = {module.weight for module in model.modules() if isinstance(module, nn.Linear)}
+    groups: list[dict[str, Any]] = [
+        {"params": list(rows), "rows": list(rows.values()), "weight_decay": config.weight_decay},
+        {"params": [p for p in model.parameters() if p in linear - rows.keys()], "weight_decay": config.weight_decay},
+        {"params": [p for p in model.parameters() if p not in linear], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
 
+def stacked_rows(model: nn.Module) -> dict[Tensor, list[int]]:
+    """The weights of linear layers inside blocks -> the rows of each matrix that is stacked in them.
+
+    Queries, keys and values are projected by one product for speed, gate and values of SwiGLU too; but they do
+    different things, and are orthogonalised apart.
+    """
+    inside = [module for block in model.modules() if isinstance(block, Block) for module in block.modules()]
+    rows: dict[Tensor, list[int]] = {}
+    for module in inside:
+        if isinstance(module, nn.Linear):
+            rows.setdefault(module.weight, [module.out_features])
+        elif isinstance(module, Attention):
+            rows[module.qkv.weight] = [n * module.head_dim for n in module.n_projected if n]
+        elif isinstance(module, SwiGLU):
+            rows[module.gate_up.weight] = [module.gate_up.out_features // 2] * 2
+    return rows
+
+
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101), one fused kernel for all parameters."""
-    return torch.optim.AdamW(
-        parameter_groups(model, config),
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        fused=True,
-    )
+    """AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101), one fused kernel for all; or Muon.
+
+    Raises:
+        UserError: muon on a model whose matrices are divided among devices.
+    """
+    groups, betas = parameter_groups(model, config), (config.beta1, config.beta2)
+    if config.name == "muon":
+        return Muon(groups, lr=config.learning_rate, betas=betas)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
 
 
 def learning_rate(config: OptimizerConfig, step: int, progress: float) -> float:
@@ -49,5 +76,7 @@ def learning_rate(config: OptimizerConfig, step: int, progress: float) -> float:
             remaining = 1.0 - progress
         case "cosine":
             remaining = 0.5 * (1.0 + math.cos(math.pi * progress))
+        case "wsd":
+            remaining = min(1.0, (1.0 - progress) / config.decay_fraction)
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     return config.learning_rate * warmup * (config.final_lr_fraction + (1 - config.final_lr_fraction) * remaining)

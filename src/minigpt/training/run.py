@@ -218,6 +218,8 @@ def _check_resume(config: Config, folder: RunFolder) -> int:
         for name, value in now[section].items()
         if value != saved[section][name] and name not in {"dir", "num_workers"}
     ]
+    if now["optimizer"]["name"] != saved["optimizer"]["name"]:  # its state would be another's
+        differences.append(f"optimizer.name={now['optimizer']['name']} (was {saved['optimizer']['name']})")
     if now["seed"] != saved["seed"]:
         differences.append(f"seed={now['seed']} (was {saved['seed']})")
     if differences:

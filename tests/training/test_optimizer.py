@@ -1,0 +1,257 @@
+"""Muon against its definition, one matrix at a time; who is stepped by what; and the schedules by hand."""
+
+import dataclasses
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from minigpt.config import GPTConfig, OptimizerConfig, UserError
+from minigpt.model.gpt import GPT
+from minigpt.training.module import next_token_loss
+from minigpt.training.muon import Muon, orthogonalised, update_scale
+from minigpt.training.optimizer import learning_rate, make_optimizer, parameter_groups
+
+TINY: dict[str, Any] = {"vocab_size": 61, "context_length": 24, "n_layer": 2, "n_head": 4, "n_embd": 32}
+MUON = OptimizerConfig(name="muon", learning_rate=1e-2)
+KINDS: dict[str, dict[str, Any]] = {
+    "modern": {},
+    "grouped": {"n_kv_head": 2},
+    "symmetric": {"similarity": "symmetric"},
+    "uniform": {"similarity": "uniform", "position": "none"},
+    "gaussian": {"similarity": "gaussian"},
+    "tied": {"tie_embeddings": True},
+    "gpt2": dataclasses.asdict(GPTConfig.gpt2_family(**TINY)),
+}
+HEADS = {"grouped": [32, 16, 16], "symmetric": [32, 32], "uniform": [32]}
+"""Rows of the matrices in qkv, where they are not three of 32."""
+
+
+def make(kind: str = "modern", **settings: Any) -> GPT:
+    torch.manual_seed(0)
+    return GPT(GPTConfig(**{**TINY, **KINDS[kind], **settings}))
+
+
+def fill_gradients(model: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def matrices(model: GPT, kind: str) -> dict[str, list[int]]:
+    """Names of the stacked weights inside blocks and the rows of each matrix, written down from the architecture."""
+    rows = {}
+    for i in range(model.config.n_layer):
+        rows[f"blocks.{i}.attn.qkv.weight"] = HEADS.get(kind, [32, 32, 32])
+        rows[f"blocks.{i}.attn.proj.weight"] = rows[f"blocks.{i}.mlp.proj.weight"] = [32]
+        if model.config.mlp == "swiglu":
+            rows[f"blocks.{i}.mlp.gate_up.weight"] = [128, 128]
+        else:
+            rows[f"blocks.{i}.mlp.up.weight"] = [128]
+    return rows
+
+
+def with_singular_values(rows: int, columns: int, values: Tensor) -> Tensor:
+    left, right = (torch.linalg.qr(torch.randn(n, n))[0][:, : len(values)] for n in (rows, columns))
+    return left * values @ right.mT
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(16, 16), (16, 40), (1, 5)])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_singular_values_come_near_one_and_singular_vectors_stay(rows: int, columns: int, scale: float) -> None:
+    torch.manual_seed(0)
+    matrix = with_singular_values(rows, columns, scale * torch.logspace(-1.2, 0, rows))
+    result = orthogonalised(matrix[None])[0]
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    turned = left.mT @ result @ right.mT
+    assert turned.diagonal().min() > 0.68
+    assert turned.diagonal().max() < 1.2
+    torch.testing.assert_close(turned, turned.diagonal().diag(), atol=1e-3, rtol=0)
+
+
+def test_a_batch_of_matrices_gives_what_each_gives_alone_and_zeros_stay_zeros() -> None:
+    torch.manual_seed(0)
+    batch = torch.randn(5, 12, 20)
+    batch[3] = 0
+    alone = torch.cat([orthogonalised(matrix[None]) for matrix in batch])
+    torch.testing.assert_close(orthogonalised(batch), alone, atol=1e-5, rtol=1e-5)
+    assert not alone[3].any()
+
+
+def slow_muon(weight: Tensor, gradients: list[Tensor], rows: list[int]) -> Tensor:
+    """The weight after a step for each gradient: every matrix by itself, as the algorithm is written."""
+    parts = []
+    for part, *grads in zip(weight.split(rows), *(gradient.split(rows) for gradient in gradients), strict=True):
+        momentum = torch.zeros_like(part)
+        for grad in grads:
+            momentum = 0.95 * momentum + 0.05 * grad
+            direction = 0.95 * momentum + 0.05 * grad
+            tall = direction.shape[0] > direction.shape[1]
+            step = orthogonalised((direction.mT if tall else direction)[None])[0]
+            part = part - 1e-2 * (0.1 * part + 0.2 * max(part.shape) ** 0.5 * (step.mT if tall else step))
+        parts.append(part)
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stacked_matrices_are_stepped_as_if_each_stood_alone_and_the_rest_as_by_adamw(kind: str) -> None:
+    model, twin = make(kind), make(kind)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    stacked = matrices(model, kind)
+    optimizer, adamw = make_optimizer(model, MUON), make_optimizer(twin, dataclasses.replace(MUON, name="adamw"))
+    gradients: dict[str, list[Tensor]] = {name: [] for name in before}
+    for seed in range(3):
+        fill_gradients(model, seed)
+        fill_gradients(twin, seed)
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            gradients[name].append(parameter.grad.clone())
+        optimizer.step()
+        adamw.step()
+    for name, weight in model.state_dict().items():
+        if name in stacked:
+            expected = slow_muon(before[name], gradients[name], stacked[name])
+            torch.testing.assert_close(weight, expected, atol=1e-5, rtol=1e-5, msg=name)
+        else:
+            assert torch.equal(weight, twin.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_every_parameter_is_in_one_group_and_matrices_alone_decay(name: Any, kind: str) -> None:
+    model = make(kind)
+    groups = parameter_groups(model, OptimizerConfig(name=name))
+    names = {parameter: each for each, parameter in model.named_parameters()}
+    grouped = [names[parameter] for group in groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(names.values())
+    inside = matrices(model, kind)
+    head = set() if model.config.tie_embeddings else {"lm_head.weight"}
+    by_muon = {
+        names[parameter]: rows
+        for group in groups
+        if "rows" in group
+        for parameter, rows in zip(group["params"], group["rows"], strict=True)
+    }
+    assert by_muon == (inside if name == "muon" else {})
+    assert {names[p] for group in groups if group["weight_decay"] for p in group["params"]} == {*inside, *head}
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (24, 64), (64, 24)])
+def test_a_matrix_is_stepped_as_by_torchs_own_muon(shape: tuple[int, int]) -> None:
+    """Which computes in bfloat16, of three digits: hence the tolerance."""
+    torch.manual_seed(0)
+    ours, theirs = (nn.Parameter(torch.zeros(shape)) for _ in range(2))
+    other = nn.Parameter(torch.zeros(1))
+    groups: list[dict[str, Any]] = [
+        {"params": [ours], "rows": [[shape[0]]], "weight_decay": 0.1},
+        {"params": [other], "weight_decay": 0.0},
+    ]
+    optimizers = [
+        Muon(groups, lr=0.1, betas=(0.9, 0.95)),
+        torch.optim.Muon([theirs], lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    ]
+    for _ in range(3):
+        ours.grad = theirs.grad = with_singular_values(*shape, torch.linspace(0.2, 1, 24))
+        for optimizer in optimizers:
+            optimizer.step()
+    assert float(((ours - theirs).norm() / theirs.norm()).detach()) < 0.02
+
+
+def test_an_update_has_the_same_size_at_every_width() -> None:
+    sizes = []
+    for width in (32, 64, 128):
+        model = make(n_embd=width)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        optimizer = make_optimizer(model, dataclasses.replace(MUON, weight_decay=0.0))
+        fill_gradients(model, seed=1)
+        optimizer.step()
+        for name, parameter in model.named_parameters():
+            if name in matrices(model, "modern"):
+                sizes.append(float((parameter.detach() - before[name]).square().mean().sqrt()) / MUON.learning_rate)
+    assert max(sizes) / min(sizes) < 1.15
+    assert sum(sizes) / len(sizes) == pytest.approx(0.2, rel=0.15)
+
+
+def test_the_scale_of_an_update_does_not_ask_which_side_is_longer() -> None:
+    assert update_scale(25, 100) == update_scale(100, 25) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("kind", ["modern", "gpt2", "symmetric"])
+def test_muon_learns_one_batch_by_heart(kind: str) -> None:
+    model = make(kind)
+    optimizer = make_optimizer(model, dataclasses.replace(MUON, weight_decay=0.0))
+    tokens = torch.randint(61, (4, 25))
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = next_token_loss(model(tokens[:, :-1]), tokens[:, 1:])
+        loss.backward()
+        return loss
+
+    losses = [optimizer.step(closure).item() for _ in range(80)]
+    assert losses[-1] < 0.05
+
+
+def test_a_saved_state_opens_as_plain_types_and_goes_on_bit_for_bit() -> None:
+    def step(model: GPT, optimizer: torch.optim.Optimizer, seeds: range) -> None:
+        for seed in seeds:
+            fill_gradients(model, seed)
+            optimizer.step()
+
+    model = make()
+    optimizer = make_optimizer(model, MUON)
+    step(model, optimizer, range(3))
+    file = io.BytesIO()
+    torch.save({"weights": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    again = make()
+    again.load_state_dict(saved["weights"])
+    resumed = make_optimizer(again, dataclasses.replace(MUON, learning_rate=1.0))
+    resumed.load_state_dict(saved["optimizer"])
+    assert len(saved["optimizer"]["state"]) == len(list(model.parameters()))
+    step(model, optimizer, range(3, 6))
+    step(again, resumed, range(3, 6))
+    assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in model.state_dict().items())
+
+
+def test_a_parameter_without_gradient_is_left_alone() -> None:
+    model = make()
+    optimizer = make_optimizer(model, MUON)
+    fill_gradients(model, seed=1)
+    frozen = model.blocks[0].attn.qkv.weight
+    frozen.grad = None
+    before = frozen.detach().clone()
+    optimizer.step()
+    assert torch.equal(frozen, before)
+
+
+def test_a_matrix_that_is_shared_out_is_refused_in_one_line() -> None:
+    flat = nn.Parameter(torch.zeros(12))
+    with pytest.raises(UserError, match=r"optimizer.name=muon: needs whole matrices.*use ddp"):
+        Muon([{"params": [flat], "rows": [[3]], "weight_decay": 0.0}], lr=0.1, betas=(0.9, 0.95))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.5, 0.82, 0.64, 0.46, 0.28, 0.1]),
+        ("cosine", [0.5, 0.9140576, 0.6890576, 0.4109424, 0.1859424, 0.1]),
+        ("wsd", [0.5, 1.0, 1.0, 0.91, 0.46, 0.1]),
+    ],
+)
+def test_a_schedule_rises_by_steps_and_falls_by_progress(schedule: Any, expected: list[float]) -> None:
+    settings: dict[str, Any] = {"decay_fraction": 0.5} if schedule == "wsd" else {}
+    config = OptimizerConfig(
+        learning_rate=2.0,
+        schedule=schedule,
+        warmup_steps=2,
+        final_lr_fraction=0.1,
+        **settings,
+    )
+    progress = [0.0, 0.2, 0.4, 0.55, 0.8, 1.0] if schedule == "wsd" else [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    now = [learning_rate(config, step, share) for step, share in enumerate(progress)]
+    assert now == pytest.approx([2.0 * value for value in expected], abs=1e-6)
