@@ -6,6 +6,7 @@ the fix. Nothing heavy is imported, so that a mistake is answered at once.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import errno
@@ -38,7 +39,8 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
         if getattr(sys, name) is None:  # closed by the caller, as in `sample.py <&-`
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123 (open to the end)
     for stream in (sys.stdout, sys.stderr):  # where a pipe takes ASCII alone, other characters are written as \\u00e9
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        with contextlib.suppress(AttributeError, OSError):  # what was put in its place may not be able to
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         main(sys.argv[1:])
         sys.stdout.flush()

@@ -226,7 +226,14 @@ def test_a_pattern_of_windows_repeats_over_the_layers() -> None:
     assert GPTConfig(n_layer=2).windows == (None, None)
 
 
-@pytest.mark.parametrize("choice", list({c["similarity"]: c for c in ONE_OF_EACH}.values()), ids=name_of)
+@pytest.mark.parametrize(
+    "choice",
+    [
+        pytest.param(choice, marks=() if choice["similarity"] in {"scaled_dot", "linear"} else pytest.mark.slow)
+        for choice in {c["similarity"]: c for c in ONE_OF_EACH}.values()
+    ],
+    ids=name_of,
+)
 def test_a_compiled_model_says_the_same(choice: dict[str, Any]) -> None:
     """Through the tracer and autograd's part of torch.compile; `make test-slow` has the default compiler."""
     torch._dynamo.reset()

@@ -229,7 +229,7 @@ def test_a_padded_vocabulary_trains_and_its_padding_is_never_written(tmp_path: P
 def test_compiling_that_fails_goes_on_uncompiled_with_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(function: Any) -> Any:
+    def broken(function: Any, **_: Any) -> Any:
         def call(*_: Any) -> Any:
             raise RuntimeError("no compiler here")
 

@@ -48,6 +48,7 @@ def test_two_processes_see_the_batches_of_one_and_reach_its_losses_in_one_folder
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["on1for12", "on2for12"]
 
 
+@pytest.mark.slow  # twenty seconds for an edge case: the test above shares out a val split, too
 def test_devices_share_out_a_val_split_that_has_fewer_batches_than_they_are(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("abcdefghij klmnop\n" * 12)
     val_losses = [losses(train_on(tmp_path, devices, max_steps=2))[-1][1] for devices in (1, 2)]
