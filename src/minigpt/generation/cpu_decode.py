@@ -273,8 +273,8 @@ def _product_of_int8(weight: Tensor, bias: Tensor | None) -> Function:
     scales = widened.abs().amax(dim=1).clamp(min=1e-12).double() / 127
     try:
         with warnings.catch_warnings():
-            # PyTorch means to drop these types. What is to come instead is slower here: torchao's and oneDNN's products
-            # of 8 bits took as long as float32's, or thrice as long, on a CPU without VNNI.
+            # PyTorch means to drop these types. Without VNNI the others are slower: oneDNN's and PyTorch's own products
+            # of 8 bits took as long as float32's, or thrice as long.
             warnings.simplefilter("ignore")
             rounded = torch.quantize_per_channel(widened, scales, torch.zeros(N, dtype=torch.int64), 0, torch.qint8)
             packed = torch.ops.quantized.linear_prepack(rounded, None)
