@@ -312,13 +312,13 @@ def git(*arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def write(path: Path, part: str, text: str) -> None:
-    """Put one part's section into the file; those of the other parts stay as they are."""
+def write(path: Path, title: str, parts: Iterable[str], part: str, text: str) -> None:
+    """Put one part's section into the file, in the order of all parts; those of the others stay as they are."""
     old = path.read_text(encoding="utf-8").split("\n## ")[1:] if path.exists() else []
     sections = {section.partition("\n")[0]: section.partition("\n")[2].strip() for section in old} | {part: text}
-    body = "".join(f"\n## {name}\n\n{sections[name]}\n" for name in PARTS if name in sections)
+    body = "".join(f"\n## {name}\n\n{sections[name]}\n" for name in parts if name in sections)
     path.parent.mkdir(exist_ok=True)
-    path.write_text(f"# Attention: time and memory on {path.stem.partition('_')[2]}\n{body}", encoding="utf-8")
+    path.write_text(f"# {title}\n{body}", encoding="utf-8")
 
 
 class Parser(argparse.ArgumentParser):
@@ -347,7 +347,8 @@ def main(arguments: list[str]) -> None:
             blocks.append(block)
             print(f"\n{block}", flush=True)
         if chosen.write:
-            write(RESULTS / f"attention_{chosen.device}.md", part, "\n\n".join(blocks))
+            title = f"Attention: time and memory on {chosen.device}"
+            write(RESULTS / f"attention_{chosen.device}.md", title, PARTS, part, "\n\n".join(blocks))
 
 
 if __name__ == "__main__":

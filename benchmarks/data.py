@@ -30,7 +30,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from attention import Parser, machine, ratios, resident, spread, table
+from attention import Parser, machine, ratios, resident, spread, table, write
 from torch.utils.data import DataLoader
 
 from minigpt import cli
@@ -402,14 +402,6 @@ def busy_seconds() -> float:
 PARTS = {"prepare": prepare, "feeding": feeding, "windows": windows}
 
 
-def write(part: str, text: str) -> None:
-    """Put one part's section into the file; the others stay as they are."""
-    old = RESULTS.read_text(encoding="utf-8").split("\n## ")[1:] if RESULTS.exists() else []
-    sections = {section.partition("\n")[0]: section.partition("\n")[2].strip() for section in old} | {part: text}
-    body = "".join(f"\n## {name}\n\n{sections[name]}\n" for name in PARTS if name in sections)
-    RESULTS.write_text(f"# Text and batches: time and memory on cpu\n{body}", encoding="utf-8")
-
-
 def main(arguments: list[str]) -> None:
     """Measure the parts asked for, print their tables, and keep them if asked to."""
     parser = Parser(description="Time and memory of text and batches, as markdown tables.", allow_abbrev=False)
@@ -433,7 +425,7 @@ def main(arguments: list[str]) -> None:
         blocks.append(f"Meanwhile other programs used {cores:.2f} of the {os.cpu_count()} cores.")
         print(f"\n{blocks[-1]}", flush=True)
         if chosen.write:
-            write(part, "\n\n".join(blocks))
+            write(RESULTS, "Text and batches: time and memory on cpu", PARTS, part, "\n\n".join(blocks))
 
 
 if __name__ == "__main__":

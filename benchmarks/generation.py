@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from attention import Parser, machine, ratios, spread, table
+from attention import Parser, machine, ratios, spread, table, write
 from torch import Tensor
 
 from data import busy_seconds, cpu_seconds
@@ -309,14 +309,6 @@ def val_loss(writer: Writer, config: Config, most: int | None) -> float:
 PARTS = {"large": large, "small": small, "trained": trained}
 
 
-def write(part: str, text: str) -> None:
-    """Put one part's section into the file; the others stay as they are."""
-    old = RESULTS.read_text(encoding="utf-8").split("\n## ")[1:] if RESULTS.exists() else []
-    sections = {section.partition("\n")[0]: section.partition("\n")[2].strip() for section in old} | {part: text}
-    body = "".join(f"\n## {name}\n\n{sections[name]}\n" for name in PARTS if name in sections)
-    RESULTS.write_text(f"# Writing: tokens per second on cpu\n{body}", encoding="utf-8")
-
-
 def main(arguments: list[str]) -> None:
     """Measure the parts asked for, print their tables, and keep them if asked to."""
     parser = Parser(description="Tokens per second, as markdown tables.", allow_abbrev=False)
@@ -341,7 +333,7 @@ def main(arguments: list[str]) -> None:
         blocks.append(f"Meanwhile other programs used {cores:.2f} of the {os.cpu_count()} cores.")
         print(f"\n{blocks[-1]}", flush=True)
         if chosen.write:
-            write(part, "\n\n".join(blocks))
+            write(RESULTS, "Writing: tokens per second on cpu", PARTS, part, "\n\n".join(blocks))
 
 
 if __name__ == "__main__":
