@@ -138,7 +138,7 @@ class Session:
         if not self.pid:
             os.chdir(ROOT)
             os.execv(sys.executable, [sys.executable, "sample.py", *map(str, arguments)])
-        self.seen = b""
+        self.seen, self.read = b"", 0
 
     def type(self, keys: bytes, answer: bytes) -> None:
         """Send keys, and wait until the answer is on the screen."""
@@ -146,14 +146,18 @@ class Session:
         self.wait_for(answer, keys == b"\x03")
 
     def wait_for(self, answer: bytes, impatient: bool = False) -> None:
-        """Python may pass over a Ctrl-C in the moment in which readline starts: who is impatient presses it again."""
-        end, start = time.monotonic() + 60, len(self.seen)
-        while answer not in self.seen[start:]:
+        """Python may pass over a Ctrl-C in the moment in which readline starts: who is impatient presses it again.
+
+        One read may bring two answers: each is sought behind the one that was found before it.
+        """
+        end = time.monotonic() + 60
+        while answer not in self.seen[self.read :]:
             assert time.monotonic() < end, self.seen
             if select.select([self.terminal], [], [], 1)[0]:
                 self.seen += os.read(self.terminal, 4096)
             elif impatient:
                 os.write(self.terminal, b"\x03")
+        self.read = self.seen.index(answer, self.read) + len(answer)
 
     def end(self) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
