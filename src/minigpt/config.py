@@ -115,8 +115,8 @@ class GPTConfig:
     """Token id at which document_mask begins a new document; taken from the tokenizer when not given."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     """Normalisation before attention, before the MLP and at the end."""
-    mlp: Literal["swiglu", "gelu"] = "swiglu"
-    """The MLP's nonlinearity: gated SiLU, or GPT-2's GELU (tanh approximation)."""
+    mlp: Literal["swiglu", "gelu", "gelu_exact"] = "swiglu"
+    """The MLP's nonlinearity: gated SiLU, GPT-2's GELU (tanh approximation), or GELU itself, as in nanoGPT."""
     qk_norm: bool = True
     """Normalise queries and keys per head before their product: bounds the scores."""
     bias: bool = False
@@ -232,7 +232,7 @@ class GPTConfig:
         """Width inside the MLP. SwiGLU has three matrices instead of two, so 8/3 keeps the parameter count."""
         if self.mlp_hidden is not None:
             return self.mlp_hidden
-        return 4 * self.n_embd if self.mlp == "gelu" else -(-8 * self.n_embd // 3 // 64) * 64
+        return 4 * self.n_embd if self.mlp != "swiglu" else -(-8 * self.n_embd // 3 // 64) * 64
 
     @classmethod
     def gpt2_family(cls, **overrides: Any) -> GPTConfig:

@@ -19,6 +19,7 @@ TINY: dict[str, Any] = {"vocab_size": 50, "context_length": 24, "n_layer": 2, "n
 KINDS: list[dict[str, Any]] = [
     {},
     {"norm": "layernorm", "mlp": "gelu", "bias": True, "position": "learned", "qk_norm": False, "tie_embeddings": True},
+    {"mlp": "gelu_exact"},
     *({"position": position} for position in ("sinusoidal", "alibi", "none")),
     {"n_kv_head": 2},
     {"n_kv_head": 1, "position": "alibi"},

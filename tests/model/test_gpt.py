@@ -27,6 +27,7 @@ CHOICES = [
         (4, 2),
     )
 ]
+CHOICES.append({"mlp": "gelu_exact"})
 POSITIONS = ("rotary", "learned", "sinusoidal", "alibi", "none")
 
 

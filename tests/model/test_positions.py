@@ -33,11 +33,11 @@ def test_the_score_of_two_rotated_vectors_depends_on_their_distance_alone() -> N
 
 def test_each_pair_of_channels_turns_at_its_own_speed() -> None:
     cosines, sines = rotary_table(5, 4, 100.0)
-    assert cosines.shape == sines.shape == (5, 2)
+    assert cosines.shape == sines.shape == (5, 4)
     for t in range(5):
-        for pair, speed in ((0, 1.0), (1, 0.1)):
-            assert cosines[t, pair].item() == pytest.approx(math.cos(t * speed), abs=1e-6)
-            assert sines[t, pair].item() == pytest.approx(math.sin(t * speed), abs=1e-6)
+        for channel, (speed, sign) in enumerate([(1.0, -1), (0.1, -1), (1.0, 1), (0.1, 1)]):
+            assert cosines[t, channel].item() == pytest.approx(math.cos(t * speed), abs=1e-6)
+            assert sines[t, channel].item() == pytest.approx(sign * math.sin(t * speed), abs=1e-6)
 
 
 def test_rotation_turns_channel_i_with_channel_i_plus_half() -> None:

@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 
 from minigpt.config import UserError
 from minigpt.model.attention import Attention
-from minigpt.model.blocks import GELU, Block, SwiGLU
+from minigpt.model.blocks import GELU, Block, ExactGELU, SwiGLU
 from minigpt.model.cache import KVCache
 from minigpt.model.gpt import GPT
 from minigpt.model.similarities import ScaledDot
@@ -157,7 +158,7 @@ class CPUDecode:
         x = self.embedding[tokens.numpy()]  # (B, T, C)
         if self.absolute is not None:
             x = x + self.absolute[positions]
-        rotary = None if self.rotary is None else self.rotary[:, positions, None]  # (2, B or 1, T, 1, D / 2)
+        rotary = None if self.rotary is None else self.rotary[:, positions, None]  # (2, B or 1, T, 1, D)
         # exp may be infinite in silu and gelu: it is the right infinity
         with _threads_for(self.block_bytes), np.errstate(over="ignore"):
             for block, layer in zip(self.blocks, cache.layers, strict=True):
@@ -242,8 +243,10 @@ class _Block:
 def _rotate(x: Array, table: Array) -> Array:
     """`positions.rotate` of (B, T, H, D)."""
     (cos, sin), half = table, x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    turned = np.concatenate([x[..., half:], x[..., :half]], axis=-1)
+    turned *= sin
+    turned += x * cos
+    return turned
 
 
 def _product(weight: Tensor, bias: Tensor | None) -> Function:
@@ -340,6 +343,11 @@ def _gelu(mlp: GELU, product: Product) -> Function:
     return forward
 
 
+def _gelu_exact(mlp: ExactGELU, product: Product) -> Function:
+    up, proj = product(mlp.up.weight, mlp.up.bias), product(mlp.proj.weight, mlp.proj.bias)
+    return lambda x: proj(F.gelu(torch.from_numpy(up(x))).numpy())  # numpy has no error function
+
+
 def _swiglu(mlp: SwiGLU, product: Product) -> Function:
     gate_up, proj = product(mlp.gate_up.weight, mlp.gate_up.bias), product(mlp.proj.weight, mlp.proj.bias)
     width = mlp.proj.in_features
@@ -354,7 +362,11 @@ def _swiglu(mlp: SwiGLU, product: Product) -> Function:
     return forward
 
 
-_MLPS: dict[type[nn.Module], Callable[[Any, Product], Function]] = {GELU: _gelu, SwiGLU: _swiglu}
+_MLPS: dict[type[nn.Module], Callable[[Any, Product], Function]] = {
+    GELU: _gelu,
+    ExactGELU: _gelu_exact,
+    SwiGLU: _swiglu,
+}
 
 
 def _array(tensor: Tensor) -> Array:

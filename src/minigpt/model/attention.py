@@ -268,7 +268,7 @@ class Attention(nn.Module):
         key_bias: Tensor | None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """(B, T, C) -> (B, T, C); rotary is the (2, T, D / 2) table and key_bias ALiBi's, or None without them.
+        """(B, T, C) -> (B, T, C); rotary is the (2, T, D) table and key_bias ALiBi's, or None without them.
 
         With a cache, the T tokens also hear those that it holds; the graph then has a key for each of them as well.
         """

@@ -11,17 +11,18 @@ from torch import Tensor
 
 
 def rotary_table(context_length: int, head_dim: int, base: float) -> Tensor:
-    """Cosines and sines of every position.
+    """Cosines and sines of every position, as `rotate` multiplies with them.
 
-    Channel pair i turns by base ** (-2i / D) radians a token: the first pairs tell neighbours apart, the last ones
-    barely turn within the context.
+    Channel pair (i, i + D/2) turns by base ** (-2i / D) radians a token: the first pairs tell neighbours apart, the
+    last ones barely turn within the context.
 
     Returns:
-        (2, T, D / 2) float32: cosines, then sines.
+        (2, T, D) float32: the cosine of each channel, then its sine, negative in the first half.
     """
     frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     angles = torch.arange(context_length, dtype=torch.float64)[:, None] * frequencies
-    return torch.stack([angles.cos(), angles.sin()]).float()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)]).float()
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
@@ -29,14 +30,14 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
     Args:
         x: (B, H, T, D) queries or keys.
-        table: (2, T, D / 2) from `rotary_table`, cut to the T positions of x, or (2, B, T, D / 2), a row each.
+        table: (2, T, D) from `rotary_table`, cut to the T positions of x, or (2, B, T, D), a row each.
 
     Returns:
         (B, H, T, D), in x's dtype; norms are unchanged.
     """
     cos, sin = table.to(x.dtype).unsqueeze(-3)  # the same for all heads
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    # Three passes over x instead of the eight that its halves would take apart.
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def sinusoidal_table(context_length: int, n_embd: int) -> Tensor:
