@@ -408,6 +408,10 @@ class OptimizerConfig:
     """Steps over which the learning rate rises linearly from zero."""
     weight_decay: float = 0.1
     """Decoupled weight decay, on matrices only: never on biases, norms or embeddings."""
+    momentum: float = 0.95
+    """Decay of Muon's mean of gradients."""
+    momentum_warmup_steps: int = 300
+    """Steps over which Muon's momentum rises from 0.85: the first gradients are soon out of date."""
     beta1: float = 0.9
     """Decay of AdamW's mean of gradients."""
     beta2: float = 0.95
@@ -416,7 +420,9 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         _require_finite("optimizer", self)
         _require(self.learning_rate > 0, f"optimizer.learning_rate={self.learning_rate}: must be above 0")
-        _require_at_least("optimizer", self, 0, "warmup_steps", "weight_decay", "final_lr_fraction")
+        _require_at_least(
+            "optimizer", self, 0, "warmup_steps", "weight_decay", "final_lr_fraction", "momentum_warmup_steps"
+        )
         _require(
             self.final_lr_fraction <= 1,
             f"optimizer.final_lr_fraction={self.final_lr_fraction}: must be at most 1, since learning_rate is the peak",
@@ -429,7 +435,7 @@ class OptimizerConfig:
             self.schedule == "wsd" or self.decay_fraction == 0.4,
             f"optimizer.decay_fraction={self.decay_fraction}: only schedule wsd uses it, not {self.schedule}",
         )
-        for name in ("beta1", "beta2"):
+        for name in ("momentum", "beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, f"optimizer.{name}={getattr(self, name)}: must lie in [0, 1)")
 
 

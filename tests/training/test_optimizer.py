@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from minigpt.config import GPTConfig, OptimizerConfig, UserError
 from minigpt.model.gpt import GPT
 from minigpt.training.module import next_token_loss
-from minigpt.training.muon import Muon, orthogonalised, update_scale
-from minigpt.training.optimizer import learning_rate, make_optimizer, parameter_groups
+from minigpt.training.muon import BASE_WIDTH, LIKE_ADAMW, Muon, orthogonalised, update_scale
+from minigpt.training.optimizer import EMBEDDING_RATE, learning_rate, make_optimizer, muon_momentum, parameter_groups
 
 TINY: dict[str, Any] = {"vocab_size": 61, "context_length": 24, "n_layer": 2, "n_head": 4, "n_embd": 32}
 MUON = OptimizerConfig(name="muon", learning_rate=1e-2)
@@ -86,11 +86,12 @@ def slow_muon(weight: Tensor, gradients: list[Tensor], rows: list[int]) -> Tenso
     for part, *grads in zip(weight.split(rows), *(gradient.split(rows) for gradient in gradients), strict=True):
         momentum = torch.zeros_like(part)
         for grad in grads:
-            momentum = 0.95 * momentum + 0.05 * grad
-            direction = 0.95 * momentum + 0.05 * grad
+            momentum = 0.85 * momentum + 0.15 * grad
+            direction = 0.85 * momentum + 0.15 * grad
             tall = direction.shape[0] > direction.shape[1]
             step = orthogonalised((direction.mT if tall else direction)[None])[0]
-            part = part - 1e-2 * (0.1 * part + 0.2 * max(part.shape) ** 0.5 * (step.mT if tall else step))
+            scale = 0.2 * 128**0.5 * max(1.0, part.shape[0] / part.shape[1]) ** 0.5
+            part = part - 1e-2 * (0.1 * part + scale * (step.mT if tall else step))
         parts.append(part)
     return torch.cat(parts)
 
@@ -145,12 +146,12 @@ def test_a_matrix_is_stepped_as_by_torchs_own_muon(shape: tuple[int, int]) -> No
     ours, theirs = (nn.Parameter(torch.zeros(shape)) for _ in range(2))
     other = nn.Parameter(torch.zeros(1))
     groups: list[dict[str, Any]] = [
-        {"params": [ours], "rows": [[shape[0]]], "weight_decay": 0.1},
+        {"params": [ours], "rows": [[shape[0]]], "weight_decay": 0.1, "momentum": 0.95},
         {"params": [other], "weight_decay": 0.0},
     ]
     optimizers = [
         Muon(groups, lr=0.1, betas=(0.9, 0.95)),
-        torch.optim.Muon([theirs], lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon([theirs], lr=0.1 * LIKE_ADAMW, weight_decay=0.1 / LIKE_ADAMW, adjust_lr_fn="original"),
     ]
     for _ in range(3):
         ours.grad = theirs.grad = with_singular_values(*shape, torch.linspace(0.2, 1, 24))
@@ -159,23 +160,64 @@ def test_a_matrix_is_stepped_as_by_torchs_own_muon(shape: tuple[int, int]) -> No
     assert float(((ours - theirs).norm() / theirs.norm()).detach()) < 0.02
 
 
-def test_an_update_has_the_same_size_at_every_width() -> None:
-    sizes = []
+def test_what_an_update_makes_of_a_vector_is_as_long_at_every_width() -> None:
     for width in (32, 64, 128):
         model = make(n_embd=width)
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         optimizer = make_optimizer(model, dataclasses.replace(MUON, weight_decay=0.0))
         fill_gradients(model, seed=1)
         optimizer.step()
-        for name, parameter in model.named_parameters():
-            if name in matrices(model, "modern"):
-                sizes.append(float((parameter.detach() - before[name]).square().mean().sqrt()) / MUON.learning_rate)
-    assert max(sizes) / min(sizes) < 1.15
-    assert sum(sizes) / len(sizes) == pytest.approx(0.2, rel=0.15)
+        for name in ("blocks.0.attn.proj.weight", "blocks.1.attn.proj.weight"):
+            change = (model.get_parameter(name).detach() - before[name]) / MUON.learning_rate
+            assert float(torch.linalg.matrix_norm(change, ord=2)) == pytest.approx(LIKE_ADAMW, rel=0.25)
 
 
-def test_the_scale_of_an_update_does_not_ask_which_side_is_longer() -> None:
-    assert update_scale(25, 100) == update_scale(100, 25) == pytest.approx(2.0)
+def test_a_tall_update_is_as_much_larger_as_its_output_is_longer() -> None:
+    assert update_scale(100, 25) == 2 * update_scale(25, 100) == 2 * update_scale(25, 25)
+    assert update_scale(128, 128) / 128**0.5 == pytest.approx(0.2)
+
+
+def test_one_learning_rate_serves_all_widths() -> None:
+    """The coordinate check (Yang et al. 2022): hidden vectors and logits move as far at any width."""
+
+    def moved(width: int, name: Any) -> Tensor:
+        model = make(n_embd=width, n_head=4)
+        optimizer = make_optimizer(model, dataclasses.replace(MUON, name=name, weight_decay=0.0))
+        tokens, others = torch.randint(61, (2, 8, 25), generator=torch.Generator().manual_seed(3))
+        with torch.no_grad():
+            x, logits = model.hidden(others[:, 1:]), model(others[:, 1:])
+        for _ in range(5):
+            optimizer.zero_grad()
+            next_token_loss(model(tokens[:, :-1]), tokens[:, 1:]).backward()
+            for group in optimizer.param_groups:
+                group["lr"] = 4e-3 * group["lr_scale"]
+            optimizer.step()
+        with torch.no_grad():
+            changes = model.hidden(others[:, 1:]) - x, model(others[:, 1:]) - logits
+        return torch.stack([change.square().mean().sqrt() for change in changes])
+
+    by_muon, by_adamw = (moved(512, name) / moved(128, name) for name in ("muon", "adamw"))
+    assert by_muon.max() < 1.5
+    assert by_muon.min() > 0.6
+    assert by_adamw[1] > 2  # what is prevented
+
+
+def test_embeddings_take_larger_steps_and_a_wider_head_smaller_ones() -> None:
+    for tied in (False, True):
+        model = make(n_embd=64, tie_embeddings=tied, position="learned")
+        scales = {p: group["lr_scale"] for group in parameter_groups(model, MUON) for p in group["params"]}
+        head = model.token_embedding if tied else model.lm_head
+        assert scales[head.weight] == BASE_WIDTH / 64
+        assert scales[model.position_embedding.weight] == EMBEDDING_RATE
+        assert scales[model.blocks[0].attn.qkv.weight] == scales[model.final_norm.weight] == 1.0
+    assert {group["lr_scale"] for group in parameter_groups(model, OptimizerConfig())} == {1.0}
+
+
+def test_momentum_rises_to_its_end_and_is_never_above_it() -> None:
+    config = OptimizerConfig(name="muon", momentum=0.95, momentum_warmup_steps=10)
+    assert [muon_momentum(config, step) for step in (0, 5, 10, 50)] == pytest.approx([0.85, 0.9, 0.95, 0.95])
+    assert muon_momentum(dataclasses.replace(config, momentum_warmup_steps=0), 0) == 0.95
+    assert muon_momentum(dataclasses.replace(config, momentum=0.5), 0) == 0.5
 
 
 @pytest.mark.parametrize("kind", ["modern", "gpt2", "symmetric"])
@@ -231,7 +273,7 @@ def test_a_parameter_without_gradient_is_left_alone() -> None:
 def test_a_matrix_that_is_shared_out_is_refused_in_one_line() -> None:
     flat = nn.Parameter(torch.zeros(12))
     with pytest.raises(UserError, match=r"optimizer.name=muon: needs whole matrices.*use ddp"):
-        Muon([{"params": [flat], "rows": [[3]], "weight_decay": 0.0}], lr=0.1, betas=(0.9, 0.95))
+        Muon([{"params": [flat], "rows": [[3]], "weight_decay": 0.0, "momentum": 0.9}], lr=0.1, betas=(0.9, 0.95))
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,12 @@ from torch import Tensor
 
 from minigpt.config import UserError
 
-MOMENTUM = 0.95
+BASE_WIDTH = 128
+"""Width at which one learning rate means the same for Muon, AdamW's matrices and the output head."""
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration, chosen for its slope at zero: after five steps singular values lie near 1, not at it."""
+LIKE_ADAMW = 0.2 * BASE_WIDTH**0.5
+"""Entries of a square update are about 0.2 large at BASE_WIDTH, as AdamW's are (Liu et al. 2025, arXiv:2502.16982)."""
 
 
 def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -40,18 +43,21 @@ def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 def update_scale(rows: int, columns: int) -> float:
-    """What an orthogonal matrix is multiplied with so that its entries have the size of AdamW's updates, about 0.2.
+    """What an orthogonal matrix is multiplied with: sqrt(rows / columns), of tall ones alone, times a constant.
 
-    The entries of one have a root mean square of 1 / sqrt(max(rows, columns)); hence one learning rate serves both
-    parts (Liu et al. 2025, https://arxiv.org/abs/2502.16982). Entries being as large at every width, the whole update's
-    largest singular value grows with the square root of the width: a much wider model may want a lower rate, as with
-    AdamW.
+    An orthogonal matrix changes what it makes of a vector by as much as it is long, at any width. So one learning rate
+    serves all widths, where the change of a tall matrix may be as much larger as its output is longer (Yang et al.
+    2023, https://arxiv.org/abs/2310.17813; Jordan's max(1, rows / columns)).
+
+    Args: rows are the outputs, columns the inputs.
     """
-    return 0.2 * max(rows, columns) ** 0.5
+    return LIKE_ADAMW * max(1.0, rows / columns) ** 0.5
 
 
 class Muon(torch.optim.Optimizer):
     """Groups with `rows` are stepped by Muon (Jordan et al. 2024), those without by torch's fused AdamW.
+
+    Muon's groups have a `momentum`, AdamW's the `betas`.
 
     torch.optim.Muon exists, but it always computes in bfloat16, which CPUs without it emulate (16 times slower than
     this one, 128 wide on an AMD EPYC with AVX2), takes one matrix at a time and fused projections for one matrix, and
@@ -94,25 +100,25 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
-        # Matrices and their directions by shape: lying ones, tall ones being transposed.
-        alike: defaultdict[tuple[Any, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        # Matrices, their directions and rates by shape: lying ones, tall ones being transposed.
+        alike: defaultdict[tuple[Any, ...], list[tuple[Tensor, Tensor, float]]] = defaultdict(list)
         for parameter, rows in zip(group["params"], group["rows"], strict=True):
             if parameter.grad is None:
                 continue
             state = self.state[parameter]
             if not state:
                 state["momentum"] = torch.zeros_like(parameter)
-            state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
-            direction = parameter.grad.lerp(state["momentum"], MOMENTUM)  # Nesterov's
+            state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+            direction = parameter.grad.lerp(state["momentum"], group["momentum"])  # Nesterov's
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
             for matrix, towards in zip(parameter.split(rows), direction.split(rows), strict=True):
+                rate = group["lr"] * update_scale(*matrix.shape)
                 if matrix.shape[0] > matrix.shape[1]:
                     matrix, towards = matrix.mT, towards.mT
-                alike[(*matrix.shape, matrix.device, matrix.dtype)].append((matrix, towards))
-        for (n_rows, n_columns, device, dtype), pairs in alike.items():
-            directions = torch.stack([towards for _, towards in pairs]).to(_precision(device, dtype))
-            rate = group["lr"] * update_scale(n_rows, n_columns)
-            for (matrix, _), orthogonal in zip(pairs, orthogonalised(directions).to(dtype), strict=True):
+                alike[(*matrix.shape, matrix.device, matrix.dtype)].append((matrix, towards, rate))
+        for (_, _, device, dtype), found in alike.items():
+            directions = torch.stack([towards for _, towards, _ in found]).to(_precision(device, dtype))
+            for (matrix, _, rate), orthogonal in zip(found, orthogonalised(directions).to(dtype), strict=True):
                 matrix.sub_(orthogonal, alpha=rate)
 
 

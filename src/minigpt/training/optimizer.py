@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -11,26 +12,55 @@ from torch import Tensor, nn
 from minigpt.config import OptimizerConfig
 from minigpt.model.attention import Attention
 from minigpt.model.blocks import Block, SwiGLU
-from minigpt.training.muon import Muon
+from minigpt.model.gpt import GPT
+from minigpt.training.muon import BASE_WIDTH, Muon
+
+EMBEDDING_RATE = 3.0
+"""Learning rate of embeddings, in Muon's company, as a multiple of the others': a row is only used now and then."""
+FIRST_MOMENTUM = 0.85
+"""Of Muon, before its warm-up (Jordan et al. 2024)."""
 
 
-def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: GPT, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Decay the matrices of linear layers only: a norm, a bias or an embedding row has no reason to shrink.
 
     For muon, the matrices inside blocks are a group of their own, with `rows`; the output head is not among them, since
-    each of its rows belongs to one token, as an embedding's do.
+    each of its rows belongs to one token, as an embedding's do. One learning rate then serves all widths: the head's is
+    divided by the width, as a logit adds up that many changes (Yang et al. 2022, https://arxiv.org/abs/2203.03466).
+
+    Returns:
+        Groups with `weight_decay`, whether it `decays` at all, and `lr_scale`, which the learning rate is multiplied
+        with.
     """
     rows = stacked_rows(model) if config.name == "muon" else {}
     linear = {module.weight for module in model.modules() if isinstance(module, nn.Linear)}
-    groups: list[dict[str, Any]] = [
-        {"params": list(rows), "rows": list(rows.values()), "weight_decay": config.weight_decay},
-        {"params": [p for p in model.parameters() if p in linear - rows.keys()], "weight_decay": config.weight_decay},
-        {"params": [p for p in model.parameters() if p not in linear], "weight_decay": 0.0},
+    embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+
+    def lr_scale(parameter: Tensor) -> float:
+        if config.name == "adamw":
+            return 1.0
+        if parameter in linear or (model.config.tie_embeddings and parameter is model.token_embedding.weight):
+            return BASE_WIDTH / parameter.shape[1]
+        return EMBEDDING_RATE if parameter in embeddings else 1.0
+
+    alike: defaultdict[tuple[bool, float], list[Tensor]] = defaultdict(list)
+    for parameter in model.parameters():
+        if parameter not in rows:
+            alike[parameter in linear, lr_scale(parameter)].append(parameter)
+    groups: list[dict[str, Any]] = []
+    if rows:
+        momentum = muon_momentum(config, 0)
+        groups = [
+            {"params": list(rows), "rows": list(rows.values()), "momentum": momentum, "decays": True, "lr_scale": 1.0}
+        ]
+    groups += [
+        {"params": alike[decays, scale], "decays": decays, "lr_scale": scale}
+        for decays, scale in sorted(alike, reverse=True)
     ]
-    return [group for group in groups if group["params"]]
+    return [group | {"weight_decay": config.weight_decay if group["decays"] else 0.0} for group in groups]
 
 
-def stacked_rows(model: nn.Module) -> dict[Tensor, list[int]]:
+def stacked_rows(model: GPT) -> dict[Tensor, list[int]]:
     """The weights of linear layers inside blocks -> the rows of each matrix that is stacked in them.
 
     Queries, keys and values are projected by one product for speed, gate and values of SwiGLU too; but they do
@@ -48,7 +78,7 @@ def stacked_rows(model: nn.Module) -> dict[Tensor, list[int]]:
     return rows
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: GPT, config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101), one fused kernel for all; or Muon.
 
     Raises:
@@ -58,6 +88,12 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
     if config.name == "muon":
         return Muon(groups, lr=config.learning_rate, betas=betas)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+
+
+def muon_momentum(config: OptimizerConfig, step: int) -> float:
+    """Muon's momentum in the step after `step` finished ones: short at first, when gradients soon go out of date."""
+    share = min(1.0, step / config.momentum_warmup_steps) if config.momentum_warmup_steps else 1.0
+    return config.momentum - (1.0 - share) * max(0.0, config.momentum - FIRST_MOMENTUM)
 
 
 def learning_rate(config: OptimizerConfig, step: int, progress: float) -> float:
