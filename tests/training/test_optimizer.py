@@ -12,7 +12,14 @@ from minigpt.config import GPTConfig, OptimizerConfig, UserError
 from minigpt.model.gpt import GPT
 from minigpt.training.module import next_token_loss
 from minigpt.training.muon import BASE_WIDTH, LIKE_ADAMW, Muon, orthogonalised, update_scale
-from minigpt.training.optimizer import EMBEDDING_RATE, learning_rate, make_optimizer, muon_momentum, parameter_groups
+from minigpt.training.optimizer import (
+    EMBEDDING_RATE,
+    follow_schedule,
+    learning_rate,
+    make_optimizer,
+    muon_momentum,
+    parameter_groups,
+)
 
 TINY: dict[str, Any] = {"vocab_size": 61, "context_length": 24, "n_layer": 2, "n_head": 4, "n_embd": 32}
 MUON = OptimizerConfig(name="muon", learning_rate=1e-2)
@@ -189,8 +196,7 @@ def test_one_learning_rate_serves_all_widths() -> None:
         for _ in range(5):
             optimizer.zero_grad()
             next_token_loss(model(tokens[:, :-1]), tokens[:, 1:]).backward()
-            for group in optimizer.param_groups:
-                group["lr"] = 4e-3 * group["lr_scale"]
+            follow_schedule(optimizer, OptimizerConfig(schedule="constant", warmup_steps=0), 0, 0.0)
             optimizer.step()
         with torch.no_grad():
             changes = model.hidden(others[:, 1:]) - x, model(others[:, 1:]) - logits

@@ -18,7 +18,7 @@ from minigpt.data.batches import IGNORED
 from minigpt.data.shards import PreparedData
 from minigpt.model.compiling import compiled
 from minigpt.model.gpt import GPT
-from minigpt.training.optimizer import learning_rate, make_optimizer, muon_momentum
+from minigpt.training.optimizer import follow_schedule, make_optimizer
 
 
 def next_token_loss(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
@@ -68,11 +68,8 @@ class TrainingModule(L.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout is a function of (seed, micro-batch): a resumed run repeats it without any stored random state.
         torch.manual_seed((self.run_config.seed << 32) + self.micro_batch(batch_idx))
-        self.learning_rate = learning_rate(self.run_config.optimizer, self.global_step, self.progress)
-        for group in self.optimizers().param_groups:  # type: ignore[union-attr]
-            group["lr"] = self.learning_rate * group["lr_scale"]
-            if "momentum" in group:
-                group["momentum"] = muon_momentum(self.run_config.optimizer, self.global_step)
+        optimizer, config = self.optimizers(), self.run_config.optimizer
+        self.learning_rate = follow_schedule(optimizer, config, self.global_step, self.progress)  # type: ignore[arg-type]
 
     def micro_batch(self, batch_idx: int) -> int:
         """Number in the whole run, over all devices, of this device's micro-batch batch_idx.

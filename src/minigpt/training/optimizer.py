@@ -90,6 +90,19 @@ def make_optimizer(model: GPT, config: OptimizerConfig) -> torch.optim.Optimizer
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
 
 
+def follow_schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int, progress: float) -> float:
+    """Set the learning rates and the momentum of the step after `step` finished ones; returns the learning rate.
+
+    Args: as for `learning_rate`.
+    """
+    rate = learning_rate(config, step, progress)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+        if "momentum" in group:
+            group["momentum"] = muon_momentum(config, step)
+    return rate
+
+
 def muon_momentum(config: OptimizerConfig, step: int) -> float:
     """Muon's momentum in the step after `step` finished ones: short at first, when gradients soon go out of date."""
     share = min(1.0, step / config.momentum_warmup_steps) if config.momentum_warmup_steps else 1.0
