@@ -416,6 +416,8 @@ class OptimizerConfig:
     """Decay of AdamW's mean of gradients."""
     beta2: float = 0.95
     """Decay of AdamW's mean of squared gradients."""
+    average_decay: float | None = None
+    """Validate and save a moving average of the weights, of which this share stays at each step; null for none."""
 
     def __post_init__(self) -> None:
         _require_finite("optimizer", self)
@@ -435,8 +437,9 @@ class OptimizerConfig:
             self.schedule == "wsd" or self.decay_fraction == 0.4,
             f"optimizer.decay_fraction={self.decay_fraction}: only schedule wsd uses it, not {self.schedule}",
         )
-        for name in ("momentum", "beta1", "beta2"):
-            _require(0 <= getattr(self, name) < 1, f"optimizer.{name}={getattr(self, name)}: must lie in [0, 1)")
+        for name in ("momentum", "beta1", "beta2", "average_decay"):
+            value = getattr(self, name)
+            _require(value is None or 0 <= value < 1, f"optimizer.{name}={value}: must lie in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -840,6 +843,11 @@ class Config:
             self.optimizer.name != "muon" or not divides,
             f"optimizer.name=muon: needs whole matrices on each device, and trainer.strategy={self.trainer.strategy} "
             "divides them: use ddp, or optimizer.name=adamw",
+        )
+        _require(
+            self.optimizer.average_decay is None or not divides,
+            f"optimizer.average_decay={self.optimizer.average_decay}: needs whole weights on each device, and "
+            f"trainer.strategy={self.trainer.strategy} divides them: use ddp, or leave it out",
         )
         _require_at_least("", self, 1, "checkpoint_every_n_steps", "keep_every_n_steps")
 

@@ -18,6 +18,7 @@ from minigpt.data.batches import IGNORED
 from minigpt.data.shards import PreparedData
 from minigpt.model.compiling import compiled
 from minigpt.model.gpt import GPT
+from minigpt.training.averaging import Averaging
 from minigpt.training.optimizer import follow_schedule, make_optimizer
 
 
@@ -129,6 +130,12 @@ class TrainingModule(L.LightningModule):
         # For Lightning's own callbacks (early stopping and the like); files and loggers are written by our callback.
         self.log("val/loss", self.val_loss, logger=False, sync_dist=True)
         self.log("val/bits_per_byte", self.val_bits_per_byte, logger=False, sync_dist=True)
+
+    def on_validation_model_train(self) -> None:
+        super().on_validation_model_train()
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Averaging):
+                callback.restore(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CHECKPOINT_KEY] = {

@@ -29,6 +29,7 @@ from minigpt.data.sources import keep_stdin
 from minigpt.data.tokenizer import save_tokenizer
 from minigpt.files import write_text
 from minigpt.run_folder import RunFolder
+from minigpt.training.averaging import Averaging
 from minigpt.training.callbacks import AttentionMaps, Metrics, ProgressBar, Samples, seconds_of_training
 from minigpt.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from minigpt.training.dashboards import finish_wandb, make_logger
@@ -102,6 +103,8 @@ def make_callbacks(config: Config, folder: RunFolder, data: PreparedData) -> lis
     callbacks: list[L.Callback] = [Metrics(folder, config), Samples(folder, config, data)]
     if config.attention.enabled:
         callbacks.append(AttentionMaps(folder, config, data))
+    if config.optimizer.average_decay is not None:
+        callbacks.append(Averaging(config.optimizer.average_decay))
     if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
         callbacks.append(Checkpoints(folder, config))
     if config.trainer.enable_progress_bar is not False and sys.stderr.isatty():
@@ -220,6 +223,9 @@ def _check_resume(config: Config, folder: RunFolder) -> int:
     ]
     if now["optimizer"]["name"] != saved["optimizer"]["name"]:  # its state would be another's
         differences.append(f"optimizer.name={now['optimizer']['name']} (was {saved['optimizer']['name']})")
+    if (now["optimizer"]["average_decay"] is None) != (saved["optimizer"]["average_decay"] is None):
+        values = (settings["optimizer"]["average_decay"] for settings in (now, saved))
+        differences.append("optimizer.average_decay={} (was {})".format(*values))
     if now["seed"] != saved["seed"]:
         differences.append(f"seed={now['seed']} (was {saved['seed']})")
     if differences:
