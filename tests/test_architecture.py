@@ -15,17 +15,18 @@ HEAVY = {"lightning", "pytorch_lightning", "wandb"}
 
 MAY_IMPORT = {
     "config": set(),
+    "cores": set(),
     "files": {"config"},
     "markdown": set(),
     "cli": {"config", "files"},
-    "data": {"config", "files"},
+    "data": {"config", "cores", "files"},
     "model": {"config", "files"},
     "run_folder": {"config", "files"},
     "checkpoint": {"config", "files", "run_folder", "data", "model"},
     "generation": {"config", "files", "data", "model", "checkpoint"},
     "inspection": {"config", "cli", "files", "markdown", "run_folder", "data", "model", "checkpoint", "generation"},
     "interop": {"config", "files", "data", "model", "checkpoint"},
-    "training": {"config", "cli", "files", "markdown", "run_folder", "data", "model", "checkpoint"}
+    "training": {"config", "cores", "cli", "files", "markdown", "run_folder", "data", "model", "checkpoint"}
     | {"generation", "inspection"},
 }
 """The parts of minigpt that each part may import, besides itself."""

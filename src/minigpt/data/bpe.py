@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import os
 import queue
 import re
 import socket
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from minigpt.config import UserError
+from minigpt.cores import usable_cores
 from minigpt.data.pieces import cut_up, grouped
 
 END_OF_TEXT = "<|endoftext|>"
@@ -196,12 +196,6 @@ def byte_symbols() -> dict[str, int]:
 def unused_token(token: int) -> str:
     """What is shown for an id that a vocabulary leaves out."""
     return f"<|unused_{token}|>"
-
-
-def usable_cores() -> int:
-    """Number of cores that this process may use, which in a container are fewer than the machine has."""
-    # Not every system lets processes be bound to cores.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _grouped(pattern: str) -> str:

@@ -29,6 +29,7 @@ from typing import Any
 
 from minigpt import cli, markdown
 from minigpt.config import CompareConfig, Config, UserError
+from minigpt.cores import usable_cores
 from minigpt.files import reason, write_atomically, write_csv, write_text
 
 
@@ -134,7 +135,7 @@ def train_missing(recipes: dict[str, Config], compare_config: CompareConfig, out
     results = {key: known[key] for key in wanted if key in known and known[key].config_digest == digests[key]}
     missing = {key: config for key, config in wanted.items() if key not in results}
     print(f"{len(wanted)} runs, {len(results)} of them finished before, {compare_config.jobs} at a time", flush=True)
-    threads = max(1, (os.cpu_count() or 1) // compare_config.jobs)
+    threads = max(1, usable_cores() // compare_config.jobs)
     # A process for each run, so that one run's memory is not another's.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(compare_config.jobs, mp_context=context, max_tasks_per_child=1) as pool:

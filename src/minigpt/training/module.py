@@ -145,6 +145,7 @@ class TrainingModule(L.LightningModule):
             "micro_batches": self.micro_batch(self.global_step * self.run_config.trainer.accumulate_grad_batches)
             - self.global_rank,
             "tokens_seen": self.tokens_seen,
+            "n_threads": torch.get_num_threads(),  # sums are rounded otherwise with others
             "recent_losses": [float(loss) for loss in self.recent_losses],  # gathered, not yet logged
         }
 

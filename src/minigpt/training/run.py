@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import logging
+import os
 import shutil
 import sys
 import warnings
@@ -22,6 +23,7 @@ from torch.utils.data import Dataset
 
 from minigpt.checkpoint import CHECKPOINT_KEY, read_checkpoint
 from minigpt.config import Config, TrainerConfig, UserError
+from minigpt.cores import usable_cores
 from minigpt.data.batches import Share, TrainBatches
 from minigpt.data.prepare import open_data
 from minigpt.data.shards import PreparedData
@@ -56,7 +58,8 @@ def train(config: Config, resume: Path | None = None) -> RunFolder:
     if resume is not None:
         _check_text(RunFolder(resume), data)
     config = with_vocabulary(config, data)
-    seen = 0 if resume is None else _check_resume(config, RunFolder(resume))
+    before = {} if resume is None else _check_resume(config, RunFolder(resume))
+    _choose_threads(before.get("n_threads"))
     # Of several processes, the first makes the folder; the others read and write nothing in it.
     is_main = _is_main_process()
     if resume is not None:
@@ -68,7 +71,7 @@ def train(config: Config, resume: Path | None = None) -> RunFolder:
     try:
         trainer = make_trainer(config, folder, make_callbacks(config, folder, data))
         module = TrainingModule(config, data)
-        loaders = make_loaders(config, data, trainer, seen)
+        loaders = make_loaders(config, data, trainer, before.get("micro_batches", 0))
     except UserError:
         finish_wandb()
         if resume is None and is_main:
@@ -209,8 +212,8 @@ def _check_text(folder: RunFolder, data: PreparedData) -> None:
         )
 
 
-def _check_resume(config: Config, folder: RunFolder) -> int:
-    """Refuse what would make the run another one, naming each difference; returns the micro-batches it has seen."""
+def _check_resume(config: Config, folder: RunFolder) -> dict[str, Any]:
+    """Refuse what would make the run another one, naming each difference; returns what the run has kept of itself."""
     if not folder.last.is_file():
         raise UserError(f"--resume {folder.path}: no {folder.last} yet, so there is nothing to continue; start anew")
     content = read_checkpoint(folder.last)
@@ -235,8 +238,20 @@ def _check_resume(config: Config, folder: RunFolder) -> int:
             f"--resume {folder.path}: all {content['global_step']} steps are done; "
             f"give more, as in --trainer.max_steps {2 * content['global_step']}"
         )
-    seen: int = content[CHECKPOINT_KEY]["micro_batches"]
-    return seen
+    kept: dict[str, Any] = content[CHECKPOINT_KEY]
+    return kept
+
+
+def _choose_threads(before: int | None) -> None:
+    """As many threads as there are cores, or as a resumed run had before: with others, sums are rounded otherwise.
+
+    OMP_NUM_THREADS is the user's own choice, and that of Lightning where processes share a machine.
+    """
+    cores = usable_cores()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(before if before and before <= cores else min(torch.get_num_threads(), cores))
+    if before not in {None, (now := torch.get_num_threads())}:
+        print(f"note: {now} threads where the run had {before}: equal up to rounding, not bit for bit", file=sys.stderr)
 
 
 def _write_config(folder: RunFolder, config: Config) -> None:
