@@ -23,7 +23,7 @@ bench: .venv/installed-dev ## time and memory of attention, data, looks and writ
 	$(BIN)/python benchmarks/attention.py --write
 	$(BIN)/python benchmarks/data.py --write
 	$(BIN)/python benchmarks/inspection.py --write
-	$(BIN)/python benchmarks/generation.py --write
+	$(BIN)/python benchmarks/generation.py --run runs/$(NAME) --write
 
 lint: .venv/installed-dev ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -1,8 +1,7 @@
 """What attention costs -> tables of its time and memory: `python benchmarks/attention.py memory --quick`.
 
-A time is only compared with times of the same process: all calls run once a round, in a new order each round, and a
-ratio is the median of the rounds' ratios, so that a machine that slows down slows all of them. A memory is the peak of
-a process of its own, as a process never gives back all that it once took.
+All calls run once a round in one process, in a new order each round. A memory is the peak of a process of its own, as a
+process never gives back all that it once took.
 """
 
 from __future__ import annotations
@@ -10,25 +9,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import datetime
 import math
 import multiprocessing
-import os
-import platform
 import random
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
 from unittest import mock
 
+import harness
 import torch
 import torch.nn.functional as F
+from harness import Block, Spread, Table, ratios
 from torch import Tensor
 
 from minigpt import cli
@@ -38,7 +34,6 @@ from minigpt.model import similarities as sim
 from minigpt.model.attention import attend
 from minigpt.model.graphs import Causal, Documents, Graph, Prefix, Window
 
-RESULTS = Path(__file__).parent / "results"
 BOUND = 1.15
 """Times the plain fused call that a similarity may take which only chooses another query, key and scale."""
 BOUNDED = ("symmetric", "cosine", "gaussian", "hopfield")
@@ -116,27 +111,27 @@ class Case:
         return forward_and_backward
 
 
-def cost(device: str, quick: bool) -> Iterator[str]:
+def cost(chosen: argparse.Namespace) -> Iterator[Block]:
     """Time of each softmax similarity, and its ratio to the plain fused call."""
     names = [FUSED, *(name for name in SIMILARITIES if name not in ("linear", "hard"))]
     shape = (4, 8, 1024, 64)
     for what, backward in (("forward", False), ("forward and backward", True)):
-        cases = {name: Case(name, shape, device) for name in names}
-        times = interleaved(cases, 5 if quick else 31, backward=backward)
+        cases = {name: Case(name, shape, chosen.device) for name in names}
+        times = interleaved(cases, 5 if chosen.quick else 31, backward=backward)
         rows = []
         for name in names:
             ratio = ratios(times[name], times[FUSED])
             verdict = "pass" if statistics.median(ratio) <= BOUND else "above"
-            rows.append([name, spread(times[name]), spread(ratio), verdict if name in BOUNDED else ""])
+            rows.append([name, Spread(times[name]), Spread(ratio), verdict if name in BOUNDED else ""])
         header = ["similarity", "ms", "times the plain call", f"bound {BOUND}"]
-        yield table(f"{what}, causal, (B, H, T, D) = {shape}", header, rows)
+        yield Table(f"{what}, causal, (B, H, T, D) = {shape}", header, rows)
 
 
-def memory(device: str, quick: bool) -> Iterator[str]:
+def memory(chosen: argparse.Namespace) -> Iterator[Block]:
     """Peak of a forward and backward pass, for each similarity, graph and length."""
-    if device == "cpu" and not Path("/proc/self/status").exists():
+    if chosen.device == "cpu" and not Path("/proc/self/status").exists():
         raise UserError("memory: peaks on the CPU are read from /proc, which only Linux has")
-    lengths = [1024 * 2**n for n in range(2 if quick else 6 if device == "cuda" else 4)]
+    lengths = [1024 * 2**n for n in range(2 if chosen.quick else 6 if chosen.device == "cuda" else 4)]
     cases: list[tuple[str, str, float | None]] = [
         (name, graph, None)
         for graph in ("causal", "causal & window 256", "causal | prefix 512", "causal & documents of 1000")
@@ -144,69 +139,71 @@ def memory(device: str, quick: bool) -> Iterator[str]:
     ]
     cases += [("linear", "causal", None), ("hard", "causal", None), ("scaled_dot", "causal", 50.0)]
     cases += [(FUSED, "causal", None), (DENSE_MASK, "causal & window 256", None), (WRITTEN_OUT, "causal", None)]
-    cases = cases[::4] if quick else cases
+    cases = cases[::4] if chosen.quick else cases
     rows = []
     for n, size in ((3, "query, key and value, which are there before"), (5, "output and 4 gradients, the least")):
         rows.append([size, "", *(f"{n * 4 * 64 * 4 * T / 1e6:.1f}" for T in lengths), "1.00"])
     for way, graph, softcap in cases:
-        peaks = [peak_apart(Case(way, (1, 4, T, 64), device, graph, softcap)) for T in lengths]
+        peaks = [peak_apart(Case(way, (1, 4, T, 64), chosen.device, graph, softcap)) for T in lengths]
         label = way if softcap is None else f"{way}, softcap {softcap:g}"
         exponent = math.log2(peaks[-1] / peaks[-2]) if min(peaks[-2:]) > 0 else math.nan
         rows.append([label, graph, *(f"{peak / 1e6:.1f}" for peak in peaks), f"{exponent:.2f}"])
     header = ["way", "graph", *(f"MB at {T // 1024}k" for T in lengths), f"growth to {lengths[-1] // 1024}k"]
     title = "peak of forward and backward over what was held before, (B, H, D) = (1, 4, 64), float32"
-    yield table(title + "; growth 1 is linear in T, 2 quadratic, nan out of memory", header, rows)
+    yield Table(title + "; growth 1 is linear in T, 2 quadratic, nan out of memory", header, rows)
 
 
-def linear(device: str, quick: bool) -> Iterator[str]:
+def linear(chosen: argparse.Namespace) -> Iterator[Block]:
     """From which length on linear attention is faster than the fused softmax, and its best chunk."""
-    lengths = [256 * 2**n for n in range(4 if quick else 7)]
+    lengths = [256 * 2**n for n in range(4 if chosen.quick else 7)]
     rows, slower = [], []
     for T in lengths:
-        cases = {name: Case(name, (1, 4, T, 64), device) for name in (FUSED, "linear")}
-        times = interleaved(cases, 5 if quick else 9 if T > 4096 else 21)
+        cases = {name: Case(name, (1, 4, T, 64), chosen.device) for name in (FUSED, "linear")}
+        times = interleaved(cases, 5 if chosen.quick else 9 if T > 4096 else 21)
         ratio = ratios(times["linear"], times[FUSED])
         slower.append(statistics.median(ratio) >= 1)
-        rows.append([str(T), *(spread(times[name]) for name in cases), spread(ratio)])
+        rows.append([str(T), *(Spread(times[name]) for name in cases), Spread(ratio)])
     header = ["T", f"{FUSED}, ms", "linear, ms", "linear : causal"]
-    yield table("linear attention, forward and backward, causal, (B, H, D) = (1, 4, 64)", header, rows)
+    yield Table("linear attention, forward and backward, causal, (B, H, D) = (1, 4, 64)", header, rows)
     first = max((n + 1 for n, slow in enumerate(slower) if slow), default=0)
     yield f"Linear attention overtakes at T = {lengths[first]}." if first < len(lengths) else "It does not overtake."
-    scanned = [Case("linear", (1, 4, T, D), device) for D in (32, 64) for T in (1024, 4096)]
-    yield scan(linear_attention, "CHUNK", (32, 64, 128, 256), scanned, quick)
+    scanned = [Case("linear", (1, 4, T, D), chosen.device) for D in (32, 64) for T in (1024, 4096)]
+    yield scan(linear_attention, "CHUNK", (32, 64, 128, 256), scanned, chosen.quick)
 
 
-def graphs(device: str, quick: bool) -> Iterator[str]:
+def graphs(chosen: argparse.Namespace) -> Iterator[Block]:
     """Time of sparse graphs: attend's way, one dense mask that is made beforehand, and the causal kernel."""
     rows = []
     for graph in ("causal & window 256", "causal & documents of 256", "causal | prefix 512"):
         for T in (1024, 4096):
             ways = ("scaled_dot", DENSE_MASK, FUSED)
-            times = interleaved({way: Case(way, (1, 4, T, 64), device, graph) for way in ways}, 5 if quick else 21)
-            compared = [spread(ratios(times["scaled_dot"], times[way])) for way in (DENSE_MASK, FUSED)]
-            rows.append([graph, str(T), *(spread(times[way]) for way in ways), *compared])
+            times = interleaved(
+                {way: Case(way, (1, 4, T, 64), chosen.device, graph) for way in ways}, 5 if chosen.quick else 21
+            )
+            compared = [Spread(ratios(times["scaled_dot"], times[way])) for way in (DENSE_MASK, FUSED)]
+            rows.append([graph, str(T), *(Spread(times[way]) for way in ways), *compared])
     header = ["graph", "T", "attend, ms", f"{DENSE_MASK}, ms", f"{FUSED}, ms", "attend : mask", "attend : causal"]
-    yield table("graphs, forward and backward, scaled_dot, (B, H, D) = (1, 4, 64)", header, rows)
-    if device == "cpu":  # FlexAttention, which a GPU takes, cuts no pieces
+    yield Table("graphs, forward and backward, scaled_dot, (B, H, D) = (1, 4, 64)", header, rows)
+    if chosen.device == "cpu":  # FlexAttention, which a GPU takes, cuts no pieces
         windows = [(T, f"causal & window {size}") for T in (1024, 4096) for size in (64, 256)]
-        scanned = [Case("scaled_dot", (1, 4, T, 64), device, window) for T, window in windows]
-        yield scan(kernels, "ROWS", (64, 128, 256, 512), scanned, quick)
+        scanned = [Case("scaled_dot", (1, 4, T, 64), chosen.device, window) for T, window in windows]
+        yield scan(kernels, "ROWS", (64, 128, 256, 512), scanned, chosen.quick)
 
 
 PARTS = {"cost": cost, "memory": memory, "linear": linear, "graphs": graphs}
 
 
-def scan(module: ModuleType, constant: str, values: Sequence[int], cases: Iterable[Case], quick: bool) -> str:
+def scan(module: ModuleType, constant: str, values: Sequence[int], cases: Iterable[Case], quick: bool) -> Table:
     """A table of times with a module's constant set to each of the values."""
     rows = []
     for case in cases:
         settings = {str(value): mock.patch.object(module, constant, value) for value in values}
         times = interleaved(dict.fromkeys(settings, case), 5 if quick else 21, settings=settings)
         best = min(times, key=lambda value: statistics.median(times[value]))
-        rows.append([case.graph, str(case.shape[2]), str(case.shape[3]), *map(spread, times.values()), best])
+        rows.append([case.graph, str(case.shape[2]), str(case.shape[3]), *map(Spread, times.values()), best])
     header = ["graph", "T", "D", *(f"{value}, ms" for value in values), "best"]
     name = f"{module.__name__}.{constant}"
-    return table(f"{name} = {getattr(module, constant)}, and others, forward and backward", header, rows)
+    return Table(f"{name} = {getattr(module, constant)}, and others, forward and backward", header, rows)
 
 
 def interleaved(
@@ -274,81 +271,19 @@ def resident(field: str) -> int:
     return next(1024 * int(line.split()[1]) for line in status if line.startswith(f"{field}:"))
 
 
-def ratios(times: Sequence[float], others: Sequence[float]) -> list[float]:
-    """Round by round."""
-    return [mine / theirs for mine, theirs in zip(times, others, strict=True)]
-
-
-def spread(values: Sequence[float]) -> str:
-    """Median (lower quartile to upper quartile)."""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    digits = 3 if middle < 10 else 1
-    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
-def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Markdown; medians with quartiles in parentheses."""
-    lines = [header, ["---"] * len(header), *rows]
-    cells = ([cell.replace("|", r"\|") for cell in line] for line in lines)
-    return "\n".join([f"**{title}**", "", *(f"| {' | '.join(line)} |" for line in cells)])
-
-
-def machine(device: str) -> str:
-    """One line: where, with what, when and of which commit the numbers are."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
-    where = f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    if device == "cuda":
-        where = f"{torch.cuda.get_device_name()}; {where}"
-    commit = git("rev-parse", "--short", "HEAD") or "unknown"
-    changed = " with changes" if git("status", "--porcelain", Path(__file__).name, "../src") else ""
-    return f"{where}; torch {torch.__version__}; {datetime.date.today()}; commit {commit}{changed}"
-
-
-def git(*arguments: str) -> str:
-    """What git says of this folder; nothing where it is no repository."""
-    command = ["git", "-C", str(RESULTS.parent), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-
-def write(path: Path, title: str, parts: Iterable[str], part: str, text: str) -> None:
-    """Put one part's section into the file, in the order of all parts; those of the others stay as they are."""
-    old = path.read_text(encoding="utf-8").split("\n## ")[1:] if path.exists() else []
-    sections = {section.partition("\n")[0]: section.partition("\n")[2].strip() for section in old} | {part: text}
-    body = "".join(f"\n## {name}\n\n{sections[name]}\n" for name in parts if name in sections)
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(f"# {title}\n{body}", encoding="utf-8")
-
-
-class Parser(argparse.ArgumentParser):
-    """With errors of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+def device(name: str) -> str:
+    """For argparse."""
+    if name not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"{name}: write cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError("cuda: this machine, or its PyTorch, has none; leave it out for the CPU")
+    return name
 
 
 def main(arguments: list[str]) -> None:
-    """Measure the parts asked for, print their tables, and keep them if asked to."""
-    parser = Parser(description="Time and memory of attention, as markdown tables.", allow_abbrev=False)
-    parser.add_argument("part", nargs="?", choices=PARTS, help="only this part (default: all)")
-    parser.add_argument("--quick", action="store_true", help="few rounds and short texts: to see that it works")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: cpu)")
-    parser.add_argument("--write", action="store_true", help="also into benchmarks/results/attention_<device>.md")
-    chosen = parser.parse_args(arguments)
-    if chosen.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine, or its PyTorch, has none; leave it out for the CPU")
-    if chosen.quick and chosen.write:
-        raise UserError("--write keeps full measurements only: leave out --quick")
-    for part in [chosen.part] if chosen.part else PARTS:
-        blocks = [machine(chosen.device)]
-        print(f"\n## {part}\n\n{blocks[0]}", flush=True)
-        for block in PARTS[part](chosen.device, chosen.quick):
-            blocks.append(block)
-            print(f"\n{block}", flush=True)
-        if chosen.write:
-            title = f"Attention: time and memory on {chosen.device}"
-            write(RESULTS / f"attention_{chosen.device}.md", title, PARTS, part, "\n\n".join(blocks))
+    """Measure."""
+    options = {"--device": {"type": device, "default": "cpu", "help": "cpu or cuda (default: cpu)"}}
+    harness.main(arguments, PARTS, name="attention", title="Attention: time and memory", options=options)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What text and batches cost -> tables of time and memory: `python benchmarks/data.py windows --quick`.
 
-As in attention.py, what is compared is measured in turn, in one run, in a new order each round. A preparation gets a
-process and a folder of its own each time, so that no cache and no earlier peak counts.
+What is compared is measured in turn, in a new order each round. A preparation gets a process and a folder of its own
+each time, so that no cache and no earlier peak counts.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ import json
 import multiprocessing
 import os
 import random
-import resource
 import shutil
 import statistics
-import tempfile
 import time
+from argparse import Namespace
 from base64 import b64decode
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -28,9 +27,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import harness
 import numpy as np
 import torch
-from attention import Parser, machine, ratios, resident, spread, table, write
+from attention import resident
+from harness import Block, Spread, Table, cpu_seconds, ratios
 from torch.utils.data import DataLoader
 
 from minigpt import cli
@@ -44,7 +45,6 @@ from minigpt.model.gpt import GPT
 from minigpt.training.module import next_token_loss
 from minigpt.training.optimizer import make_optimizer
 
-RESULTS = Path(__file__).parent / "results" / "data_cpu.md"
 FASTER = 1.4
 """Times as fast as the plain way that a preparation must be."""
 SHARE = 0.02
@@ -55,8 +55,9 @@ SHAPES = {"16 x 129": (16, 128), "12 x 1025": (12, 1024)}
 """Windows x tokens that are read for a batch: its batch_size and context_length."""
 
 
-def prepare(folder: Path, quick: bool) -> Iterator[str]:
+def prepare(chosen: Namespace) -> Iterator[Block]:
     """From a text to its token file, against nanoGPT's ways."""
+    folder, quick = chosen.folder, chosen.quick
     os.environ |= {"TIKTOKEN_CACHE_DIR": str(gpt2_tables(folder)), "HF_HUB_OFFLINE": "1"}
     texts, trained = make_texts(folder, 4_000_000 if quick else 60_000_000), folder / "bpe-2048.json"
     save_tokenizer(BPETokenizer.train([texts["one text"][0].read_text(encoding="utf-8")[:8_000_000]], 2048), trained)
@@ -75,15 +76,15 @@ def prepare(folder: Path, quick: bool) -> Iterator[str]:
             seconds = {way: [done[0] for done in runs] for way, runs in found.items()}
             faster = ratios(seconds[plain], seconds["ours"])
             verdict = "pass" if statistics.median(faster) >= FASTER else "below"
-            speeds = [spread([n_bytes / 1e6 / second for second in way]) for way in seconds.values()]
+            speeds = [Spread([n_bytes / 1e6 / second for second in way]) for way in seconds.values()]
             cpu = [f"{statistics.median(done[1] for done in runs):.1f}" for runs in found.values()]
             peaks = [f"{max(done[2] for done in runs) / 1e6:.0f}" for runs in found.values()]
             size = f"{name}, {n_bytes / 1e6:.0f} MB"
-            row = [size, Path(tokenizer).stem, *speeds, spread(faster), verdict, *cpu, *peaks, "yes" if same else "NO"]
+            row = [size, Path(tokenizer).stem, *speeds, Spread(faster), verdict, *cpu, *peaks, "yes" if same else "NO"]
             rows.append(row)
     header = ["text", "tokenizer", "MB/s", "plain, MB/s", "times as fast", f"bound {FASTER}", "CPU s", "plain, CPU s"]
     header += ["peak MB", "plain, peak MB", "same tokens"]
-    yield table("from text to finished token file; memory over what the imports took", header, rows)
+    yield Table("from text to finished token file; memory over what the imports took", header, rows)
 
 
 def ours(text: Path, tokenizer: str, folder: Path) -> None:
@@ -216,7 +217,7 @@ def gpt2_tables(folder: Path) -> Path:
     return cache
 
 
-def feeding(folder: Path, quick: bool) -> Iterator[str]:
+def feeding(chosen: Namespace) -> Iterator[Block]:
     """What a batch costs before each training step, as a share of the step."""
     shape = ["model.n_layer=6", "model.n_head=6", "model.n_embd=384", "model.context_length=256", "data.batch_size=12"]
     texts = {
@@ -228,12 +229,12 @@ def feeding(folder: Path, quick: bool) -> Iterator[str]:
     rows = []
     for model in ("demo", "10M"):
         for text, settings in texts.items():
-            changes = [f"data.dir={folder}", *(shape if model == "10M" else []), *settings]
+            changes = [f"data.dir={chosen.folder}", *(shape if model == "10M" else []), *settings]
             config, _ = cli.parse_training(["--config=configs/demo.yaml", *(f"--{change}" for change in changes)])
-            steps, feeds, n_parameters, n_tokens = train(config, 8 if quick else 64)
+            steps, feeds, n_parameters, n_tokens = train(config, 8 if chosen.quick else 64)
             share = sum(feeds) / sum(steps)
-            row = [f"{model}, {n_parameters / 1e6:.1f}M", text, f"{n_tokens:.0f}", spread([1e3 * s for s in steps])]
-            row += [spread([1e6 * feed for feed in feeds]), f"{1e6 * max(feeds):.0f}"]
+            row = [f"{model}, {n_parameters / 1e6:.1f}M", text, f"{n_tokens:.0f}", Spread([1e3 * s for s in steps])]
+            row += [Spread([1e6 * feed for feed in feeds]), f"{1e6 * max(feeds):.0f}"]
             rows.append([*row, f"{share:.2%}", "pass" if share < SHARE else "above"])
     header = [
         "model",
@@ -245,7 +246,7 @@ def feeding(folder: Path, quick: bool) -> Iterator[str]:
         "share",
         f"bound {SHARE:.0%}",
     ]
-    yield table(
+    yield Table(
         "a training step (forward, backward, clipping, AdamW) and getting its batch before it, 8 to 64 times",
         header,
         rows,
@@ -276,8 +277,9 @@ def train(config: Config, n_steps: int) -> tuple[list[float], list[float], int, 
     return steps[2:], feeds[2:], sum(p.numel() for p in model.parameters()), n_tokens / len(steps)
 
 
-def windows(folder: Path, quick: bool) -> Iterator[str]:
+def windows(chosen: Namespace) -> Iterator[Block]:
     """Random windows of a large and a small token file, against nanoGPT's way."""
+    folder, quick = chosen.folder, chosen.quick
     large = "400 MB" if quick or shutil.disk_usage(folder).free < 6e9 else "4 GB"
     paths = {large: folder / "large.bin", "40 MB": folder / "small.bin"}
     numbers = np.random.default_rng(0)
@@ -292,11 +294,11 @@ def windows(folder: Path, quick: bool) -> Iterator[str]:
             times = window_times(paths, shape, state == "from the disk", 3 if quick else 15)
             for name in paths:
                 both = [times[name, reader] for reader in READERS]
-                rows.append([shape, name, *map(spread, both), spread(ratios(*both))])
-            compared = [spread(ratios(times[large, reader], times["40 MB", reader])) for reader in READERS]
+                rows.append([shape, name, *map(Spread, both), Spread(ratios(*both))])
+            compared = [Spread(ratios(times[large, reader], times["40 MB", reader])) for reader in READERS]
             rows.append([shape, f"{large} : 40 MB", *compared, ""])
         header = ["windows", "file", "TrainBatches, us a batch", "nanoGPT's way, us a batch", "ratio"]
-        yield table(f"random windows, {state}", header, rows)
+        yield Table(f"random windows, {state}", header, rows)
     rows, n_batches = [], 100 if quick else 20_000
     for shape in SHAPES:
         for name, path in paths.items():
@@ -305,7 +307,7 @@ def windows(folder: Path, quick: bool) -> Iterator[str]:
                     grown = pool.submit(growth, reader, path, shape, n_batches).result()
                 rows.append([shape, name, reader, *(f"{n_bytes / 1e6:.1f}" for n_bytes in grown)])
     header = ["windows", "file", "way", "MB more, its own", "MB more, of mapped files"]
-    yield table(f"resident memory at its peak within {n_batches} batches, over that after 64", header, rows)
+    yield Table(f"resident memory at its peak within {n_batches} batches, over that after 64", header, rows)
 
 
 Reader = Callable[[int], object]
@@ -387,45 +389,14 @@ def memory(pid: int) -> int:
     return n_bytes
 
 
-def cpu_seconds() -> float:
-    """Of this process and its children that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)
-
-
-def busy_seconds() -> float:
-    """CPU time of all programs on this machine, and what the machine beneath it took away."""
-    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-
-
 PARTS = {"prepare": prepare, "feeding": feeding, "windows": windows}
 
 
 def main(arguments: list[str]) -> None:
-    """Measure the parts asked for, print their tables, and keep them if asked to."""
-    parser = Parser(description="Time and memory of text and batches, as markdown tables.", allow_abbrev=False)
-    parser.add_argument("part", nargs="?", choices=PARTS, help="only this part (default: all)")
-    parser.add_argument("--quick", action="store_true", help="little text and few rounds: to see that it works")
-    parser.add_argument("--write", action="store_true", help=f"also into benchmarks/results/{RESULTS.name}")
-    chosen = parser.parse_args(arguments)
-    if chosen.quick and chosen.write:
-        raise UserError("--write keeps full measurements only: leave out --quick")
+    """Measure."""
     if not Path("/proc/self/smaps_rollup").exists():
         raise UserError("memory and load are read from /proc, which only Linux has")
-    for part in [chosen.part] if chosen.part else PARTS:
-        blocks = [machine("cpu")]
-        print(f"\n## {part}\n\n{blocks[0]}", flush=True)
-        began, busy = time.perf_counter(), busy_seconds() - cpu_seconds()
-        with tempfile.TemporaryDirectory(prefix="minigpt-benchmark-") as folder:
-            for block in PARTS[part](Path(folder), chosen.quick):
-                blocks.append(block)
-                print(f"\n{block}", flush=True)
-        cores = (busy_seconds() - cpu_seconds() - busy) / (time.perf_counter() - began)
-        blocks.append(f"Meanwhile other programs used {cores:.2f} of the {os.cpu_count()} cores.")
-        print(f"\n{blocks[-1]}", flush=True)
-        if chosen.write:
-            write(RESULTS, "Text and batches: time and memory on cpu", PARTS, part, "\n\n".join(blocks))
+    harness.main(arguments, PARTS, name="data", title="Text and batches: time and memory")
 
 
 if __name__ == "__main__":

@@ -1,32 +1,26 @@
-"""How fast text is written, beside other programs and the memory's limit -> tables: `python benchmarks/generation.py`.
-
-Each contender lives in a process of its own, which sleeps while another is measured: threads of one library that still
-wait for work would slow down the next one's. They take turns, round by round.
-"""
+"""Speed of writing, beside other programs and the memory's limit -> tables: `python benchmarks/generation.py`."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import multiprocessing
-import os
 import statistics
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import harness
 import torch
 import torch.nn.functional as F
-from attention import Parser, machine, ratios, spread, table, write
+from harness import Block, Contender, Spread, Table, Turn, ratios, turns
 from torch import Tensor
 
-from data import busy_seconds, cpu_seconds
 from minigpt import cli
-from minigpt.config import Config, GenerationConfig, GPTConfig, UserError
+from minigpt.config import Config, GenerationConfig, GPTConfig
 from minigpt.data.batches import IGNORED, ValBatches
 from minigpt.data.prepare import open_data
 from minigpt.generation.cpu_decode import CPUDecode, by_columns
@@ -36,7 +30,6 @@ from minigpt.generation.writer import Writer
 from minigpt.model.cache import KVCache
 from minigpt.model.gpt import GPT
 
-RESULTS = Path(__file__).parent / "results" / "generation_cpu.md"
 SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_k": 50}
 SHAPES = {
     "gpt2": GPTConfig.gpt2_family(),
@@ -135,53 +128,34 @@ CONTENDERS: dict[str, Callable[[str, Path | None], Write]] = {
 }
 
 
-def serve(name: str, shape: str, against: Path | None, pipe: Connection) -> None:
-    """Answer each (n_prompt, n_new) with the seconds that writing took; "memory" reads 512 MB instead."""
-    if name == "memory":
-        block = torch.ones(2**27)
-    else:
-        write = CONTENDERS[name](shape, against)
-    while (asked := pipe.recv()) is not None:
-        began = time.perf_counter()
-        if name == "memory":
-            for _ in range(4):
-                block.sum()
-        else:
-            write(*asked)
-        pipe.send(time.perf_counter() - began)
+def writing(name: str, shape: str, sizes: tuple[int, int], against: Path | None, turn: Turn) -> None:
+    """A contender: (length of the prompt, tokens to write) again and again."""
+    write = CONTENDERS[name](shape, against)
+    while True:
+        turn()
+        write(*sizes)
 
 
-@contextmanager
-def contest(names: Sequence[str], shape: str, against: Path | None) -> Iterator[dict[str, Connection]]:
-    """A sleeping process for each contender."""
-    context, pipes, processes = multiprocessing.get_context("spawn"), {}, []
-    for name in names:
-        pipes[name], theirs = context.Pipe()
-        processes.append(context.Process(target=serve, args=(name, shape, against, theirs), daemon=True))
-        processes[-1].start()
-        theirs.close()
-    try:
-        yield pipes
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
+def reading(turn: Turn) -> None:
+    """A contender that reads memory: 512 MB, four times."""
+    block = torch.ones(2**27)
+    while True:
+        turn()
+        for _ in range(4):
+            block.sum()
 
 
-def turns(
-    names: Sequence[str], shape: str, sizes: tuple[int, int], n_rounds: int, against: Path | None = None
+def seconds(
+    names: Sequence[str],
+    shape: str,
+    sizes: tuple[int, int],
+    n_rounds: int,
+    against: Path | None = None,
+    **others: Contender,
 ) -> dict[str, list[float]]:
-    """Seconds of each contender in each round; one round more comes first, uncounted."""
-    taken: dict[str, list[float]] = {name: [] for name in names}
-    with contest(names, shape, against) as pipes:
-        for number in range(-1, n_rounds):
-            for name in names[::-1] if number % 2 else names:
-                pipes[name].send(sizes)
-                seconds = pipes[name].recv()
-                if number >= 0:
-                    taken[name].append(seconds)
-                time.sleep(0.3)  # idle threads of its libraries go to sleep
-    return taken
+    """Of each contender in each round."""
+    writers = {name: partial(writing, name, shape, sizes, against) for name in names}
+    return turns(others | writers, n_rounds)[1]
 
 
 def n_bytes(config: GPTConfig) -> int:
@@ -196,74 +170,74 @@ def installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def large(quick: bool, against: Path | None, run: Path) -> Iterator[str]:
+def large(chosen: Namespace) -> Iterator[Block]:
     """GPT-2 small against the speed of memory and Hugging Face's generate."""
     names = ["minigpt", "minigpt, 8-bit weights", "minigpt, PyTorch alone"]
     names += ["Hugging Face generate"] if installed("transformers") else []
-    sizes, n_rounds = ((32, 16), 2) if quick else ((32, 256), 5)
-    taken = turns(["memory", *names], "gpt2", sizes, n_rounds)
-    read = statistics.median(4 * 2**29 / seconds for seconds in taken["memory"])
+    sizes, n_rounds = ((32, 16), 2) if chosen.quick else ((32, 256), 5)
+    taken = seconds(names, "gpt2", sizes, n_rounds, memory=reading)
+    read = statistics.median(4 * 2**29 / each for each in taken["memory"])
     bytes_a_token = n_bytes(SHAPES["gpt2"])
     limit = read / bytes_a_token
     rows = []
     for name in names:
-        rates = [sizes[1] / seconds for seconds in taken[name]]
+        rates = [sizes[1] / each for each in taken[name]]
         rate = statistics.median(rates)
         share = "" if "8-bit" in name else f"{rate / limit:.0%}"
         gigabytes = "" if "8-bit" in name else f"{rate * bytes_a_token / 1e9:.1f}"
-        rows.append([name, spread(rates), gigabytes, share, spread(ratios(taken[name], taken["minigpt"]))])
-    yield table(
+        rows.append([name, Spread(rates), gigabytes, share, Spread(ratios(taken[name], taken["minigpt"]))])
+    yield Table(
         f"GPT-2 small, float32, batch 1, prompt of {sizes[0]}, {sizes[1]} new tokens, {n_rounds} rounds; reading "
         f"{bytes_a_token / 1e6:.0f} MB a token at {read / 1e9:.1f} GB/s would be {limit:.1f} tokens/s",
         ["", "tokens/s", "GB/s", "share of the limit", "times minigpt's seconds"],
         rows,
     )
-    sizes = (32, 4) if quick else (256, 16)
+    sizes = (32, 4) if chosen.quick else (256, 16)
     names = ["minigpt", "minigpt, no cache"]
-    taken = turns(names, "gpt2", sizes, 2 if quick else 3)
+    taken = seconds(names, "gpt2", sizes, 2 if chosen.quick else 3)
     yield rates_table(
         f"GPT-2 small, prompt of {sizes[0]}, {sizes[1]} new tokens: what the cache saves", names, taken, sizes
     )
 
 
-def small(quick: bool, against: Path | None, run: Path) -> Iterator[str]:
+def small(chosen: Namespace) -> Iterator[Block]:
     """Models whose calls cost more than their arithmetic."""
-    n_rounds = 3 if quick else 11
+    n_rounds = 3 if chosen.quick else 11
     hugging = ["Hugging Face generate"] if installed("transformers") else []
     names, sizes = ["minigpt", "minigpt, PyTorch alone", "minigpt, 8-bit weights", *hugging], (32, 95)
     yield rates_table(
         "the demo's sizes in GPT-2's family, prompt of 32, 95 new tokens",
         names,
-        turns(names, "demo", sizes, n_rounds),
+        seconds(names, "demo", sizes, n_rounds),
         sizes,
     )
     names = ["minigpt", "minigpt, PyTorch alone"]
     yield rates_table(
-        "the demo's own model (rotary, QK-norm, SwiGLU)", names, turns(names, "modern", sizes, n_rounds), sizes
+        "the demo's own model (rotary, QK-norm, SwiGLU)", names, seconds(names, "modern", sizes, n_rounds), sizes
     )
-    if against is not None:
+    if chosen.against is not None:
         names, sizes = ["minigpt", "minigpt, PyTorch alone", "nanoGPT's sampler"], (1, 256)
         title = (
             "nanoGPT's CPU recipe (4 layers, 4 heads, 128 wide, context 64), 256 new tokens, so past the context too"
         )
-        yield rates_table(title, names, turns(names, "nanogpt", sizes, n_rounds, against), sizes)
+        yield rates_table(title, names, seconds(names, "nanogpt", sizes, n_rounds, chosen.against), sizes)
 
 
-def rates_table(title: str, names: Sequence[str], taken: dict[str, list[float]], sizes: tuple[int, int]) -> str:
+def rates_table(title: str, names: Sequence[str], taken: dict[str, list[float]], sizes: tuple[int, int]) -> Table:
     rows = [
-        [name, spread([sizes[1] / s for s in taken[name]]), spread(ratios(taken[name], taken["minigpt"]))]
+        [name, Spread([sizes[1] / s for s in taken[name]]), Spread(ratios(taken[name], taken["minigpt"]))]
         for name in names
     ]
-    return table(title, ["", "tokens/s", "times minigpt's seconds"], rows)
+    return Table(title, ["", "tokens/s", "times minigpt's seconds"], rows)
 
 
-def trained(quick: bool, against: Path | None, run: Path) -> Iterator[str]:
+def trained(chosen: Namespace) -> Iterator[Block]:
     """What only a trained model shows: how often drafts are right, and what 8 bits cost."""
-    writer, rounded = Writer.load(run), Writer.load(run, int8=True)
-    config = cli.parse_training(["--resume", str(run)])[0]
+    writer, rounded = Writer.load(chosen.run), Writer.load(chosen.run, int8=True)
+    config = cli.parse_training(["--resume", str(chosen.run)])[0]
     text = Path(__file__).read_text(encoding="utf-8")
     n_prompt = writer.model.config.context_length // 2
-    prompts = [text[i : i + n_prompt] for i in range(0, len(text), len(text) // (4 if quick else 16))]
+    prompts = [text[i : i + n_prompt] for i in range(0, len(text), len(text) // (4 if chosen.quick else 16))]
     rows = []
     for name, repeat in (("code as it is", 1), ("a line of code said again and again", 3)):
         said = [(prompt[: n_prompt // repeat] * repeat) for prompt in prompts]
@@ -277,13 +251,15 @@ def trained(quick: bool, against: Path | None, run: Path) -> Iterator[str]:
                     texts.add(writer.generate(prompt, draft_tokens=draft_tokens, **settings).tokens)
                     times[draft_tokens].append(time.perf_counter() - began)
                 assert len(texts) == 1, "a draft changed the text"
-            rows.append([name, str(temperature), spread(ratios(times[0], times[7]))])
-    yield table(
-        f"{run}: plain seconds over seconds with draft_tokens=7", ["prompts", "temperature", "times as fast"], rows
+            rows.append([name, str(temperature), Spread(ratios(times[0], times[7]))])
+    yield Table(
+        f"{chosen.run}: plain seconds over seconds with draft_tokens=7",
+        ["prompts", "temperature", "times as fast"],
+        rows,
     )
-    losses = [val_loss(each, config, 4 if quick else None) for each in (writer, rounded)]
-    yield table(
-        f"{run}: loss over its val split, nats a token",
+    losses = [val_loss(each, config, 4 if chosen.quick else None) for each in (writer, rounded)]
+    yield Table(
+        f"{chosen.run}: loss over its val split, nats a token",
         ["float32", "8-bit weights", "difference"],
         [[f"{losses[0]:.4f}", f"{losses[1]:.4f}", f"{losses[1] - losses[0]:+.4f}"]],
     )
@@ -310,30 +286,13 @@ PARTS = {"large": large, "small": small, "trained": trained}
 
 
 def main(arguments: list[str]) -> None:
-    """Measure the parts asked for, print their tables, and keep them if asked to."""
-    parser = Parser(description="Tokens per second, as markdown tables.", allow_abbrev=False)
-    parser.add_argument("part", nargs="?", choices=PARTS, help="only this part (default: all)")
-    parser.add_argument("--quick", action="store_true", help="few rounds and tokens: to see that it works")
-    parser.add_argument("--write", action="store_true", help=f"also into benchmarks/results/{RESULTS.name}")
-    parser.add_argument("--against", type=Path, help="a checkout of nanoGPT, whose sampler takes part")
-    parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="for `trained` (default: runs/demo)")
-    chosen = parser.parse_args(arguments)
-    if chosen.quick and chosen.write:
-        raise UserError("--write keeps full measurements only: leave out --quick")
-    if chosen.against is not None and not (chosen.against / "model.py").is_file():
-        raise UserError(f"--against {chosen.against}: holds no model.py; name a checkout of nanoGPT")
-    for part in [chosen.part] if chosen.part else PARTS:
-        blocks = [machine("cpu")]
-        print(f"\n## {part}\n\n{blocks[0]}", flush=True)
-        began, busy = time.perf_counter(), busy_seconds() - cpu_seconds()
-        for block in PARTS[part](chosen.quick, chosen.against, chosen.run):
-            blocks.append(block)
-            print(f"\n{block}", flush=True)
-        cores = (busy_seconds() - cpu_seconds() - busy) / (time.perf_counter() - began)
-        blocks.append(f"Meanwhile other programs used {cores:.2f} of the {os.cpu_count()} cores.")
-        print(f"\n{blocks[-1]}", flush=True)
-        if chosen.write:
-            write(RESULTS, "Writing: tokens per second on cpu", PARTS, part, "\n\n".join(blocks))
+    """Measure."""
+    options = {
+        "--against": {"type": harness.checkout, "help": "a checkout of nanoGPT, whose sampler takes part"},
+        "--run": {"type": Path, "help": "a run such as runs/demo, for `trained`"},
+    }
+    title, needs = "Writing: tokens per second", {"trained": ["run"]}
+    harness.main(arguments, PARTS, name="generation", title=title, options=options, needs=needs)
 
 
 if __name__ == "__main__":

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import os
 import statistics
-import tempfile
 import time
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+import harness
 import lightning as L
-from attention import Parser, machine, spread, table
+from harness import Block, Spread, Table
 
 from minigpt import cli
-from minigpt.config import UserError
 from minigpt.training import run as training
 from minigpt.training.callbacks import AttentionMaps
 
-RESULTS = Path(__file__).parent / "results" / "inspection_cpu.md"
 EVERY = 100
 """Steps between two looks whose cost is asked for."""
 BOUND = 0.01
@@ -40,12 +40,13 @@ class Clock(L.Callback):
         self.times.append(time.perf_counter())
 
 
-def looks(folder: Path, n_rounds: int, n_steps: int, between: int) -> str:
+def looks(chosen: Namespace) -> Iterator[Block]:
     """Rounds of two runs, one of which looks every `between` steps."""
+    n_rounds, n_steps, between = (2, 10, 5) if chosen.quick else (6, 100, 25)
     plain, looking, each = [], [], []
     for number in range(n_rounds):
         for enabled in (True, False) if number % 2 else (False, True):
-            taken, own = trained(folder, n_steps, between if enabled else None)
+            taken, own = trained(chosen.folder, n_steps, between if enabled else None)
             (looking if enabled else plain).append(taken)
             each += own
     n_looks = (WARM_UP + n_steps) // between - WARM_UP // between
@@ -54,8 +55,8 @@ def looks(folder: Path, n_rounds: int, n_steps: int, between: int) -> str:
     rows = []
     for what, seconds in (("by its own clock", each), ("by the difference of the runs", more)):
         share = statistics.median(seconds) / (EVERY * step)
-        rows.append([what, spread(seconds), f"{share:.2%}", "pass" if share < BOUND else "above"])
-    return table(
+        rows.append([what, Spread(seconds), f"{share:.2%}", "pass" if share < BOUND else "above"])
+    yield Table(
         f"one look: {n_rounds} pairs of runs of {n_steps} steps of {1e3 * step:.0f} ms, {n_looks} looks in one of each",
         ["cost of a look", "seconds", f"share of training, every {EVERY} steps", f"bound {BOUND:.0%}"],
         rows,
@@ -86,19 +87,9 @@ def trained(folder: Path, n_steps: int, between: int | None) -> tuple[float, lis
 
 
 def main(arguments: list[str]) -> None:
-    """Measure, print the table, and keep it if asked to."""
-    parser = Parser(description="Time of looking at attention while training, as a markdown table.", allow_abbrev=False)
-    parser.add_argument("--quick", action="store_true", help="few steps and rounds: to see that it works")
-    parser.add_argument("--write", action="store_true", help=f"also into benchmarks/results/{RESULTS.name}")
-    chosen = parser.parse_args(arguments)
-    if chosen.quick and chosen.write:
-        raise UserError("--write keeps full measurements only: leave out --quick")
+    """Measure."""
     os.environ["WANDB_MODE"] = "offline"
-    with tempfile.TemporaryDirectory(prefix="minigpt-benchmark-") as folder:
-        blocks = [machine("cpu"), looks(Path(folder), *((2, 10, 5) if chosen.quick else (6, 100, 25)))]
-    print("\n" + "\n\n".join(blocks))
-    if chosen.write:
-        RESULTS.write_text("\n\n".join(["# What looking at attention costs a training run, on a CPU", *blocks]) + "\n")
+    harness.main(arguments, {"looks": looks}, name="inspection", title="Looking at attention: what it costs training")
 
 
 if __name__ == "__main__":
