@@ -96,7 +96,7 @@ class Turn:
                 self.pipe.send(time.perf_counter() - self.began)
             try:
                 self.pieces = self.pipe.recv()
-            except EOFError:  # who measures has gone
+            except (EOFError, OSError):  # all is measured
                 raise SystemExit(0) from None
             self.began = time.perf_counter()
         self.pieces -= 1

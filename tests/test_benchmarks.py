@@ -2,16 +2,20 @@
 
 import json
 import os
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import harness
+import nanogpt
+import numpy as np
 import pytest
+import training
 from harness import Block, Spread, Table, Turn
 
-from minigpt.config import UserError
+from minigpt.config import GPTConfig, UserError
 
 
 def worker(log: Path, turn: Turn) -> None:
@@ -97,3 +101,101 @@ def test_mistakes_are_one_line_each(tmp_path: Path, capsys: pytest.CaptureFixtur
             measure(list(arguments))
     measure([])
     assert "left out; one: needs --against" in capsys.readouterr().out
+
+
+def test_the_operations_of_nanogpts_cpu_recipe_are_those_of_the_formula() -> None:
+    config = GPTConfig.gpt2_family(
+        vocab_size=65, context_length=64, n_layer=4, n_head=4, n_embd=128, bias=False, tie_embeddings=True
+    )
+    n = 4 * 12 * 128**2 + 9 * 128 + 65 * 128  # matrices, LayerNorms, the table that is also the head
+    assert training.flops_a_token(config) == 6 * n + 12 * 4 * 128 * 64
+    untied = GPTConfig.gpt2_family(
+        vocab_size=65, context_length=64, n_layer=4, n_head=4, n_embd=128, bias=False, tie_embeddings=False
+    )
+    assert training.flops_a_token(untied) == training.flops_a_token(config), "a table that is looked up is free"
+
+
+def test_nanogpts_learning_rate_warms_up_and_falls_to_its_share() -> None:
+    recipe = nanogpt.Recipe()
+    rates = [nanogpt.learning_rate(recipe, step) for step in (0, 100, 1050, 2000)]
+    assert rates == pytest.approx([1e-3 / 101, 1e-3, 5.5e-4, 1e-4])
+
+
+FAKE = """
+import torch
+class GPTConfig:
+    def __init__(self, **sizes): vars(self).update(sizes)
+class GPT(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.table = torch.nn.Embedding(config.vocab_size, config.vocab_size)
+    def forward(self, tokens, targets):
+        logits = self.table(tokens)
+        return logits, torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device):
+        return torch.optim.AdamW(self.parameters(), learning_rate, betas, weight_decay=weight_decay)
+"""
+"""A checkout's model.py, as far as it is used."""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "nanogpt").mkdir()
+    (tmp_path / "nanogpt" / "model.py").write_text(FAKE)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.delitem(sys.modules, "model", raising=False)
+    return tmp_path / "nanogpt"
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Path:
+    path = tmp_path / "tokens.bin"
+    np.tile(np.arange(5, dtype=np.uint16), 100).tofile(path)
+    return path
+
+
+def test_nanogpts_loop_learns_and_counts_its_steps(checkout: Path, tokens: Path) -> None:
+    recipe = nanogpt.Recipe(context_length=8, vocab_size=5, max_steps=30, learning_rate=0.1, warmup_steps=2)
+    losses, numbers = [], []
+    for number, model in nanogpt.training(checkout, recipe, tokens):
+        numbers.append(number)
+        losses.append(model(*nanogpt.random_windows(tokens, recipe))[1].item())
+    assert numbers == list(range(31))
+    assert losses[-1] < losses[0] / 2
+
+
+class Enough:
+    """Lets so many pieces of work be done."""
+
+    def __init__(self, n: int) -> None:
+        self.left = n
+
+    def __call__(self) -> None:
+        if self.left == 0:
+            raise SystemExit(0)
+        self.left -= 1
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_contender_that_trains_is_train_py_step_by_step(tmp_path: Path, terminal: bool) -> None:
+    changes = [f"config={training.ROOT}/configs/tiny.yaml", f"data.dir={tmp_path}/data", f"runs_dir={tmp_path}/runs"]
+    changes += [*training.ENDLESS, "trainer.logger=false", "trainer.log_every_n_steps=1"]
+    with pytest.raises(SystemExit):
+        training.ours(changes, terminal, Enough(3))
+    rows = (tmp_path / "runs" / "tiny" / "metrics.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["step", "1", "2", "3"]
+    if not terminal:
+        with pytest.raises(SystemExit):
+            training.raw(changes, Enough(3))
+
+
+def test_shapes_and_families_are_such_as_train_py_takes(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    chosen = Namespace(folder=tmp_path, text=text)
+    every = training.shapes(chosen).values()
+    for (sizes, own), family in zip(every, training.FAMILIES.values(), strict=True):
+        widths = {training.parse(changes).model.n_embd for changes in ([*sizes, *family], own) if changes}
+        assert len(widths) == 1
+    assert str(training.characters(chosen)) == str(text)
+    random = training.characters(Namespace(folder=tmp_path, text=None)).read_text()
+    assert len(set(random)) == 65
