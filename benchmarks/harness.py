@@ -209,7 +209,7 @@ def checkout(name: str) -> Path:
     """For argparse: a folder with nanoGPT in it."""
     if not (Path(name) / "model.py").is_file():
         raise argparse.ArgumentTypeError(f"{name} holds no model.py; name a checkout of nanoGPT")
-    return Path(name)
+    return Path(name).absolute()
 
 
 def main(

@@ -6,27 +6,27 @@ Our runs are those of `train.py`, Lightning and callbacks included; only a callb
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
-import random
+import pickle
+import shutil
 import statistics
-import string
 import subprocess
+import sys
+import time
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
-from unittest import mock
+from typing import Any
 
 import harness
-import nanogpt
-from harness import Block, Contender, Spread, Table, Turn, ratios, turns
+from contenders import CHARS, ENDLESS, ROOT, SIDE, characters, like, ours, parse, prepared, product, raw, theirs
+from harness import Block, Contender, Spread, Table, ratios, turns
+from time_to_loss import BOUNDS, loss
 
 from minigpt import cli
-from minigpt.config import Config, GPTConfig
+from minigpt.config import GPTConfig, UserError
 
-ROOT = Path(__file__).parent.parent
 GPT2 = ["model.position=learned", "model.norm=layernorm", "model.mlp=gelu", "model.qk_norm=false", "model.bias=false"]
 FAMILIES = {
     "gpt2 family": [*GPT2, "model.tie_embeddings=true", "optimizer.name=adamw"],
@@ -34,17 +34,10 @@ FAMILIES = {
     "modern family, Muon": ["optimizer.name=muon"],
 }
 """What is set beyond the sizes; the first is nanoGPT's architecture."""
-CHARS = ["data.tokenizer=chars", "data.val_fraction=0.1"]
-ENDLESS = ["trainer.max_steps=1000000", "trainer.max_time=null", "trainer.val_check_interval=1000000"]
 NANOGPT, DEMO, LARGE = "nanoGPT's CPU recipe", "the demo's shape", "10M parameters"
-PEAK, SIDE = "matrix product", 2048
+PEAK = "matrix product"
 LOOP_BOUND = 0.03
 """Of a raw loop's step, what Lightning's may cost more."""
-
-
-def parse(changes: Sequence[str]) -> Config:
-    """Changes as of `train.py`'s command line, without the dashes; those to the default model where no recipe is."""
-    return cli.parse_training([f"--{change}" for change in changes])[0]
 
 
 def shape(n_layer: int, n_head: int, n_embd: int, context_length: int, batch_size: int) -> list[str]:
@@ -66,103 +59,6 @@ def shapes(chosen: Namespace) -> dict[str, tuple[list[str], list[str]]]:
         DEMO: ([*demo_sizes, *stdlib], [f"config={ROOT}/configs/demo.yaml", *stdlib, "trainer.max_time=99:00:00:00"]),
         LARGE: ([*shape(6, 6, 384, 256, 4), *chars], []),
     }
-
-
-def characters(chosen: Namespace) -> Path:
-    """The text that was given, or as good for a step's time: a million random characters, 65 different ones."""
-    if chosen.text is not None:
-        return chosen.text
-    path: Path = chosen.folder / "random.txt"
-    alphabet = string.ascii_letters + string.digits + " \n."
-    if not path.exists():
-        path.write_text(alphabet + "".join(random.Random(0).choices(alphabet, k=1_000_000)), encoding="utf-8")
-    return path
-
-
-def prepared(changes: Sequence[str], folder: Path) -> tuple[Config, Path]:
-    """The config with its vocabulary, once its text is prepared, and its train split as nanoGPT reads it."""
-    import numpy as np
-
-    from minigpt.data.prepare import open_data
-    from minigpt.training.run import with_vocabulary
-
-    config = parse(changes)
-    data = open_data(config.data, quiet=True)
-    tokens = data.train.tokens.read(0, len(data.train.tokens))
-    path = folder / f"{data.manifest.text_fingerprint[:12]}-{data.tokenizer.vocab_size}.bin"
-    ends = data.tokenizer.end_of_text if config.data.tokenizer == "chars" else None  # no token of nanoGPT's there
-    tokens[tokens != ends].astype(np.uint16).tofile(path)
-    return with_vocabulary(config, data), path
-
-
-def ours(changes: Sequence[str], terminal: bool, turn: Turn) -> None:
-    """A contender: each piece of its work is a step of `train.py`."""
-    from lightning.pytorch.callbacks import LambdaCallback
-
-    from minigpt.training import run
-
-    make, gate = run.make_callbacks, LambdaCallback(on_train_batch_start=lambda *_: turn())
-    with mock.patch.object(run, "make_callbacks", lambda *given: [*make(*given), gate]), watched(terminal):
-        run.train(parse(changes))
-
-
-@contextmanager
-def watched(terminal: bool) -> Iterator[None]:
-    """Print to a terminal that somebody reads, if there is to be one: then the progress bar is drawn."""
-    if not terminal:
-        yield
-        return
-    (screen, keyboard), gone = os.openpty(), subprocess.DEVNULL
-    with subprocess.Popen(["cat"], stdin=screen, stdout=gone, stderr=gone), os.fdopen(keyboard, "w") as file:
-        os.close(screen)
-        with redirect_stdout(file), redirect_stderr(file):
-            yield
-
-
-def theirs(checkout: Path, recipe: nanogpt.Recipe, tokens: Path, turn: Turn) -> None:
-    """A contender: nanoGPT's steps."""
-    for _ in nanogpt.training(checkout, recipe, tokens):
-        turn()
-
-
-def raw(changes: Sequence[str], turn: Turn) -> None:
-    """A contender: our module, batches, optimizer and schedule in the barest loop there is."""
-    import lightning as L
-    import torch
-
-    from minigpt.data.batches import train_batches
-    from minigpt.data.prepare import open_data
-    from minigpt.training.module import TrainingModule
-    from minigpt.training.optimizer import learning_rate
-    from minigpt.training.run import with_vocabulary
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    config = parse(changes)
-    data = open_data(config.data, quiet=True)
-    config = with_vocabulary(config, data)
-    module = TrainingModule(config, data)
-    trainer = L.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    module.trainer = trainer  # whose number of devices the module asks for
-    optimizer, max_steps = module.configure_optimizers(), config.trainer.max_steps
-    for step, batch in enumerate(torch.utils.data.DataLoader(train_batches(config, data, n_batches=max_steps), None)):
-        turn()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config.optimizer, step, step / max_steps)
-        optimizer.zero_grad()
-        module.training_step(batch, step).backward()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), config.trainer.gradient_clip_val)
-        optimizer.step()
-        module.recent_losses.clear()
-
-
-def product(turn: Turn) -> None:
-    """A contender: a float32 product of two square matrices, for the machine's peak."""
-    import torch
-
-    left, right, out = (torch.randn(SIDE, SIDE) for _ in range(3))
-    while True:
-        turn()
-        torch.mm(left, right, out=out)
 
 
 def flops_a_token(config: GPTConfig) -> int:
@@ -224,14 +120,6 @@ def steps(chosen: Namespace) -> Iterator[Block]:
         )
 
 
-def like(config: Config) -> nanogpt.Recipe:
-    """nanoGPT's recipe at our sizes."""
-    sizes = {each: getattr(config.model, each) for each in ("n_layer", "n_head", "n_embd", "context_length")}
-    extra = 1 if config.data.tokenizer == "chars" else 0  # our end_of_text
-    n_symbols = (config.model.vocab_size or 0) - extra
-    return nanogpt.Recipe(**sizes, vocab_size=n_symbols, batch_size=config.data.batch_size, max_steps=10**6)
-
-
 def loop(chosen: Namespace) -> Iterator[Block]:
     """What Lightning's loop costs over a raw one, with what users get beside it."""
     every, os.environ["WANDB_MODE"] = shapes(chosen), "offline"
@@ -262,7 +150,51 @@ def loop(chosen: Namespace) -> Iterator[Block]:
         )
 
 
-PARTS: dict[str, harness.Part] = {"steps": steps, "loop": loop}
+def startup(chosen: Namespace) -> Iterator[Block]:
+    """Seconds from the start of a process to its first training step."""
+    config, tokens = prepared([f"config={ROOT}/configs/tiny.yaml", f"data.dir={chosen.folder}/data"], chosen.folder)
+    folder = chosen.folder / "data" / "tokens"
+    folder.mkdir()
+    for split in ("train.bin", "val.bin"):
+        shutil.copy(tokens, folder / split)
+    commands = {"minigpt": [str(ROOT / "train.py"), f"--config={ROOT}/configs/tiny.yaml", "--trainer.logger=false"]}
+    commands["minigpt"] += [f"--data.dir={chosen.folder}/data", f"--runs_dir={chosen.folder}/runs"]
+    commands["minigpt"] += ["--trainer.log_every_n_steps=1"]
+    if chosen.against is not None:
+        sizes = {name: getattr(config.model, name) for name in ("n_layer", "n_head", "n_embd")}
+        sizes |= {"block_size": config.model.context_length, "batch_size": config.data.batch_size, "eval_iters": 1}
+        sizes |= {"device": "cpu", "compile": False, "dataset": "tokens", "gradient_accumulation_steps": 1}
+        commands["nanoGPT"] = [f"{chosen.against}/train.py", *(f"--{name}={size}" for name, size in sizes.items())]
+        shutil.copy(chosen.against / "configurator.py", chosen.folder)  # it looks for it where it runs
+        with (folder / "meta.pkl").open("wb") as file:
+            pickle.dump({"vocab_size": config.model.vocab_size}, file)
+    taken: dict[str, list[float]] = {name: [] for name in commands}
+    for number in range(3 if chosen.quick else 8):
+        for name, command in commands.items():
+            seconds = until_first_step(command, chosen.folder)
+            if number:  # the first reads the programs from the disk
+                taken[name].append(seconds)
+    rows = [[name, Spread(each), Spread(ratios(each, taken["minigpt"]))] for name, each in taken.items()]
+    yield Table("seconds to the first step of configs/tiny.yaml, text prepared", ["", "s", "times minigpt's"], rows)
+
+
+def until_first_step(command: Sequence[str], folder: Path) -> float:
+    """Seconds from the start of a script until it tells of its first step: ours by a file, nanoGPT by a line."""
+    began, log = time.perf_counter(), folder / "log.txt"
+    with log.open("w") as out:
+        process = subprocess.Popen([sys.executable, "-u", *command], cwd=folder, stdout=out, stderr=out)
+        while not any(folder.glob("runs/*/metrics.csv")) and "\niter 0: " not in log.read_text():
+            if process.poll() is not None:
+                raise UserError(f"{command[0]} ended before its first step: {log.read_text()[-300:]}")
+            time.sleep(0.005)
+    seconds = time.perf_counter() - began
+    process.kill()
+    process.wait()
+    shutil.rmtree(folder / "runs", ignore_errors=True)
+    return seconds
+
+
+PARTS: dict[str, harness.Part] = {"steps": steps, "loop": loop, "loss": loss, "startup": startup}
 
 
 def a_file(name: str) -> Path:
@@ -274,11 +206,21 @@ def a_file(name: str) -> Path:
 
 def main(arguments: list[str]) -> None:
     """Measure."""
-    options = {
+    options: dict[str, dict[str, Any]] = {
         "--against": {"type": harness.checkout, "help": "a checkout of nanoGPT, which takes part"},
         "--text": {"type": a_file, "help": "a text to train on by character, such as nanoGPT's input.txt"},
+        "--seeds": {"type": int, "nargs": "+", "default": [1337, 1338, 1339], "help": "of `loss`"},
+        "--budgets": {
+            "type": float,
+            "nargs": "+",
+            "default": list(BOUNDS),
+            "help": "of `loss`: shares of nanoGPT's time",
+        },
+        "--recipes": {"type": a_file, "nargs": "+", "default": [ROOT / "configs" / "shakespeare_char.yaml"]},
+        "--runs": {"type": Path, "default": ROOT / "runs" / "time_to_loss", "help": "where `loss` keeps finished runs"},
     }
-    harness.main(arguments, PARTS, name="training", title="Training", options=options)
+    needs = {"loss": ["against", "text"]}
+    harness.main(arguments, PARTS, name="training", title="Training", options=options, needs=needs)
 
 
 if __name__ == "__main__":

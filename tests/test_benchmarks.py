@@ -7,11 +7,14 @@ from argparse import Namespace
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import contenders
 import harness
 import nanogpt
 import numpy as np
 import pytest
+import time_to_loss
 import training
 from harness import Block, Spread, Table, Turn
 
@@ -44,9 +47,9 @@ def test_a_spread_reads_as_median_and_quartiles_and_keeps_its_values() -> None:
 
 
 def test_contenders_work_in_turns_each_in_its_own_process(tmp_path: Path) -> None:
-    contenders = {name: partial(worker, tmp_path / "log" / name) for name in ("a", "b")}
+    workers = {name: partial(worker, tmp_path / "log" / name) for name in ("a", "b")}
     (tmp_path / "log").mkdir()
-    first, taken = harness.turns(contenders, n_rounds=2, n_pieces=3)
+    first, taken = harness.turns(workers, n_rounds=2, n_pieces=3)
     assert set(first) == {"a", "b"}
     assert {name: len(each) for name, each in taken.items()} == {"a": 2, "b": 2}
     assert all(0 < seconds < 1 for each in taken.values() for seconds in each)
@@ -178,15 +181,15 @@ class Enough:
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_contender_that_trains_is_train_py_step_by_step(tmp_path: Path, terminal: bool) -> None:
-    changes = [f"config={training.ROOT}/configs/tiny.yaml", f"data.dir={tmp_path}/data", f"runs_dir={tmp_path}/runs"]
-    changes += [*training.ENDLESS, "trainer.logger=false", "trainer.log_every_n_steps=1"]
+    changes = [f"config={contenders.ROOT}/configs/tiny.yaml", f"data.dir={tmp_path}/data", f"runs_dir={tmp_path}/runs"]
+    changes += [*contenders.ENDLESS, "trainer.logger=false", "trainer.log_every_n_steps=1"]
     with pytest.raises(SystemExit):
-        training.ours(changes, terminal, Enough(3))
+        contenders.ours(changes, terminal, Enough(3))
     rows = (tmp_path / "runs" / "tiny" / "metrics.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["step", "1", "2", "3"]
     if not terminal:
         with pytest.raises(SystemExit):
-            training.raw(changes, Enough(3))
+            contenders.raw(changes, Enough(3))
 
 
 def test_shapes_and_families_are_such_as_train_py_takes(tmp_path: Path) -> None:
@@ -194,8 +197,58 @@ def test_shapes_and_families_are_such_as_train_py_takes(tmp_path: Path) -> None:
     chosen = Namespace(folder=tmp_path, text=text)
     every = training.shapes(chosen).values()
     for (sizes, own), family in zip(every, training.FAMILIES.values(), strict=True):
-        widths = {training.parse(changes).model.n_embd for changes in ([*sizes, *family], own) if changes}
+        widths = {contenders.parse(changes).model.n_embd for changes in ([*sizes, *family], own) if changes}
         assert len(widths) == 1
-    assert str(training.characters(chosen)) == str(text)
-    random = training.characters(Namespace(folder=tmp_path, text=None)).read_text()
+    assert str(contenders.characters(chosen)) == str(text)
+    random = contenders.characters(Namespace(folder=tmp_path, text=None)).read_text()
     assert len(set(random)) == 65
+
+
+def a_run(checkout: Path, tokens: Path, **others: Any) -> time_to_loss.Run:
+    files = {"checkout": str(checkout), "tokens": str(tokens), "val": str(tokens)}
+    known = {"name": "nanoGPT", "seed": 1, "max_steps": 20, "n_points": 2, "cost": 1.0, "vocab_size": 5}
+    return time_to_loss.Run(**(known | files | others))
+
+
+def test_a_run_is_kept_until_something_that_decides_it_changes(
+    checkout: Path, tokens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = a_run(checkout, tokens)
+    digest = run.digest
+    made = time_to_loss.train_theirs(run)
+    assert [step for step, *_ in made["curve"]] == [10, 20]
+    assert made["seconds"] > 0
+    time_to_loss.kept(tmp_path / f"nanoGPT-seed1-{run.digest}.json", lambda: made)
+    ((_, again),) = time_to_loss.results([run], tmp_path)
+    assert again == json.loads(json.dumps(made))
+    assert "training" not in capsys.readouterr().out
+    assert a_run(checkout, tokens, cost=2.0).digest == digest, "what a step costs does not change where it leads"
+    tokens.write_bytes(tokens.read_bytes()[2:])
+    assert a_run(checkout, tokens).digest != digest
+
+
+def test_the_halves_of_a_val_split_are_measured_apart(tokens: Path) -> None:
+    run = a_run(tokens, tokens)
+    np.r_[np.zeros(32), np.ones(33)].astype(np.uint16).tofile(tokens)
+    always_zero = partial(torch_logits, [9.0, -9.0])
+    first, second = time_to_loss.halves(always_zero, run, 8)
+    assert first == pytest.approx((31 * 0.0 + 18.0) / 32, abs=1e-4)
+    assert second == pytest.approx(18.0, abs=1e-4)
+
+
+def torch_logits(row: list[float], tokens: Any) -> Any:
+    return tokens.float().new_tensor(row).expand(*tokens.shape, len(row))
+
+
+def test_the_table_says_what_is_reached_in_which_time(tmp_path: Path) -> None:
+    theirs = time_to_loss.Run("nanoGPT", 1, 2000, 1, 1.0, vocab_size=5, checkout="x")
+    ours = time_to_loss.Run("recipe", 1, 200, 1, 2.0, vocab_size=5)
+    results = {"seconds": 9.0, "parameters": 1000}
+    done = [(theirs, results | {"curve": [(2000, 1.8, 2.0)]}), (ours, results | {"curve": [(200, 1.7, 1.9)]})]
+    table = time_to_loss.loss_table(done, {"recipe, 200 steps": 0.2})
+    assert table.rows[1][1:5] == ["1,000", "200", "2.00", "20"]
+    assert table.rows[1][6:] == [
+        "1.8000 (1.8000 to 1.8000)", "1.7000 (1.7000 to 1.7000)", "1.9000 (1.9000 to 1.9000)", "pass: nanoGPT",
+    ]  # fmt: skip
+    time_to_loss.draw(done, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
