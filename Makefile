@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 NAME ?= demo
+AGAINST = $(if $(NANOGPT),--against $(NANOGPT))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench lint types format clean
+.PHONY: help demo test test-slow bench bench-quick lint types format clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -19,11 +20,19 @@ test: .venv/installed-dev lint types ## lint, types and the test suite
 test-slow: .venv/installed-dev ## the longer proofs that `make test` leaves out
 	$(BIN)/python -m pytest -m slow
 
-bench: .venv/installed-dev ## time and memory of attention, data, looks and writing, into benchmarks/results/ (half an hour on an idle machine)
+bench: .venv/installed-dev ## all benchmarks into benchmarks/results/ (an hour on an idle machine); NANOGPT=folder TEXT=file to compare
+	$(BIN)/python benchmarks/training.py $(AGAINST) $(if $(TEXT),--text $(TEXT)) --write
 	$(BIN)/python benchmarks/attention.py --write
 	$(BIN)/python benchmarks/data.py --write
 	$(BIN)/python benchmarks/inspection.py --write
-	$(BIN)/python benchmarks/generation.py --run runs/$(NAME) --write
+	$(BIN)/python benchmarks/generation.py $(AGAINST) --run runs/$(NAME) --write
+
+bench-quick: .venv/installed-dev ## all benchmarks with few rounds, in five minutes: do they run?
+	$(BIN)/python benchmarks/training.py $(AGAINST) $(if $(TEXT),--text $(TEXT)) --quick
+	$(BIN)/python benchmarks/attention.py --quick
+	$(BIN)/python benchmarks/data.py --quick
+	$(BIN)/python benchmarks/inspection.py --quick
+	$(BIN)/python benchmarks/generation.py $(AGAINST) --quick
 
 lint: .venv/installed-dev ## ruff: rules and format
 	$(BIN)/ruff check .
