@@ -25,6 +25,7 @@ bench: .venv/installed-dev ## all benchmarks into benchmarks/results/ (an hour o
 	$(BIN)/python benchmarks/attention.py --write
 	$(BIN)/python benchmarks/data.py --write
 	$(BIN)/python benchmarks/inspection.py --write
+	$(BIN)/python benchmarks/loss.py --write
 	$(BIN)/python benchmarks/generation.py $(AGAINST) --run runs/$(NAME) --write
 
 bench-quick: .venv/installed-dev ## all benchmarks with few rounds, in five minutes: do they run?
@@ -32,6 +33,7 @@ bench-quick: .venv/installed-dev ## all benchmarks with few rounds, in five minu
 	$(BIN)/python benchmarks/attention.py --quick
 	$(BIN)/python benchmarks/data.py --quick
 	$(BIN)/python benchmarks/inspection.py --quick
+	$(BIN)/python benchmarks/loss.py --quick
 	$(BIN)/python benchmarks/generation.py $(AGAINST) --quick
 
 lint: .venv/installed-dev ## ruff: rules and format

@@ -42,7 +42,7 @@ from minigpt.data.prepare import prepare as prepare_text
 from minigpt.data.shards import SourceRange, Split, TokenFile, Tokens, open_prepared
 from minigpt.data.tokenizer import save_tokenizer
 from minigpt.model.gpt import GPT
-from minigpt.training.module import next_token_loss
+from minigpt.training.loss import next_token_loss
 from minigpt.training.optimizer import make_optimizer
 
 FASTER = 1.4

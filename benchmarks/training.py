@@ -27,7 +27,13 @@ from time_to_loss import BOUNDS, loss
 from minigpt import cli
 from minigpt.config import GPTConfig, UserError
 
-GPT2 = ["model.position=learned", "model.norm=layernorm", "model.mlp=gelu", "model.qk_norm=false", "model.bias=false"]
+GPT2 = [
+    "model.position=learned",
+    "model.norm=layernorm",
+    "model.mlp=gelu_exact",
+    "model.qk_norm=false",
+    "model.bias=false",
+]
 FAMILIES = {
     "gpt2 family": [*GPT2, "model.tie_embeddings=true", "optimizer.name=adamw"],
     "modern family": ["optimizer.name=adamw"],

@@ -16,7 +16,7 @@ from minigpt.config import GPTConfig, UserError
 from minigpt.data.batches import IGNORED, TrainBatches, ValBatches
 from minigpt.data.shards import SourceRange, Split, TokenFile, Tokens
 from minigpt.model.gpt import GPT
-from minigpt.training.module import next_token_loss
+from minigpt.training.loss import next_token_loss
 
 END = 0
 """end_of_text of the documents below."""

@@ -13,7 +13,7 @@ from minigpt.config import GPTConfig, OptimizerConfig, UserError
 from minigpt.model import gpt
 from minigpt.model.gpt import GPT
 from minigpt.model.similarities import SIMILARITIES
-from minigpt.training.module import next_token_loss
+from minigpt.training.loss import next_token_loss
 from minigpt.training.optimizer import make_optimizer
 
 TINY: dict[str, Any] = {"vocab_size": 61, "context_length": 24, "n_layer": 2, "n_head": 4, "n_embd": 32}

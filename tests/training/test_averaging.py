@@ -17,7 +17,7 @@ from minigpt.data.batches import ValBatches
 from minigpt.data.prepare import open_data
 from minigpt.run_folder import RunFolder
 from minigpt.training import run
-from minigpt.training.module import next_token_loss
+from minigpt.training.loss import next_token_loss
 from minigpt.training.run import train
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from minigpt.config import GPTConfig, OptimizerConfig, UserError
 from minigpt.model.gpt import GPT
-from minigpt.training.module import next_token_loss
+from minigpt.training.loss import next_token_loss
 from minigpt.training.muon import BASE_WIDTH, LIKE_ADAMW, Muon, orthogonalised, update_scale
 from minigpt.training.optimizer import (
     EMBEDDING_RATE,

@@ -21,7 +21,7 @@ from minigpt.data.prepare import prepare
 from minigpt.data.shards import Tokens
 from minigpt.run_folder import RunFolder
 from minigpt.training import run
-from minigpt.training.module import next_token_loss
+from minigpt.training.loss import next_token_loss
 from minigpt.training.run import train
 
 

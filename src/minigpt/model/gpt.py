@@ -135,11 +135,15 @@ class GPT(nn.Module):
         hidden: Tensor = self.final_norm(x)
         return hidden
 
+    @property
+    def head_weight(self) -> Tensor:
+        """(rows, C): what `logits` multiplies by, with the rows that pad the vocabulary."""
+        # A tied head is not a module of its own, so that the weight is stored and counted once.
+        return (self.token_embedding if self.config.tie_embeddings else self.lm_head).weight
+
     def logits(self, x: Tensor) -> Tensor:
         """(B, T, C) of `hidden` -> (B, T, V)."""
-        # A tied head is not a module of its own, so that the weight is stored and counted once.
-        weight = (self.token_embedding if self.config.tie_embeddings else self.lm_head).weight
-        V = self.config.vocab_size
+        weight, V = self.head_weight, self.config.vocab_size
         # A GPU multiplies aligned matrices faster, so there the padding takes part and its logits are cut off. A CPU
         # gains nothing from it, and would copy all logits to cut them, forward and backward.
         return F.linear(x, weight[:V]) if x.device.type == "cpu" else F.linear(x, weight)[..., :V]

@@ -194,7 +194,7 @@ def measure_speeds(recipes: dict[str, Config], rounds: int = 9) -> dict[str, flo
 
     from minigpt.data.prepare import open_data
     from minigpt.model.gpt import GPT
-    from minigpt.training.module import next_token_loss
+    from minigpt.training.loss import model_loss
     from minigpt.training.optimizer import make_optimizer
     from minigpt.training.run import with_vocabulary
 
@@ -211,7 +211,7 @@ def measure_speeds(recipes: dict[str, Config], rounds: int = 9) -> dict[str, flo
     def seconds_of_a_step(name: str) -> float:
         model, optimizer, tokens = models[name]
         began = time.perf_counter()
-        next_token_loss(model(tokens[:, :-1]), tokens[:, 1:]).backward()
+        model_loss(model, tokens[:, :-1], tokens[:, 1:]).backward()
         optimizer.step()
         optimizer.zero_grad()
         if device == "cuda":

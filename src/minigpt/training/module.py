@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 
@@ -19,19 +19,8 @@ from minigpt.data.shards import PreparedData
 from minigpt.model.compiling import compiled
 from minigpt.model.gpt import GPT
 from minigpt.training.averaging import Averaging
+from minigpt.training.loss import model_loss
 from minigpt.training.optimizer import follow_schedule, make_optimizer
-
-
-def next_token_loss(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """Cross-entropy in nats per token, computed in at least float32.
-
-    Args:
-        logits: (B, T, V).
-        targets: (B, T) ids of the tokens that follow; IGNORED ones count for nothing.
-        reduction: mean over the tokens that count, or sum.
-    """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction=reduction)
 
 
 class TrainingModule(L.LightningModule):
@@ -45,7 +34,8 @@ class TrainingModule(L.LightningModule):
         self.model = GPT(config.model)
         # A function beside the model, not a module in it: the parameters' names stay clean, and whoever looks at the
         # model (samples, probes) uses the plain one.
-        self.logits: Callable[[Tensor], Tensor] = compiled(self.model.forward) if config.compile else self.model.forward
+        loss = functools.partial(model_loss, self.model)
+        self.loss: Callable[..., Tensor] = compiled(loss) if config.compile else loss
         self.recent_losses: list[Tensor] = []
         self.tokens_seen = 0  # predicted in training, over all devices
         self._began_at_step, self._seen_before = 0, 0
@@ -90,7 +80,7 @@ class TrainingModule(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         tokens, targets = batch
-        loss = next_token_loss(self.logits(tokens), targets)
+        loss = self.loss(tokens, targets)
         self.recent_losses.append(loss.detach())
         # Counting waits for the device, so only where there is padding.
         packed = self.run_config.data.mode == "packed"
@@ -115,7 +105,7 @@ class TrainingModule(L.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         tokens, targets = batch
-        self._nats += float(next_token_loss(self.logits(tokens), targets, reduction="sum"))
+        self._nats += float(self.loss(tokens, targets, "sum"))
         self._count += int((targets != IGNORED).sum())
 
     def on_validation_epoch_end(self) -> None:

@@ -1,0 +1,126 @@
+"""A batch of tokens and targets -> its cross-entropy, without holding all logits where they are many."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minigpt.data.batches import IGNORED
+from minigpt.model.compiling import compiled
+from minigpt.model.gpt import GPT
+
+CHUNK_LOGITS = 2**26
+"""Of more logits than this at most so many are held at a time (256 MB in float32, and twice that for the softmax)."""
+
+
+def model_loss(model: GPT, tokens: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """What `next_token_loss` says of the model's logits, which are made in pieces where there are many.
+
+    Args: as for `next_token_loss`; tokens are (B, T), and so are their targets.
+    """
+    hidden, V = model.hidden(tokens), model.config.vocab_size or 0
+    if targets.numel() * V <= CHUNK_LOGITS:
+        return next_token_loss(model.logits(hidden), targets, reduction)
+    return chunked_loss(hidden, model.head_weight, targets, V, reduction, compile=torch.compiler.is_compiling())
+
+
+def next_token_loss(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross-entropy in nats per token, computed in at least float32.
+
+    Args:
+        logits: (B, T, V).
+        targets: (B, T) ids of the tokens that follow; IGNORED ones count for nothing.
+        reduction: mean over the tokens that count, or sum.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction=reduction)
+
+
+# Traced, the loop would be unrolled: minutes of compiling, and memory as the compiler likes.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def chunked_loss(
+    hidden: Tensor, weight: Tensor, targets: Tensor, V: int, reduction: str = "mean", *, compile: bool = False
+) -> Tensor:
+    """`next_token_loss` of hidden times weight, CHUNK_LOGITS logits at a time.
+
+    Where gradients are wanted they are worked out along with the loss, while a chunk's logits are there: nothing is
+    computed twice, and what stays are the gradients of hidden and weight. The idea is Liger-Kernel's (Hsu et al. 2024,
+    https://arxiv.org/abs/2410.10989). torch's own linear_cross_entropy does the same from 2.13 on, but knows neither
+    autocast nor padding, and older versions lack its chunks.
+
+    Args:
+        hidden: (B, T, C).
+        weight: (at least V, C); rows from V on pad the vocabulary.
+        targets: (B, T), as for `next_token_loss`.
+        V: size of the vocabulary.
+        reduction: mean over the targets that count, or sum.
+        compile: work out the softmax and its gradient with torch.compile.
+    """
+    flat = targets.flatten()
+    total = _ChunkedSum.apply(hidden.flatten(0, 1), weight, flat, V, torch.is_grad_enabled(), compile)
+    if reduction == "sum":
+        return total
+    n_targets = (flat != IGNORED).sum()
+    # Of no targets the mean is nan, and its gradient zero, as cross_entropy has it.
+    return torch.where(n_targets > 0, total / n_targets.clamp(min=1), torch.nan)
+
+
+class _ChunkedSum(torch.autograd.Function):
+    """The sum of all losses, whose gradients are there when it is."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, V: int, backward: bool, compile: bool
+    ) -> Tensor:
+        """(N, C), (rows, C) and (N,) -> a scalar; backward: whether gradients are wanted."""
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        cast_weight = weight.to(dtype)
+        # Many small terms: what half precision adds up loses them.
+        total = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if backward else hidden
+        grad_weight = torch.zeros_like(weight, dtype=total.dtype) if backward else weight
+        sum_of_losses = _compiled_sum() if compile else _sum
+        # A power of two: chunks have one size, so one program is compiled, and a GPU multiplies it faster.
+        n = 1 << max(CHUNK_LOGITS // V, 1).bit_length() - 1
+        for rows, wanted, grad_rows in zip(hidden.split(n), targets.split(n), grad_hidden.split(n), strict=True):
+            rows = rows.to(dtype)
+            logits = F.linear(rows, cast_weight)
+            logits[:, V:] = float("-inf")  # no copy, as cutting them off would make
+            with torch.set_grad_enabled(backward):
+                loss = sum_of_losses(logits.requires_grad_(backward), wanted)
+            total += loss.detach()
+            if not backward:
+                continue
+            (slope,) = torch.autograd.grad(loss, logits)
+            del logits, loss  # before others are made
+            grad_rows.copy_(slope @ cast_weight)
+            if slope.dtype == grad_weight.dtype:
+                grad_weight.addmm_(slope.T, rows)
+            else:
+                grad_weight += slope.T @ rows
+            del slope
+        if backward:
+            ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """What comes from behind (the mean, a loss's scale) is a factor of all."""
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad, grad_weight * grad, None, None, None, None
+
+
+def _sum(logits: Tensor, targets: Tensor) -> Tensor:
+    return next_token_loss(logits[None], targets[None], "sum")
+
+
+@functools.cache
+def _compiled_sum() -> Callable[..., Tensor]:
+    return compiled(_sum)
