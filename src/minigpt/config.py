@@ -819,8 +819,8 @@ class Config:
     """Folder that holds the run folders."""
     seed: int = 1337
     """Seed of the weights, of dropout and of the order of the batches."""
-    compile: bool = False
-    """Compile the model with torch.compile: pays on a GPU and in long runs; costs about a minute at the start."""
+    compile: bool | None = None
+    """Compile the model with torch.compile, a minute at the start; null: on a GPU, in runs of 1000 steps or more."""
     checkpoint_every_n_steps: int | None = None
     """Save last.ckpt every so many steps, besides at each validation."""
     keep_every_n_steps: int | None = None

@@ -12,6 +12,8 @@ from minigpt.checkpoint import load_model, read_checkpoint
 from minigpt.config import UserError
 from minigpt.data.relations import Relation, to_json_line
 from minigpt.inspection.snapshot import Snapshot
+from minigpt.model import compiling
+from minigpt.model.compiling import compiling_pays
 from minigpt.training.callbacks import Metrics
 from minigpt.training.module import TrainingModule
 from minigpt.training.run import train
@@ -224,6 +226,17 @@ def test_a_padded_vocabulary_trains_and_its_padding_is_never_written(tmp_path: P
     run = train(small_settings(tmp_path, model={"vocab_size": 320}))
     assert load_model(run.path).model.token_embedding.weight.shape == (320, 16)
     assert run.samples(12).read_text()
+
+
+def test_compiling_is_left_to_gpus_and_to_runs_that_are_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not compiling_pays("cpu", 10**6)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(compiling, "has_triton", lambda: True)
+    assert compiling_pays("auto", 1000)
+    assert not compiling_pays("auto", 999)
+    assert not compiling_pays("cpu", 1000)
+    monkeypatch.setattr(compiling, "has_triton", lambda: False)
+    assert not compiling_pays("gpu", 1000)
 
 
 def test_compiling_that_fails_goes_on_uncompiled_with_one_warning(

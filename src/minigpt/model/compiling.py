@@ -9,6 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minigpt.model.kernels import has_triton
+
+PAYING_STEPS = 1000
+"""Steps of a run on a GPU from which on the minute of compiling comes back; on a CPU it takes longer to."""
+
+
+def compiling_pays(accelerator: object, n_steps: int) -> bool:
+    """Whether so many training steps are sooner done compiled. PyTorch keeps what it compiled for the next run.
+
+    Args: accelerator is Lightning's; on a CPU a fifth is gained (2 cores, nanoGPT's CPU recipe), after minutes.
+    """
+    on_gpu = torch.cuda.is_available() and str(accelerator) in {"auto", "gpu", "cuda"}
+    return on_gpu and has_triton() and n_steps >= PAYING_STEPS
+
 
 def compiled(function: Callable[..., Tensor], *, dynamic: bool | None = None) -> Callable[..., Tensor]:
     """The function through torch.compile, or, with one warning, as it is where compiling fails.
