@@ -38,7 +38,7 @@ TRAINING_MISTAKES: list[tuple[list[str], list[str]]] = [
     (["--model.n_layer", "a\nb"], ["model.n_layer=a b", "expected int"]),
     (["--model.n_kv_head", "x"], ["model.n_kv_head=x", "expected int or null"]),
     (["--optimizer.learning_rate", "fast"], ["optimizer.learning_rate=fast", "expected float"]),
-    (["--compile", "maybe"], ["compile=maybe", "expected true or false"]),
+    (["--compile", "maybe"], ["compile=maybe", "expected true, false or null"]),
     (["--compile"], ["--compile needs a value"]),
     (["--model.position", "relative"], ["model.position=relative", "rotary", "learned", "none"]),
     (["--trainer.logger", "neptune"], ["trainer.logger=neptune", "wandb", "tensorboard"]),

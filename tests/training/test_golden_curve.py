@@ -16,23 +16,29 @@ from small_runs import small_settings
 from minigpt.training.run import train
 
 GOLDEN = Path(__file__).parent / "golden_curve.json"
-FAMILIES: dict[str, dict[str, Any]] = {
-    "modern": {"n_kv_head": 1},
-    "gpt2": {
-        "position": "learned",
-        "norm": "layernorm",
-        "mlp": "gelu",
-        "qk_norm": False,
-        "bias": True,
-        "tie_embeddings": True,
-    },
+ADAMW = {"name": "adamw", "learning_rate": 4e-3, "warmup_steps": 3, "weight_decay": 0.1}
+GPT2 = {
+    "position": "learned",
+    "norm": "layernorm",
+    "mlp": "gelu",
+    "qk_norm": False,
+    "bias": True,
+    "tie_embeddings": True,
 }
+FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "modern": ({"n_kv_head": 1}, ADAMW),
+    "gpt2": (GPT2, ADAMW),
+    "muon": ({}, {"name": "muon", "momentum_warmup_steps": 10}),
+}
+"""Settings of the model and of the optimizer."""
 
 
 def losses(folder: Path, family: str) -> dict[str, list[float]]:
+    model, optimizer = FAMILIES[family]
     config = small_settings(
         folder,
-        model=FAMILIES[family],
+        model=model,
+        optimizer=optimizer,
         trainer={"max_steps": 20, "val_check_interval": 10, "precision": "64-true"},
         attention={"enabled": False},
         sampling={"prompts": []},

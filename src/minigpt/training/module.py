@@ -57,6 +57,8 @@ class TrainingModule(L.LightningModule):
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
             if "betas" in group:  # Muon's own matrices have none
                 group["betas"] = (optimizer.beta1, optimizer.beta2)
+            if "ns_steps" in group:
+                group["ns_steps"] = optimizer.ns_steps
             group["weight_decay"] = optimizer.weight_decay if group["decays"] else 0.0
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

@@ -51,7 +51,14 @@ def parameter_groups(model: GPT, config: OptimizerConfig) -> list[dict[str, Any]
     if rows:
         momentum = muon_momentum(config, 0)
         groups = [
-            {"params": list(rows), "rows": list(rows.values()), "momentum": momentum, "decays": True, "lr_scale": 1.0}
+            {
+                "params": list(rows),
+                "rows": list(rows.values()),
+                "momentum": momentum,
+                "ns_steps": config.ns_steps,
+                "decays": True,
+                "lr_scale": 1.0,
+            }
         ]
     groups += [
         {"params": alike[decays, scale], "decays": decays, "lr_scale": scale}
