@@ -17,10 +17,10 @@ COEFFICIENTS = {
     5: ((3.4445, -4.7750, 2.0315),) * 5,
     3: ((8.2872, -23.5959, 17.3004), (4.1071, -2.9478, 0.5448), (3.9487, -2.9089, 0.5518)),
 }
-"""Of the quintic iteration, by its number of steps. Five are Jordan's, chosen for their slope at zero. Three are the first
-of Polar Express (Amsel et al. 2025, https://arxiv.org/abs/2505.16932), whose steps differ so as to raise small values
-fastest: they leave a wider range, which costs no loss that could be measured and saves a seventh of a small model's step
-(docs/recipes.md)."""
+"""Of the quintic iteration, by its number of steps. Five are Jordan's, chosen for their slope at zero. Three are the
+first of Polar Express (Amsel et al. 2025, https://arxiv.org/abs/2505.16932), whose steps differ so as to raise small
+values fastest: they leave a wider range, which costs no loss that could be measured and saves a seventh of a small
+model's step (docs/recipes.md)."""
 LIKE_ADAMW = 0.2 * BASE_WIDTH**0.5
 """Entries of a square update are about 0.2 large at BASE_WIDTH, as AdamW's are (Liu et al. 2025, arXiv:2502.16982)."""
 
