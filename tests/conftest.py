@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from scripts import run_script
+import scripts
 
 # Before torch is imported, and for the programs that tests start. Tiny models gain nothing from a second thread, and
 # two threads that wait for each other on a busy machine lose a lot.
@@ -15,10 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 @pytest.fixture(scope="session")
 def bare_environment() -> dict[str, str]:
-    """A user without W&B account or network, whose home folder cannot be written (/proc refuses even root)."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HF_", "XDG_"))}
-    nowhere = "http://127.0.0.1:9"  # the discard port: refused at once
-    return env | {"HOME": "/proc/1/no-home", "HTTP_PROXY": nowhere, "HTTPS_PROXY": nowhere, "OMP_NUM_THREADS": "1"}
+    return scripts.bare_environment()
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +23,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, bare_environment: dict[st
     """The folder of one run of configs/tiny.yaml, with the default logger, by a user without account or network."""
     folder = tmp_path_factory.mktemp("tiny")
     arguments = ("--config", "configs/tiny.yaml", "--runs_dir", folder / "runs", "--data.dir", folder / "data")
-    result = run_script("train.py", *arguments, env=bare_environment)
+    result = scripts.run_script("train.py", *arguments, env=bare_environment)
     assert result.returncode == 0, result.stderr
     (folder / "output.txt").write_text(result.stdout)
     return folder / "runs" / "tiny"

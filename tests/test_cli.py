@@ -372,7 +372,7 @@ def test_a_mistake_is_answered_before_torch_or_lightning_is_loaded() -> None:
     for script, arguments in (("train", "--model.n_layr"), ("sample", "--tempratur")):
         program = f"import sys, {script}\ntry: {script}.main(['r', '{arguments}', '3'])\n"
         program += "except ValueError: print(*{name.split('.')[0] for name in sys.modules})"
-        loaded = run_script("-c", program).stdout.split()
+        loaded = run_script("-c", program, cold=True).stdout.split()
         assert "jsonargparse" in loaded
         assert not {"torch", "lightning", "numpy", "wandb", "datasets"} & set(loaded)
 

@@ -3,13 +3,11 @@
 import dataclasses
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from scripts import ROOT
+from scripts import ROOT, cold_too, run_line, run_script
 
 from minigpt.config import GenerationConfig
 from minigpt.data.sources import COMPRESSED, TABLES
@@ -30,7 +28,8 @@ def python_block(containing: str) -> str:
 
 
 @pytest.mark.parametrize("page", ["attention.md", "data.md", "generation.md"])
-def test_the_commands_run_and_what_they_made_serves_the_python_block(page: str, tmp_path: Path) -> None:
+@cold_too
+def test_the_commands_run_and_what_they_made_serves_the_python_block(page: str, cold: bool, tmp_path: Path) -> None:
     for name in ("train.py", "sample.py", "configs", "README.md"):
         (tmp_path / name).symlink_to(ROOT / name)
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
@@ -39,11 +38,10 @@ def test_the_commands_run_and_what_they_made_serves_the_python_block(page: str, 
     commands = [line for block in blocks for line in block.splitlines() if wanted.search(line)]
     assert len(commands) >= 2
     for command in commands:
-        command = re.sub(r"\bpython\b", sys.executable, command)
-        result = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+        result = run_line(command, tmp_path, cold)
         assert result.returncode == 0, f"{command}\n{result.stderr}"
     for block in re.findall(r"```python\n(import minigpt\n.*?)```", text, re.DOTALL):
-        subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True, capture_output=True)
+        run_script("-c", block, cwd=tmp_path, cold=cold, check=True)
 
 
 def test_every_setting_of_writing_is_named() -> None:
@@ -67,9 +65,7 @@ def test_the_relations_example_is_read() -> None:
 
 
 def test_the_first_example_runs_and_prints_shapes_and_a_graph() -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", python_block("near = attention_weights")], capture_output=True, text=True, check=False
-    )
+    run = run_script("-c", python_block("near = attention_weights"))
     assert run.returncode == 0, run.stderr
     assert "torch.Size([2, 8, 100, 64]) torch.Size([2, 8, 100, 100])" in run.stdout
     assert run.stdout.splitlines()[-1] == "········"
@@ -84,7 +80,7 @@ def test_the_drawn_graphs_are_what_the_code_draws() -> None:
 
 
 def test_the_regressions_errors_are_those_in_the_table() -> None:
-    run = subprocess.run([sys.executable, "-c", python_block("fit_width")], capture_output=True, text=True, check=False)
+    run = run_script("-c", python_block("fit_width"))
     assert run.returncode == 0, run.stderr
     first = [float(number) for number in re.findall(r"[\d.]+(?:e-\d+)?", run.stdout.splitlines()[0])]
     rows = re.findall(r"^\| (?:average|`Gaussian`).*?\| (\.\d+) \|", PAGE, re.MULTILINE)

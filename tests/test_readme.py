@@ -2,11 +2,9 @@
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
-import pytest
-from scripts import ROOT
+from scripts import ROOT, cold_too, run_line, run_script
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
@@ -20,35 +18,18 @@ def commands() -> list[str]:
     return [line for line in lines if re.search(r"python .*(\.py|minigpt\.inspection)", line) and "demo" not in line]
 
 
-@pytest.fixture(scope="module")
-def user_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the project's files as a clone has them, and no run in it."""
-    folder = tmp_path_factory.mktemp("clone")
-    for name in ("train.py", "sample.py", "configs", "README.md"):
-        (folder / name).symlink_to(ROOT / name)
-    return folder
-
-
-def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = re.sub(r"\bpython\b", sys.executable, command)
-    settings = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 300, "check": False}
-    return subprocess.run(command, shell=True, cwd=folder, **settings)  # type: ignore[call-overload]
-
-
-def test_the_commands_run_in_the_order_they_stand_in(user_folder: Path) -> None:
+@cold_too
+def test_the_commands_run_in_the_order_they_stand_in_and_what_they_made_serves_the_python_block(
+    cold: bool, tmp_path: Path
+) -> None:
+    for name in ("train.py", "sample.py", "configs", "README.md"):  # as a clone has them, and no run
+        (tmp_path / name).symlink_to(ROOT / name)
     assert len(commands()) >= 7
     for command in commands():
-        result = shell(command, user_folder)
+        result = run_line(command, tmp_path, cold)
         assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
-
-
-def test_the_python_block_runs_on_the_run_that_the_commands_made(user_folder: Path) -> None:
-    if not (user_folder / "runs" / "tiny").exists():
-        assert shell("python train.py --config configs/tiny.yaml --trainer.max_steps 3", user_folder).returncode == 0
     (block,) = [text for language, text in BLOCKS if language == "python" and "minigpt.load" in text]
-    result = subprocess.run(
-        [sys.executable, "-c", block], cwd=user_folder, capture_output=True, text=True, timeout=120, check=False
-    )
+    result = run_script("-c", block, cwd=tmp_path, cold=cold)
     assert result.returncode == 0, result.stderr
     assert "2 torch.Size([1, 2, 14, 14])" in result.stdout
 

@@ -165,7 +165,7 @@ def test_mistakes_on_the_command_line_are_one_line(arguments: list[str], expecte
 
 
 def test_the_command_writes_the_page_of_standard_input(weights: Path, tmp_path: Path) -> None:
-    done = run_script("-m", "minigpt.inspection", str(weights), "--file", "-", cwd=tmp_path, input=CODE)
+    done = run_script("-m", "minigpt.inspection", str(weights), "--file", "-", cwd=tmp_path, input=CODE, cold=True)
     assert done.returncode == 0, done.stderr
     assert "| head | label" in done.stdout
     assert load_model(weights).path == weights

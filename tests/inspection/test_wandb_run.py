@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 from pages import history
+from scripts import run_script
 
 from minigpt.config import UserError
 from minigpt.inspection import wandb_run
@@ -37,7 +37,7 @@ def other_program(tmp_path_factory: pytest.TempPathFactory, bare_environment: di
     """The folder of an offline run that knows nothing of minigpt."""
     folder = tmp_path_factory.mktemp("other")
     local = {f"WANDB_{kind}_DIR": str(folder / "local") for kind in ("DATA", "CACHE", "CONFIG")}
-    subprocess.run([sys.executable, "-c", OTHER_PROGRAM], cwd=folder, env=bare_environment | local, check=True)
+    run_script("-c", OTHER_PROGRAM, cwd=folder, env=bare_environment | local, check=True)
     (run,) = (folder / "wandb").glob("offline-run-*")
     return run
 

@@ -40,12 +40,20 @@ def train_on(tmp_path: Path, devices: int, *, max_steps: int = 12, resume: Path 
     return resume or tmp_path / "runs" / config.name
 
 
-def test_two_processes_see_the_batches_of_one_and_reach_its_losses_in_one_folder(tmp_path: Path) -> None:
-    one, two = losses(train_on(tmp_path, 1)), losses(train_on(tmp_path, 2))
-    assert len(one) == len(two) == 14
-    for alone, together in zip(one, two, strict=True):
-        assert together == pytest.approx(alone, rel=1e-4, nan_ok=True)
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["on1for12", "on2for12"]
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[float, float]]:
+    """Losses of one process that is stopped nowhere."""
+    return losses(train_on(tmp_path_factory.mktemp("straight"), 1))
+
+
+def test_two_processes_see_the_batches_of_one_and_reach_its_losses_in_one_folder(
+    straight: list[tuple[float, float]], tmp_path: Path
+) -> None:
+    together = losses(train_on(tmp_path, 2))
+    assert len(straight) == len(together) == 14
+    for one, two in zip(straight, together, strict=True):
+        assert two == pytest.approx(one, rel=1e-4, nan_ok=True)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["on2for12"]
 
 
 @pytest.mark.slow  # twenty seconds for an edge case: the test above shares out a val split, too
@@ -57,9 +65,8 @@ def test_devices_share_out_a_val_split_that_has_fewer_batches_than_they_are(tmp_
 
 @pytest.mark.parametrize(("first", "then"), [pytest.param(1, 2, marks=pytest.mark.slow), (2, 1)])
 def test_a_run_that_goes_on_with_other_devices_sees_what_it_would_have_seen(
-    first: int, then: int, tmp_path: Path
+    first: int, then: int, straight: list[tuple[float, float]], tmp_path: Path
 ) -> None:
-    straight = losses(train_on(tmp_path, 1))
     folder = train_on(tmp_path, first, max_steps=6)
     switched = losses(train_on(tmp_path, then, resume=folder))
     assert len(straight) == len(switched) == 14

@@ -4,23 +4,23 @@ Waits for a service that does not answer are shortened by W&B's own environment 
 the test's patience, which is far longer.
 """
 
+import contextlib
 import csv
-import json
 import os
 import re
+import shutil
 import signal
 import subprocess
-import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import yaml
 from fake_wandb import FakeWandb
-from scripts import ROOT
+from scripts import ROOT, ready_python
 from small_runs import small_settings, wandb_history, wandb_tool
 
 from minigpt.checkpoint import RunFolder, read_checkpoint
@@ -34,57 +34,56 @@ LONG = {"max_steps": 1_000_000, "val_check_interval": 1_000_000}
 class Running:
     """One script under way."""
 
-    def __init__(self, python: subprocess.Popen[str], output: Path) -> None:
-        assert python.stdout is not None
-        self.pid, self._output = int(python.stdout.readline()), output
-        self._code = ThreadPoolExecutor(1).submit(python.stdout.readline)
+    def __init__(self, script: str, *arguments: object, env: dict[str, str], output: Path, at_terminal: bool) -> None:
+        self._output, self._file = output, output.open("wb")
+        outside, inside = os.openpty()
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": self._file, "stderr": subprocess.STDOUT}
+        if at_terminal:
+            streams = dict.fromkeys(("stdin", "stdout", "stderr"), inside)
+        self.process = subprocess.Popen([ready_python(), script, *map(str, arguments)], cwd=ROOT, env=env, **streams)
+        os.close(inside)
+        self._copy = threading.Thread(target=self._copy_screen, args=(outside,), daemon=True)
+        self._copy.start()
+
+    def _copy_screen(self, terminal: int) -> None:
+        with contextlib.suppress(OSError), os.fdopen(terminal, "rb", buffering=0) as screen:  # ends when nobody has it
+            shutil.copyfileobj(screen, self._file)
 
     def wait(self) -> tuple[int, str]:
         """Its exit code and all that it said."""
         try:
-            return int(self._code.result(PATIENCE_SECONDS)), self._output.read_text()
-        except TimeoutError:
+            code = self.process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
             self.give_up()
-            raise
+        self._copy.join(PATIENCE_SECONDS)
+        self._file.close()
+        return code, self._output.read_text()
 
     def wait_until(self, happened: Callable[[str], bool]) -> None:
         """Wait until something is true of what it has said so far, or of anything else."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not happened(self._output.read_text() if self._output.exists() else ""):
-            if time.monotonic() > deadline or self._code.done():
+            if time.monotonic() > deadline or self.process.poll() is not None:
                 self.give_up()
             time.sleep(0.05)
 
-    def give_up(self) -> None:
-        if not self._code.done():
-            os.kill(self.pid, signal.SIGKILL)
-        self._code.result()
+    def give_up(self) -> NoReturn:
+        self.process.kill()
+        self.process.wait()
         pytest.fail(f"it hangs, or ended too early; so far it said:\n{self._output.read_text()}")
-
-
-@pytest.fixture(scope="module")
-def python(
-    bare_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[subprocess.Popen[str]]:
-    environment = bare_environment | {"TMPDIR": str(tmp_path_factory.mktemp("temporary"))}
-    command = [sys.executable, str(Path(__file__).with_name("ready.py"))]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
-        yield process
-        assert process.stdin is not None
-        process.stdin.close()
 
 
 class LoggedIn:
     """Somebody with a key for W&B who trains small runs; what W&B waits for is in `environment`."""
 
-    def __init__(self, python: subprocess.Popen[str], environment: dict[str, str], folder: Path) -> None:
-        self.python, self.folder, self.run = python, folder, RunFolder(folder / "runs" / "small")
+    def __init__(self, environment: dict[str, str], folder: Path) -> None:
+        self.folder, self.run = folder, RunFolder(folder / "runs" / "small")
         self.environment = {k: v for k, v in environment.items() if "PROXY" not in k} | {
             "WANDB_API_KEY": "0123456789" * 4,
             "WANDB_INIT_TIMEOUT": "100",  # this machine may be busy
             "WANDB_FINISH_TIMEOUT": "100",
             "WANDB_DIR": str(folder),  # for W&B's own program, which leaves logs
+            "PYTHONPATH": str(Path(__file__).parent),  # for PauseUntil
         }
 
     def start(self, url: str, *arguments: object, at_terminal: bool = False, **trainer: Any) -> Running:
@@ -96,17 +95,7 @@ class LoggedIn:
 
     def _start(self, script: str, *arguments: object, at_terminal: bool = False) -> Running:
         output = self.folder / f"{Path(script).stem}.txt"
-        output.unlink(missing_ok=True)
-        job = {
-            "arguments": [script, *map(str, arguments)],
-            "env": self.environment,
-            "output": str(output),
-            "at_terminal": at_terminal,
-        }
-        assert self.python.stdin is not None
-        self.python.stdin.write(json.dumps(job) + "\n")
-        self.python.stdin.flush()
-        return Running(self.python, output)
+        return Running(script, *arguments, env=self.environment, output=output, at_terminal=at_terminal)
 
     def train(self, url: str, *arguments: object, **settings: Any) -> str:
         """Train to the end; returns the output."""
@@ -135,8 +124,8 @@ class LoggedIn:
 
 
 @pytest.fixture
-def user(python: subprocess.Popen[str], bare_environment: dict[str, str], tmp_path: Path) -> LoggedIn:
-    return LoggedIn(python, bare_environment, tmp_path)
+def user(bare_environment: dict[str, str], tmp_path: Path) -> LoggedIn:
+    return LoggedIn(bare_environment, tmp_path)
 
 
 def steps_in(rows: list[dict[str, Any]]) -> list[int]:
@@ -225,7 +214,7 @@ def test_ctrl_c_in_an_outage_saves_ends_and_says_what_to_send(user: LoggedIn) ->
     with FakeWandb("hangs", "early") as service:
         running = user.start(service.url, **LONG)
         running.wait_until(lambda _: service.failed.is_set() and len(user.logged_steps) > 20)
-        os.kill(running.pid, signal.SIGINT)
+        running.process.send_signal(signal.SIGINT)
         code, output = running.wait()
     assert code == 130, output
     assert "train.py --resume" in output
@@ -240,9 +229,9 @@ def test_a_second_signal_ends_the_wait_for_a_service_and_loses_nothing(user: Log
     with FakeWandb("hangs", "early") as service:
         running = user.start(service.url, **LONG)
         running.wait_until(lambda _: service.failed.is_set() and len(user.logged_steps) > 20)
-        os.kill(running.pid, signal.SIGTERM)
+        running.process.send_signal(signal.SIGTERM)
         running.wait_until(lambda output: "W&B is sending the rest" in output)
-        os.kill(running.pid, signal.SIGTERM)
+        running.process.send_signal(signal.SIGTERM)
         code, output = running.wait()
     assert code == 143, output
     assert "W&B did not receive everything" in output
@@ -255,9 +244,9 @@ def test_a_death_of_wandbs_own_process_does_not_end_training(user: LoggedIn, tmp
     with FakeWandb() as service:
         running = user.start(service.url, callbacks=[pause])
         running.wait_until(lambda _: len(user.logged_steps) == 4)
-        listing = subprocess.run(["ps", "-A", "-o", "ppid=,pid=,comm="], capture_output=True, text=True, check=True)
-        processes = [line.split(None, 2) for line in listing.stdout.splitlines()]
-        (core,) = [int(pid) for parent, pid, name in processes if int(parent) == running.pid and "wandb-core" in name]
+        listing = subprocess.run(["ps", "-A", "-o", "pid=,comm="], capture_output=True, text=True, check=True)
+        cores = [int(line.split()[0]) for line in listing.stdout.splitlines() if "wandb-core" in line]
+        (core,) = [pid for pid in cores if str(tmp_path) in Path(f"/proc/{pid}/environ").read_text()]
         os.kill(core, signal.SIGKILL)
         killed.touch()
         code, output = running.wait()
