@@ -76,14 +76,11 @@ def written_slowly(model: GPT, prompt: Sequence[int], seed: int = 0, **settings:
     return tokens[len(prompt) :]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_with_the_cache_the_same_tokens_are_drawn_as_without_also_past_the_context(
-    kind: dict[str, Any], temperature: float
-) -> None:
+def test_with_the_cache_the_same_tokens_are_drawn_as_without_also_past_the_context(kind: dict[str, Any]) -> None:
     model = make(kind)
-    settings = {"max_new_tokens": 34, "temperature": temperature, "top_k": None}
     for seed, prompt in enumerate(PROMPTS):
+        settings = {"max_new_tokens": 34, "temperature": float(seed % 2), "top_k": None}
         assert written(model, [prompt], seed, **settings) == [written_slowly(model, prompt, seed, **settings)]
 
 
@@ -106,18 +103,18 @@ def test_with_a_draft_the_same_tokens_are_drawn_in_fewer_passes(
 
     def guess(tokens: Sequence[int], most: int) -> list[int]:
         """Sometimes right to the end, sometimes wrong at once: the tokens that will come, with an error at places."""
-        come = plain[len(tokens) - len(prompt) :][:most]
+        (whole,) = [prompt + drawn for prompt, drawn in zip(PROMPTS, plain, strict=True) if prompt[0] == tokens[0]]
+        come = whole[len(tokens) :][:most]
         draft = [(token + (len(tokens) + i) % 4 // 3) % 50 for i, token in enumerate(come)]
         drafts.append(len(draft))
         return draft
 
-    settings: dict[str, Any] = {"max_new_tokens": 60, "temperature": temperature, "top_k": None}
+    settings: dict[str, Any] = {"max_new_tokens": 40, "temperature": temperature, "top_k": None}
+    plain = written(model, PROMPTS, 0, **settings)
+    monkeypatch.setattr(engine, "lookup", guess)
+    assert written(model, PROMPTS, 0, **settings, draft_tokens=5) == plain
     for seed, prompt in enumerate(PROMPTS):
-        plain = written(model, [prompt], seed, **settings)[0]
-        monkeypatch.setattr(engine, "lookup", guess)
-        assert written(model, [prompt], seed, **settings, draft_tokens=5) == [plain]
-        assert written(model, PROMPTS, 0, **settings, draft_tokens=5)[seed] == plain
-        monkeypatch.undo()
+        assert written(model, [prompt], seed, **settings, draft_tokens=5) == [plain[seed]]
     summed = kind.get("similarity") == "linear" and not kind.get("document_mask")
     assert bool(drafts) != summed
 
