@@ -15,7 +15,7 @@ demo: .venv/installed ## train the default model for three minutes, write sample
 	$(BIN)/python train.py --config configs/demo.yaml --name $(NAME)
 
 test: .venv/installed-dev lint types ## lint, types and the test suite
-	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist worksteal
 
 test-slow: .venv/installed-dev ## the longer proofs that `make test` leaves out
 	$(BIN)/python -m pytest -m slow
