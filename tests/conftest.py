@@ -1,5 +1,7 @@
 """What every test shares: one thread, no network, no W&B account; and one real run that many tests look at."""
 
+import functools
+import inspect
 import os
 from pathlib import Path
 
@@ -11,6 +13,9 @@ import scripts
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# jsonargparse asks for the source of each class of settings for each command line: two thirds of the time of parsing.
+inspect.getsource = functools.cache(inspect.getsource)
 
 
 @pytest.fixture(scope="session")
