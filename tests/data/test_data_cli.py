@@ -180,7 +180,7 @@ def test_ctrl_c_ends_without_a_traceback_and_a_second_try_goes_on(tmp_path: Path
         assert process.stdout is not None
         assert process.stdout.readline().startswith("training a byte-level BPE")
         process.send_signal(signal.SIGINT)
-        out, errors = process.communicate(timeout=60)
+        out, errors = process.communicate(timeout=240)
     assert (process.returncode, out) == (130, "")
     assert "Traceback" not in errors
     assert len(list((tmp_path / "data").glob(".preparing-*"))) == 1

@@ -560,14 +560,14 @@ def test_of_two_processes_one_prepares_and_the_other_says_that_it_waits(
     def slow(self: BytesTokenizer, texts: Sequence[str]) -> list[np.ndarray]:
         calls.append(len(texts))
         ready.set()
-        assert go_on.wait(60)
+        assert go_on.wait(240)
         return encode(self, texts)
 
     monkeypatch.setattr(BytesTokenizer, "encode_batch", slow)
     found: list[Path] = []
     first = threading.Thread(target=lambda: found.append(prepare(config, quiet=True).folder))
     first.start()
-    assert ready.wait(60)
+    assert ready.wait(240)
     script = "import sys; from minigpt.config import DataConfig; from minigpt.data.prepare import prepare\n"
     script += (
         "print(prepare(DataConfig(source=sys.argv[1], tokenizer='bytes', val_fraction=0.1, dir=sys.argv[2])).folder)"
@@ -578,8 +578,8 @@ def test_of_two_processes_one_prepares_and_the_other_says_that_it_waits(
         assert second.stderr.readline() == "another process prepares the same text: waiting for it\n"
         assert second.poll() is None
         go_on.set()
-        out, errors = second.communicate(timeout=60)
-    first.join(60)
+        out, errors = second.communicate(timeout=240)
+    first.join(240)
     assert (out, errors) == (f"{found[0]}\n", "")
     assert calls == [30]
     assert folders_in(config) == [found[0].name]

@@ -445,7 +445,7 @@ def test_a_hostile_table_is_refused_in_bounded_memory(tmp_path: Path) -> None:
         make(path)
     script = (
         "import sys; from minigpt.config import *; from minigpt.data import prepare, tables\n"
-        "tables.ALWAYS_UNPACKED = 1 << 28\n"
+        "tables.ALWAYS_UNPACKED = 1 << 26\n"
         "for path in sys.argv[2:]:\n"
         "    try: prepare.prepare(DataConfig(source=path, tokenizer='bytes', dir=sys.argv[1]))\n"
         "    except UserError as error: print(error)\n"

@@ -150,7 +150,7 @@ class Session:
 
         One read may bring two answers: each is sought behind the one that was found before it.
         """
-        end = time.monotonic() + 60
+        end = time.monotonic() + 240
         while answer not in self.seen[self.read :]:
             assert time.monotonic() < end, self.seen
             if select.select([self.terminal], [], [], 1)[0]:

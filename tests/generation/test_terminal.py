@@ -63,9 +63,11 @@ def test_of_a_prompt_that_is_refused_nothing_is_printed(capsys: pytest.CaptureFi
     assert capsys.readouterr() == ("", "")
 
 
-def test_speed_counts_neither_who_reads_nor_less_than_all_tokens() -> None:
+def test_speed_counts_neither_who_reads_nor_less_than_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     speed, writer = Speed(), Writer(Saying(BYTES, "é!"), BYTES)  # type: ignore[arg-type]
+    clock, seconds_read = time.perf_counter, 0
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + seconds_read)
     for _ in speed.stream(writer, "x", SampleConfig("r", temperature=0.0)):
-        time.sleep(0.2)
+        seconds_read += 1000
     assert speed.n_tokens == 4  # two bytes, one, and the end of the document
-    assert 0 < speed.prefill_seconds <= speed.seconds < 0.2
+    assert 0 < speed.prefill_seconds <= speed.seconds < 1000

@@ -4,7 +4,6 @@ import json
 import resource
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 from fakes import BYTES, real
 from filelock import FileLock
-from scripts import ROOT
+from scripts import ROOT, ready_python
 
 from minigpt import cli
 from minigpt.config import SampleConfig, UserError
@@ -207,8 +206,17 @@ def test_a_program_that_is_killed_goes_on_to_the_texts_of_one_that_was_not(
 ) -> None:
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
     prompts.write_text("".join(f'{{"prompt": "def f{i}"}}\n' for i in range(4 * BATCH_SIZE)))
-    arguments = ["sample.py", str(tiny_run), "--prompts", str(prompts), "--max_new_tokens", "50", "--out"]
-    process = subprocess.Popen([sys.executable, *arguments, str(out)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    arguments = [
+        ready_python(),
+        "sample.py",
+        str(tiny_run),
+        "--prompts",
+        str(prompts),
+        "--max_new_tokens",
+        "50",
+        "--out",
+    ]
+    process = subprocess.Popen([*arguments, str(out)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not out.exists() or not out.stat().st_size:
         assert process.poll() is None
         time.sleep(0.005)
