@@ -15,7 +15,7 @@ def main(arguments: list[str]) -> None:
         return
     prompt = config.prompt if config.prompt_file is None else cli.read_text(config.prompt_file, "--prompt_file")
 
-    from minigpt.files import require_page, write_text
+    from minigpt.files import note, require_page, write_text
     from minigpt.generation.writer import Writer
 
     def load(path: str) -> Writer:
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
 
         compare((load(config.run), load(config.compare)), prompt, config)
     elif config.explain is not None:
-        from minigpt.generation.terminal import note, show
+        from minigpt.generation.terminal import show
         from minigpt.inspection.explanation import explain
 
         require_page(Path(config.explain))
@@ -39,7 +39,6 @@ def main(arguments: list[str]) -> None:
         write_text(Path(config.explain), page)
         note(f"{config.explain}: why each of these {len(written.tokens)} tokens was written")
     elif config.checkpoints is not None:
-        from minigpt.generation.terminal import note
         from minigpt.inspection.film import film
 
         require_page(Path(config.checkpoints))

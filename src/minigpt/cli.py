@@ -23,7 +23,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from minigpt.config import CompareConfig, Config, GenerationConfig, InspectConfig, SampleConfig, UserError
-from minigpt.files import reason
+from minigpt.files import reason, refuse_url
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -85,6 +85,7 @@ def parse_training(argv: Sequence[str]) -> tuple[Config, Path | None]:
     if run_folder is not None:
         if not run_folder:
             raise UserError("--resume is empty: name the folder of a run, such as runs/demo")
+        refuse_url(run_folder, "a run")
         saved = Path(run_folder) / "config.yaml"
         if not saved.is_file():
             raise UserError(f"--resume {run_folder}: there is no {saved}; name the folder of a run, such as runs/demo")

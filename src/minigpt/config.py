@@ -825,6 +825,10 @@ class Config:
     """Compile the model with torch.compile, a minute at the start; null: on a GPU, in runs of 1000 steps or more."""
     checkpoint_every_n_steps: int | None = None
     """Save last.ckpt every so many steps, besides at each validation."""
+    checkpoint_every_n_minutes: float | None = 10.0
+    """Save last.ckpt when so many minutes have passed since it was saved; null for steps and validations alone."""
+    keep_checkpoints: int = 2
+    """How many checkpoints to keep: last.ckpt and those before it, which are used when it is damaged."""
     keep_every_n_steps: int | None = None
     """Keep the weights every so many steps, as checkpoints/step_000200.safetensors, for looking back; null for none."""
 
@@ -851,7 +855,10 @@ class Config:
             f"optimizer.average_decay={self.optimizer.average_decay}: needs whole weights on each device, and "
             f"trainer.strategy={self.trainer.strategy} divides them: use ddp, or leave it out",
         )
-        _require_at_least("", self, 1, "checkpoint_every_n_steps", "keep_every_n_steps")
+        _require_finite("", self)
+        _require_at_least("", self, 1, "checkpoint_every_n_steps", "keep_every_n_steps", "keep_checkpoints")
+        minutes = self.checkpoint_every_n_minutes
+        _require(minutes is None or minutes > 0, f"checkpoint_every_n_minutes={minutes}: must be above 0")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, so that a checkpoint opens with `torch.load(weights_only=True)`."""

@@ -4,21 +4,25 @@ runs/demo/
   config.yaml          the resolved config
   tokenizer.json       the tokenizer, complete
   metrics.csv          losses, bits per byte, learning rate, speed
-  checkpoints/         last.ckpt and best.ckpt, Lightning's format, everything needed to resume; the weights that
-                       keep_every_n_steps keeps, as step_000200.safetensors
-  model.safetensors    the weights with the best val loss, with config and tokenizer in its header
+  checkpoints/         last.ckpt, best.ckpt and, should last.ckpt be damaged, the one before it as step_000150.ckpt (as
+                       many as keep_checkpoints says): Lightning's format with a checksum at the end, everything needed
+                       to resume; the weights that keep_every_n_steps keeps, as step_000200.safetensors
+  model.safetensors    the weights with the best val loss, with config, tokenizer and checksum in its header
   samples/             text written at each validation
   attention.html       the interactive attention page; attention.png the grid of maps; attention/ their data
   heads.csv            every head's label and scores at the end
+  .lock                while a process trains here: which
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt.config import UserError
-from minigpt.files import reason
+from minigpt.files import locked, reason, refuse_url, require_writable, sweep
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,9 @@ class RunFolder:
     """The paths of one run."""
 
     path: Path
+
+    def __post_init__(self) -> None:
+        refuse_url(self.path, "a run")
 
     @classmethod
     def create(cls, runs_dir: Path, name: str) -> RunFolder:
@@ -49,6 +56,27 @@ class RunFolder:
                 raise UserError(f"{path}: cannot be made ({reason(error)})") from None
             return cls(path)
 
+    @contextlib.contextmanager
+    def occupied(self) -> Iterator[None]:
+        """One process trains in a folder at a time; what dead ones had begun to write there is removed first.
+
+        Raises:
+            UserError: another process does, or nothing can be written there.
+        """
+
+        def refusal(owner: str) -> str:
+            return f"{self.path}: {owner} trains in it; wait for it, stop it, or start another run"
+
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(locked(self.path / ".lock", refusal))
+            except OSError as error:
+                raise UserError(f"{self.path}: cannot be written ({reason(error)})") from None
+            if self.last.parent.exists():
+                require_writable(self.last.parent)
+            sweep(self.path, *(self.path / name for name in ("checkpoints", "samples", "attention")))
+            yield
+
     @property
     def config(self) -> Path:
         return self.path / "config.yaml"
@@ -69,6 +97,15 @@ class RunFolder:
     def best(self) -> Path:
         return self.path / "checkpoints" / "best.ckpt"
 
+    def earlier(self, step: int) -> Path:
+        """The checkpoint that was last.ckpt once, at this step."""
+        return self.path / "checkpoints" / f"step_{step:06d}.ckpt"
+
+    @property
+    def all_earlier(self) -> dict[int, Path]:
+        """Checkpoints that were last.ckpt once, by their steps, the newest first."""
+        return dict(reversed(self._by_step(".ckpt").items()))
+
     def kept(self, step: int) -> Path:
         """Weights of one step."""
         return self.path / "checkpoints" / f"step_{step:06d}.safetensors"
@@ -76,7 +113,10 @@ class RunFolder:
     @property
     def all_kept(self) -> dict[int, Path]:
         """Weights of the steps that were kept, in their order."""
-        files = (self.path / "checkpoints").glob("step_*.safetensors")
+        return self._by_step(".safetensors")
+
+    def _by_step(self, ending: str) -> dict[int, Path]:
+        files = (self.path / "checkpoints").glob(f"step_*{ending}")
         steps = {file.stem.removeprefix("step_"): file for file in files}
         return dict(sorted((int(step), file) for step, file in steps.items() if step.isdecimal()))
 

@@ -22,7 +22,7 @@ from minigpt.data.sources import MANIFEST, Source, find_source, is_prepared
 from minigpt.data.synthetic import SYNTHETIC_VERSION
 from minigpt.data.tokenising import Text, Tokenising, settings
 from minigpt.data.tokenizer import load_tokenizer
-from minigpt.files import reason
+from minigpt.files import reason, sweep
 
 STALE_SECONDS = 7 * 86400
 """Age at which what a killed preparation left behind is swept away, if nobody went on with it."""
@@ -59,6 +59,7 @@ def prepare(config: DataConfig, *, quiet: bool = False) -> PreparedData:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"data.dir={root}: cannot be made ({reason(error)})") from None
+    sweep(root, root / "streams", root / "downloads")
     scans = Scans(root / SCANS)
     text = find_text(config, scans)
     folder = root / f"{_readable_name(config)}-{_key(config, text)}"

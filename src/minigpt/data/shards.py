@@ -171,10 +171,13 @@ class Manifest:
         path = folder / MANIFEST
         anew = f"delete {folder}, and it will be prepared anew"
         try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            content: dict[str, Any] = json.loads(text)
             if content["format"] != FORMAT:
                 raise UserError(f"{path}: written by another version of minigpt (format {content['format']}); {anew}")
-            if content.pop("checksum") != _checksum(content):
+            # And byte for byte: other spaces would say the same, but something else than `to_json` has been here.
+            is_ours = json.dumps(content, indent=1) == text
+            if content.pop("checksum") != _checksum(content) or not is_ours:
                 raise UserError(f"{path} was changed or is damaged (its checksum differs); {anew}")
             for split in ("train", "val"):
                 ranges = tuple(SourceRange(**source) for source in content[split]["sources"])
@@ -229,7 +232,10 @@ def open_prepared(folder: Path, scans: Scans | None = None) -> PreparedData:
 
     def split(files: SplitFiles) -> Split:
         tokens = Tokens([TokenFile(folder / name, manifest.token_type) for name in files.shards])
-        starts = np.load(folder / files.documents, mmap_mode="r", allow_pickle=False)
+        try:
+            starts = np.load(folder / files.documents, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError):  # whole, but made by somebody else
+            raise UserError(f"{folder / files.documents}: no array of numbers; prepare the text itself") from None
         return Split(tokens, starts, files.n_bytes, files.sources)
 
     return PreparedData(folder, manifest, tokenizer, split(manifest.train), split(manifest.val))

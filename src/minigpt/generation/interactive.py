@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from minigpt.config import GenerationConfig, SampleConfig, UserError
-from minigpt.generation.terminal import Speed, note, show
+from minigpt.files import note
+from minigpt.generation.terminal import Speed, show
 
 if TYPE_CHECKING:  # torch is loaded when a model is
     from minigpt.generation.writer import Writer

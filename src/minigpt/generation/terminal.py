@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from minigpt.files import note
+
 if TYPE_CHECKING:  # torch is loaded when a model is
     from minigpt.config import GenerationConfig, SampleConfig
     from minigpt.generation.writer import Writer
@@ -60,11 +62,6 @@ class Speed:
             f"{self.n_tokens:,} tokens in {self.seconds:.2f} s: {rate:,.0f} tokens/s "
             f"(prompt read in {self.prefill_seconds:.3f} s)"
         )
-
-
-def note(text: object) -> None:
-    """A line about the text, on stderr, so that stdout holds nothing but text."""
-    print(f"\x1b[2m{text}\x1b[0m" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
 
 
 def show(text: str) -> None:

@@ -13,12 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from minigpt.config import SampleConfig, UserError
-from minigpt.files import reason
+from minigpt.files import locked, note, reason
 from minigpt.generation.prompts_file import Change, Job, read_jobs
-from minigpt.generation.terminal import note
 
 if TYPE_CHECKING:  # torch is loaded when a model is
     from minigpt.generation.writer import Writer, Written
@@ -198,20 +195,9 @@ def _weights_fingerprint(writer: Writer) -> str:
     return found.hexdigest()
 
 
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """One process at a time; the lock goes when its process does, however that ends."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+def _locked(out: Path) -> contextlib.AbstractContextManager[None]:
     real = out.resolve()
-    lock = FileLock(real.with_name(f".{real.name}.lock"))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        Path(lock.lock_file).touch()  # says why, where it is the folder that takes no file
-        raise UserError(f"out={out}: another process writes it; wait for it, or name another file") from None
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # Windows cannot remove what is open
-            Path(lock.lock_file).unlink()
-        lock.release()
+    return locked(
+        real.with_name(f".{real.name}.lock"),
+        lambda owner: f"out={out}: {owner} writes it; wait for it, or name another file",
+    )

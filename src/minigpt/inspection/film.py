@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from minigpt.checkpoint import find_weights, read_checkpoint
+from minigpt.checkpoint import read_checkpoint, weights_files
 from minigpt.config import GenerationConfig, UserError
 from minigpt.generation.writer import Writer, Written
 from minigpt.inspection.documents import document, policy_of
@@ -79,7 +79,7 @@ def film(run: str | Path, prompt: str, config: GenerationConfig | None = None, d
 def _opened(folder: RunFolder, device: str, notes: list[str]) -> Iterator[tuple[int, Writer]]:
     """Each step and who writes with its model, one at a time; `notes` takes a sentence for what cannot be opened."""
     if not folder.path.is_dir():
-        find_weights(folder.path)  # says what there is, where nothing is
+        weights_files(folder.path)  # says what there is, where nothing is
         raise UserError(f"{folder.path}: is a single checkpoint; name the folder of its run")
     files = {step: [file] for step, file in folder.all_kept.items()}
     for file in sorted((folder.path / "checkpoints").glob("*.ckpt")):

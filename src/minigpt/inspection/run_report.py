@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from minigpt.config import InspectConfig, UserError
-from minigpt.files import reason, write_text
+from minigpt.files import reason, refuse_url, write_text
 from minigpt.inspection.charts import Chart, short
 from minigpt.inspection.documents import document, json_for_html, policy_of
 from minigpt.inspection.run_record import Picture, RunRecord, Sample, read_run_folder
@@ -32,6 +32,7 @@ def report_run(config: InspectConfig) -> str:
     Raises:
         UserError: there is no such run, or a file of it cannot be read.
     """
+    refuse_url(config.run, "a run")
     path = Path(config.run)
     try:
         record = read_run(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import math
 import sys
 import time
@@ -19,7 +20,7 @@ from minigpt.config import Config, UserError
 from minigpt.data.relations import read_json_lines
 from minigpt.data.shards import PreparedData
 from minigpt.data.tokenising import RELATIONS
-from minigpt.files import write_csv, write_text
+from minigpt.files import append, write_csv, write_text
 from minigpt.generation.text import encode_prompt
 from minigpt.generation.writer import Writer
 from minigpt.inspection.capture import undisturbed
@@ -185,20 +186,22 @@ class Metrics(Callback):
         log_scalars(trainer.loggers, row, step)
         if not trainer.is_global_zero:
             return
-        new = not self.folder.metrics.exists()
-        with self.folder.metrics.open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if new:
-                writer.writeheader()
-            tokens = trainer.lightning_module.tokens_seen
-            writer.writerow({"step": step, "tokens": tokens, "seconds": f"{self.seconds:.3f}", **row})
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS)
+        if not self.folder.metrics.exists():
+            writer.writeheader()
+        tokens = trainer.lightning_module.tokens_seen
+        writer.writerow({"step": step, "tokens": tokens, "seconds": f"{self.seconds:.3f}", **row})
+        append(self.folder.metrics, text.getvalue())
 
     def _keep_rows_up_to(self, step: int) -> None:
         """Rows after the checkpoint that a run resumes from will be written again."""
         if not self.folder.metrics.exists():
             return
         with self.folder.metrics.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+            rows = list(csv.DictReader(file))
+        # Where the disk was full, the last row may be the beginning of one.
+        rows = [row for row in rows if None not in row.values() and int(row["step"]) <= step]
         write_csv(self.folder.metrics, COLUMNS, [[row[column] for column in COLUMNS] for row in rows])
 
 

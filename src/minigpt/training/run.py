@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -21,7 +22,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import Dataset
 
-from minigpt.checkpoint import CHECKPOINT_KEY, read_checkpoint
+from minigpt.checkpoint import CHECKPOINT_KEY, newest_checkpoint
 from minigpt.config import Config, TrainerConfig, UserError
 from minigpt.cores import usable_cores
 from minigpt.data.batches import Share, TrainBatches
@@ -33,7 +34,7 @@ from minigpt.files import write_text
 from minigpt.run_folder import RunFolder
 from minigpt.training.averaging import Averaging
 from minigpt.training.callbacks import AttentionMaps, Metrics, ProgressBar, Samples, seconds_of_training
-from minigpt.training.checkpoints import AtomicCheckpointIO, Checkpoints
+from minigpt.training.checkpoints import AtomicCheckpointIO, Checkpoints, refuse_shards
 from minigpt.training.dashboards import finish_wandb, make_logger
 from minigpt.training.loaders import make_loaders
 from minigpt.training.module import TrainingModule
@@ -52,20 +53,34 @@ def train(config: Config, resume: Path | None = None) -> RunFolder:
     Raises:
         UserError: anything of the user's that cannot work, before training starts where possible.
     """
+    with contextlib.ExitStack() as held:
+        return _train(config, resume, held)
+
+
+def _train(config: Config, resume: Path | None, held: contextlib.ExitStack) -> RunFolder:
+    """`train`, with what is given back at the end, however that comes."""
     _quieten()
-    config = dataclasses.replace(config, data=keep_stdin(config.data))
-    data = open_data(config.data)
-    if resume is not None:
-        _check_text(RunFolder(resume), data)
-    config = with_vocabulary(config, data)
-    before = {} if resume is None else _check_resume(config, RunFolder(resume))
-    _choose_threads(before.get("n_threads"))
     # Of several processes, the first makes the folder; the others read and write nothing in it.
     is_main = _is_main_process()
+    config = dataclasses.replace(config, data=keep_stdin(config.data))
+    checkpoint, content = None, dict[str, Any]()
+    if resume is not None:
+        if is_main:
+            held.enter_context(_existing(resume).occupied())
+        checkpoint, content = newest_checkpoint(RunFolder(resume), quiet=not is_main)
+    data = open_data(config.data)
+    if resume is not None:
+        _check_text(content, RunFolder(resume), data)
+    config = with_vocabulary(config, data)
+    if resume is not None:
+        _check_resume(config, content, RunFolder(resume))
+    before = content.get(CHECKPOINT_KEY, {})
+    _choose_threads(before.get("n_threads"))
     if resume is not None:
         folder = RunFolder(resume)
     elif is_main:
         folder = RunFolder.create(Path(config.runs_dir), config.name)
+        held.enter_context(folder.occupied())
     else:
         folder = RunFolder(Path(config.runs_dir) / config.name)
     try:
@@ -83,7 +98,7 @@ def train(config: Config, resume: Path | None = None) -> RunFolder:
             save_tokenizer(data.tokenizer, folder.tokenizer)
         _announce(config, data, _shares(loaders[0].dataset), module, trainer, folder)
     try:
-        trainer.fit(module, *loaders, ckpt_path=folder.last if resume else None)
+        trainer.fit(module, *loaders, ckpt_path=checkpoint)
     except SystemExit as stop:
         if is_main and stop.code in {130, 143}:
             print(f"\nstopped and saved; to go on: {_command(f'train.py --resume {folder.path}')}", flush=True)
@@ -144,9 +159,11 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
         settings["logger"] = (make_logger(config, folder) if wanted else None) or False
     changed = {k: v for k, v in settings.items() if k in lightning_defaults and v != lightning_defaults[k]}
     try:
-        return L.Trainer(**changed)
+        trainer = L.Trainer(**changed)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
         raise UserError("trainer: " + " ".join(str(error).split())) from error
+    refuse_shards(trainer)
+    return trainer
 
 
 def build(value: Any) -> Any:
@@ -200,11 +217,17 @@ def with_vocabulary(config: Config, data: PreparedData) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **filled))
 
 
-def _check_text(folder: RunFolder, data: PreparedData) -> None:
+def _existing(resume: Path) -> RunFolder:
+    """The run to go on with, looked for before its lock would make a folder."""
+    folder = RunFolder(resume)
+    if not resume.is_dir():
+        raise UserError(f"--resume {resume}: no such run")
+    return folder
+
+
+def _check_text(content: dict[str, Any], folder: RunFolder, data: PreparedData) -> None:
     """Refuse to go on with another text; before anything else, as its tokenizer may be another one too."""
-    if not folder.last.is_file():
-        return  # `_check_resume` says so
-    saved = read_checkpoint(folder.last)[CHECKPOINT_KEY]["text_fingerprint"]
+    saved = content[CHECKPOINT_KEY]["text_fingerprint"]
     if saved != data.manifest.text_fingerprint:
         raise UserError(
             f"--resume {folder.path}: the text has changed since the run began (fingerprint {saved[:12]}, now "
@@ -212,11 +235,8 @@ def _check_text(folder: RunFolder, data: PreparedData) -> None:
         )
 
 
-def _check_resume(config: Config, folder: RunFolder) -> dict[str, Any]:
-    """Refuse what would make the run another one, naming each difference; returns what the run has kept of itself."""
-    if not folder.last.is_file():
-        raise UserError(f"--resume {folder.path}: no {folder.last} yet, so there is nothing to continue; start anew")
-    content = read_checkpoint(folder.last)
+def _check_resume(config: Config, content: dict[str, Any], folder: RunFolder) -> None:
+    """Refuse what would make the run another one, naming each difference."""
     now, saved = config.to_dict(), Config.from_dict(content[CHECKPOINT_KEY]["config"]).to_dict()
     differences = [
         f"{section}.{name}={value} (was {saved[section][name]})"
@@ -238,8 +258,6 @@ def _check_resume(config: Config, folder: RunFolder) -> dict[str, Any]:
             f"--resume {folder.path}: all {content['global_step']} steps are done; "
             f"give more, as in --trainer.max_steps {2 * content['global_step']}"
         )
-    kept: dict[str, Any] = content[CHECKPOINT_KEY]
-    return kept
 
 
 def _choose_threads(before: int | None) -> None:
