@@ -89,8 +89,8 @@ def test_a_killed_run_goes_on_bit_for_bit(
     assert_same_run(straight, resumed)
 
 
-def test_a_killed_run_with_muon_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    optimizer = {"name": "muon", "schedule": "wsd", "beta2": 0.99}
+def test_a_killed_run_with_adamw_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizer = {"name": "adamw", "schedule": "wsd", "beta2": 0.99}
     config = small_settings(tmp_path, optimizer=optimizer, checkpoint_every_n_steps=5)
     straight = train(config)
     train_until(config, 7, monkeypatch)
@@ -231,7 +231,7 @@ def test_a_finished_run_is_lengthened_by_more_steps(tmp_path: Path) -> None:
     [
         ({"model": {"n_layer": 3}}, "model.n_layer=3 (was 2)"),
         ({"data": {"batch_size": 5}}, "data.batch_size=5 (was 4)"),
-        ({"optimizer": {"name": "muon"}}, "optimizer.name=muon (was adamw)"),
+        ({"optimizer": {"name": "adamw"}}, "optimizer.name=adamw (was muon)"),
         ({"seed": 7}, "seed=7 (was 1337)"),
     ],
 )

@@ -250,7 +250,7 @@ def test_an_optimizer_state_that_is_not_finite_is_never_saved(tmp_path: Path, mo
 
     def end(self: Checkpoints, trainer: Any, *rest: Any) -> None:
         if trainer.global_step == 6:
-            next(iter(trainer.optimizers[0].state.values()))["exp_avg"][0] = float("inf")
+            next(iter(trainer.optimizers[0].state.values()))["momentum"][0] = float("inf")
         real(self, trainer, *rest)
 
     monkeypatch.setattr(Checkpoints, "on_train_batch_end", end)
