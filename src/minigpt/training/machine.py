@@ -1,0 +1,176 @@
+"""This machine -> what it can do: memory, disk, speeds, torch.compile, versions, who answers on the network.
+
+Nothing here leaves a file behind, and nothing waits for longer than it says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from minigpt.config import UserError
+from minigpt.files import reason
+
+WITHDRAWN = {"lightning": {"2.6.2", "2.6.3"}}
+"""Releases that stole credentials when they were imported (GHSA-w37p-236h-pfx3)."""
+
+ANSWER_SECONDS = 4
+"""How long a service may take to answer."""
+
+COMPILE_SECONDS = 15
+"""How long torch.compile may take for a function of one line."""
+
+_COMPILING = """
+import time, torch
+begin = time.perf_counter()
+x = torch.ones(64, device="cuda" if torch.cuda.is_available() else "cpu")
+torch.compile(lambda x: (x.sin() + 1) * x)(x)
+print(time.perf_counter() - begin)
+"""
+
+
+def refuse_withdrawn() -> None:
+    """To be asked before any of them is imported.
+
+    Raises:
+        UserError: a release is installed that was withdrawn because it does harm.
+    """
+    for name, withdrawn in WITHDRAWN.items():
+        version = importlib.metadata.version(name)
+        if version in withdrawn:
+            raise UserError(
+                f"{name} {version}: a compromised release, which steals passwords and keys when imported: "
+                f"pip install -c constraints.txt {name}, and replace what keys this machine has"
+            )
+
+
+def versions(*names: str) -> str:
+    """The versions of Python and of some packages."""
+    found = [f"Python {platform.python_version()}"]
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    return ", ".join(found)
+
+
+def memory() -> tuple[int, int] | None:
+    """Bytes of memory that are free for programs, and those there are; None where the system does not say."""
+    try:
+        total = free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+    with contextlib.suppress(OSError, StopIteration, ValueError):  # Linux; SC_AVPHYS_PAGES counts no cache as free
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        free = 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:")))
+    with contextlib.suppress(OSError, ValueError):  # a container's limit, unless it is "max"
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    return min(free, total), total
+
+
+def free_disk(folder: Path, setting: str) -> int:
+    """Bytes free where a folder is or will be, after a try whether anything can be written there.
+
+    Raises:
+        UserError: nothing can, naming the setting.
+    """
+    there = next((path for path in (folder, *folder.absolute().parents) if path.exists()), Path("/"))
+    if not there.is_dir():
+        raise UserError(f"{setting}={folder}: {there} is a file, not a folder; name another")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return shutil.disk_usage(there).free
+    except OSError as error:
+        raise UserError(f"{setting}={folder}: {there} cannot be written ({reason(error)}); name another") from None
+
+
+def speeds(device: torch.device) -> dict[str, float]:
+    """Operations a second in a product of matrices, by type: what a precision is worth here."""
+    size = 2048 if device.type == "cuda" else 256
+    found: dict[str, float] = {}
+    for name in ("float32", "bfloat16", "float16"):
+        x = torch.ones(size, size, device=device, dtype=getattr(torch, name))
+        seconds = []
+        for _ in range(3):  # the first one warms up
+            begin = time.perf_counter()
+            float((x @ x)[0, 0])  # waits for the device
+            seconds.append(time.perf_counter() - begin)
+        found[name] = 2 * size**3 / min(seconds)
+    return found
+
+
+class Asking:
+    """A question to the network, asked beside other work: looking up a name has no time limit of its own."""
+
+    def __init__(self, address: Callable[[], str]) -> None:
+        """Args: address, which is worked out in the thread as well."""
+        self.host, self.answered = "", False
+        self._address = address
+        self._thread = threading.Thread(target=self._ask, daemon=True)  # does not keep the program alive
+        self._thread.start()
+        self._until = time.monotonic() + 2 * ANSWER_SECONDS
+
+    def _ask(self) -> None:
+        import requests
+
+        try:
+            address = self._address()
+            self.host = address.split("/")[2]
+            # Whatever the answer is, somebody is there. Proxies are those of the environment.
+            requests.head(address, timeout=ANSWER_SECONDS)
+            self.answered = True
+        except Exception:  # networks fail in many types
+            return
+
+    def __bool__(self) -> bool:
+        self._thread.join(max(0, self._until - time.monotonic()))
+        return self.answered
+
+
+class Compiling:
+    """torch.compile, tried in a process of its own beside other work; its caches are temporary."""
+
+    def __init__(self, folder: Path) -> None:
+        """Args: a temporary folder."""
+        caches = {name: str(folder) for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TMPDIR")}
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _COMPILING],
+            env=os.environ | caches | {"TORCHINDUCTOR_COMPILE_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # so that its compilers end with it
+        )
+        self._until = time.monotonic() + COMPILE_SECONDS
+
+    def result(self) -> str:
+        """What came of it, in words."""
+        try:
+            out, err = self._process.communicate(timeout=max(0.1, self._until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            return f"not done with one line after {COMPILE_SECONDS} s: a slow or busy machine, or a broken compiler"
+        finally:
+            self.close()
+        if self._process.returncode == 0:
+            return f"works ({float(out):.1f} s for a first line)"
+        why = next((line for line in reversed(err.splitlines()) if "Error" in line), "no reason given")
+        return f"does not work here, so training goes on without it: {why.strip()[:120]}"
+
+    def close(self) -> None:
+        """End it with all that it started."""
+        with contextlib.suppress(OSError, AttributeError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
+        self._process.wait()
