@@ -67,8 +67,10 @@ def _write_no_more() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def parse_training(argv: Sequence[str]) -> tuple[Config, Path | None]:
-    """The command line of `train.py`.
+def parse_training(
+    argv: Sequence[str], program: str = "train.py", what: str = "Train a GPT; later arguments win over earlier ones."
+) -> tuple[Config, Path | None]:
+    """The command line of `train.py`, and of what takes the same arguments.
 
     Returns:
         The config, and the run folder to continue, if `--resume RUN` was given: then the run's own config comes first
@@ -77,10 +79,7 @@ def parse_training(argv: Sequence[str]) -> tuple[Config, Path | None]:
     Raises:
         UserError: for anything that cannot be understood, naming it.
     """
-    parser = _parser("train.py", "Train a GPT; later arguments win over earlier ones.")
-    parser.add_argument("--config", action="config", help="A YAML recipe; may be repeated, the later one wins.")
-    parser.add_argument("--resume", metavar="RUN", help="Continue this run folder where it stopped.")
-    parser.add_class_arguments(Config, None)
+    parser = _config_parser(program, what, resumes=True)
     run_folder = next(reversed(list(_all_options("--resume", argv))), None)
     if run_folder is not None:
         if not run_folder:
@@ -93,6 +92,16 @@ def parse_training(argv: Sequence[str]) -> tuple[Config, Path | None]:
     values = parse(parser, Config, argv)
     resume = values.pop("resume", None)
     return Config.from_dict(values), None if resume is None else Path(resume)
+
+
+@functools.cache  # making one takes a third of a second, and a program may parse several recipes
+def _config_parser(program: str, what: str, *, resumes: bool = False) -> ArgumentParser:
+    parser = _parser(program, what)
+    parser.add_argument("--config", action="config", help="A YAML recipe; may be repeated, the later one wins.")
+    if resumes:
+        parser.add_argument("--resume", metavar="RUN", help="Continue this run folder where it stopped.")
+    parser.add_class_arguments(Config, None)
+    return parser
 
 
 def _parser(prog: str, description: str) -> ArgumentParser:
@@ -213,12 +222,10 @@ def parse_data(argv: Sequence[str]) -> tuple[str, Config]:
             f"python -m minigpt.data {command}".rstrip() + f": write {' or '.join(DATA_COMMANDS)}, then settings such "
             f"as --data.source FILE --data.tokenizer gpt2{_did_you_mean(command, DATA_COMMANDS)}"
         )
-    parser = _parser(
+    parser = _config_parser(
         f"python -m minigpt.data {command}",
         f"{DATA_COMMANDS[command]} Settings and recipes are those of train.py; data.* are what counts.",
     )
-    parser.add_argument("--config", action="config", help="A YAML recipe; may be repeated, the later one wins.")
-    parser.add_class_arguments(Config, None)
     return command, Config.from_dict(parse(parser, Config, rest))
 
 
@@ -274,7 +281,9 @@ def check_yaml(file: str, options: set[str], settings: Iterable[str]) -> None:
     except OSError as error:
         recipes = sorted(Path("configs").glob("**/*.yaml"))
         namesake = next((p for p in recipes if p.name == path.name), None)
-        hint = f": did you mean {namesake}?" if namesake else _did_you_mean(file, [str(p) for p in recipes])
+        close = difflib.get_close_matches(file, [str(p) for p in recipes], n=1)
+        guess = namesake or next(iter(close), None)
+        hint = f": did you mean {guess}?" if guess else ""
         if not hint and recipes:
             hint = f"; there are {', '.join(str(p) for p in recipes if len(p.parts) == 2)}"
         why = reason(error) if file else "needs the name of a file"
@@ -377,7 +386,7 @@ def _explain(message: str, options: set[str], types: dict[str, str]) -> str:
             return f"{key}={got[-1]}: expected {_readable(types[key])}{quotes}"
     if match := re.search(r"the following arguments are required: (.*)", message):
         return f"{match[1]} is missing; see --help"
-    if match := re.match(r"argument (--\S+): expected one argument", message):
+    if match := re.match(r"argument (--[^\s/]+)\S*: expected one argument", message):
         return f"{match[1]} needs a value (one that begins with '-' is written {match[1]}=-...)"
     return " ".join(message.split())
 

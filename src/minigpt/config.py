@@ -56,6 +56,20 @@ def _is_of(value: object, wanted: Any) -> bool:
     return isinstance(value, (int, float) if wanted is float else wanted)
 
 
+def _require_device(device: str) -> None:
+    _require(
+        re.fullmatch(r"(cpu|cuda|mps|xpu|hpu)(:\d+)?", device) is not None,
+        f"device={device}: there are cpu, cuda, cuda:1, mps",
+    )
+
+
+def _is_object(value: Mapping[str, Any]) -> bool:
+    """Whether a mapping names a class and its arguments."""
+    path, arguments = value.get("class_path"), value.get("init_args", {})
+    named = isinstance(path, str) and re.fullmatch(r"\w+(\.\w+)+", path) is not None
+    return named and isinstance(arguments, dict) and set(value) <= {"class_path", "init_args"}
+
+
 def _require_at_least(prefix: str, config: object, minimum: float, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
@@ -556,6 +570,7 @@ class SampleConfig(GenerationConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require_device(self.device)
         _require(not (self.int8 and self.compile), "int8 and compile are both given: leave one out")
         _require_at_least("", self, 1, "num_samples")
         last = self.seed + self.num_samples - 1
@@ -628,6 +643,7 @@ class InspectConfig:
                 f"report and {name} are both given: a report shows what one run left; leave one out",
             )
         _require(1 <= self.max_tokens <= 256, f"max_tokens={self.max_tokens}: must lie between 1 and 256")
+        _require_device(self.device)
 
 
 @dataclass(frozen=True)
@@ -785,6 +801,17 @@ class TrainerConfig:
             f"trainer.max_time={self.max_time}: must look like 00:00:03:00 (days:hours:minutes:seconds)",
         )
         _require(self.max_time_seconds != 0, f"trainer.max_time={self.max_time}: must be above zero")
+        _require(
+            not isinstance(self.devices, int) or self.devices >= 1 or self.devices == -1,
+            f"trainer.devices={self.devices}: must be at least 1, or -1 for all there are",
+        )
+        for name in ("accelerator", "strategy", "logger", "profiler", "callbacks", "plugins"):
+            value = getattr(self, name)
+            for each in value if isinstance(value, list) else [value]:
+                _require(
+                    not isinstance(each, dict) or _is_object(each),
+                    f"trainer.{name}={each}: an object is {{class_path: module.Class, init_args: {{name: value}}}}",
+                )
         _require(
             self.max_epochs is None and self.min_epochs is None,
             "trainer.max_epochs and min_epochs are not used: a run is one stream of batches, give trainer.max_steps",

@@ -55,14 +55,14 @@ def prepare(config: DataConfig, *, quiet: bool = False) -> PreparedData:
     root = Path(config.dir)
     if len(config.sources) == 1 and not config.val_sources and is_prepared(Path(config.sources[0])):
         return _open_as_it_is(config)
+    scans = Scans(root / SCANS)
+    text = find_text(config, scans)
+    folder = root / f"{_readable_name(config)}-{_key(config, text)}"
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"data.dir={root}: cannot be made ({reason(error)})") from None
     sweep(root, root / "streams", root / "downloads")
-    scans = Scans(root / SCANS)
-    text = find_text(config, scans)
-    folder = root / f"{_readable_name(config)}-{_key(config, text)}"
     if not (folder / MANIFEST).is_file():
         with _one_line_errors(root), _locked(root / f".{folder.name}.lock", quiet):
             if not (folder / MANIFEST).is_file():
@@ -75,6 +75,24 @@ def prepare(config: DataConfig, *, quiet: bool = False) -> PreparedData:
                 if not quiet:
                     _say_what_is_held_out(config, folder)
     return open_prepared(folder, scans)
+
+
+def find_prepared(config: DataConfig) -> tuple[PreparedData | None, int]:
+    """What `prepare` would open at once, None where it has work to do; and the bytes of the text. Writes nothing.
+
+    Raises:
+        UserError: there is no text, it cannot be read, or a prepared file is damaged.
+    """
+    root = Path(config.dir)
+    if len(config.sources) == 1 and not config.val_sources and is_prepared(Path(config.sources[0])):
+        opened = _open_as_it_is(config)
+        return opened, opened.train.n_bytes + opened.val.n_bytes
+    scans = Scans(root / SCANS, read_only=True)
+    text = find_text(config, scans)
+    files = [file for source in (*text.train, *text.val) for file in source.files]
+    folder = root / f"{_readable_name(config)}-{_key(config, text)}"
+    data = open_prepared(folder, scans) if (folder / MANIFEST).is_file() else None
+    return data, sum(scan.n_bytes for scan in scans.of(files))
 
 
 def _say_what_is_held_out(config: DataConfig, folder: Path) -> None:
@@ -113,7 +131,11 @@ def find_text(config: DataConfig, scans: Scans) -> Text:
             skipped.extend(left_out)
             yield source
 
-    train, val = tuple(sources(config.sources)), tuple(sources(config.val_sources))
+    train = tuple(sources(config.sources))
+    try:
+        val = tuple(sources(config.val_sources))
+    except UserError as error:
+        raise UserError(str(error).replace("data.source", "data.val_source", 1)) from None
     return Text(train, val, tuple(skipped), _fingerprint(train, val, scans))
 
 
@@ -131,7 +153,10 @@ def _key(config: DataConfig, text: Text) -> str:
     """A name for everything that the tokens depend on."""
     tokenizer = config.tokenizer
     if tokenizer.endswith(".json"):
-        load_tokenizer(Path(tokenizer))  # a clear line now if it is missing or wrong
+        try:
+            load_tokenizer(Path(tokenizer))  # a clear line now if it is missing or wrong
+        except UserError as error:
+            raise UserError(f"data.tokenizer={tokenizer}: {str(error).split(': ', 1)[1]}") from None
         tokenizer = hashlib.sha256(Path(tokenizer).read_bytes()).hexdigest()
     key = json.dumps([FORMAT, text.fingerprint, tokenizer, settings(config)])
     return hashlib.sha256(key.encode()).hexdigest()[:10]

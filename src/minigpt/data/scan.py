@@ -51,9 +51,9 @@ class Scans:
     copying. The small file may be lost or damaged: then everything is read once more.
     """
 
-    def __init__(self, memory: Path) -> None:
-        """Args: memory, the file to remember in."""
-        self.memory = memory
+    def __init__(self, memory: Path, *, read_only: bool = False) -> None:
+        """Args: memory, the file to remember in, or only to read what others remember."""
+        self.memory, self.read_only = memory, read_only
         self._known: dict[str, Any] = {}
         try:
             known = json.loads(memory.read_text(encoding="utf-8"))
@@ -79,7 +79,7 @@ class Scans:
                 self._known[str(file.path.absolute())] = known
                 changed = True
             scans.append(Scan(**{name: known[name] for name in _SCAN_FIELDS}))
-        if changed:
+        if changed and not self.read_only:
             self._remember()
         return scans
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import glob
 import hashlib
 import os
@@ -112,15 +113,19 @@ def keep_stdin(config: DataConfig) -> DataConfig:
         return config
     if sys.stdin is None or sys.stdin.isatty():
         raise UserError("data.source=-: nothing is piped into this program; write `... | python train.py ...`")
+    chunk = sys.stdin.buffer.read(1 << 20)
+    if not chunk:
+        raise UserError("data.source=-: nothing came in; write `... | python train.py ...`")
     digest, folder = hashlib.sha256(), Path(config.dir) / "stdin"
     temporary = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".stdin-", delete=False) as file:
             temporary = Path(file.name)
-            while chunk := sys.stdin.buffer.read(1 << 20):
+            while chunk:
                 digest.update(chunk)
                 file.write(chunk)
+                chunk = sys.stdin.buffer.read(1 << 20)
         kept = folder / f"{digest.hexdigest()[:16]}.txt"
         temporary.replace(kept)
     except OSError as error:
@@ -166,11 +171,19 @@ def _local_files(name: str, cache: Path) -> list[File]:
         )
     if not found:
         kind = "no file matches the glob" if glob.has_magic(name) else "no such file or folder"
-        hub = f"; a hub dataset is written hf:{name}" if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else ""
-        raise UserError(f"data.source={name}: {kind} (relative to {Path.cwd()}){hub}")
+        raise UserError(f"data.source={name}: {kind} (relative to {Path.cwd()}){_hint(name)}")
     if archive := next((p for p in found if ARCHIVES.intersection(p.suffixes)), None):
         raise UserError(f"data.source={name}: {archive.name} is an archive: unpack it, and name the folder")
     return [_file(p) for p in sorted(found, key=str)]
+
+
+def _hint(name: str) -> str:
+    """What may have been meant by a name that nothing has."""
+    if "://" in name:
+        return "; what is fetched begins with http://, https:// or hf:"
+    if close := difflib.get_close_matches(name, ["python_stdlib", *SYNTHETIC], n=1):
+        return f": did you mean {close[0]}?"
+    return f"; a hub dataset is written hf:{name}" if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else ""
 
 
 def _folder(name: str, folder: Path, cache: Path) -> list[File]:

@@ -14,7 +14,7 @@ from minigpt.checkpoint import LoadedModel, load_model
 from minigpt.config import InspectConfig, UserError
 from minigpt.data.relations import read_json_lines
 from minigpt.data.tokenizer import decode
-from minigpt.files import write_text
+from minigpt.files import require_page, write_text
 from minigpt.inspection.heads import FEWEST_LINKS, label_heads, look
 from minigpt.inspection.page import Page, render_page
 from minigpt.inspection.probes import Probe, read_examples
@@ -73,6 +73,8 @@ def inspect_runs(config: InspectConfig, text: str | None = None) -> Inspection:
 
 def write_inspection(config: InspectConfig, text: str | None) -> str:
     """Write the page where the config says; what to print comes back. Arguments and errors as for `inspect_runs`."""
+    if config.out:
+        require_page(Path(config.out))  # before the work, and so that no other file of the user's is replaced
     inspection = inspect_runs(config, text)
     out = Path(config.out) if config.out else _folder(Path(config.run)) / "inspection.html"
     write_text(out, inspection.page)

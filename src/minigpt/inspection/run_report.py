@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from minigpt.config import InspectConfig, UserError
-from minigpt.files import reason, refuse_url, write_text
+from minigpt.files import reason, refuse_url, require_page, write_text
 from minigpt.inspection.charts import Chart, short
 from minigpt.inspection.documents import document, json_for_html, policy_of
 from minigpt.inspection.run_record import Picture, RunRecord, Sample, read_run_folder
@@ -39,6 +39,7 @@ def report_run(config: InspectConfig) -> str:
     except OSError as error:
         raise UserError(f"{error.filename or path}: {reason(error)}") from None
     out = Path(config.out) if config.out else (path if path.is_dir() else path.parent) / "report.html"
+    require_page(out)
     write_text(out, render_report(record))
     return "\n".join([*record.missing, f"{_summary(record)}\n-> {out} (open it in a browser)"])
 

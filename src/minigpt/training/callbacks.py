@@ -303,7 +303,10 @@ def _probe(config: Config, data: PreparedData) -> Probe:
     if settings.text is not None:
         tokens = data.tokenizer.encode(settings.text)
     elif settings.relations is not None or ground_truth.is_file():
-        tokens, known = read_examples(data.tokenizer, read_json_lines(settings.relations or ground_truth), enough)
+        try:
+            tokens, known = read_examples(data.tokenizer, read_json_lines(settings.relations or ground_truth), enough)
+        except UserError as error:
+            raise UserError(f"attention.relations={error}" if settings.relations is not None else str(error)) from None
     else:
         tokens = data.val.tokens.read(0, min(enough, len(data.val.tokens))).tolist()
     if not tokens:

@@ -37,6 +37,7 @@ from minigpt.training.callbacks import AttentionMaps, Metrics, ProgressBar, Samp
 from minigpt.training.checkpoints import AtomicCheckpointIO, Checkpoints, refuse_shards
 from minigpt.training.dashboards import finish_wandb, make_logger
 from minigpt.training.loaders import make_loaders
+from minigpt.training.machine import free_disk
 from minigpt.training.module import TrainingModule
 
 
@@ -59,7 +60,8 @@ def train(config: Config, resume: Path | None = None) -> RunFolder:
 
 def _train(config: Config, resume: Path | None, held: contextlib.ExitStack) -> RunFolder:
     """`train`, with what is given back at the end, however that comes."""
-    _quieten()
+    quieten()
+    check_before_text(config)
     # Of several processes, the first makes the folder; the others read and write nothing in it.
     is_main = _is_main_process()
     config = dataclasses.replace(config, data=keep_stdin(config.data))
@@ -112,6 +114,23 @@ def _train(config: Config, resume: Path | None, held: contextlib.ExitStack) -> R
     return folder
 
 
+def check_before_text(config: Config) -> L.Trainer:
+    """Find out what cannot work here before the text is prepared, which may take hours; nothing is written.
+
+    Returns:
+        A trainer without logger and callbacks of ours, for who asks what the config comes to on this machine.
+
+    Raises:
+        UserError: runs_dir cannot be written, or Lightning refuses a setting.
+    """
+    runs_dir = Path(config.runs_dir)
+    free_disk(runs_dir, "runs_dir")
+    if isinstance(config.trainer.logger, dict):
+        find_class(config.trainer.logger)  # made only once there is a folder for it
+    silent = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, logger=False))
+    return make_trainer(silent, RunFolder(runs_dir / config.name), [])
+
+
 def make_callbacks(config: Config, folder: RunFolder, data: PreparedData) -> list[L.Callback]:
     """What the config wants to happen beside training.
 
@@ -139,6 +158,9 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
     lightning_defaults = _lightning_defaults()
     given = {f.name: getattr(config.trainer, f.name) for f in dataclasses.fields(TrainerConfig)}
     settings = {name: build(value) for name, value in given.items()}
+    for made, value in zip(settings["callbacks"] or [], config.trainer.callbacks or [], strict=True):
+        if not isinstance(made, L.Callback):
+            raise UserError(f"trainer.callbacks: class_path={value['class_path']}: is no callback of Lightning's")
     unknown = [name for name in given if name not in lightning_defaults and given[name] != _our_default(name)]
     if unknown:
         raise UserError(f"trainer.{unknown[0]}: the installed Lightning {L.__version__} has no such argument")
@@ -161,9 +183,18 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
     try:
         trainer = L.Trainer(**changed)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
-        raise UserError("trainer: " + " ".join(str(error).split())) from error
+        raise UserError(f"{_culprits(given, str(error))}: {' '.join(str(error).split())}") from error
     refuse_shards(trainer)
     return trainer
+
+
+def _culprits(given: dict[str, Any], complaint: str) -> str:
+    """The settings that Lightning complains of: those it names, else all about devices that are not the defaults."""
+    about = ("accelerator", "devices", "strategy", "precision", "num_nodes", "profiler", "plugins", "callbacks")
+    changed = {name: value for name, value in given.items() if value != _our_default(name)}
+    named = [name for name, value in changed.items() if name in complaint.lower() or f"'{value}'" in complaint]
+    shown = named or [name for name in about if name in changed]
+    return ", ".join(f"trainer.{name}={changed[name]}" for name in shown) or "trainer"
 
 
 def build(value: Any) -> Any:
@@ -176,11 +207,29 @@ def build(value: Any) -> Any:
         return [build(item) for item in value]
     if not isinstance(value, dict) or "class_path" not in value:
         return value
+    found = find_class(value)
+    try:
+        return found(**value.get("init_args", {}))
+    except Exception as error:  # somebody else's class: it fails as it likes
+        raise _cannot_be_made(value, error) from error
+
+
+def find_class(value: dict[str, Any]) -> Any:
+    """What a {class_path, init_args} mapping names, not yet made.
+
+    Raises:
+        UserError: it is not there.
+    """
     module_name, _, class_name = str(value["class_path"]).rpartition(".")
     try:
-        return getattr(importlib.import_module(module_name), class_name)(**value.get("init_args", {}))
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"class_path={value['class_path']}: {' '.join(str(error).split())}") from error
+        return getattr(importlib.import_module(module_name), class_name)
+    except Exception as error:
+        raise _cannot_be_made(value, error) from error
+
+
+def _cannot_be_made(value: dict[str, Any], error: Exception) -> UserError:
+    why = " ".join(f"{type(error).__name__}: {error}".split())
+    return UserError(f"class_path={value['class_path']}: cannot be made ({why})")
 
 
 def best_precision() -> str:
@@ -276,7 +325,7 @@ def _write_config(folder: RunFolder, config: Config) -> None:
     write_text(folder.config, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Lightning's advice about things that are chosen on purpose here."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for pattern in (
