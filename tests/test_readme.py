@@ -15,7 +15,11 @@ def commands() -> list[str]:
     lines = [
         line.split("  #")[0].strip() for language, text in BLOCKS if language == "sh" for line in text.splitlines()
     ]
-    return [line for line in lines if re.search(r"python .*(\.py|minigpt\.inspection)", line) and "demo" not in line]
+    return [
+        line
+        for line in lines
+        if re.search(r"python .*(\.py|minigpt\.inspection|training\.doctor)", line) and "demo" not in line
+    ]
 
 
 @cold_too

@@ -9,7 +9,7 @@ import re
 import socket
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Any
@@ -117,13 +117,10 @@ class BPETokenizer:
         from tiktoken_ext.openai_public import ENCODING_CONSTRUCTORS
 
         try:
-            with _bounded_downloads():
+            with _downloads_by(_download):
                 tables = ENCODING_CONSTRUCTORS[name]()
         except Exception as error:
-            raise UserError(
-                f"data.tokenizer={name}: tiktoken could not download its tables ({type(error).__name__}); set "
-                "TIKTOKEN_CACHE_DIR to a folder that holds them, or use bpe:N or bytes, which need no download"
-            ) from None
+            raise _no_tables(name, error) from None
         ranks, special = tables["mergeable_ranks"], dict(tables["special_tokens"])
         # cl100k_base and o200k_base leave gaps between their special tokens, which an untrained model may draw.
         for gap in set(range(len(ranks), max(special.values()))) - set(special.values()):
@@ -227,13 +224,45 @@ def _check(pattern: str, ranks: Sequence[bytes], special_tokens: dict[str, int])
         raise UserError(f"it has no special token {END_OF_TEXT}")
 
 
+class _ToFetchError(Exception):
+    """Where tables would be downloaded, somebody answers."""
+
+
+def require_tables(name: str) -> None:
+    """Find out whether one of tiktoken's encodings can be had, without downloading it.
+
+    Raises:
+        UserError: its tables are not in the cache, and nobody answers within two seconds.
+    """
+    from tiktoken_ext.openai_public import ENCODING_CONSTRUCTORS
+
+    def ask(address: str) -> bytes:
+        _require_answer(address)
+        raise _ToFetchError
+
+    try:
+        with _downloads_by(ask):
+            ENCODING_CONSTRUCTORS[name]()
+    except _ToFetchError:
+        return
+    except Exception as error:
+        raise _no_tables(name, error) from None
+
+
+def _no_tables(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"data.tokenizer={name}: tiktoken could not download its tables ({type(error).__name__}); set "
+        "TIKTOKEN_CACHE_DIR to a folder that holds them, or use bpe:N or bytes, which need no download"
+    )
+
+
 @contextlib.contextmanager
-def _bounded_downloads() -> Iterator[None]:
-    """Let tiktoken fetch what its cache lacks by `_download`; its own way waits for ever where nothing answers."""
+def _downloads_by(fetch: Callable[[str], bytes]) -> Iterator[None]:
+    """Let tiktoken fetch what its cache lacks by `fetch`; its own way waits for ever where nothing answers."""
     import tiktoken.load as tiktoken_load
 
     original = tiktoken_load.read_file
-    tiktoken_load.read_file = _download
+    tiktoken_load.read_file = fetch  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -244,12 +273,19 @@ def _download(blobpath: str) -> bytes:
     """The content at a URL; a slow network may take its time, a dead one may not."""
     import requests
 
-    proxy = requests.utils.select_proxy(blobpath, requests.utils.get_environ_proxies(blobpath))
-    address = urlsplit(requests.utils.prepend_scheme_if_needed(proxy, "http") if proxy else blobpath)
-    _require_connection(address.hostname or "", address.port or {"https": 443}.get(address.scheme, 80))
+    _require_answer(blobpath)
     response = requests.get(blobpath, timeout=_SILENCE_SECONDS)
     response.raise_for_status()
     return response.content
+
+
+def _require_answer(url: str) -> None:
+    """Raise OSError unless somebody answers at a URL, or at the proxy on the way there."""
+    import requests
+
+    proxy = requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url))
+    address = urlsplit(requests.utils.prepend_scheme_if_needed(proxy, "http") if proxy else url)
+    _require_connection(address.hostname or "", address.port or {"https": 443}.get(address.scheme, 80))
 
 
 def _require_connection(host: str, port: int) -> None:

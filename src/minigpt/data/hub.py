@@ -116,8 +116,17 @@ def require_dataset(name: str, path: str) -> None:
         ) from None
 
 
+def is_kept(name: str, cache: Path) -> bool:
+    """Whether a URL or a dataset was fetched before, so that it can be used without network."""
+    return bool(_remembered(_memory(name, cache)))
+
+
+def _memory(name: str, cache: Path) -> Path:
+    return cache / "downloads" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+
+
 def _fetched_or_remembered(name: str, cache: Path, fetch: Callable[[], list[Path]]) -> list[Path]:
-    memory = cache / "downloads" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+    memory = _memory(name, cache)
     try:
         files = fetch()
     except UserError:

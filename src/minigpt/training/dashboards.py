@@ -139,12 +139,15 @@ _messages = _Messages()
 
 def _logged_in(wandb: Any) -> bool:
     """Whether credentials are there, without asking for any."""
+    settings = wandb.setup().settings
+    return bool(getattr(settings, "api_key", None)) or has_key(settings.base_url)
+
+
+def has_key(address: str) -> bool:
+    """Whether the environment or the user's netrc has credentials for W&B's service at an address."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    settings = wandb.setup().settings
-    if getattr(settings, "api_key", None):
-        return True
-    host = urllib.parse.urlsplit(settings.base_url).hostname or ""
+    host = urllib.parse.urlsplit(address).hostname or ""
     try:
         file = os.environ.get("NETRC") or str(Path.home() / (".netrc" if os.name != "nt" else "_netrc"))
         return netrc.netrc(file).authenticators(host) is not None
