@@ -220,14 +220,17 @@ def _with_vocabulary(config: Config, data: PreparedData | None, findings: Findin
 
 def _start(config: Config, data: PreparedData, trainer: L.Trainer | None, resume: Path | None) -> None:
     """What a run does before its first step, as far as it writes nothing."""
+    from minigpt.checkpoint import CHECKPOINT_KEY, newest_checkpoint
     from minigpt.run_folder import RunFolder
     from minigpt.training.loaders import make_loaders
     from minigpt.training.run import _check_resume, _check_text, make_callbacks
 
     folder, seen = RunFolder(resume or Path(config.runs_dir) / config.name), 0
     if resume is not None:
-        _check_text(folder, data)
-        seen = _check_resume(config, folder)
+        _, content = newest_checkpoint(folder)
+        _check_text(content, folder, data)
+        _check_resume(config, content, folder)
+        seen = content[CHECKPOINT_KEY]["micro_batches"]
     make_callbacks(config, folder, data)
     if trainer is not None:
         make_loaders(config, data, trainer, seen)
@@ -311,7 +314,7 @@ def measure(config: Config, trainer: L.Trainer, n_parameters: int, flops: float)
     import torch
 
     from minigpt.model.gpt import GPT
-    from minigpt.training.module import next_token_loss
+    from minigpt.training.loss import CHUNK_LOGITS, model_loss
     from minigpt.training.optimizer import make_optimizer
 
     m, device = config.model, trainer.strategy.root_device
@@ -342,8 +345,7 @@ def measure(config: Config, trainer: L.Trainer, n_parameters: int, flops: float)
         kept.clear()
         begin = _now(device)
         with precision.forward_context(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            logits = model(tokens[:, :-1])
-            loss = next_token_loss(logits, tokens[:, 1:])
+            loss = model_loss(model, tokens[:, :-1], tokens[:, 1:])
         loss.backward()
         between = _now(device)
         optimizer.step()
@@ -352,7 +354,7 @@ def measure(config: Config, trainer: L.Trainer, n_parameters: int, flops: float)
         update.append(_now(device) - between)
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     activations = sum(n_bytes for pointer, n_bytes in kept.items() if pointer not in own)
-    activations += 4 * logits.numel()  # and their gradient
+    activations += 4 * min(rows * length * (m.vocab_size or 1), CHUNK_LOGITS)  # the gradient of the logits
     per_token = activations / (rows * length)
     return Measured(min(forward_backward[1:]) / share, min(update[1:]), int(per_token * B * T), share)
 
