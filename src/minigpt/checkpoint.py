@@ -178,19 +178,18 @@ def _comment(checksum: str) -> bytes:
     return len(comment).to_bytes(2, "little") + comment
 
 
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors in nested dictionaries and lists."""
+    if isinstance(value, dict | list | tuple):
+        return [
+            tensor for each in (value.values() if isinstance(value, dict) else value) for tensor in tensors_in(each)
+        ]
+    return [value] if isinstance(value, Tensor) else []
+
+
 def _n_bytes(value: Any) -> int:
-    """Of all tensors in nested dictionaries and lists; shared ones count once."""
-    found: dict[int, int] = {}
-
-    def look(value: Any) -> None:
-        if isinstance(value, Tensor):
-            found[value.data_ptr()] = value.nbytes
-        elif isinstance(value, dict | list | tuple):
-            for each in value.values() if isinstance(value, dict) else value:
-                look(each)
-
-    look(value)
-    return sum(found.values())
+    """Of all tensors; shared ones are written once."""
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors_in(value)}.values())
 
 
 def save_weights(path: Path, model: GPT, config: Config, tokenizer: Tokenizer) -> None:
@@ -238,8 +237,13 @@ def _digest(file: IO[bytes], digest: Any, n_bytes: int | None) -> Any:
     return digest
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, mmap: bool = True) -> dict[str, Any]:
     """A Lightning checkpoint's content, opened without running anything that is in it.
+
+    Args:
+        path: the file.
+        mmap: leave tensors in the file until they are used: whoever wants the weights alone does not unpack the
+            optimizer's state, which is twice as long. But until the last tensor goes, the file takes its room.
 
     Raises:
         UserError: the file is missing, damaged, or holds more than tensors and plain types.
@@ -248,8 +252,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {_SHARDED}")
     try:
         is_whole = _is_whole(path)
-        # mmap: whoever wants the weights alone does not unpack the optimizer's state, which is twice as long.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True) if is_whole is not False else {}
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap) if is_whole is not False else {}
     except pickle.UnpicklingError:
         raise UserError(f"{path}: holds more than tensors and plain values, so it is not opened") from None
     except OSError as error:

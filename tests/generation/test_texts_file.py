@@ -206,17 +206,9 @@ def test_a_program_that_is_killed_goes_on_to_the_texts_of_one_that_was_not(
 ) -> None:
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
     prompts.write_text("".join(f'{{"prompt": "def f{i}"}}\n' for i in range(4 * BATCH_SIZE)))
-    arguments = [
-        ready_python(),
-        "sample.py",
-        str(tiny_run),
-        "--prompts",
-        str(prompts),
-        "--max_new_tokens",
-        "50",
-        "--out",
-    ]
-    process = subprocess.Popen([*arguments, str(out)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    arguments = [str(tiny_run), "--prompts", str(prompts), "--max_new_tokens", "50", "--out", str(out)]
+    command = [ready_python(), "sample.py", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not out.exists() or not out.stat().st_size:
         assert process.poll() is None
         time.sleep(0.005)

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from minigpt.checkpoint import read_checkpoint, save_checkpoint, save_weights
+from minigpt.checkpoint import read_checkpoint, save_checkpoint, save_weights, tensors_in
 from minigpt.config import Config, UserError
 from minigpt.files import link_or_copy
 from minigpt.run_folder import RunFolder
@@ -146,7 +146,7 @@ class Checkpoints(Checkpoint):
 
     def _check_finite(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         state = [optimizer.state_dict()["state"] for optimizer in trainer.optimizers]
-        for what, tensors in (("a weight", list(module.parameters())), ("the optimizer's state", _tensors(state))):
+        for what, tensors in (("a weight", list(module.parameters())), ("the optimizer's state", tensors_in(state))):
             if _any_process(trainer, not all(bool(torch.isfinite(tensor).all()) for tensor in tensors)):
                 raise UserError(not_finite(what, trainer.global_step, self.folder))
 
@@ -169,13 +169,6 @@ def _any_process(trainer: L.Trainer, here: bool) -> bool:
     return bool(trainer.strategy.reduce_boolean_decision(here, all=False))
 
 
-def _tensors(value: Any) -> list[torch.Tensor]:
-    """All tensors in nested dictionaries and lists."""
-    if isinstance(value, dict | list | tuple):
-        return [tensor for each in (value.values() if isinstance(value, dict) else value) for tensor in _tensors(each)]
-    return [value] if isinstance(value, torch.Tensor) else []
-
-
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Files that are complete or not there, opened without running what is in them."""
 
@@ -191,7 +184,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             self.failure = error  # Lightning's other processes wait for this one next; `Checkpoints` stops all
 
     def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
-        return read_checkpoint(Path(path))
+        return read_checkpoint(Path(path), mmap=False)  # the optimizer keeps these very tensors
 
 
 def refuse_shards(trainer: L.Trainer) -> None:

@@ -78,6 +78,7 @@ def _train(config: Config, resume: Path | None, held: contextlib.ExitStack) -> R
         _check_resume(config, content, RunFolder(resume))
     before = content.get(CHECKPOINT_KEY, {})
     _choose_threads(before.get("n_threads"))
+    content.clear()  # Lightning reads it again
     if resume is not None:
         folder = RunFolder(resume)
     elif is_main:
