@@ -3,6 +3,7 @@
 import functools
 import inspect
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ import scripts
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# In the background (`make test &`) Ctrl-C is ignored, and so it would be by the programs that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # jsonargparse asks for the source of each class of settings for each command line: two thirds of the time of parsing.
 inspect.getsource = functools.cache(inspect.getsource)
