@@ -139,7 +139,9 @@ RUNS = [
     on("train --trainer.devices many --trainer.accelerator cpu", "trainer.devices=many"),
     on("train --trainer.precision bf17", "trainer.precision=bf17: ", "bf16-mixed"),
     on("train --trainer.strategy magic", "trainer.strategy=magic: ", "ddp"),
-    on("train --trainer.strategy fsdp --trainer.accelerator cpu", "trainer.strategy=fsdp", "requires a GPU"),
+    on(
+        "train --optimizer.name adamw --trainer.strategy fsdp --trainer.accelerator cpu", "trainer.strategy=fsdp", "GPU"
+    ),
     on("train --trainer.profiler magic", "trainer.profiler=magic: ", "simple"),
     on("train --trainer.callbacks", "class_path=nowhere.X: cannot be made", more=["[{class_path: nowhere.X}]"]),
     on("train --trainer.callbacks", f"class_path={EARLY_STOPPING}", more=[f"[{{class_path: {EARLY_STOPPING}}}]"]),

@@ -408,7 +408,7 @@ def test_a_tokenizer_file_of_ours_is_used_and_its_content_counts(config: DataCon
 
 
 def test_a_missing_tokenizer_file_is_refused_before_anything_is_written(config: DataConfig) -> None:
-    assert "tokenizer nowhere.json: no such file" in refusal(replace(config, tokenizer="nowhere.json"))
+    assert "data.tokenizer=nowhere.json: no such file" in refusal(replace(config, tokenizer="nowhere.json"))
 
 
 def test_a_bpe_is_trained_once_and_comes_with_the_folder(config: DataConfig, capsys: pytest.CaptureFixture) -> None:

@@ -20,7 +20,7 @@ TAKEN = [
 
 def test_the_usual_kinds_are_taken_and_others_are_left_to_the_model() -> None:
     assert can_decode(make({}))
-    assert len(TAKEN) == 13
+    assert len(TAKEN) == 14
     for kind in KINDS:
         plain = kind.get("similarity", "scaled_dot") == "scaled_dot" and not kind.get("document_mask")
         assert can_decode(make(kind)) == plain

@@ -260,10 +260,10 @@ def test_compiling_that_fails_goes_on_uncompiled_with_one_warning(
 @pytest.mark.parametrize(
     ("trainer", "words"),
     [
-        ({"accelerator": "tpu"}, "trainer: "),
-        ({"precision": "8-bit"}, "trainer: "),
+        ({"accelerator": "tpu"}, "trainer.accelerator=tpu: "),
+        ({"precision": "8-bit"}, "trainer.precision=8-bit: "),
         ({"callbacks": [{"class_path": "no.such.Thing"}]}, "class_path=no.such.Thing"),
-        ({"strategy": "telepathy"}, "trainer: "),
+        ({"strategy": "telepathy"}, "trainer.strategy=telepathy: "),
     ],
 )
 def test_what_lightning_refuses_is_one_clear_line(trainer: dict[str, Any], words: str, tmp_path: Path) -> None:
