@@ -15,7 +15,8 @@ from minigpt.model.compiling import compiled
 from minigpt.model.gpt import GPT
 
 CHUNK_LOGITS = 2**26
-"""Of more logits than this at most so many are held at a time (256 MB in float32, and twice that for the softmax)."""
+"""Of more logits than this at most so many are made at a time: 256 MB in float32, about four times with what loss and
+gradient need beside them. Smaller pieces save memory, larger ones suit a GPU: benchmarks/loss.py."""
 
 
 def model_loss(model: GPT, tokens: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
