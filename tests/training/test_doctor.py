@@ -104,7 +104,10 @@ def test_one_screen_says_what_a_run_would_be(arguments: list[str], tmp_path: Pat
         (["--model.vocab_size=10"], ["model.vocab_size=10: the tokenizer has 257 tokens"]),
         (["--data.tokenizer=chars", "--sampling.prompts=[日]"], ["sampling.prompts: ", "'日'"]),
         (["--trainer.accelerator=tpux"], ["trainer.accelerator=tpux"]),
-        (["--trainer.strategy=fsdp", "--trainer.accelerator=cpu"], ["trainer.strategy=fsdp", "requires a GPU"]),
+        (
+            ["--optimizer.name=adamw", "--trainer.strategy=fsdp", "--trainer.accelerator=cpu"],
+            ["trainer.strategy=fsdp", "requires a GPU"],
+        ),
         (["--trainer.precision=fp8"], ["trainer.precision=fp8", "bf16-mixed"]),
         (["--model.n_embd=200000", "--model.n_layer=10"], ["memory: about", "GB are needed", "smaller model"]),
         (["--keep_every_n_steps=1", "--trainer.max_steps=1000000000"], ["of checkpoints do not fit", "make room"]),
