@@ -2,8 +2,8 @@
 
 Three to eight seconds of a processor less for each. Everything else is as for a user: a process of its own, with the
 caller's arguments, environment, folder and streams, and Python's way out of it but for the half second in which it
-takes its modules apart. It leaves an executable `python` in its folder, which hands over what it is called with, and it
-ends when its standard input does.
+takes its modules apart. It leaves an executable `python` in its folder, which hands over what it is called with; when
+its standard input ends, it removes the folder and ends too.
 """
 
 import atexit
@@ -13,6 +13,7 @@ import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -76,6 +77,7 @@ def serve(folder: Path) -> tuple[dict[str, Any], list[int]]:
             with contextlib.suppress(ChildProcessError):
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
+    shutil.rmtree(folder, ignore_errors=True)
     sys.exit()
 
 

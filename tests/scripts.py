@@ -23,10 +23,10 @@ def bare_environment() -> dict[str, str]:
 @functools.cache
 def ready_python() -> str:
     """A Python that has imported the libraries already, see ready.py; sys.executable is one that has not."""
-    folder = tempfile.TemporaryDirectory(prefix="ready-")
-    (Path(folder.name) / "tmp").mkdir()
-    command = [sys.executable, str(Path(__file__).with_name("ready.py")), folder.name]
-    env = bare_environment() | {"TMPDIR": f"{folder.name}/tmp", "MPLCONFIGDIR": folder.name}
+    folder = tempfile.mkdtemp(prefix="ready-")
+    (Path(folder) / "tmp").mkdir()
+    command = [sys.executable, str(Path(__file__).with_name("ready.py")), folder]
+    env = bare_environment() | {"TMPDIR": f"{folder}/tmp", "MPLCONFIGDIR": folder}
     # In a session of its own, it does not hear the Ctrl-C that ends the tests.
     process = subprocess.Popen(
         command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -34,8 +34,8 @@ def ready_python() -> str:
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    atexit.register(lambda: (process.stdin.close(), process.wait(), folder.cleanup()))  # type: ignore[union-attr]
-    return f"{folder.name}/python"
+    atexit.register(process.stdin.close)  # which ends it, as would the end of this process by a signal
+    return f"{folder}/python"
 
 
 def run_script(
