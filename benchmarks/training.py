@@ -103,7 +103,7 @@ def steps(chosen: Namespace) -> Iterator[Block]:
                 compiled.append("nanoGPT, compiled")
                 faster = dataclasses.replace(recipe, compile=True)
                 contenders["nanoGPT, compiled"] = partial(theirs, chosen.against, faster, tokens)
-        n_rounds, n_pieces = (2, 3) if chosen.quick else (15, 20 if name == NANOGPT else 10)
+        n_rounds, n_pieces = (2, 3) if chosen.quick else (15, 20 if name == NANOGPT else 4)
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(chosen.folder / "compiled")  # empty: the first time counts
         first, taken = turns(contenders, n_rounds, n_pieces)
         base = "nanoGPT" if "nanoGPT" in contenders else "minigpt, gpt2 family"
@@ -140,7 +140,7 @@ def loop(chosen: Namespace) -> Iterator[Block]:
             "train.py, bar": partial(ours, quiet, True),
             "train.py as it is: bar, W&B offline": partial(ours, changes, True),
         }
-        n_rounds, n_pieces = (2, 3) if chosen.quick else (25, 10)
+        n_rounds, n_pieces = (2, 3) if chosen.quick else (25, 4)
         taken = turns(contenders, n_rounds, n_pieces)[1]
         rows = []
         for label, seconds in taken.items():
