@@ -27,6 +27,8 @@ from minigpt.files import reason, refuse_url
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
+AUTO = "auto"
+"""As a run to resume: the one that was begun by the same command line, if there is one."""
 DATA_COMMANDS = {
     "prepare": "Tokenise text into a folder, once; training then starts at once.",
     "peek": "Show what is in a text: how much, which tokens, and what a batch looks like.",
@@ -74,14 +76,14 @@ def parse_training(
 
     Returns:
         The config, and the run folder to continue, if `--resume RUN` was given: then the run's own config comes first
-        and the other arguments change it.
+        and the other arguments change it. `--resume auto` leaves the config as it is and returns the path "auto".
 
     Raises:
         UserError: for anything that cannot be understood, naming it.
     """
     parser = _config_parser(program, what, resumes=True)
     run_folder = next(reversed(list(_all_options("--resume", argv))), None)
-    if run_folder is not None:
+    if run_folder is not None and run_folder != AUTO:
         if not run_folder:
             raise UserError("--resume is empty: name the folder of a run, such as runs/demo")
         refuse_url(run_folder, "a run")
@@ -99,7 +101,11 @@ def _config_parser(program: str, what: str, *, resumes: bool = False) -> Argumen
     parser = _parser(program, what)
     parser.add_argument("--config", action="config", help="A YAML recipe; may be repeated, the later one wins.")
     if resumes:
-        parser.add_argument("--resume", metavar="RUN", help="Continue this run folder where it stopped.")
+        parser.add_argument(
+            "--resume",
+            metavar="RUN",
+            help="Continue this run folder where it stopped; auto: the run that this command began, or a new one.",
+        )
     parser.add_class_arguments(Config, None)
     return parser
 

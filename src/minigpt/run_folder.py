@@ -17,6 +17,7 @@ runs/demo/
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,13 @@ class RunFolder:
             except OSError as error:
                 raise UserError(f"{path}: cannot be made ({reason(error)})") from None
             return cls(path)
+
+    @classmethod
+    def all_named(cls, runs_dir: Path, name: str) -> list[RunFolder]:
+        """The folders that `create` has made under a name, the newest first."""
+        pattern = re.compile(rf"{re.escape(name)}(?:-(\d+))?")
+        found = [(int(match[1] or 1), path) for path in runs_dir.glob("*/") if (match := pattern.fullmatch(path.name))]
+        return [cls(path) for _, path in sorted(found, reverse=True)]
 
     @contextlib.contextmanager
     def occupied(self) -> Iterator[None]:

@@ -233,6 +233,7 @@ def test_a_finished_run_is_lengthened_by_more_steps(tmp_path: Path) -> None:
         ({"data": {"batch_size": 5}}, "data.batch_size=5 (was 4)"),
         ({"optimizer": {"name": "adamw"}}, "optimizer.name=adamw (was muon)"),
         ({"seed": 7}, "seed=7 (was 1337)"),
+        ({"name": "other"}, "name=other (was small)"),  # it would stay in its folder
     ],
 )
 def test_what_would_make_it_another_run_is_refused_by_name(changed: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -249,8 +250,19 @@ def test_a_changed_text_is_refused(tmp_path: Path) -> None:
         train(small_settings(tmp_path), folder.path)
 
 
-def test_a_new_learning_rate_takes_effect_on_resume(tmp_path: Path) -> None:
+def test_what_is_changed_on_resume_is_said_and_takes_effect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = train(small_settings(tmp_path, optimizer={"schedule": "constant"}))
     optimizer = {"schedule": "constant", "learning_rate": 0.5}
-    train(small_settings(tmp_path, optimizer=optimizer, trainer={"max_steps": 13}), folder.path)
+    changed = small_settings(tmp_path, optimizer=optimizer, trainer={"max_steps": 13}, sampling={"prompts": ["2"]})
+    capsys.readouterr()
+    train(changed, folder.path)
     assert float(metrics(folder)[-2]["learning_rate"]) == 0.5
+    assert "prompt '2'" in folder.samples(13).read_text()
+    lines = capsys.readouterr().out.splitlines()
+    began = lines.index(f"going on with {folder.path} from step 12")
+    assert [line.strip() for line in lines[began + 1 : began + 4]] == [
+        "now optimizer.learning_rate=0.5 (was 0.008)",
+        "now trainer.max_steps=13 (was 12)",
+        "now sampling.prompts=['2'] (was ['1 plus'])",
+    ]
+    assert lines[began + 4].startswith("text")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,43 +18,45 @@ from minigpt.config import Config, UserError
 from minigpt.files import link_or_copy
 from minigpt.run_folder import RunFolder
 from minigpt.training.module import TrainingModule
+from minigpt.training.stopping import StopSignals, largest
 
 
 class Checkpoints(Checkpoint):
-    """last.ckpt and best.ckpt, saved where a resume is exact; Ctrl-C and SIGTERM save and stop.
+    """last.ckpt and best.ckpt, saved where a resume is exact; a signal to stop saves and ends the run.
 
     A checkpoint is taken between optimizer steps, never within one; and where a validation is due at the same step,
-    after it, as Lightning would not run it again.
+    after it, as Lightning would not run it again. Only a stop does not wait for the validation: the run begins with it
+    when it goes on.
     """
 
-    def __init__(self, folder: RunFolder, config: Config) -> None:
-        self.folder, self.config = folder, config
+    def __init__(self, folder: RunFolder, config: Config, stop: StopSignals) -> None:
+        self.folder, self.config, self.stop = folder, config, stop
         self.best_val_loss, self.best_step = math.inf, -1
-        self.stop_signal: int | None = None
-        self._old_handlers: dict[int, Any] = {}
+        self.validation_due = False
         self._saved_at = time.monotonic()
         self._step_of_last: int | None = None  # until something is saved, last.ckpt is another process's
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_val_loss": self.best_val_loss, "best_step": self.best_step}
+        return {
+            "best_val_loss": self.best_val_loss,
+            "best_step": self.best_step,
+            "validation_due": self.validation_due,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_val_loss, self.best_step = state_dict["best_val_loss"], state_dict["best_step"]
+        self.validation_due = state_dict.get("validation_due", False)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._old_handlers[number] = signal.signal(number, self._on_signal)
+        self.stop.keep_for(trainer)
         self._saved_at = time.monotonic()
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        for number, handler in self._old_handlers.items():
-            signal.signal(number, handler)
-        self._old_handlers.clear()
-
-    def _on_signal(self, number: int, frame: Any) -> None:
-        self.stop_signal = number
-        # A second Ctrl-C stops at once.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self.validation_due:
+            self.validation_due = False
+            loop = trainer.fit_loop.epoch_loop.val_loop
+            loop.restarting = False
+            trainer.validating = True
+            loop.run()
+            trainer.training = True
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -70,14 +71,25 @@ class Checkpoints(Checkpoint):
         keep = self.config.keep_every_n_steps
         if keep and step % keep == 0:
             self._keep(trainer, pl_module)
-        if loop._should_check_val_fx(fetcher):
+        validates, is_last = loop._should_check_val_fx(fetcher), trainer.should_stop
+        number, is_time = self._asked(trainer)
+        if validates and (is_last or not number):
             return
         every = self.config.checkpoint_every_n_steps
-        stop = self._must_stop(trainer)
-        if stop or (every and step % every == 0) or self._is_time(trainer):
+        if number or is_time or (every and step % every == 0):
+            self.validation_due = validates
             self._save_last(trainer, pl_module)
-        if stop:
-            raise SystemExit(128 + (self.stop_signal or signal.SIGTERM))
+        if number:
+            raise SystemExit(128 + number)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if trainer.sanity_checking or trainer.should_stop:  # the run ends with this validation
+            return
+        number, _is_time = self._asked(trainer)
+        if number:
+            self.validation_due = True
+            self._save_last(trainer, pl_module)
+            raise SystemExit(128 + number)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
@@ -86,24 +98,23 @@ class Checkpoints(Checkpoint):
         is_best = pl_module.val_loss < self.best_val_loss
         if is_best:
             self.best_val_loss, self.best_step = pl_module.val_loss, trainer.global_step
+        self.validation_due = False
         self._save_last(trainer, pl_module)
         if is_best:
             self._on_first(trainer, lambda: self._save_best(pl_module))
-        if self._must_stop(trainer):
-            raise SystemExit(128 + (self.stop_signal or signal.SIGTERM))
+        number, _is_time = self._asked(trainer)
+        if number:
+            raise SystemExit(128 + number)
 
     def _save_best(self, module: TrainingModule) -> None:
         link_or_copy(self.folder.last, self.folder.best)
         save_weights(self.folder.weights, module.model, self.config, module.data.tokenizer)
 
-    def _must_stop(self, trainer: L.Trainer) -> bool:
-        return _any_process(trainer, self.stop_signal is not None)
-
-    def _is_time(self, trainer: L.Trainer) -> bool:
+    def _asked(self, trainer: L.Trainer) -> list[int]:
+        """The signal to stop that any process has got, 0 if none; and whether it is time for a checkpoint."""
         minutes = self.config.checkpoint_every_n_minutes
-        if minutes is None:
-            return False
-        return _any_process(trainer, time.monotonic() - self._saved_at >= 60 * minutes)
+        is_time = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        return largest(trainer, self.stop.received, is_time)
 
     def _keep(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """The weights alone: whoever looks back needs no optimizer, which is twice as large."""
@@ -164,9 +175,7 @@ class Checkpoints(Checkpoint):
 
 def _any_process(trainer: L.Trainer, here: bool) -> bool:
     """Whether something is so in any of the processes, which all ask together."""
-    if trainer.world_size == 1:
-        return here
-    return bool(trainer.strategy.reduce_boolean_decision(here, all=False))
+    return bool(largest(trainer, here)[0])
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -28,6 +28,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from minigpt.config import Config, UserError
 from minigpt.markdown import table
 from minigpt.run_folder import RunFolder
+from minigpt.training.stopping import SIGNALS, not_to_children
 
 CONNECT_SECONDS = 8
 """How long W&B's service may take to answer before the run goes on offline; WANDB_INIT_TIMEOUT says otherwise."""
@@ -74,7 +75,7 @@ def _wandb_logger(config: Config, folder: RunFolder) -> Logger | None:
         except Exception as error:
             warnings.warn(f"W&B cannot log {attempt} ({_reason(error)})", stacklevel=2)
             _end_process(wandb)  # it would not give the run's id a second time
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             _end_process(wandb, interrupted=True)
             raise
     return None
@@ -90,7 +91,8 @@ def _prepare_wandb(config: Config, folder: RunFolder) -> tuple[dict[str, Any], A
     import wandb
 
     # Silent before it looks for a key: else it asks for one where WANDB_MODE is online and nobody has logged in.
-    wandb.setup(settings=wandb.Settings(silent=True))
+    with not_to_children(signal.SIGUSR1):  # which SLURM sends to all there are: W&B is to live until the run has ended
+        wandb.setup(settings=wandb.Settings(silent=True))
     _messages.forget()
     wandb.termsetup(wandb.Settings(silent=True), _messages)
     limits = {"init_timeout": CONNECT_SECONDS, "finish_timeout": FINISH_SECONDS}
@@ -167,7 +169,7 @@ def finish_wandb() -> str | None:
     notice.start()
     interrupted = False
     try:
-        with _sigterm_as_ctrl_c():
+        with _signals_as_ctrl_c():
             wandb.finish()
     except TimeoutError:
         _messages.incomplete = True
@@ -188,16 +190,17 @@ def finish_wandb() -> str | None:
 
 
 @contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """A program that SIGTERM ends while W&B waits would take W&B along before the last rows are in its file."""
+def _signals_as_ctrl_c() -> Iterator[None]:
+    """A program that a signal ends while W&B waits would take W&B along before the last rows are in its file."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _end_process(wandb: Any, interrupted: bool = False) -> None:

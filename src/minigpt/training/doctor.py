@@ -223,15 +223,19 @@ def _start(config: Config, data: PreparedData, trainer: L.Trainer | None, resume
     from minigpt.checkpoint import CHECKPOINT_KEY, newest_checkpoint
     from minigpt.run_folder import RunFolder
     from minigpt.training.loaders import make_loaders
-    from minigpt.training.run import _check_resume, _check_text, make_callbacks
+    from minigpt.training.resuming import begun_before, check_resume, check_text
+    from minigpt.training.run import make_callbacks
+    from minigpt.training.stopping import StopSignals
 
+    if resume == Path(cli.AUTO):
+        resume = begun_before(config)
     folder, seen = RunFolder(resume or Path(config.runs_dir) / config.name), 0
     if resume is not None:
         _, content = newest_checkpoint(folder)
-        _check_text(content, folder, data)
-        _check_resume(config, content, folder)
+        check_text(content, folder, data)
+        check_resume(config, content, folder)
         seen = content[CHECKPOINT_KEY]["micro_batches"]
-    make_callbacks(config, folder, data)
+    make_callbacks(config, folder, data, StopSignals())
     if trainer is not None:
         make_loaders(config, data, trainer, seen)
 

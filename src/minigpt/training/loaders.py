@@ -16,6 +16,7 @@ from minigpt.data.batches import IGNORED, TrainBatches, ValBatches, train_batche
 from minigpt.data.shards import PreparedData
 from minigpt.data.stream import StreamBatches
 from minigpt.training.module import TrainingModule
+from minigpt.training.stopping import leave_stopping_to_the_main_process
 
 
 class _TrainSampler(Sampler[int]):
@@ -127,6 +128,7 @@ def make_loaders(
         "batch_size": None,  # the datasets yield whole batches
         "num_workers": config.data.num_workers,
         "persistent_workers": config.data.num_workers > 0,
+        "worker_init_fn": leave_stopping_to_the_main_process,
         "pin_memory": trainer.strategy.root_device.type == "cuda",
     }
     train_loader = _TrainLoader(train, sampler=_TrainSampler(n_own, trainer), **options)

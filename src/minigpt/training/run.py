@@ -9,7 +9,9 @@ import inspect
 import logging
 import os
 import shutil
+import signal
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +25,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import Dataset
 
 from minigpt.checkpoint import CHECKPOINT_KEY, newest_checkpoint
+from minigpt.cli import AUTO
 from minigpt.config import Config, TrainerConfig, UserError
 from minigpt.cores import usable_cores
 from minigpt.data.batches import Share, TrainBatches
@@ -39,6 +42,15 @@ from minigpt.training.dashboards import finish_wandb, make_logger
 from minigpt.training.loaders import make_loaders
 from minigpt.training.machine import free_disk
 from minigpt.training.module import TrainingModule
+from minigpt.training.resuming import begun_before, check_resume, check_text, existing
+from minigpt.training.stopping import (
+    SECONDS_TO_EXIT,
+    SIGNALS,
+    StopSignals,
+    end_started,
+    is_started_by_lightning,
+    requeue,
+)
 
 
 def train(config: Config, resume: Path | None = None) -> RunFolder:
@@ -46,7 +58,8 @@ def train(config: Config, resume: Path | None = None) -> RunFolder:
 
     Args:
         config: the run; model.vocab_size is filled in from the tokenizer.
-        resume: continue this run folder instead of making a new one.
+        resume: continue this run folder instead of making a new one; "auto": the newest of the config's name that has
+            saved something and is not done, if there is one, so that whoever starts a command again need not know.
 
     Returns:
         The run's folder.
@@ -54,11 +67,11 @@ def train(config: Config, resume: Path | None = None) -> RunFolder:
     Raises:
         UserError: anything of the user's that cannot work, before training starts where possible.
     """
-    with contextlib.ExitStack() as held:
-        return _train(config, resume, held)
+    with StopSignals() as stop, contextlib.ExitStack() as held:
+        return _train(config, resume, stop, held)
 
 
-def _train(config: Config, resume: Path | None, held: contextlib.ExitStack) -> RunFolder:
+def _train(config: Config, resume: Path | None, stop: StopSignals, held: contextlib.ExitStack) -> RunFolder:
     """`train`, with what is given back at the end, however that comes."""
     quieten()
     check_before_text(config)
@@ -66,16 +79,23 @@ def _train(config: Config, resume: Path | None, held: contextlib.ExitStack) -> R
     is_main = _is_main_process()
     config = dataclasses.replace(config, data=keep_stdin(config.data))
     checkpoint, content = None, dict[str, Any]()
+    if resume == Path(AUTO):
+        resume = begun_before(config)
     if resume is not None:
         if is_main:
-            held.enter_context(_existing(resume).occupied())
+            held.enter_context(existing(resume).occupied())
         checkpoint, content = newest_checkpoint(RunFolder(resume), quiet=not is_main)
     data = open_data(config.data)
     if resume is not None:
-        _check_text(content, RunFolder(resume), data)
+        check_text(content, RunFolder(resume), data)
     config = with_vocabulary(config, data)
     if resume is not None:
-        _check_resume(config, content, RunFolder(resume))
+        changes = check_resume(config, content, RunFolder(resume))
+        if is_main:
+            steps = content["global_step"]
+            print(
+                f"going on with {resume} from step {steps}" + "".join(f"\n  now {each}" for each in changes), flush=True
+            )
     before = content.get(CHECKPOINT_KEY, {})
     _choose_threads(before.get("n_threads"))
     content.clear()  # Lightning reads it again
@@ -87,10 +107,10 @@ def _train(config: Config, resume: Path | None, held: contextlib.ExitStack) -> R
     else:
         folder = RunFolder(Path(config.runs_dir) / config.name)
     try:
-        trainer = make_trainer(config, folder, make_callbacks(config, folder, data))
+        trainer = make_trainer(config, folder, make_callbacks(config, folder, data, stop))
         module = TrainingModule(config, data)
         loaders = make_loaders(config, data, trainer, before.get("micro_batches", 0))
-    except UserError:
+    except (UserError, SystemExit):
         finish_wandb()
         if resume is None and is_main:
             shutil.rmtree(folder.path)  # a run that never began leaves no folder
@@ -102,17 +122,36 @@ def _train(config: Config, resume: Path | None, held: contextlib.ExitStack) -> R
         _announce(config, data, _shares(loaders[0].dataset), module, trainer, folder)
     try:
         trainer.fit(module, *loaders, ckpt_path=checkpoint)
-    except SystemExit as stop:
-        if is_main and stop.code in {130, 143}:
-            print(f"\nstopped and saved; to go on: {_command(f'train.py --resume {folder.path}')}", flush=True)
-            if dashboard := finish_wandb():
-                print(f"dashboard: {dashboard}", flush=True)
+    except SystemExit as end:
+        _say_stopped(end.code, trainer, folder)
+        if is_started_by_lightning(trainer):
+            end.code = 0  # Lightning kills the process of rank 0, should another fail while that one ends
+        raise
+    except UserError:
+        if is_started_by_lightning(trainer):
+            time.sleep(SECONDS_TO_EXIT)  # for the same reason; and rank 0, if it knows, says it and ends this process
+        end_started(trainer, seconds=0)
         raise
     finally:
         dashboard = finish_wandb()
+        end_started(trainer, seconds=SECONDS_TO_EXIT)
     if is_main:
         _summarise(folder, module, dashboard)
     return folder
+
+
+def _say_stopped(code: Any, trainer: L.Trainer, folder: RunFolder) -> None:
+    """How to go on, where a signal has ended the run with what it has saved."""
+    if not trainer.is_global_zero or code not in {128 + number for number in SIGNALS}:
+        return
+    step = trainer.global_step
+    more = f" --trainer.max_steps {2 * step}" if step >= trainer.max_steps else ""
+    go_on = f"stopped and saved; to go on: {_command(f'train.py --resume {folder.path}{more}')}"
+    print(f"\n{go_on if folder.last.exists() else 'stopped before anything was saved'}", flush=True)
+    again = requeue() if code == 128 + signal.SIGUSR1 else None
+    for line in (again, (dashboard := finish_wandb()) and f"dashboard: {dashboard}"):
+        if line:
+            print(line, flush=True)
 
 
 def check_before_text(config: Config) -> L.Trainer:
@@ -132,8 +171,8 @@ def check_before_text(config: Config) -> L.Trainer:
     return make_trainer(silent, RunFolder(runs_dir / config.name), [])
 
 
-def make_callbacks(config: Config, folder: RunFolder, data: PreparedData) -> list[L.Callback]:
-    """What the config wants to happen beside training.
+def make_callbacks(config: Config, folder: RunFolder, data: PreparedData, stop: StopSignals) -> list[L.Callback]:
+    """What the config wants to happen beside training, until `stop`.
 
     Raises:
         UserError: a prompt or a probe text that the model cannot read.
@@ -144,7 +183,7 @@ def make_callbacks(config: Config, folder: RunFolder, data: PreparedData) -> lis
     if config.optimizer.average_decay is not None:
         callbacks.append(Averaging(config.optimizer.average_decay))
     if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
-        callbacks.append(Checkpoints(folder, config))
+        callbacks.append(Checkpoints(folder, config, stop))
     if config.trainer.enable_progress_bar is not False and sys.stderr.isatty():
         callbacks.insert(0, ProgressBar())  # first, so that its validation bar is gone when the others print
     return callbacks
@@ -265,49 +304,6 @@ def with_vocabulary(config: Config, data: PreparedData) -> Config:
     if config.model.document_mask and config.model.end_of_text is None:
         filled["end_of_text"] = data.tokenizer.end_of_text
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **filled))
-
-
-def _existing(resume: Path) -> RunFolder:
-    """The run to go on with, looked for before its lock would make a folder."""
-    folder = RunFolder(resume)
-    if not resume.is_dir():
-        raise UserError(f"--resume {resume}: no such run")
-    return folder
-
-
-def _check_text(content: dict[str, Any], folder: RunFolder, data: PreparedData) -> None:
-    """Refuse to go on with another text; before anything else, as its tokenizer may be another one too."""
-    saved = content[CHECKPOINT_KEY]["text_fingerprint"]
-    if saved != data.manifest.text_fingerprint:
-        raise UserError(
-            f"--resume {folder.path}: the text has changed since the run began (fingerprint {saved[:12]}, now "
-            f"{data.manifest.text_fingerprint[:12]}): restore it, or start a new run"
-        )
-
-
-def _check_resume(config: Config, content: dict[str, Any], folder: RunFolder) -> None:
-    """Refuse what would make the run another one, naming each difference."""
-    now, saved = config.to_dict(), Config.from_dict(content[CHECKPOINT_KEY]["config"]).to_dict()
-    differences = [
-        f"{section}.{name}={value} (was {saved[section][name]})"
-        for section in ("model", "data")
-        for name, value in now[section].items()
-        if value != saved[section][name] and name not in {"dir", "num_workers"}
-    ]
-    if now["optimizer"]["name"] != saved["optimizer"]["name"]:  # its state would be another's
-        differences.append(f"optimizer.name={now['optimizer']['name']} (was {saved['optimizer']['name']})")
-    if (now["optimizer"]["average_decay"] is None) != (saved["optimizer"]["average_decay"] is None):
-        values = (settings["optimizer"]["average_decay"] for settings in (now, saved))
-        differences.append("optimizer.average_decay={} (was {})".format(*values))
-    if now["seed"] != saved["seed"]:
-        differences.append(f"seed={now['seed']} (was {saved['seed']})")
-    if differences:
-        raise UserError(f"--resume {folder.path}: this would be another run: {'; '.join(differences)}")
-    if content["global_step"] >= config.trainer.max_steps:
-        raise UserError(
-            f"--resume {folder.path}: all {content['global_step']} steps are done; "
-            f"give more, as in --trainer.max_steps {2 * content['global_step']}"
-        )
 
 
 def _choose_threads(before: int | None) -> None:

@@ -1,0 +1,144 @@
+"""SIGINT, SIGTERM and SIGUSR1 -> a stop that all processes of a run make behind the same step."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+import lightning as L
+import torch
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SECONDS_TO_EXIT = 10
+"""What a process has for ending by itself, when the run of all is over."""
+
+
+class StopSignals:
+    """Listens for as long as it is entered: before training a signal ends the process, while training it is kept.
+
+    `Checkpoints` asks for it between steps, saves, and ends the run. A second Ctrl-C does not wait for that.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[int, Any] = {}
+        self._trainer: L.Trainer | None = None
+
+    def __enter__(self) -> StopSignals:
+        self._before = {number: signal.getsignal(number) for number in SIGNALS}
+        self._listen()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._trainer = None
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+
+    def keep_for(self, trainer: L.Trainer) -> None:
+        """From now on a signal waits until it is asked for. Called anew where Lightning has put handlers of its own,
+        which talk to the other processes in the middle of whatever these do."""
+        self._trainer = trainer
+        if self._before:
+            self._listen()
+
+    def _listen(self) -> None:
+        if threading.current_thread() is threading.main_thread():  # Python allows no other to
+            for number in SIGNALS:
+                signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT:
+            self._end_at_once()
+        self.received = self.received or number
+        if self._trainer is None:
+            raise SystemExit(128 + number)
+
+    def _end_at_once(self) -> None:
+        if "ipykernel" in sys.modules:  # a notebook is not ours to end
+            raise KeyboardInterrupt
+        for process in () if self._trainer is None else started_by(self._trainer):
+            process.kill()
+        os.write(2, b"\nstopped at once\n")
+        os._exit(128 + signal.SIGINT)
+
+
+def largest(trainer: L.Trainer, *here: int) -> list[int]:
+    """The largest of each number that any process has, which all ask for together."""
+    if trainer.world_size == 1:
+        return list(here)
+    numbers = torch.tensor(here, device=trainer.strategy.root_device)
+    return [int(number) for number in trainer.strategy.reduce(numbers, reduce_op="max").tolist()]
+
+
+def started_by(trainer: L.Trainer) -> list[subprocess.Popen[bytes]]:
+    """The processes of the other ranks, where Lightning has started them from this one."""
+    return list(getattr(trainer.strategy.launcher, "procs", ()))
+
+
+def is_started_by_lightning(trainer: L.Trainer) -> bool:
+    """Whether this process is one that Lightning has started from that of rank 0."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    return environment is not None and not environment.creates_processes_externally and trainer.global_rank > 0
+
+
+def end_started(trainer: L.Trainer, *, seconds: float) -> None:
+    """Wait for the processes of the other ranks; those that do not end are killed, so that none outlives its run."""
+    processes = started_by(trainer)
+    for process in processes:
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+@contextlib.contextmanager
+def not_to_children(number: int) -> Iterator[None]:
+    """What is started meanwhile does not get a signal, unless it asks for it: W&B's does for SIGINT and SIGTERM."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def requeue() -> str | None:
+    """Let SLURM run this job again, which is what SIGUSR1 asks for there (`#SBATCH --signal=USR1@120`).
+
+    Returns:
+        What to tell the user; None where the job is not SLURM's.
+    """
+    array, job = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_JOB_ID", "")
+    if array is not None:
+        job = f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '')}"
+    if not re.fullmatch(r"\d+(_\d+)?", job):
+        return None
+    command = ["scontrol", "requeue", job]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"SLURM did not take the job again ({' '.join(command)}: {error})"
+    if done.returncode:
+        return f"SLURM did not take the job again ({' '.join(command)}: {done.stderr.strip()})"
+    return f"SLURM will run job {job} again"
+
+
+def leave_stopping_to_the_main_process(worker: int) -> None:
+    """In a loader's worker: finish what the step needs that the main process still makes.
+
+    A scheduler, and Ctrl-C in a terminal, signals all processes there are; without workers, that step would fail.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in set(SIGNALS) - {signal.SIGINT}:
+        # SIGALRM, which nobody handles, ends the worker, should the main process not.
+        signal.signal(number, lambda *_: signal.setitimer(signal.ITIMER_REAL, 60))
