@@ -721,7 +721,7 @@ class TrainerConfig:
     devices: int | str | list[int] = "auto"
     """How many devices, or which ones; all there are by default."""
     strategy: str | dict[str, Any] = "auto"
-    """How several devices work together: ddp, fsdp, or an object as {class_path, init_args}."""
+    """How several devices work together: ddp, fsdp2 (shares of weights), Lightning's, or {class_path, init_args}."""
     num_nodes: int = 1
     """Number of machines."""
     logger: Literal["wandb", "tensorboard"] | bool | dict[str, Any] = "wandb"

@@ -34,6 +34,7 @@ from minigpt.run_folder import RunFolder
 from minigpt.training.checkpoints import not_finite
 from minigpt.training.dashboards import log_image, log_page, log_scalars, log_table
 from minigpt.training.module import TrainingModule
+from minigpt.training.sharding import whole_model
 
 PLAIN_LINE_SECONDS = 10
 """Where the output is no terminal, a line of progress comes at most this often."""
@@ -219,12 +220,15 @@ class Samples(Callback):
                 raise UserError(f"sampling.prompts: {error}") from None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero or not self.settings.prompts:
+        if trainer.sanity_checking or not self.settings.prompts:
             return
         assert isinstance(pl_module, TrainingModule)
-        with undisturbed(pl_module.model):
+        model = whole_model(pl_module.model)
+        if not trainer.is_global_zero:
+            return
+        with undisturbed(model):
             # Each prompt with the seed of the settings, as if it were alone.
-            writer = Writer(pl_module.model, self.tokenizer, from_start=self.from_start)
+            writer = Writer(model, self.tokenizer, from_start=self.from_start)
             texts = [
                 sample.prompt + sample.text for sample in writer.generate_many(self.settings.prompts, self.settings)
             ]
@@ -261,12 +265,13 @@ class AttentionMaps(Callback):
             self._look(trainer, pl_module, is_last=is_last)
 
     def _look(self, trainer: L.Trainer, pl_module: L.LightningModule, *, is_last: bool) -> None:
-        if not trainer.is_global_zero:
-            return
         assert isinstance(pl_module, TrainingModule)
         step, began = trainer.global_step, time.perf_counter()
         self.looked_at = step
-        snapshot = look(pl_module.model, self.tokenizer, self.probe, step, everything=is_last).snapshot
+        model = whole_model(pl_module.model)
+        if not trainer.is_global_zero:
+            return
+        snapshot = look(model, self.tokenizer, self.probe, step, everything=is_last).snapshot
         snapshot.save(self.folder.snapshot(step))
         grid, page = grid_image(snapshot), self._page(snapshot)
         save_png(self.folder.attention_grid, grid)

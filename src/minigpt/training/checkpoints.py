@@ -15,9 +15,12 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from minigpt.checkpoint import read_checkpoint, save_checkpoint, save_weights, tensors_in
 from minigpt.config import Config, UserError
+from minigpt.data.shards import PreparedData
 from minigpt.files import link_or_copy
+from minigpt.model.gpt import GPT
 from minigpt.run_folder import RunFolder
 from minigpt.training.module import TrainingModule
+from minigpt.training.sharding import local, whole_model
 from minigpt.training.stopping import StopSignals, largest
 
 
@@ -101,14 +104,15 @@ class Checkpoints(Checkpoint):
         self.validation_due = False
         self._save_last(trainer, pl_module)
         if is_best:
-            self._on_first(trainer, lambda: self._save_best(pl_module))
+            model = whole_model(pl_module.model)
+            self._on_first(trainer, lambda: self._save_best(model, pl_module.data))
         number, _is_time = self._asked(trainer)
         if number:
             raise SystemExit(128 + number)
 
-    def _save_best(self, module: TrainingModule) -> None:
+    def _save_best(self, model: GPT, data: PreparedData) -> None:
         link_or_copy(self.folder.last, self.folder.best)
-        save_weights(self.folder.weights, module.model, self.config, module.data.tokenizer)
+        save_weights(self.folder.weights, model, self.config, data.tokenizer)
 
     def _asked(self, trainer: L.Trainer) -> list[int]:
         """The signal to stop that any process has got, 0 if none; and whether it is time for a checkpoint."""
@@ -120,8 +124,8 @@ class Checkpoints(Checkpoint):
         """The weights alone: whoever looks back needs no optimizer, which is twice as large."""
         assert isinstance(module, TrainingModule)
         self._check_finite(trainer, module)
-        file = self.folder.kept(trainer.global_step)
-        self._on_first(trainer, lambda: save_weights(file, module.model, self.config, module.data.tokenizer))
+        file, model = self.folder.kept(trainer.global_step), whole_model(module.model)
+        self._on_first(trainer, lambda: save_weights(file, model, self.config, module.data.tokenizer))
 
     def _save_last(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Whenever the process dies in here, last.ckpt is there, and where there are two, one before it."""
@@ -158,7 +162,7 @@ class Checkpoints(Checkpoint):
     def _check_finite(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         state = [optimizer.state_dict()["state"] for optimizer in trainer.optimizers]
         for what, tensors in (("a weight", list(module.parameters())), ("the optimizer's state", tensors_in(state))):
-            if _any_process(trainer, not all(bool(torch.isfinite(tensor).all()) for tensor in tensors)):
+            if _any_process(trainer, not all(bool(torch.isfinite(local(tensor)).all()) for tensor in tensors)):
                 raise UserError(not_finite(what, trainer.global_step, self.folder))
 
     def _on_first(self, trainer: L.Trainer, work: Callable[[], None]) -> None:

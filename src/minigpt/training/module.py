@@ -21,6 +21,7 @@ from minigpt.model.gpt import GPT
 from minigpt.training.averaging import Averaging
 from minigpt.training.loss import model_loss
 from minigpt.training.optimizer import follow_schedule, make_optimizer
+from minigpt.training.sharding import share_out
 
 
 class TrainingModule(L.LightningModule):
@@ -39,6 +40,7 @@ class TrainingModule(L.LightningModule):
         self.loss: Callable[..., Tensor] = (
             compiled(loss) if config.compile or (config.compile is None and pays) else loss
         )
+        self._is_shared_out = False
         self.recent_losses: list[Tensor] = []
         self.tokens_seen = 0  # predicted in training, over all devices
         self._began_at_step, self._seen_before = 0, 0
@@ -47,6 +49,11 @@ class TrainingModule(L.LightningModule):
         self.val_loss = math.nan
         self.val_bits_per_byte = math.nan
         self._nats, self._count = 0.0, 0
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None and not self._is_shared_out:  # Lightning may call it more than once
+            share_out(self.model, self.device_mesh["data_parallel"])
+            self._is_shared_out = True
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return make_optimizer(self.model, self.run_config.optimizer)

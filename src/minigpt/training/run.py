@@ -43,6 +43,7 @@ from minigpt.training.loaders import make_loaders
 from minigpt.training.machine import free_disk
 from minigpt.training.module import TrainingModule
 from minigpt.training.resuming import begun_before, check_resume, check_text, existing
+from minigpt.training.sharding import FSDP2
 from minigpt.training.stopping import (
     SECONDS_TO_EXIT,
     SIGNALS,
@@ -209,6 +210,7 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
     settings |= {
         "callbacks": [*(settings["callbacks"] or []), *callbacks],
         "plugins": [AtomicCheckpointIO(), *(settings["plugins"] or [])],
+        "strategy": FSDP2() if settings["strategy"] == "fsdp2" else settings["strategy"],
         "precision": best_precision() if settings["precision"] == "auto" else settings["precision"],
         "default_root_dir": settings["default_root_dir"] or folder.path,
         # An interval beyond the end means: at the end.
