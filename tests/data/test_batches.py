@@ -476,3 +476,14 @@ def test_a_val_split_with_nothing_to_predict_is_refused(n_tokens: int, mode: str
     split = Split(Tokens([np.arange(n_tokens)]), np.zeros(n_tokens, dtype=np.int64), 0, ())
     with pytest.raises(UserError, match="val split is empty"):
         val_batches(split, mode=mode)
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0]])
+@pytest.mark.parametrize("mode", ["packed", "examples"])
+def test_places_say_where_rows_were_taken_from(mode: str, weights: list[float] | None) -> None:
+    batches = train_batches(counting(200, n_sources=2), mode=mode, weights=weights)
+    for index in range(40):
+        for place, tokens, targets in zip(batches.places(index), *batches[index], strict=True):
+            first = int(tokens[0] if mode == "packed" else targets[0])  # an example reads another token before its own
+            last = int(targets[targets != IGNORED][-1])
+            assert place == (f"source {first // 100}", first, first // 10, last // 10)

@@ -36,6 +36,18 @@ class Share(NamedTuple):
     """How often the run goes through the source."""
 
 
+class Place(NamedTuple):
+    """Where a row of a batch was taken from."""
+
+    source: str
+    first_token: int
+    """Of the split."""
+    first_document: int
+    """Of the split."""
+    last_document: int
+    """Before the first one where a window goes on from a range's end to its beginning."""
+
+
 class _Windows:
     """Ranges of tokens, each cut into windows of context_length + 1 that share only their first and last tokens.
 
@@ -58,6 +70,12 @@ class _Windows:
         n = self.n_tokens[ranges]
         cut = mixed(self.seed, _CUTS, ranges, epochs) % n.astype(np.uint64)
         return np.stack([ranges, (cut.astype(np.int64) + items * self.context_length) % n], axis=1)
+
+    def spans(self, rows: np.ndarray) -> np.ndarray:
+        """(N, 2): the first and the last token of each window."""
+        ranges, start = rows.T
+        last = (start + self.context_length) % self.n_tokens[ranges]
+        return np.stack([start, last], axis=1) + self.first_token[ranges, None]
 
     def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """tokens (B, T) and targets (B, T)."""
@@ -110,6 +128,10 @@ class _Examples:
         last = len(self.starts) - 1
         end = np.where(documents < last, self.starts[np.minimum(documents + 1, last)], len(self.tokens))
         return np.stack([begin, np.minimum(begin + self.context_length, end), pieces == 0], axis=1)
+
+    def spans(self, rows: np.ndarray) -> np.ndarray:
+        """(N, 2): the first and the last token of each example."""
+        return rows[:, :2] - [0, 1]
 
     def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """tokens and targets, each (B, length of the longest)."""
@@ -206,12 +228,26 @@ class TrainBatches(Dataset[tuple[Tensor, Tensor]]):
         Examples are padded to the longest row, with targets that are IGNORED. The padding is at the right, where no
         token of a causal model hears it, so that no mask is needed.
         """
+        return self.items.batch(self._rows(index))
+
+    def places(self, index: int) -> list[Place]:
+        """Where each row of a batch was taken from, for who wants to look at the text."""
+        spans = self.items.spans(self._rows(index))
+        parts = [part for part in self.split.sources if part.n_tokens]
+        sources = np.searchsorted([part.first_token for part in parts], spans[:, 0], side="right") - 1
+        documents = np.searchsorted(self.split.document_starts, spans, side="right") - 1
+        found = zip(sources.tolist(), spans[:, 0].tolist(), documents.tolist(), strict=True)
+        return [Place(parts[source].name, token, *between) for source, token, between in found]
+
+    def _rows(self, index: int) -> np.ndarray:
+        """What `items` needs to find each row of a batch."""
         if not 0 <= index < self.n_batches:
             raise IndexError(index)
         pool, place = divmod(index % self.repeat if self.repeat else index, self.batches_per_pool)
         if pool != self._pool_number:
             self._pool_number, self._pool = pool, self._draw(pool)
-        return self.items.batch(self._pool[place])
+        rows: np.ndarray = self._pool[place]
+        return rows
 
     def _draw(self, pool: int) -> np.ndarray:
         """The rows of a pool's batches: (batches_per_pool, B, what the items need to find a row)."""
