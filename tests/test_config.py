@@ -183,6 +183,15 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (Config, {"runs_dir": ""}, "runs_dir is empty"),
     (Config, {"checkpoint_every_n_steps": 0}, "checkpoint_every_n_steps=0: must be at least 1"),
     (Config, {"keep_every_n_steps": 0}, "keep_every_n_steps=0: must be at least 1"),
+    (
+        Config,
+        {
+            "on_non_finite": "rollback",
+            "optimizer": OptimizerConfig(name="adamw"),
+            "trainer": TrainerConfig(strategy="fsdp"),
+        },
+        "on_non_finite=rollback: needs whole weights on each device",
+    ),
 ]
 
 

@@ -858,6 +858,8 @@ class Config:
     """How many checkpoints to keep: last.ckpt and those before it, which are used when it is damaged."""
     keep_every_n_steps: int | None = None
     """Keep the weights every so many steps, as checkpoints/step_000200.safetensors, for looking back; null for none."""
+    on_non_finite: Literal["stop", "skip", "rollback"] = "stop"
+    """Where a loss or gradient is NaN or infinite: stop, skip the step, or go on with the last checkpoint's weights."""
 
     def __post_init__(self) -> None:
         _require(
@@ -881,6 +883,11 @@ class Config:
             self.optimizer.average_decay is None or not divides,
             f"optimizer.average_decay={self.optimizer.average_decay}: needs whole weights on each device, and "
             f"trainer.strategy={self.trainer.strategy} divides them: use ddp, or leave it out",
+        )
+        _require(
+            self.on_non_finite != "rollback" or not divides,
+            f"on_non_finite=rollback: needs whole weights on each device, and trainer.strategy={self.trainer.strategy} "
+            "divides them: use ddp, or on_non_finite=skip",
         )
         _require_finite("", self)
         _require_at_least("", self, 1, "checkpoint_every_n_steps", "keep_every_n_steps", "keep_checkpoints")

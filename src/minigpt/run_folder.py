@@ -11,6 +11,8 @@ runs/demo/
   samples/             text written at each validation
   attention.html       the interactive attention page; attention.png the grid of maps; attention/ their data
   heads.csv            every head's label and scores at the end
+  anomalies/           what is known of a step whose loss or gradient was not finite, as step_000123.json; and in
+                       spikes.csv the steps whose loss was far above those before
   .lock                while a process trains here: which
 """
 
@@ -82,7 +84,7 @@ class RunFolder:
                 raise UserError(f"{self.path}: cannot be written ({reason(error)})") from None
             if self.last.parent.exists():
                 require_writable(self.last.parent)
-            sweep(self.path, *(self.path / name for name in ("checkpoints", "samples", "attention")))
+            sweep(self.path, *(self.path / name for name in ("checkpoints", "samples", "attention", "anomalies")))
             yield
 
     @property
@@ -143,6 +145,14 @@ class RunFolder:
     @property
     def heads(self) -> Path:
         return self.path / "heads.csv"
+
+    def anomaly(self, step: int) -> Path:
+        """What is known of a step whose loss or gradient was not finite."""
+        return self.path / "anomalies" / f"step_{step:06d}.json"
+
+    @property
+    def spikes(self) -> Path:
+        return self.path / "anomalies" / "spikes.csv"
 
     def samples(self, step: int) -> Path:
         """Text written at one step."""

@@ -134,7 +134,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(
         return loss
 
     monkeypatch.setattr(TrainingModule, "training_step", step)
-    with pytest.raises(UserError, match="the loss is no finite number by step 8"):
+    with pytest.raises(UserError, match="the loss and the gradient of step 8 are not finite"):
         train(small_settings(tmp_path, trainer={"log_every_n_steps": 4}))
     run = tmp_path / "runs" / "small" / "checkpoints" / "last.ckpt"
     assert read_checkpoint(run)["global_step"] == 6

@@ -20,6 +20,12 @@ class Averaging(EMAWeightAveraging):
         super().__init__(decay=decay, use_buffers=False)
         self.in_place = False
 
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
+        """A step that was left out is none of the average's either."""
+        if pl_module.left_out:
+            self._latest_update_step = trainer.global_step
+        super().on_train_batch_end(trainer, pl_module, *rest)
+
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_validation_epoch_start(trainer, pl_module)
         self.in_place = True

@@ -8,7 +8,7 @@ import io
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ class Metrics(Callback):
         self._logged_step = trainer.global_step
         self._start_watch(pl_module)
         if trainer.is_global_zero:
-            self._keep_rows_up_to(trainer.global_step)
+            keep_rows_up_to(self.folder.metrics, COLUMNS, trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -120,21 +120,30 @@ class Metrics(Callback):
         if step == self._logged_step or step % (self.config.trainer.log_every_n_steps or 1):
             return
         self._logged_step = step
-        loss = torch.stack(pl_module.recent_losses).mean()
-        pl_module.recent_losses.clear()
-        self.train_loss = float(trainer.strategy.reduce(loss, reduce_op="mean"))
-        if not math.isfinite(self.train_loss):
-            raise UserError(not_finite("the loss", step, self.folder))
+        loss = self._mean_loss(trainer, pl_module)
         self._stop_watch(trainer, pl_module)
         row = {
-            "train/loss": self.train_loss,
+            "train/loss": loss,
             "learning_rate": pl_module.learning_rate,
             "grad_norm": pl_module.grad_norm,
             "perf/tokens_per_second": self.tokens_per_second,
         }
-        self._write(trainer, step, row)
+        # What is not finite is said by `Anomalies`; here its field stays empty.
+        self._write(trainer, step, {name: value for name, value in row.items() if math.isfinite(value)})
+        if math.isfinite(loss):
+            self.train_loss = loss
         if not sys.stderr.isatty() and time.monotonic() - self._last_line > PLAIN_LINE_SECONDS:
             self._print_line(trainer, f"{self.tokens_per_second:,.0f} tokens/s")
+
+    def _mean_loss(self, trainer: L.Trainer, module: TrainingModule) -> float:
+        """Over all devices, of the micro-batches since the last row; NaN where there is none with a finite loss."""
+        dtype = torch.promote_types(next(module.parameters()).dtype, torch.float32)
+        zero = torch.zeros((), device=module.device, dtype=dtype)
+        losses = [loss.to(zero) for loss in module.recent_losses]
+        module.recent_losses.clear()
+        mean = torch.stack(losses).mean() if losses else zero
+        total, n = trainer.strategy.reduce(torch.stack([mean, zero + bool(losses)]), reduce_op="sum").tolist()
+        return total / n if n else math.nan
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._stop_watch(trainer, pl_module)
@@ -195,15 +204,16 @@ class Metrics(Callback):
         writer.writerow({"step": step, "tokens": tokens, "seconds": f"{self.seconds:.3f}", **row})
         append(self.folder.metrics, text.getvalue())
 
-    def _keep_rows_up_to(self, step: int) -> None:
-        """Rows after the checkpoint that a run resumes from will be written again."""
-        if not self.folder.metrics.exists():
-            return
-        with self.folder.metrics.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        # Where the disk was full, the last row may be the beginning of one.
-        rows = [row for row in rows if None not in row.values() and int(row["step"]) <= step]
-        write_csv(self.folder.metrics, COLUMNS, [[row[column] for column in COLUMNS] for row in rows])
+
+def keep_rows_up_to(path: Path, columns: Sequence[str], step: int) -> None:
+    """Rows after the checkpoint that a run resumes from will be written again."""
+    if not path.exists():
+        return
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    # Where the disk was full, the last row may be the beginning of one.
+    rows = [row for row in rows if None not in row.values() and int(row["step"]) <= step]
+    write_csv(path, columns, [[row[column] for column in columns] for row in rows])
 
 
 class Samples(Callback):

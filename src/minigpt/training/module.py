@@ -44,7 +44,8 @@ class TrainingModule(L.LightningModule):
         self.recent_losses: list[Tensor] = []
         self.tokens_seen = 0  # predicted in training, over all devices
         self._began_at_step, self._seen_before = 0, 0
-        self.grad_norm = math.nan
+        self.grad_norm = math.nan  # before clipping; `Anomalies` sets both for each step
+        self.left_out = False  # whether the last step was not taken, its loss or gradient being not finite
         self.learning_rate = 0.0
         self.val_loss = math.nan
         self.val_bits_per_byte = math.nan
@@ -100,18 +101,6 @@ class TrainingModule(L.LightningModule):
         self.tokens_seen += n_targets * self.trainer.world_size
         return loss
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        # The norm is worked out only for steps that are logged, and before clipping.
-        if (self.global_step + 1) % (self.trainer.log_every_n_steps or 1) == 0:  # type: ignore[attr-defined]
-            grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-            self.grad_norm = float(torch.nn.utils.get_total_norm(grads))
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-
     def on_validation_epoch_start(self) -> None:
         self._nats, self._count = 0.0, 0
 
@@ -152,7 +141,9 @@ class TrainingModule(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.recent_losses = [torch.tensor(loss) for loss in checkpoint[CHECKPOINT_KEY]["recent_losses"]]
+        self.recent_losses = [
+            torch.tensor(loss, dtype=torch.float64) for loss in checkpoint[CHECKPOINT_KEY]["recent_losses"]
+        ]
         self.tokens_seen = checkpoint[CHECKPOINT_KEY]["tokens_seen"]
         self._began_at_step = checkpoint["global_step"]
         self._seen_before = checkpoint[CHECKPOINT_KEY]["micro_batches"]

@@ -35,6 +35,7 @@ from minigpt.data.sources import keep_stdin
 from minigpt.data.tokenizer import save_tokenizer
 from minigpt.files import write_text
 from minigpt.run_folder import RunFolder
+from minigpt.training.anomalies import Anomalies
 from minigpt.training.averaging import Averaging
 from minigpt.training.callbacks import AttentionMaps, Metrics, ProgressBar, Samples, seconds_of_training
 from minigpt.training.checkpoints import AtomicCheckpointIO, Checkpoints, refuse_shards
@@ -178,7 +179,7 @@ def make_callbacks(config: Config, folder: RunFolder, data: PreparedData, stop: 
     Raises:
         UserError: a prompt or a probe text that the model cannot read.
     """
-    callbacks: list[L.Callback] = [Metrics(folder, config), Samples(folder, config, data)]
+    callbacks: list[L.Callback] = [Anomalies(folder, config), Metrics(folder, config), Samples(folder, config, data)]
     if config.attention.enabled:
         callbacks.append(AttentionMaps(folder, config, data))
     if config.optimizer.average_decay is not None:
