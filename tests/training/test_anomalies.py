@@ -147,6 +147,24 @@ def test_a_skipped_step_leaves_weights_optimizer_and_average_as_if_it_had_never_
         assert not row["train/loss"] or math.isfinite(float(row["train/loss"]))
 
 
+@pytest.mark.slow  # each step by itself; the quick suite has the first, some in the middle and the last
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_whichever_step_it_is_in_nothing_that_is_not_finite_is_saved(value: str, where: str, tmp_path: Path) -> None:
+    for step in range(1, 13):
+        at: At = {step - 1: (value, where)}
+        config = settings(tmp_path, at, "skip", checkpoint_every_n_steps=1, keep_checkpoints=20)
+        run = train(config)
+        assert_is(run, plain_loop(config, {step}))
+        assert len(run.all_earlier) == 11
+        assert_all_finite(run)
+        with pytest.raises(UserError, match=f"the {where} of step {step} is not finite"):
+            train(settings(tmp_path, at, "stop", checkpoint_every_n_steps=1, keep_checkpoints=20, name=f"stop{step}"))
+        stopped = RunFolder(tmp_path / "runs" / f"stop{step}")
+        assert [file.exists() for file in (stopped.last, stopped.anomaly(step))] == [step > 1, True]
+        assert_all_finite(stopped)
+
+
 def test_a_logged_loss_is_the_mean_of_those_that_are_finite(tmp_path: Path) -> None:
     each = metrics(train(settings(tmp_path, {5: (NAN, "loss")}, "skip")))
     together = metrics(train(settings(tmp_path, {5: (NAN, "loss")}, "skip", trainer={"log_every_n_steps": 4})))
