@@ -885,9 +885,9 @@ class Config:
             f"trainer.strategy={self.trainer.strategy} divides them: use ddp, or leave it out",
         )
         _require(
-            self.on_non_finite != "rollback" or not divides,
+            self.on_non_finite != "rollback" or not divides or self.trainer.strategy == "fsdp2",
             f"on_non_finite=rollback: needs whole weights on each device, and trainer.strategy={self.trainer.strategy} "
-            "divides them: use ddp, or on_non_finite=skip",
+            "divides them: use fsdp2, ddp, or on_non_finite=skip",
         )
         _require_finite("", self)
         _require_at_least("", self, 1, "checkpoint_every_n_steps", "keep_every_n_steps", "keep_checkpoints")

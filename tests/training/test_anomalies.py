@@ -362,8 +362,13 @@ def test_a_spike_is_noted_changes_nothing_and_is_noted_again_by_a_resumed_run(
 # Several processes
 
 
-def train_on_two(tmp_path: Path, at: At, policy: str, rank: int, **sections: Any) -> tuple[Config, Any]:
-    trainer = {"devices": 2, "strategy": "ddp"}
+def train_on_two(
+    tmp_path: Path, at: At, policy: str, rank: int, strategy: str = "ddp", **sections: Any
+) -> tuple[Config, Any]:
+    trainer = {"devices": 2, "strategy": strategy}
+    if strategy == "fsdp2":  # clipped by a norm of shares, it would be rounded otherwise
+        trainer["gradient_clip_val"] = None
+        sections |= {"optimizer": {"name": "adamw"}, "model": {"n_embd": 32}}
     config = settings(tmp_path, at, policy, rank=rank, trainer=trainer, data={"batch_size": 2}, **sections)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(config.to_dict()))
@@ -371,10 +376,22 @@ def train_on_two(tmp_path: Path, at: At, policy: str, rank: int, **sections: Any
     return config, run_script("train.py", "--config", recipe, env=os.environ | {"PYTHONPATH": here})
 
 
-@pytest.mark.parametrize(("policy", "rank"), [("skip", 1), pytest.param("rollback", 0, marks=pytest.mark.slow)])
-def test_what_one_of_two_processes_finds_is_left_out_by_both(policy: str, rank: int, tmp_path: Path) -> None:
-    at: At = {3: (NAN, "loss"), 6: (INF, "gradient")}  # behind the all-reduce: the other one's gradient is finite
-    config, result = train_on_two(tmp_path, at, policy, rank, checkpoint_every_n_steps=3)
+@pytest.mark.parametrize(
+    ("policy", "rank", "strategy"),
+    [
+        ("skip", 1, "ddp"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [("rollback", 0, "ddp"), ("skip", 0, "fsdp2"), ("rollback", 1, "fsdp2")]
+        ),
+    ],
+)
+def test_what_one_of_two_processes_finds_is_left_out_by_both(
+    policy: str, rank: int, strategy: str, tmp_path: Path
+) -> None:
+    # The gradient's behind the all-reduce: the other one's is finite.
+    at: At = {3: (NAN, "loss")} | ({6: (INF, "gradient")} if strategy == "ddp" else {6: (NAN, "loss")})
+    config, result = train_on_two(tmp_path, at, policy, rank, strategy, checkpoint_every_n_steps=3)
     assert result.returncode == 0, result.stderr
     run = RunFolder(tmp_path / "runs" / "small")
     if policy == "skip":

@@ -28,6 +28,7 @@ from minigpt.training.averaging import Averaging
 from minigpt.training.callbacks import keep_rows_up_to
 from minigpt.training.loss import model_loss
 from minigpt.training.module import TrainingModule
+from minigpt.training.sharding import share_again
 
 MOST_SKIPPED = 10
 """Steps in a row: then it is no bad batch, but the weights."""
@@ -159,7 +160,7 @@ class Anomalies(Callback):
         layers, bad = defaultdict[str, list[Tensor | None]](list), []
         for name, parameter in module.model.named_parameters():
             layers[".".join(name.split(".")[: 2 if name.startswith("blocks.") else 1])].append(parameter.grad)
-            if parameter.grad is not None and not parameter.grad.isfinite().all():
+            if parameter.grad is not None and not _norm([parameter.grad]).isfinite():
                 bad.append(name)
         dataset, batches = getattr(trainer.train_dataloader, "dataset", None), []
         with trainer.precision_plugin.forward_context():  # the precision that it happened in
@@ -171,6 +172,7 @@ class Anomalies(Callback):
                     text = torch.cat([tokens[row, :1], targets[row][targets[row] != IGNORED]]).tolist()
                     own |= {"text": decode(module.data.tokenizer, text)} | (places[row]._asdict() if places else {})
                 batches.append({"number": number, "loss": _plain(loss), "largest_scores": scores, "rows": rows})
+        share_again(module.model)
         return {
             "rank": trainer.global_rank,
             "gradient_norm": _plain(module.grad_norm),
@@ -236,8 +238,8 @@ def _go_back(trainer: L.Trainer, module: TrainingModule, optimizer: torch.optim.
         if isinstance(callback, Averaging):
             callback.on_load_checkpoint(trainer, module, content)
     # The rates and decays of this step, not those of the checkpoint's.
-    now = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": content["optimizer_states"][0]["state"], "param_groups": now})
+    state = content["optimizer_states"][0] | {"param_groups": optimizer.state_dict()["param_groups"]}
+    trainer.strategy.load_optimizer_state_dict({"optimizer_states": [state]})
 
 
 def _norm(gradients: Iterable[Tensor | None]) -> Tensor:

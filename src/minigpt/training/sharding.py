@@ -15,7 +15,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from minigpt.model.gpt import GPT
@@ -107,6 +107,12 @@ def whole_model(model: GPT) -> GPT:
     copy = GPT(model.config).to(next(iter(state.values())).device)
     copy.load_state_dict(state)
     return copy.train(model.training)
+
+
+def share_again(model: GPT) -> None:
+    """Give back what a forward pass without a backward pass has gathered: until then, gradients are out of sight."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:
