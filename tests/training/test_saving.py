@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
 from scripts import ROOT
 from small_runs import small_settings, with_trainer
 from test_resume import assert_same_run, train_until
@@ -34,6 +35,7 @@ from minigpt.config import Config, UserError
 from minigpt.files import append, link_or_copy, locked, sweep
 from minigpt.run_folder import RunFolder
 from minigpt.training.checkpoints import AtomicCheckpointIO, Checkpoints, refuse_shards
+from minigpt.training.module import TrainingModule
 from minigpt.training.run import train
 
 OPERATIONS = ("open", "close", "fsync", "replace", "rename", "link", "unlink", "chmod", "mkdir", "ftruncate")
@@ -423,3 +425,50 @@ def test_to_resume_where_there_is_no_run_makes_no_folder(tmp_path: Path) -> None
     with pytest.raises(UserError, match="no such run"):
         train(small_settings(tmp_path), tmp_path / "runs" / "none")
     assert not (tmp_path / "runs").exists()
+
+
+# ---- the text, while it is read -----------------------------------------------------------------------------------
+
+
+def spoil_tokens(how: str, folder: Path) -> None:
+    file = next(folder.glob("*/train-00000.bin"))
+    content = file.read_bytes()
+    match how:
+        case "changed":
+            file.write_bytes(b"\1\0" * (len(content) // 2))
+        case "no tokens at all":
+            file.write_bytes(b"\xff" * len(content))
+        case "cut off":
+            os.truncate(file, len(content) // 8)
+        case "touched":
+            os.utime(file)
+        case "deleted":
+            shutil.rmtree(file.parent)
+
+
+@pytest.mark.parametrize("how", ["changed", "no tokens at all", "cut off", "touched", "deleted"])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_tokens_that_change_while_they_are_read_are_noticed_and_what_has_seen_them_is_not_kept(
+    how: str, num_workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_settings(tmp_path, data={"num_workers": num_workers}, checkpoint_every_n_steps=2)
+    straight, real = train(config), TrainingModule.training_step
+
+    def step(self: TrainingModule, batch: Any, batch_idx: int) -> torch.Tensor:
+        if batch_idx == 6:
+            spoil_tokens(how, tmp_path / "data")
+        return real(self, batch, batch_idx)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingModule, "training_step", step)
+        if how in {"touched", "deleted"}:  # they are what they were
+            assert_same_run(straight, train(config))
+            return
+        with pytest.raises(UserError, match=r"train-00000\.bin (was changed|became shorter) while it was"):
+            train(config)
+    folder = RunFolder(tmp_path / "runs" / "small-2")
+    assert read_checkpoint(folder.last)["global_step"] == 6
+    for prepared in (tmp_path / "data").glob("*/train-00000.bin"):
+        shutil.rmtree(prepared.parent)
+    train(config, folder.path)
+    assert_same_run(straight, folder)

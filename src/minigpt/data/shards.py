@@ -42,7 +42,8 @@ class TokenFile:
         self.path, self.dtype = path, np.dtype(token_type).newbyteorder("<")
         self._file = path.open("rb", buffering=0)  # is readable still when its folder is renamed or deleted
         weakref.finalize(self, self._file.close)
-        self._n_tokens = path.stat().st_size // self.dtype.itemsize
+        self._opened = self._written()
+        self._n_tokens = self._opened[0] // self.dtype.itemsize
         if hasattr(os, "posix_fadvise"):  # else the system reads 64 KB around each window
             os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
 
@@ -51,6 +52,25 @@ class TokenFile:
 
     def __len__(self) -> int:
         return self._n_tokens
+
+    def _written(self) -> tuple[int, int]:
+        """The file's length, and when somebody last wrote to it."""
+        now = os.fstat(self._file.fileno())
+        return now.st_size, now.st_mtime_ns
+
+    def has(self, sha256: str) -> bool:
+        """Whether it is the file that was opened; read only if somebody has written to it since."""
+        now = self._written()
+        if now == self._opened:
+            return True
+        if now[0] != self._opened[0]:
+            return False
+        digest = hashlib.sha256()
+        for start in range(0, len(self), TOGETHER):
+            digest.update(self[start : start + TOGETHER].tobytes())
+        if digest.hexdigest() == sha256:
+            self._opened = now
+        return digest.hexdigest() == sha256
 
     def __getitem__(self, part: slice) -> np.ndarray:
         start, stop, _ = part.indices(len(self))
@@ -207,6 +227,20 @@ class PreparedData:
     tokenizer: Tokenizer
     train: Split
     val: Split
+
+    def check_unchanged(self) -> None:
+        """Find out whether somebody has written to the tokens that are being read.
+
+        Raises:
+            UserError: to one of their files.
+        """
+        for split in (self.train, self.val):
+            for shard in split.tokens.shards:
+                if isinstance(shard, TokenFile) and not shard.has(self.manifest.files[shard.path.name]["sha256"]):
+                    raise UserError(
+                        f"{shard.path} was changed while it was being read: delete {self.folder}, and it will be "
+                        "prepared anew"
+                    )
 
 
 def open_prepared(folder: Path, scans: Scans | None = None) -> PreparedData:

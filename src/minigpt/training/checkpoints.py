@@ -129,7 +129,9 @@ class Checkpoints(Checkpoint):
 
     def _save_last(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Whenever the process dies in here, last.ckpt is there, and where there are two, one before it."""
+        assert isinstance(module, TrainingModule)
         self._check_finite(trainer, module)
+        self._on_first(trainer, module.data.check_unchanged)  # what it has seen of another text is not to be kept
         step = trainer.global_step
         self._on_first(trainer, lambda: self._keep_last_as_earlier(step))
         trainer.save_checkpoint(self.folder.last)

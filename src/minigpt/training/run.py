@@ -134,6 +134,9 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
             time.sleep(SECONDS_TO_EXIT)  # for the same reason; and rank 0, if it knows, says it and ends this process
         end_started(trainer, seconds=0)
         raise
+    except Exception:
+        data.check_unchanged()  # other tokens than were prepared make a step fail in their own ways
+        raise
     finally:
         dashboard = finish_wandb()
         end_started(trainer, seconds=SECONDS_TO_EXIT)
