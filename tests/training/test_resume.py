@@ -121,6 +121,28 @@ def test_a_killed_run_goes_on_bit_for_bit_however_its_batches_are_made(
     assert_same_run(straight, resumed)
 
 
+def test_a_streaming_run_killed_again_and_again_within_a_pool_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The later checkpoints tell where the stream stood at the beginning of a pool that an earlier process began."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i, line in enumerate(small_text().splitlines()):
+        (folder / f"{i:03}.txt").write_text(line * (1 + i % 3))
+    config = small_settings(
+        tmp_path, data={"source": str(folder), "streaming": True}, trainer={"max_steps": 14}, checkpoint_every_n_steps=1
+    )
+    monkeypatch.setattr(stream, "BATCHES_PER_POOL", 4)
+    monkeypatch.setattr(stream, "TOGETHER", 200)  # so that the stream stands in its middle
+    straight = train(config)
+    train_until(config, 9, monkeypatch)
+    resumed = RunFolder(tmp_path / "runs" / "small-2")
+    for death in (10, 11):
+        train_until(config, death, monkeypatch, resume=resumed.path)
+    train(config, resumed.path)
+    assert_same_run(straight, resumed)
+
+
 def test_a_run_killed_twice_in_later_epochs_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The text has few windows, so that 60 batches are many epochs of it."""
     (tmp_path / "text.txt").write_text("a small text that is read again and again\n" * 12)

@@ -129,6 +129,8 @@ class StreamBatches(Dataset[tuple[Tensor, Tensor]]):
     def _go_to(self, position: dict[str, Any]) -> None:
         self._next_pool = position["pool"]
         self._stream.load_state_dict(copy.deepcopy(position["stream"]))
+        # datasets (5.2) says of a stream that was sent somewhere and not read yet that it is at its beginning.
+        self._stands_at = position["stream"]
         self._pending = [position["tokens"].numpy()]
         self._pool = np.zeros((0, 0, 0), dtype=np.int32)
         self._texts = _texts(self._stream, self.config)
@@ -139,10 +141,10 @@ class StreamBatches(Dataset[tuple[Tensor, Tensor]]):
         self._positions = dict(sorted(self._positions.items())[-1:])
         self._positions[self._next_pool] = {
             "pool": self._next_pool,
-            "stream": copy.deepcopy(self._stream.state_dict()),
+            "stream": self._stands_at,
             "tokens": torch.from_numpy(tokens.copy()),
         }
-        pieces, length, passes = [tokens], len(tokens), 0
+        pieces, length, passes, has_read = [tokens], len(tokens), 0, False
         while length <= n_windows * T:
             texts = next(self._texts, None)
             if texts is None:  # the stream's end: from its beginning again
@@ -152,6 +154,7 @@ class StreamBatches(Dataset[tuple[Tensor, Tensor]]):
                 self._stream.load_state_dict(copy.deepcopy(self._start))
                 self._texts = _texts(self._stream, self.config)
                 continue
+            has_read = True
             for encoded in self._encoded(texts):
                 pieces.append(encoded)
                 length += len(encoded)
@@ -161,6 +164,8 @@ class StreamBatches(Dataset[tuple[Tensor, Tensor]]):
         self._pool = windows.reshape(BATCHES_PER_POOL, self.config.batch_size, T + 1)
         self._pending = [tokens[n_windows * T :]]
         self._next_pool += 1
+        if has_read:
+            self._stands_at = copy.deepcopy(self._stream.state_dict())
 
     def _encoded(self, texts: list[str]) -> Iterator[np.ndarray]:
         """Tokens of the documents that are to train, each closed by end_of_text."""
