@@ -146,7 +146,7 @@ def test_whichever_file_operation_of_a_save_is_the_last_all_can_be_read_and_noth
 ) -> None:
     """last.ckpt, the one before, best.ckpt, the best weights and kept ones, all saved at one step, the third time.
 
-    The quick suite takes every sixteenth operation.
+    The quick suite takes every sixteenth operation, and the last.
     """
     place, temporary = folders[run_on] / "copy", folders[temporary_on] / "temporary"
     temporary.mkdir()
@@ -171,7 +171,7 @@ def test_whichever_file_operation_of_a_save_is_the_last_all_can_be_read_and_noth
         if trainer.global_step < 12:
             return real_end(self, trainer, module)
         _, seen["operations"] = saved_with_death_at(-1, self, trainer, module)
-        for n in range(1, seen["operations"], every):
+        for n in {*range(1, seen["operations"], every), seen["operations"] - 1}:  # last.ckpt is nearly the last
             run, code = saved_with_death_at(n, self, trainer, module)
             assert code == -signal.SIGKILL
             seen["strays"] += len(list(run.path.rglob("*.tmp")))
@@ -204,6 +204,11 @@ def check_after_death(run: RunFolder, steps: set[int]) -> None:
     assert first_intact(weights_files(run.path), lambda file: load_model(file))[0] == run.weights
     for file in (run.best, *run.all_kept.values()):
         load_model(file)
+    last = read_checkpoint(run.last)
+    if last["global_step"] == 12:  # the best; and a resume goes on behind it, so nothing would write it again
+        assert read_checkpoint(run.best)["global_step"] == 12
+        weights = load_model(run.weights).model.state_dict()
+        assert all(torch.equal(tensor, last["state_dict"][f"model.{name}"]) for name, tensor in weights.items())
 
 
 @pytest.mark.parametrize("keep", [1, 3])
@@ -268,11 +273,12 @@ def test_without_room_for_a_checkpoint_nothing_is_begun_and_the_old_one_stays(
     config: Config, run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = run.last.read_bytes()
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100_000))
+    room = {"checkpoints": 100_000}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=room.get(Path(path).name, 1 << 30)))
     with pytest.raises(UserError) as caught:
         train(config, run.path)
     assert re.fullmatch(
-        rf"{run.last}: could not be written \(no space left on device; 1\.\d MB are needed, 0\.1 MB are free\); what "
+        rf"{run.best}: could not be written \(no space left on device; 1\.\d MB are needed, 0\.1 MB are free\); what "
         "was there before is untouched",
         str(caught.value),
     )

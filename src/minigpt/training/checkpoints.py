@@ -15,9 +15,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from minigpt.checkpoint import read_checkpoint, save_checkpoint, save_weights, tensors_in
 from minigpt.config import Config, UserError
-from minigpt.data.shards import PreparedData
 from minigpt.files import link_or_copy
-from minigpt.model.gpt import GPT
 from minigpt.run_folder import RunFolder
 from minigpt.training.module import TrainingModule
 from minigpt.training.sharding import local, whole_model
@@ -102,17 +100,10 @@ class Checkpoints(Checkpoint):
         if is_best:
             self.best_val_loss, self.best_step = pl_module.val_loss, trainer.global_step
         self.validation_due = False
-        self._save_last(trainer, pl_module)
-        if is_best:
-            model = whole_model(pl_module.model)
-            self._on_first(trainer, lambda: self._save_best(model, pl_module.data))
+        self._save_last(trainer, pl_module, is_best=is_best)
         number, _is_time = self._asked(trainer)
         if number:
             raise SystemExit(128 + number)
-
-    def _save_best(self, model: GPT, data: PreparedData) -> None:
-        link_or_copy(self.folder.last, self.folder.best)
-        save_weights(self.folder.weights, model, self.config, data.tokenizer)
 
     def _asked(self, trainer: L.Trainer) -> list[int]:
         """The signal to stop that any process has got, 0 if none; and whether it is time for a checkpoint."""
@@ -122,20 +113,30 @@ class Checkpoints(Checkpoint):
 
     def _keep(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """The weights alone: whoever looks back needs no optimizer, which is twice as large."""
-        assert isinstance(module, TrainingModule)
         self._check_finite(trainer, module)
-        file, model = self.folder.kept(trainer.global_step), whole_model(module.model)
+        self._save_weights(trainer, module, self.folder.kept(trainer.global_step))
+
+    def _save_weights(self, trainer: L.Trainer, module: L.LightningModule, file: Path) -> None:
+        assert isinstance(module, TrainingModule)
+        model = whole_model(module.model)
         self._on_first(trainer, lambda: save_weights(file, model, self.config, module.data.tokenizer))
 
-    def _save_last(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Whenever the process dies in here, last.ckpt is there, and where there are two, one before it."""
+    def _save_last(self, trainer: L.Trainer, module: L.LightningModule, *, is_best: bool = False) -> None:
+        """Whenever the process dies in here, last.ckpt is there, and where there are two, one before it.
+
+        What belongs to its step is written before it: a run goes on behind that, and would never write it again.
+        """
         assert isinstance(module, TrainingModule)
         self._check_finite(trainer, module)
         self._on_first(trainer, module.data.check_unchanged)  # what it has seen of another text is not to be kept
         step = trainer.global_step
         self._on_first(trainer, lambda: self._keep_last_as_earlier(step))
-        trainer.save_checkpoint(self.folder.last)
+        if is_best:
+            self._save_weights(trainer, module, self.folder.weights)
+        trainer.save_checkpoint(self.folder.best if is_best else self.folder.last)
         self._on_first(trainer, lambda: self._check_saved(trainer))
+        if is_best:
+            self._on_first(trainer, lambda: link_or_copy(self.folder.best, self.folder.last))
         self._step_of_last, self._saved_at = step, time.monotonic()
         self._on_first(trainer, lambda: self._remove_earlier(step))
 
