@@ -73,6 +73,8 @@ class TrainingModule(L.LightningModule):
         # Dropout is a function of (seed, micro-batch): a resumed run repeats it without any stored random state.
         torch.manual_seed((self.run_config.seed << 32) + self.micro_batch(batch_idx))
         optimizer, config = self.optimizers(), self.run_config.optimizer
+        # The step that Lightning's own callbacks log by: after a resume from between validations it is one behind.
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
         self.learning_rate = follow_schedule(optimizer, config, self.global_step, self.progress)  # type: ignore[arg-type]
 
     def micro_batch(self, batch_idx: int) -> int:
