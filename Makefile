@@ -6,7 +6,7 @@ NAME ?= demo
 AGAINST = $(if $(NANOGPT),--against $(NANOGPT))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench bench-quick lint types format clean
+.PHONY: help demo test test-slow chaos resume-grid bench bench-quick lint types format clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -19,6 +19,14 @@ test: .venv/installed-dev lint types ## lint, types and the test suite
 
 test-slow: .venv/installed-dev ## the longer proofs that `make test` leaves out
 	$(BIN)/python -m pytest -m slow
+
+PROOFS = PYTHONPATH=tests:tests/training OMP_NUM_THREADS=1 $(BIN)/python
+
+chaos: .venv/installed-dev ## 100 processes of many kinds of runs killed at random moments and resumed: all exact? (15 minutes)
+	$(PROOFS) benchmarks/chaos.py --write
+
+resume-grid: .venv/installed-dev ## 200 ways to save, die and go on: all exact? (20 minutes)
+	$(PROOFS) benchmarks/resume_grid.py --write
 
 bench: .venv/installed-dev ## all benchmarks into benchmarks/results/ (an hour on an idle machine); NANOGPT=folder TEXT=file to compare
 	$(BIN)/python benchmarks/training.py $(AGAINST) $(if $(TEXT),--text $(TEXT)) --write

@@ -22,7 +22,7 @@ import docstring_parser
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from minigpt.config import CompareConfig, Config, GenerationConfig, InspectConfig, SampleConfig, UserError
+from minigpt.config import CompareConfig, Config, GenerationConfig, InspectConfig, ProofConfig, SampleConfig, UserError
 from minigpt.files import reason, refuse_url
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -97,7 +97,7 @@ def parse_training(
 
 
 @functools.cache  # making one takes a third of a second, and a program may parse several recipes
-def _config_parser(program: str, what: str, *, resumes: bool = False) -> ArgumentParser:
+def _config_parser(program: str, what: str, *, resumes: bool = False, more: type | None = None) -> ArgumentParser:
     parser = _parser(program, what)
     parser.add_argument("--config", action="config", help="A YAML recipe; may be repeated, the later one wins.")
     if resumes:
@@ -106,6 +106,8 @@ def _config_parser(program: str, what: str, *, resumes: bool = False) -> Argumen
             metavar="RUN",
             help="Continue this run folder where it stopped; auto: the run that this command began, or a new one.",
         )
+    if more is not None:
+        parser.add_class_arguments(more, None)
     parser.add_class_arguments(Config, None)
     return parser
 
@@ -211,6 +213,22 @@ def parse_comparing(argv: Sequence[str]) -> CompareConfig:
     return CompareConfig(**parse(parser, CompareConfig, argv))
 
 
+def parse_proof(argv: Sequence[str]) -> tuple[Config, ProofConfig]:
+    """The command line of `python -m minigpt.training.prove_resume`.
+
+    Raises:
+        UserError: for anything that cannot be understood, naming it.
+    """
+    parser = _config_parser(
+        "python -m minigpt.training.prove_resume",
+        "Train a config straight and with kills, compare everything; settings and recipes are those of train.py.",
+        more=ProofConfig,
+    )
+    values = parse(parser, Config, argv, more=ProofConfig)
+    asked = {field.name: values.pop(field.name) for field in dataclasses.fields(ProofConfig)}
+    return Config.from_dict(values), ProofConfig(**asked)
+
+
 def parse_data(argv: Sequence[str]) -> tuple[str, Config]:
     """The command line of `python -m minigpt.data`.
 
@@ -235,15 +253,17 @@ def parse_data(argv: Sequence[str]) -> tuple[str, Config]:
     return command, Config.from_dict(parse(parser, Config, rest))
 
 
-def parse(parser: ArgumentParser, schema: type, argv: Sequence[str]) -> dict[str, Any]:
+def parse(parser: ArgumentParser, schema: type, argv: Sequence[str], *, more: type | None = None) -> dict[str, Any]:
     """Parse a command line into plain nested dictionaries, without the `config` option itself.
 
     Args:
         parser: with exit_on_error=False.
         schema: the dataclass whose (nested) fields the options are; used to explain mistakes.
         argv: the arguments, without the program's name.
+        more: another dataclass whose fields are options, but no settings of a recipe.
     """
-    types = _field_types(schema)
+    settings = _field_types(schema)
+    types = settings | (_field_types(more) if more else {})
     options = {action.dest for action in parser._actions} | set(types)
     for argument in argv:
         try:
@@ -252,7 +272,7 @@ def parse(parser: ArgumentParser, schema: type, argv: Sequence[str]) -> dict[str
             raise UserError(f"the argument {argument!a} is not UTF-8 text") from None
     if "config" in options:
         for file in _all_options("--config", argv):
-            check_yaml(file, options, types)
+            check_yaml(file, options, settings)
     try:
         namespace = parser.parse_args(list(argv))
     except (ArgumentError, ValueError, TypeError) as error:

@@ -672,6 +672,23 @@ class CompareConfig:
 
 
 @dataclass(frozen=True)
+class ProofConfig:
+    """What `python -m minigpt.training.prove_resume` is asked for, besides the config."""
+
+    steps: int = 60
+    """Optimizer steps of the run, instead of trainer.max_steps."""
+    kills: int = 5
+    """Processes to kill on the way."""
+    kill_seed: int = 1
+    """Seed of the moments at which they are killed."""
+
+    def __post_init__(self) -> None:
+        _require_at_least("", self, 4, "steps")
+        _require_at_least("", self, 1, "kills")
+        _require_seed("kill_seed", self.kill_seed)
+
+
+@dataclass(frozen=True)
 class AttentionConfig:
     """What is shown of attention while the model trains."""
 

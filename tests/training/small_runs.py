@@ -1,5 +1,6 @@
 """Configs of runs of a second or two, on a text that is the same on every machine."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from minigpt.config import Config
 
@@ -48,6 +50,27 @@ def small_settings(tmp_path: Path, **sections: dict[str, Any]) -> Config:
 def with_trainer(config: Config, **settings: Any) -> Config:
     """The same run with other Trainer settings."""
     return dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, **settings))
+
+
+class PowerCutError(Exception):
+    """Ends training at once, as a power cut would: nothing is saved on the way out."""
+
+
+def train_and_die(config: Config, micro_batch: int, resume: Path | None = None) -> None:
+    """Train until a micro-batch, and no further."""
+    from minigpt.training.module import TrainingModule  # which loads torch, and many tests do not need it
+    from minigpt.training.run import train
+
+    real_step = TrainingModule.training_step
+
+    def step(self: TrainingModule, batch: Any, batch_idx: int) -> Any:
+        if batch_idx == micro_batch:
+            raise PowerCutError
+        return real_step(self, batch, batch_idx)
+
+    with mock.patch.object(TrainingModule, "training_step", step), contextlib.suppress(PowerCutError):
+        train(config, resume)
+        raise AssertionError(f"the run ended before micro-batch {micro_batch}")
 
 
 def wandb_tool() -> str:

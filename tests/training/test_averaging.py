@@ -7,8 +7,8 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from small_runs import small_settings
-from test_resume import assert_same_run, train_until
+from small_runs import small_settings, train_and_die
+from test_resume import assert_same_run
 from torch import Tensor
 
 from minigpt.checkpoint import load_model, read_checkpoint
@@ -67,12 +67,12 @@ def test_the_average_is_validated_shown_and_saved_while_training_goes_on_with_th
     assert torch.equal(read_checkpoint(plain.last)["state_dict"][name], watch.weights[-1])
 
 
-def test_a_killed_run_goes_on_with_its_average_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_goes_on_with_its_average_bit_for_bit(tmp_path: Path) -> None:
     config = dataclasses.replace(averaged(tmp_path), checkpoint_every_n_steps=4)
     straight = train(config)
     for name, death in (("before", 5), ("after", 8)):  # the last checkpoint is of a step alone, or of a validation
         again = dataclasses.replace(config, name=name)
-        train_until(again, death, monkeypatch)
+        train_and_die(again, death)
         resumed = train(again, RunFolder(Path(config.runs_dir) / name).path)
         assert_same_run(straight, resumed)
 

@@ -13,32 +13,14 @@ import pytest
 import torch
 import yaml
 from scripts import ROOT, ready_python
-from small_runs import small_settings, small_text, with_trainer
+from small_runs import small_settings, small_text, train_and_die, with_trainer
 
 from minigpt.checkpoint import load_model, read_checkpoint
 from minigpt.config import Config, UserError
 from minigpt.data import stream
 from minigpt.run_folder import RunFolder
 from minigpt.training.differences import differences
-from minigpt.training.module import TrainingModule
 from minigpt.training.run import train
-
-
-class PowerCutError(Exception):
-    """Ends training at once, as a power cut would: nothing is saved on the way out."""
-
-
-def train_until(config: Config, micro_batch: int, monkeypatch: pytest.MonkeyPatch, resume: Path | None = None) -> None:
-    real_step = TrainingModule.training_step
-
-    def step(self: TrainingModule, batch: Any, batch_idx: int) -> torch.Tensor:
-        if batch_idx == micro_batch:
-            raise PowerCutError
-        return real_step(self, batch, batch_idx)
-
-    with monkeypatch.context() as patched, pytest.raises(PowerCutError):
-        patched.setattr(TrainingModule, "training_step", step)
-        train(config, resume)
 
 
 def assert_same_run(straight: RunFolder, resumed: RunFolder) -> None:
@@ -59,7 +41,6 @@ def test_a_killed_run_goes_on_bit_for_bit(
     validate_on_checkpoint_step: bool,
     num_workers: int,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = small_settings(
         tmp_path,
@@ -73,18 +54,18 @@ def test_a_killed_run_goes_on_bit_for_bit(
         checkpoint_every_n_steps=5,
     )
     straight = train(config)
-    train_until(config, 7 * accumulate, monkeypatch)
+    train_and_die(config, 7 * accumulate)
     resumed = RunFolder(tmp_path / "runs" / "small-2")
     assert read_checkpoint(resumed.last)["global_step"] == 5
     train(config, resumed.path)
     assert_same_run(straight, resumed)
 
 
-def test_a_killed_run_with_adamw_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_with_adamw_goes_on_bit_for_bit(tmp_path: Path) -> None:
     optimizer = {"name": "adamw", "schedule": "wsd", "beta2": 0.99}
     config = small_settings(tmp_path, optimizer=optimizer, checkpoint_every_n_steps=5)
     straight = train(config)
-    train_until(config, 7, monkeypatch)
+    train_and_die(config, 7)
     resumed = RunFolder(tmp_path / "runs" / "small-2")
     train(config, resumed.path)
     assert_same_run(straight, resumed)
@@ -106,7 +87,7 @@ def test_a_killed_run_goes_on_bit_for_bit_however_its_batches_are_made(
     config = small_settings(tmp_path, data=settings[mode], checkpoint_every_n_steps=5)
     monkeypatch.setattr(stream, "BATCHES_PER_POOL", 2)  # so that the checkpoint is some pools on
     straight = train(config)
-    train_until(config, 7, monkeypatch)
+    train_and_die(config, 7)
     resumed = RunFolder(tmp_path / "runs" / "small-2")
     train(config, resumed.path)
     assert_same_run(straight, resumed)
@@ -126,34 +107,34 @@ def test_a_streaming_run_killed_again_and_again_within_a_pool_goes_on(
     monkeypatch.setattr(stream, "BATCHES_PER_POOL", 4)
     monkeypatch.setattr(stream, "TOGETHER", 200)  # so that the stream stands in its middle
     straight = train(config)
-    train_until(config, 9, monkeypatch)
+    train_and_die(config, 9)
     resumed = RunFolder(tmp_path / "runs" / "small-2")
     for death in (10, 11):
-        train_until(config, death, monkeypatch, resume=resumed.path)
+        train_and_die(config, death, resume=resumed.path)
     train(config, resumed.path)
     assert_same_run(straight, resumed)
 
 
-def test_a_run_killed_twice_in_later_epochs_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_killed_twice_in_later_epochs_goes_on(tmp_path: Path) -> None:
     """The text has few windows, so that 60 batches are many epochs of it."""
     (tmp_path / "text.txt").write_text("a small text that is read again and again\n" * 12)
     config = small_settings(tmp_path, trainer={"max_steps": 60, "val_check_interval": 60}, checkpoint_every_n_steps=10)
     straight = train(config)
-    train_until(config, 33, monkeypatch)
+    train_and_die(config, 33)
     resumed = RunFolder(tmp_path / "runs" / "small-2")
-    train_until(config, 47, monkeypatch, resume=resumed.path)
+    train_and_die(config, 47, resume=resumed.path)
     train(config, resumed.path)
     assert_same_run(straight, resumed)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_weights_are_kept_every_so_many_steps_before_and_after_a_kill_and_are_those_of_the_step(
-    accumulate: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    accumulate: int, tmp_path: Path
 ) -> None:
     trainer = {"val_check_interval": 4 * accumulate, "accumulate_grad_batches": accumulate}
     config = small_settings(tmp_path, trainer=trainer, keep_every_n_steps=2)
     straight = train(config)
-    train_until(config, 7 * accumulate, monkeypatch)  # step 6 is kept, but the last checkpoint is of step 4
+    train_and_die(config, 7 * accumulate)  # step 6 is kept, but the last checkpoint is of step 4
     resumed = RunFolder(tmp_path / "runs" / "small-2")
     assert list(resumed.all_kept) == [2, 4, 6]
     train(config, resumed.path)

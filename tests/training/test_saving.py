@@ -19,8 +19,8 @@ import pytest
 import safetensors.torch
 import torch
 from scripts import ROOT
-from small_runs import small_settings, with_trainer
-from test_resume import assert_same_run, train_until
+from small_runs import small_settings, train_and_die, with_trainer
+from test_resume import assert_same_run
 
 from minigpt import checkpoint as checkpoint_module
 from minigpt.checkpoint import (
@@ -237,11 +237,11 @@ def test_a_checkpoint_is_saved_every_so_many_minutes(
 
 
 def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     config = small_settings(tmp_path, model={"dropout": 0.1}, checkpoint_every_n_steps=4)
     straight = train(config)
-    train_until(config, 9, monkeypatch)
+    train_and_die(config, 9)
     run = RunFolder(tmp_path / "runs" / "small-2")
     content = bytearray(run.last.read_bytes())
     content[len(content) // 2] ^= 1

@@ -71,7 +71,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _checkpoint(first: Path, second: Path) -> Iterator[str]:
-    return _unequal(*(_without_clocks(read_checkpoint(path)) for path in (first, second)))
+    return _unequal(_without_clocks(read_checkpoint(first)), _without_clocks(read_checkpoint(second)))
 
 
 def _without_clocks(content: dict[str, Any]) -> dict[str, Any]:
@@ -91,29 +91,26 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _weights(first: Path, second: Path) -> Iterator[str]:
+    return _unequal(_named_weights(first), _named_weights(second))
+
+
+def _named_weights(path: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
-    contents = list[dict[str, Any]]()
-    for path in (first, second):
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-            contents.append(
-                {"config": _settings(json.loads(header["config"])), "tokenizer": header["tokenizer"], **tensors}
-            )
-    return _unequal(*contents)
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    return {"config": _settings(json.loads(header["config"])), "tokenizer": header["tokenizer"], **tensors}
 
 
 def _arrays(first: Path, second: Path) -> Iterator[str]:
-    contents = list[dict[str, Any]]()
-    for path in (first, second):
-        with np.load(path, allow_pickle=False) as arrays:
-            contents.append({name: arrays[name] for name in arrays.files})
-    return _unequal(*contents)
+    with np.load(first, allow_pickle=False) as one, np.load(second, allow_pickle=False) as other:
+        yield from _unequal(dict(one), dict(other))
 
 
 def _recipe(first: Path, second: Path) -> Iterator[str]:
-    return _unequal(*(_settings(yaml.safe_load(path.read_text(encoding="utf-8"))) for path in (first, second)))
+    one, other = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (first, second))
+    return _unequal(_settings(one), _settings(other))
 
 
 def _page(first: Path, second: Path) -> Iterator[str]:
@@ -158,8 +155,13 @@ def _unequal(one: Any, other: Any, where: str = "") -> Iterator[str]:
 def _unequal_tensors(one: Tensor, other: Tensor, where: str) -> Iterator[str]:
     if one.dtype != other.dtype or one.shape != other.shape:
         yield f"{where} has another shape or type"
-    elif not torch.equal(*(each.contiguous().reshape(-1).view(torch.uint8) for each in (one, other))):
+    elif not torch.equal(_bits(one), _bits(other)):
         yield f"{where} differs by up to {float((one.double() - other.double()).abs().max()):.2g}"
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """As bytes, so that a NaN is what it is and -0 is not 0."""
+    return tensor.flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
 def _both_nan(one: Any, other: Any) -> bool:
