@@ -22,10 +22,10 @@ test-slow: .venv/installed-dev ## the longer proofs that `make test` leaves out
 
 PROOFS = PYTHONPATH=tests:tests/training OMP_NUM_THREADS=1 $(BIN)/python
 
-chaos: .venv/installed-dev ## 100 processes of many kinds of runs killed at random moments and resumed: all exact? (15 minutes)
+chaos: .venv/installed-dev ## 100 processes of many kinds of runs killed at random moments and resumed: all exact? (10 minutes)
 	$(PROOFS) benchmarks/chaos.py --write
 
-resume-grid: .venv/installed-dev ## 200 ways to save, die and go on: all exact? (20 minutes)
+resume-grid: .venv/installed-dev ## 200 ways to save, die and go on: all exact? (10 minutes)
 	$(PROOFS) benchmarks/resume_grid.py --write
 
 bench: .venv/installed-dev ## all benchmarks into benchmarks/results/ (an hour on an idle machine); NANOGPT=folder TEXT=file to compare

@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny models lose 
 from small_runs import small_settings, train_and_die
 
 from minigpt import cli
+from minigpt.config import UserError
 from minigpt.files import write_text
 from minigpt.run_folder import RunFolder
 
@@ -99,22 +101,41 @@ def main(arguments: list[str]) -> None:
 def tried(cells: list[Cell], folder: Path) -> Iterator[tuple[Cell, list[str], int]]:
     """Each cell with its differences and the number of its validation points, those at equal settings one by one."""
     from minigpt.training.differences import differences
-    from minigpt.training.run import train
 
     for straight, group in itertools.groupby(sorted(cells, key=order), key=lambda cell: cell.straight):
-        with silent():
-            reference = train(config_of(straight, folder))
+        reference, run = (RunFolder(folder / "runs" / name) for name in ("small", "small-2"))
+        train_cell(straight, folder)
         for cell in group:
-            config = config_of(cell, folder)
-            with silent():
-                train_and_die(config, (cell.death + 1) * cell.accumulate - 1)
-                run = RunFolder(folder / "runs" / f"{config.name}-2")
-                train(config, run.path)
+            train_cell(cell, folder, death=(cell.death + 1) * cell.accumulate - 1)
+            train_cell(cell, folder, resume=run.path)
             with reference.metrics.open(newline="") as file:
                 n_validations = sum(bool(row["val/loss"]) for row in csv.DictReader(file))
             yield cell, differences(reference, run), n_validations
             shutil.rmtree(run.path)
         shutil.rmtree(reference.path)
+
+
+def train_cell(cell: Cell, folder: Path, death: int | None = None, resume: Path | None = None) -> None:
+    """A run of the cell's kind: a new one, one that dies in a micro-batch, or one that goes on.
+
+    Raises:
+        UserError: it was to be compiled, and was not.
+    """
+    import torch
+
+    from minigpt.training.run import train
+
+    config = config_of(cell, folder)
+    torch._dynamo.reset()  # or the ninth run's model would not be compiled any more
+    torch._dynamo.utils.counters.clear()
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.filterwarnings("error", "torch.compile failed")
+        if death is not None:
+            train_and_die(config, death)
+        else:
+            train(config, resume)
+    if cell.compile and not torch._dynamo.utils.counters["stats"]["unique_graphs"]:
+        raise UserError(f"{cell}: torch.compile did not compile")
 
 
 def order(cell: Cell) -> tuple[Any, ...]:
@@ -137,13 +158,6 @@ def config_of(cell: Cell, folder: Path) -> Any:
         checkpoint_every_n_steps=cell.save_every,
         compile=cell.compile,
     )
-
-
-@contextlib.contextmanager
-def silent() -> Iterator[None]:
-    """Without what training prints."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
 
 
 if __name__ == "__main__":

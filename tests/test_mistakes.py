@@ -26,6 +26,7 @@ PROGRAMS = {
     "data": "minigpt.data.__main__",
     "inspect": "minigpt.inspection.__main__",
     "doctor": "minigpt.training.doctor",
+    "prove": "minigpt.training.prove_resume",
 }
 OBJECT = "an object is {class_path: module.Class, init_args: {name: value}}"
 EARLY_STOPPING = "lightning.pytorch.callbacks.EarlyStopping"
@@ -59,6 +60,11 @@ CONFIG = [
     on("train --resume nowhere", "--resume nowhere: there is no nowhere/config.yaml", "such as runs/demo"),
     on("train --resume runs/tiny/model.safetensors", "name the folder of a run"),
     on("doctor --model.n_layr 3", "did you mean --model.n_layer?"),
+    on("prove --kils 3", "unknown option --kils", "did you mean --kills?"),
+    on("prove --steps 1", "steps=1: must be at least 4"),
+    on("prove --kills some", "kills=some: expected int"),
+    on("prove --data.source -", "data.source=-", "keep it in a file"),
+    on("prove --trainer.enable_checkpointing false", "there would be nothing to resume from"),
     on("sample runs/tiny --tempratur 1", "--tempratur", "did you mean --temperature?"),
     on("sample runs/tiny once", "cannot place the argument 'once'"),
     on("inspect runs/tiny --reprot", "did you mean --report?"),

@@ -27,7 +27,7 @@ NAMES = {"name", "runs_dir"}
 
 
 def differences(one: RunFolder, other: RunFolder) -> list[str]:
-    """What is not the same in two runs, metrics first: weights, the optimizer's state and whatever else they left.
+    """What is not the same in two runs: metrics, then weights and the optimizer's state, then whatever else they left.
 
     A file with other bytes is opened, to see whether a clock or the run's name made it another; a kind of file that is
     not known here must have the same bytes.
@@ -38,7 +38,8 @@ def differences(one: RunFolder, other: RunFolder) -> list[str]:
     ours, theirs = _files(one), _files(other)
     lines = [f"{name}: only in {one.path}" for name in sorted(ours - theirs)]
     lines += [f"{name}: only in {other.path}" for name in sorted(theirs - ours)]
-    for name in sorted(ours & theirs, key=lambda name: (name != one.metrics.name, name)):
+    telling = [path.relative_to(one.path).as_posix() for path in (one.metrics, one.last)]
+    for name in sorted(ours & theirs, key=lambda name: ([name != first for first in telling], name)):
         first, second = one.path / name, other.path / name
         if first.read_bytes() != second.read_bytes():
             look = _KINDS.get(Path(name).suffix)
@@ -55,14 +56,16 @@ def _files(run: RunFolder) -> set[str]:
 def _table(first: Path, second: Path) -> Iterator[str]:
     """The first row that is another, as those after it follow from it; and rows that are missing or there twice."""
     rows = [_rows(path) for path in (first, second)]
-    unequal = [(a, b) for a, b in itertools.zip_longest(*rows, fillvalue={}) if a != b]
+    pairs = enumerate(itertools.zip_longest(*rows, fillvalue={}), 1)
+    unequal = [(number, a, b) for number, (a, b) in pairs if a != b]
     if len(rows[0]) != len(rows[1]):
         yield f"{len(rows[0])} rows against {len(rows[1])}"
     if unequal:
-        a, b = unequal[0]
+        number, a, b = unequal[0]
+        where = f"step {(a or b)['step']}" if "step" in a | b else f"row {number}"
         what = [f"{name} {a.get(name)} against {b.get(name)}" for name in a | b if a.get(name) != b.get(name)]
         more = f"; {len(unequal) - 1} more rows" if unequal[1:] else ""
-        yield f"step {(a or b).get('step')}: {', '.join(what)}{more}"
+        yield f"{where}: {', '.join(what)}{more}"
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

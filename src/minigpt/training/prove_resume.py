@@ -204,7 +204,7 @@ def prove(
     kills: int,
     seed: int,
     on_line: Callable[[str], None] = lambda line: None,
-    python: str = sys.executable,
+    python: str | None = None,
 ) -> Proof:
     """Train straight, train with kills, compare; where the killed run ended before all kills, another one is killed.
 
@@ -214,7 +214,7 @@ def prove(
         kills: processes to kill.
         seed: of the moments.
         on_line: is told what happens.
-        python: what runs `train.py`.
+        python: what runs `train.py`; this Python by default.
 
     Raises:
         UserError: the run does not even come to its end where nobody kills it.
@@ -223,7 +223,7 @@ def prove(
     from minigpt.training.differences import differences
 
     open_data(config.data)  # once, before times are taken
-    work = _Work(config, folder, python)
+    work = _Work(config, folder, python or sys.executable)
     straight, proof, chance = RunFolder(folder / "straight" / config.name), Proof(), random.Random(seed)
     times = work.straight("straight")
     start, rest = times.start_seconds, times.end_seconds - times.start_seconds
@@ -237,7 +237,7 @@ def prove(
                 on_line(f"kill {len(proof.deaths)}/{kills}: {_told(death)}")
             proof.differences += differences(straight, RunFolder(folder / name / config.name))
         except UserError as error:  # of the resumed run, or of a file that it left
-            proof.differences.append(str(error))
+            proof.differences.append(f"the run does not go on: {error}")
         if not proof.differences:
             shutil.rmtree(folder / name)
     if proof.differences:
@@ -290,8 +290,10 @@ class _Work:
                 arguments, begun_at = self._new(name), 0
             elif step < self.steps:
                 arguments, begun_at = ["--resume", str(run.path)], step
-            else:
-                return  # nothing is left to do, and train.py would say so
+            else:  # nothing is left to do, and train.py would say so; perhaps but for a file that was to go next
+                for file in list(run.all_earlier.values())[self.config.keep_checkpoints - 1 :]:
+                    file.unlink()
+                return
 
     def _new(self, name: str) -> list[str]:
         recipe = self.folder / f"{name}.yaml"
@@ -343,10 +345,9 @@ class _Work:
         finally:
             self._kill(process)
         if process.returncode:
-            lines = output.decode(errors="replace").strip().splitlines()
-            told = next((line for line in lines if line.startswith("error: ")), (lines or ["no output"])[-1])
-            command = f"train.py {' '.join(arguments)}"
-            raise UserError(f"{command}: exit code {process.returncode}: {told.removeprefix('error: ')}")
+            lines = output.decode(errors="replace").strip().splitlines() or ["it printed nothing"]
+            told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+            raise UserError(told[0] if told else f"train.py ended with exit code {process.returncode}: {lines[-1]}")
         if times:
             times.end_seconds = time.monotonic() - began
         return None
