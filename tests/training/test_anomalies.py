@@ -13,8 +13,8 @@ import pytest
 import torch
 import yaml
 from scripts import ROOT, run_script
-from small_runs import small_settings, small_text
-from test_resume import assert_same_run, metrics, train_until
+from small_runs import small_settings, small_text, train_and_die
+from test_resume import assert_same_run, metrics
 
 from minigpt.checkpoint import read_checkpoint, tensors_in
 from minigpt.config import Config, UserError
@@ -223,7 +223,7 @@ def test_a_run_killed_around_a_step_that_was_left_out_goes_on_bit_for_bit(
     optimizer = {"average_decay": 0.8}
     config = settings(tmp_path, at, policy, trainer=trainer, optimizer=optimizer, checkpoint_every_n_steps=every)
     straight = train(config)
-    train_until(config, killed_at * accumulate, monkeypatch)
+    train_and_die(config, killed_at * accumulate)
     resumed = RunFolder(tmp_path / "runs" / "small-2")
     train(config, resumed.path)
     assert_same_run(straight, resumed)
@@ -352,7 +352,7 @@ def test_a_spike_is_noted_changes_nothing_and_is_noted_again_by_a_resumed_run(
     assert float(rows[0]["loss"]) > float(rows[0]["mean"]) + 6 * float(rows[0]["std"])
     assert capsys.readouterr().out.count("is a spike") == 2
     assert_is(straight, plain_loop(config, set()))
-    train_until(config, 176, monkeypatch)
+    train_and_die(config, 176)
     resumed = RunFolder(tmp_path / "runs" / "small-2")
     assert len(spikes(resumed)) == 2  # of which the checkpoint knows one
     train(config, resumed.path)

@@ -81,13 +81,15 @@ class Anomalies(Callback):
     ) -> None:
         """After the backward pass of the step's last micro-batch, and before clipping."""
         assert isinstance(pl_module, TrainingModule)
-        norm = _norm(p.grad for p in pl_module.model.parameters())
+        # In the order in which torch's clip_grad_norm_ adds up.
+        norm = _norm(parameter.grad for group in optimizer.param_groups for parameter in group["params"])
         own = torch.stack([norm, *(loss.to(norm) for loss in pl_module.recent_losses[-len(self._batches) :])])
         checked = own if _scaler(trainer) is None else own[1:]
         shared = torch.stack([(~checked.isfinite().all()).to(own), own[1:].mean()])
         if trainer.world_size > 1:
             shared = trainer.strategy.reduce(shared, reduce_op="sum")
         # One look at what the device has worked out.
+        pl_module.total_norm = norm
         pl_module.grad_norm, *losses, n_bad, total = torch.cat([own, shared]).tolist()
         pl_module.left_out = n_bad > 0
         if pl_module.left_out:

@@ -21,7 +21,7 @@ from minigpt.model.gpt import GPT
 from minigpt.training.averaging import Averaging
 from minigpt.training.loss import model_loss
 from minigpt.training.optimizer import follow_schedule, make_optimizer
-from minigpt.training.sharding import share_out
+from minigpt.training.sharding import local, share_out
 
 
 class TrainingModule(L.LightningModule):
@@ -44,7 +44,8 @@ class TrainingModule(L.LightningModule):
         self.recent_losses: list[Tensor] = []
         self.tokens_seen = 0  # predicted in training, over all devices
         self._began_at_step, self._seen_before = 0, 0
-        self.grad_norm = math.nan  # before clipping; `Anomalies` sets both for each step
+        self.total_norm = torch.tensor(math.nan)  # of the gradient, before clipping
+        self.grad_norm = math.nan  # the same as a number; `Anomalies` sets all three for each step
         self.left_out = False  # whether the last step was not taken, its loss or gradient being not finite
         self.learning_rate = 0.0
         self.val_loss = math.nan
@@ -71,7 +72,11 @@ class TrainingModule(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout is a function of (seed, micro-batch): a resumed run repeats it without any stored random state.
-        torch.manual_seed((self.run_config.seed << 32) + self.micro_batch(batch_idx))
+        # Of this device alone: torch.manual_seed notes the whole call stack for each kind of device that is not there.
+        seed = (self.run_config.seed << 32) + self.micro_batch(batch_idx)
+        torch.default_generator.manual_seed(seed)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
         optimizer, config = self.optimizers(), self.run_config.optimizer
         # The step that Lightning's own callbacks log by: after a resume from between validations it is one behind.
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
@@ -102,6 +107,20 @@ class TrainingModule(L.LightningModule):
         n_targets = targets.numel() if packed else int((targets != IGNORED).sum())
         self.tokens_seen += n_targets * self.trainer.world_size
         return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if gradient_clip_algorithm not in {None, "norm"} or getattr(self.trainer.precision_plugin, "scaler", None):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        # As torch's clip_grad_norm_ does it, but with the norm that is there, and not where it would change nothing.
+        if gradient_clip_val and not self.left_out and self.grad_norm + 1e-6 > gradient_clip_val:
+            gradients = [local(parameter.grad) for parameter in self.model.parameters() if parameter.grad is not None]
+            torch._foreach_mul_(gradients, (gradient_clip_val / (self.total_norm + 1e-6)).clamp(max=1.0))
 
     def on_validation_epoch_start(self) -> None:
         self._nats, self._count = 0.0, 0
