@@ -20,6 +20,7 @@ from minigpt.config import (
     GPTConfig,
     InspectConfig,
     OptimizerConfig,
+    ProofConfig,
     SampleConfig,
     SamplingConfig,
     TrainerConfig,
@@ -38,6 +39,7 @@ SECTIONS: list[type] = [
     TrainerConfig,
     SampleConfig,
     CompareConfig,
+    ProofConfig,
 ]
 NAN, INF = float("nan"), float("inf")
 

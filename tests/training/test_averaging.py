@@ -80,5 +80,5 @@ def test_a_killed_run_goes_on_with_its_average_bit_for_bit(tmp_path: Path) -> No
 def test_an_average_that_comes_or_goes_on_resume_is_refused(tmp_path: Path) -> None:
     folder = train(averaged(tmp_path))
     more = small_settings(tmp_path, trainer=dataclasses.asdict(averaged(tmp_path).trainer) | {"max_steps": 14})
-    with pytest.raises(UserError, match=r"optimizer\.average_decay=None \(was 0\.8\)"):
+    with pytest.raises(UserError, match=r"optimizer\.average_decay=null \(was 0\.8\)"):
         train(more, folder.path)

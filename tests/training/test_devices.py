@@ -131,6 +131,16 @@ def test_shares_of_the_weights_make_the_same_run(
 
 
 @pytest.mark.slow  # half a minute
+def test_steps_of_four_micro_batches_are_the_same_up_to_the_order_of_sums(tmp_path: Path) -> None:
+    runs = []
+    for devices in (1, 2):
+        trainer = {"accumulate_grad_batches": 4 // devices, "val_check_interval": 24 // devices}
+        runs.append(train_on(tmp_path, devices, trainer=trainer))
+    for here, there in zip(*map(losses, runs), strict=True):
+        assert here == pytest.approx(there, rel=1e-6, nan_ok=True)
+
+
+@pytest.mark.slow  # half a minute
 def test_a_clipped_run_on_shares_differs_by_rounding_alone_and_repeats_itself(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"optimizer": FSDP2["optimizer"], "trainer": {"gradient_clip_val": 0.5}}
     one, two = (train_on(tmp_path, n, strategy, **settings) for n, strategy in ((1, "auto"), (2, "fsdp2")))

@@ -302,8 +302,11 @@ class Attention(nn.Module):
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, C) -> query (B, H, T, D), key and value (B, H_kv, T, D), shared or zero where there are fewer."""
         B, T, _ = x.shape
-        heads = self.qkv(x).view(B, T, sum(self.n_projected), self.head_dim).transpose(1, 2)
-        query, key, value = heads.split(self.n_projected, dim=1)
+        # Divided before heads are: so the gradients of all three are put together where qkv's is wanted, in one copy.
+        parts = self.qkv(x).split([n * self.head_dim for n in self.n_projected], dim=-1)
+        query, key, value = (
+            part.view(B, T, n, self.head_dim).transpose(1, 2) for n, part in zip(self.n_projected, parts, strict=True)
+        )
         if "key" not in self.similarity.projections:
             nothing = value.new_zeros(())
             return nothing.expand(B, self.n_head, T, self.head_dim), nothing.expand_as(value), value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -34,6 +35,7 @@ class Checkpoints(Checkpoint):
         self.folder, self.config, self.stop = folder, config, stop
         self.best_val_loss, self.best_step = math.inf, -1
         self.validation_due = False
+        self._val_progress: dict[str, Any] = {}  # Lightning's, before a validation
         self._saved_at = time.monotonic()
         self._step_of_last: int | None = None  # until something is saved, last.ckpt is another process's
 
@@ -83,12 +85,17 @@ class Checkpoints(Checkpoint):
         if number:
             raise SystemExit(128 + number)
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._val_progress = copy.deepcopy(trainer.fit_loop.epoch_loop.val_loop.batch_progress.state_dict())
+
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.sanity_checking or trainer.should_stop:  # the run ends with this validation
             return
         number, _is_time = self._asked(trainer)
         if number:
             self.validation_due = True
+            trainer.fit_loop.epoch_loop.val_loop.batch_progress.load_state_dict(self._val_progress)
             self._save_last(trainer, pl_module)
             raise SystemExit(128 + number)
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from minigpt.model.gpt import GPT
+
+if TYPE_CHECKING:  # half a second that runs without shares need not wait for
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 def share_out(model: GPT, mesh: DeviceMesh) -> None:
@@ -26,6 +26,8 @@ def share_out(model: GPT, mesh: DeviceMesh) -> None:
 
     Args: mesh of one dimension, the devices.
     """
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -95,7 +97,7 @@ def whole_model(model: GPT) -> GPT:
 
     What looks at a model on rank 0 alone would wait for the others' shares forever.
     """
-    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+    if not any(_is_shared_out(parameter) for parameter in model.parameters()):
         return model
     state = {}
     for name, value in model.state_dict().items():
@@ -111,22 +113,29 @@ def whole_model(model: GPT) -> GPT:
 
 def share_again(model: GPT) -> None:
     """Give back what a forward pass without a backward pass has gathered: until then, gradients are out of sight."""
-    if isinstance(model, FSDPModule):
-        model.reshard()
+    reshard = getattr(model, "reshard", None)
+    if reshard is not None:
+        reshard()
 
 
-def local(tensor: Tensor) -> Tensor:
+def local(tensor: Any) -> Tensor:
     """The part of a tensor that is on this device."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if _is_shared_out(tensor) else tensor
+
+
+def _is_shared_out(value: Any) -> bool:
+    return hasattr(value, "full_tensor")
 
 
 def _whole(value: Any) -> Any:
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor() if _is_shared_out(value) else value
 
 
 def _shared_like(value: Any, own: Any) -> Any:
     """This device's share of a whole tensor, as the parameter that it belongs to is shared out."""
-    if not isinstance(own, DTensor):
+    if not _is_shared_out(own):
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     # Every device has read the file: nothing is sent.
     return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
