@@ -43,7 +43,7 @@ class StopSignals:
         self._trainer = None
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._before.items():
-                signal.signal(number, handler)
+                signal.signal(number, handler or signal.SIG_DFL)  # None: not Python's own
 
     def keep_for(self, trainer: L.Trainer) -> None:
         """From now on a signal waits until it is asked for. Called anew where Lightning has put handlers of its own,
