@@ -160,9 +160,19 @@ def pid_of(folder: RunFolder) -> int:
     return int((folder.path / ".lock").read_text().split()[0])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=["INT", "TERM", "USR1"])
+NUMBERS = {"INT": signal.SIGINT, "TERM": signal.SIGTERM, "USR1": signal.SIGUSR1}
+WHOM = [(1, "main"), (1, "all"), (2, "main"), (2, "all"), (2, "rank 1")]
+QUICK = {(1, "main", "INT"), (1, "all", "TERM"), (2, "main", "TERM"), (2, "all", "USR1"), (2, "rank 1", "INT")}
+"""Of 15: each signal and each receiver; the others take a minute more."""
+
+
 @pytest.mark.parametrize(
-    ("ranks", "whom"), [(1, "main"), (1, "all"), (2, "main"), (2, "all"), (2, "rank 1")], ids=lambda value: str(value)
+    ("ranks", "whom", "number"),
+    [
+        pytest.param(*to, NUMBERS[name], marks=() if (*to, name) in QUICK else pytest.mark.slow, id=f"{to} {name}")
+        for to in WHOM
+        for name in NUMBERS
+    ],
 )
 def test_whoever_gets_a_signal_all_processes_save_and_end_with_its_code(
     ranks: int, whom: str, number: int, tmp_path: Path
