@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -27,8 +27,9 @@ from minigpt.run_folder import RunFolder
 from minigpt.training.averaging import Averaging
 from minigpt.training.callbacks import keep_rows_up_to
 from minigpt.training.loss import model_loss
-from minigpt.training.module import TrainingModule
-from minigpt.training.sharding import share_again
+from minigpt.training.module import TrainingModule, gradient_scaler
+from minigpt.training.processes import any_process, on_first
+from minigpt.training.sharding import share_again, whole
 
 MOST_SKIPPED = 10
 """Steps in a row: then it is no bad batch, but the weights."""
@@ -41,8 +42,6 @@ WINDOW, ENOUGH = 128, 64
 SPIKE_COLUMNS = ("step", "loss", "mean", "std", "micro_batches")
 QUERIES_AT_ONCE = 256
 """Rows of attention scores that a report holds at a time."""
-
-Result = TypeVar("Result")
 
 
 class Anomalies(Callback):
@@ -84,7 +83,7 @@ class Anomalies(Callback):
         # In the order in which torch's clip_grad_norm_ adds up.
         norm = _norm(parameter.grad for group in optimizer.param_groups for parameter in group["params"])
         own = torch.stack([norm, *(loss.to(norm) for loss in pl_module.recent_losses[-len(self._batches) :])])
-        checked = own if _scaler(trainer) is None else own[1:]
+        checked = own if gradient_scaler(trainer) is None else own[1:]
         shared = torch.stack([(~checked.isfinite().all()).to(own), own[1:].mean()])
         if trainer.world_size > 1:
             shared = trainer.strategy.reduce(shared, reduce_op="sum")
@@ -103,15 +102,10 @@ class Anomalies(Callback):
         self, trainer: L.Trainer, module: TrainingModule, optimizer: torch.optim.Optimizer, losses: list[float]
     ) -> None:
         step, of_ranks = trainer.global_step + 1, _gathered(trainer, self._describe(trainer, module, losses))
-        source = _on_first(trainer, lambda: self._decide(trainer, step, of_ranks))
+        source = on_first(trainer, lambda: self._decide(trainer, step, of_ranks))
         module.recent_losses = [loss for loss in module.recent_losses if loss.isfinite()]  # the mean that is logged
         for parameter in module.parameters():
-            if parameter.grad is None:
-                continue
-            if _scaler(trainer) is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-                parameter.grad.fill_(math.inf)  # the scaler has not looked yet; it wants gradients, to leave them out
-            else:
-                parameter.grad = None  # which an optimizer passes over
+            parameter.grad = None  # which an optimizer passes over
         if source is not None:
             _go_back(trainer, module, optimizer, source)
 
@@ -140,13 +134,14 @@ class Anomalies(Callback):
             action = f"training goes on behind it with the weights and the optimizer of step {saved}"
             if self._n_rollbacks > MOST_ROLLBACKS:
                 stops = f"the run went back to step {saved} {MOST_ROLLBACKS} times already"
-        if policy == "stop" or stops:
+        ends = policy == "stop" or bool(stops)
+        if ends:
             action = "the run stops before the step is taken"
         report = {"step": step, "not_finite": what, "policy": policy, "action": action, "ranks": of_ranks}
         file = self.folder.anomaly(step)
         write_text(file, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         said = f"{what} of step {step} {'is' if ' and ' not in what else 'are'} not finite; {action}"
-        if action.startswith("the run stops"):
+        if ends:
             raise UserError(f"{said}{stops and f', as {stops}'}; {file} says more; {self._way_on()}")
         trainer.print(f"note: {said}; {file} says more", flush=True)
         return source
@@ -190,7 +185,7 @@ class Anomalies(Callback):
                 own = (module.micro_batch(index) - trainer.global_rank for index, _ in self._batches)
                 numbers = " ".join(str(n + rank) for n in own for rank in range(trainer.world_size))
                 row = (trainer.global_step + 1, loss, mean, std, numbers)
-                _on_first(trainer, lambda: self._write_spike(trainer, row))
+                on_first(trainer, lambda: self._write_spike(trainer, row))
         self.losses.append(loss)
 
     def _write_spike(self, trainer: L.Trainer, row: tuple[int, float, float, float, str]) -> None:
@@ -233,7 +228,7 @@ def _go_back(trainer: L.Trainer, module: TrainingModule, optimizer: torch.optim.
         content = read_checkpoint(source, mmap=False)  # the optimizer keeps these very tensors
     except UserError as error:
         failure = error
-    if trainer.strategy.reduce_boolean_decision(failure is not None, all=False):
+    if any_process(trainer, failure is not None):
         raise failure or SystemExit(2)
     trainer.strategy.load_model_state_dict(content, strict=True)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -246,19 +241,13 @@ def _go_back(trainer: L.Trainer, module: TrainingModule, optimizer: torch.optim.
 
 def _norm(gradients: Iterable[Tensor | None]) -> Tensor:
     """Of all together, in at least float32."""
-    norm = torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
-    if hasattr(norm, "full_tensor"):  # of gradients that devices share out
-        norm = norm.full_tensor()
+    norm: Tensor = whole(torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None]))
     return norm.to(torch.promote_types(norm.dtype, torch.float32))
 
 
 def _plain(value: float) -> float | str:
     """JSON knows neither NaN nor infinity."""
     return value if math.isfinite(value) else str(value)
-
-
-def _scaler(trainer: L.Trainer) -> Any:
-    return getattr(trainer.precision_plugin, "scaler", None)
 
 
 def _gathered(trainer: L.Trainer, own: dict[str, Any]) -> list[dict[str, Any]]:
@@ -268,20 +257,3 @@ def _gathered(trainer: L.Trainer, own: dict[str, Any]) -> list[dict[str, Any]]:
     parts: list[Any] | None = [None] * trainer.world_size if trainer.is_global_zero else None
     torch.distributed.gather_object(own, parts)
     return parts or []
-
-
-def _on_first(trainer: L.Trainer, work: Callable[[], Result]) -> Result:
-    """Let the first process read and write, and tell the others what came of it; where it fails, all stop."""
-    result, failure = None, None
-    if trainer.is_global_zero:
-        try:
-            result = work()
-        except UserError as error:
-            failure = error
-    if trainer.world_size > 1:
-        result, failed = trainer.strategy.broadcast((result, failure is not None))
-        if failed and failure is None:
-            raise SystemExit(2)
-    if failure is not None:
-        raise failure
-    return result  # type: ignore[return-value]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ from minigpt.config import Config, UserError
 from minigpt.files import link_or_copy
 from minigpt.run_folder import RunFolder
 from minigpt.training.module import TrainingModule
+from minigpt.training.processes import any_process, largest, on_first
 from minigpt.training.sharding import local, whole_model
-from minigpt.training.stopping import StopSignals, largest
+from minigpt.training.stopping import StopSignals
 
 
 class Checkpoints(Checkpoint):
@@ -126,7 +126,7 @@ class Checkpoints(Checkpoint):
     def _save_weights(self, trainer: L.Trainer, module: L.LightningModule, file: Path) -> None:
         assert isinstance(module, TrainingModule)
         model = whole_model(module.model)
-        self._on_first(trainer, lambda: save_weights(file, model, self.config, module.data.tokenizer))
+        on_first(trainer, lambda: save_weights(file, model, self.config, module.data.tokenizer))
 
     def _save_last(self, trainer: L.Trainer, module: L.LightningModule, *, is_best: bool = False) -> None:
         """Whenever the process dies in here, last.ckpt is there, and where there are two, one before it.
@@ -135,17 +135,17 @@ class Checkpoints(Checkpoint):
         """
         assert isinstance(module, TrainingModule)
         self._check_finite(trainer, module)
-        self._on_first(trainer, module.data.check_unchanged)  # what it has seen of another text is not to be kept
+        on_first(trainer, module.data.check_unchanged)  # what it has seen of another text is not to be kept
         step = trainer.global_step
-        self._on_first(trainer, lambda: self._keep_last_as_earlier(step))
+        on_first(trainer, lambda: self._keep_last_as_earlier(step))
         if is_best:
             self._save_weights(trainer, module, self.folder.weights)
         trainer.save_checkpoint(self.folder.best if is_best else self.folder.last)
-        self._on_first(trainer, lambda: self._check_saved(trainer))
+        on_first(trainer, lambda: self._check_saved(trainer))
         if is_best:
-            self._on_first(trainer, lambda: link_or_copy(self.folder.best, self.folder.last))
+            on_first(trainer, lambda: link_or_copy(self.folder.best, self.folder.last))
         self._step_of_last, self._saved_at = step, time.monotonic()
-        self._on_first(trainer, lambda: self._remove_earlier(step))
+        on_first(trainer, lambda: self._remove_earlier(step))
 
     def _keep_last_as_earlier(self, step: int) -> None:
         if self.config.keep_checkpoints == 1 or not self.folder.last.exists():
@@ -172,24 +172,8 @@ class Checkpoints(Checkpoint):
     def _check_finite(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         state = [optimizer.state_dict()["state"] for optimizer in trainer.optimizers]
         for what, tensors in (("a weight", list(module.parameters())), ("the optimizer's state", tensors_in(state))):
-            if _any_process(trainer, not all(bool(torch.isfinite(local(tensor)).all()) for tensor in tensors)):
+            if any_process(trainer, not all(bool(torch.isfinite(local(tensor)).all()) for tensor in tensors)):
                 raise UserError(not_finite(what, trainer.global_step, self.folder))
-
-    def _on_first(self, trainer: L.Trainer, work: Callable[[], None]) -> None:
-        """Let the first process write. Where it cannot, all stop, as the others would wait for it forever."""
-        failure = None
-        if trainer.is_global_zero:
-            try:
-                work()
-            except UserError as error:
-                failure = error
-        if _any_process(trainer, failure is not None):
-            raise failure or SystemExit(2)
-
-
-def _any_process(trainer: L.Trainer, here: bool) -> bool:
-    """Whether something is so in any of the processes, which all ask together."""
-    return bool(largest(trainer, here)[0])
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

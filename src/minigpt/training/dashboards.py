@@ -28,7 +28,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from minigpt.config import Config, UserError
 from minigpt.markdown import table
 from minigpt.run_folder import RunFolder
-from minigpt.training.stopping import SIGNALS, not_to_children
+from minigpt.training.stopping import handled_by, not_to_children
 
 CONNECT_SECONDS = 8
 """How long W&B's service may take to answer before the run goes on offline; WANDB_INIT_TIMEOUT says otherwise."""
@@ -169,7 +169,8 @@ def finish_wandb() -> str | None:
     notice.start()
     interrupted = False
     try:
-        with _signals_as_ctrl_c():
+        # A program that a signal ends while W&B waits would take W&B along before the last rows are in its file.
+        with handled_by(signal.default_int_handler):
             wandb.finish()
     except TimeoutError:
         _messages.incomplete = True
@@ -187,20 +188,6 @@ def finish_wandb() -> str | None:
         # Without the option, it passes over a run that was meant to be sent at once.
         return f"W&B did not receive everything; send it with: wandb sync --include-online {folder}"
     return url or None  # WANDB_MODE=disabled has none
-
-
-@contextlib.contextmanager
-def _signals_as_ctrl_c() -> Iterator[None]:
-    """A program that a signal ends while W&B waits would take W&B along before the last rows are in its file."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _end_process(wandb: Any, interrupted: bool = False) -> None:

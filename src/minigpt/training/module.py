@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.plugins.precision import Precision
 from torch import Tensor
 
 from minigpt.checkpoint import CHECKPOINT_KEY
@@ -21,7 +22,7 @@ from minigpt.model.gpt import GPT
 from minigpt.training.averaging import Averaging
 from minigpt.training.loss import model_loss
 from minigpt.training.optimizer import follow_schedule, make_optimizer
-from minigpt.training.sharding import local, share_out
+from minigpt.training.sharding import is_shared_out, local, share_out
 
 
 class TrainingModule(L.LightningModule):
@@ -40,7 +41,6 @@ class TrainingModule(L.LightningModule):
         self.loss: Callable[..., Tensor] = (
             compiled(loss) if config.compile or (config.compile is None and pays) else loss
         )
-        self._is_shared_out = False
         self.recent_losses: list[Tensor] = []
         self.tokens_seen = 0  # predicted in training, over all devices
         self._began_at_step, self._seen_before = 0, 0
@@ -53,12 +53,13 @@ class TrainingModule(L.LightningModule):
         self._nats, self._count = 0.0, 0
 
     def configure_model(self) -> None:
-        if self.device_mesh is not None and not self._is_shared_out:  # Lightning may call it more than once
+        if self.device_mesh is not None and not is_shared_out(self.model):  # Lightning may call it more than once
             share_out(self.model, self.device_mesh["data_parallel"])
-            self._is_shared_out = True
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return make_optimizer(self.model, self.run_config.optimizer)
+        # A fused optimizer would take the scale off by itself, too late for clipping.
+        fused = gradient_scaler(self.trainer) is None
+        return make_optimizer(self.model, self.run_config.optimizer, fused=fused)
 
     def on_train_start(self) -> None:
         # A resumed optimizer brings the settings of its file; what the user asks for now is what counts.
@@ -114,13 +115,19 @@ class TrainingModule(L.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        if gradient_clip_algorithm not in {None, "norm"} or getattr(self.trainer.precision_plugin, "scaler", None):
+        if gradient_clip_algorithm not in {None, "norm"} or not self._is_clipped_as_by_torch:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         # As torch's clip_grad_norm_ does it, but with the norm that is there, and not where it would change nothing.
         if gradient_clip_val and not self.left_out and self.grad_norm + 1e-6 > gradient_clip_val:
             gradients = [local(parameter.grad) for parameter in self.model.parameters() if parameter.grad is not None]
             torch._foreach_mul_(gradients, (gradient_clip_val / (self.total_norm + 1e-6)).clamp(max=1.0))
+
+    @property
+    def _is_clipped_as_by_torch(self) -> bool:
+        """Not where a scale is to be taken off first, or where no process has the norm of all (Lightning's FSDP)."""
+        plugin = type(self.trainer.precision_plugin)
+        return plugin.clip_grad_by_norm is Precision.clip_grad_by_norm and gradient_scaler(self.trainer) is None
 
     def on_validation_epoch_start(self) -> None:
         self._nats, self._count = 0.0, 0
@@ -175,3 +182,8 @@ class TrainingModule(L.LightningModule):
         for counts in (progress["total"], progress["current"]):
             counts.update(dict.fromkeys(counts, n_batches))
         progress["is_last_batch"] = False
+
+
+def gradient_scaler(trainer: L.Trainer) -> Any:
+    """What scales losses up against underflow, in 16-mixed; else None."""
+    return getattr(trainer.precision_plugin, "scaler", None)

@@ -85,7 +85,7 @@ def stacked_rows(model: GPT) -> dict[Tensor, list[int]]:
     return rows
 
 
-def make_optimizer(model: GPT, config: OptimizerConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: GPT, config: OptimizerConfig, *, fused: bool = True) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101), one fused kernel for all; or Muon.
 
     Raises:
@@ -94,7 +94,7 @@ def make_optimizer(model: GPT, config: OptimizerConfig) -> torch.optim.Optimizer
     groups, betas = parameter_groups(model, config), (config.beta1, config.beta2)
     if config.name == "muon":
         return Muon(groups, lr=config.learning_rate, betas=betas)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=fused)
 
 
 def follow_schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int, progress: float) -> float:

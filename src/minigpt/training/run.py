@@ -43,16 +43,10 @@ from minigpt.training.dashboards import finish_wandb, make_logger
 from minigpt.training.loaders import make_loaders
 from minigpt.training.machine import free_disk
 from minigpt.training.module import TrainingModule
+from minigpt.training.processes import end_started, is_started_by_lightning
 from minigpt.training.resuming import begun_before, check_resume, check_text, existing
 from minigpt.training.sharding import FSDP2
-from minigpt.training.stopping import (
-    SECONDS_TO_EXIT,
-    SIGNALS,
-    StopSignals,
-    end_started,
-    is_started_by_lightning,
-    requeue,
-)
+from minigpt.training.stopping import SECONDS_TO_EXIT, SIGNALS, StopSignals, requeue
 
 
 def train(config: Config, resume: Path | None = None) -> RunFolder:
@@ -69,7 +63,7 @@ def train(config: Config, resume: Path | None = None) -> RunFolder:
     Raises:
         UserError: anything of the user's that cannot work, before training starts where possible.
     """
-    with StopSignals() as stop, contextlib.ExitStack() as held:
+    with StopSignals().listening() as stop, contextlib.ExitStack() as held:
         return _train(config, resume, stop, held)
 
 
@@ -122,6 +116,16 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
         if resume is None:
             save_tokenizer(data.tokenizer, folder.tokenizer)
         _announce(config, data, _shares(loaders[0].dataset), module, trainer, folder)
+    dashboard = _fit(trainer, module, loaders, checkpoint, folder)
+    if is_main:
+        _summarise(folder, module, dashboard)
+    return folder
+
+
+def _fit(
+    trainer: L.Trainer, module: TrainingModule, loaders: tuple[Any, Any], checkpoint: Path | None, folder: RunFolder
+) -> str | None:
+    """Train, and leave no process behind, however it ends; returns what the dashboard has to say."""
     try:
         trainer.fit(module, *loaders, ckpt_path=checkpoint)
     except SystemExit as end:
@@ -135,14 +139,12 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
         end_started(trainer, seconds=0)
         raise
     except Exception:
-        data.check_unchanged()  # other tokens than were prepared make a step fail in their own ways
+        module.data.check_unchanged()  # other tokens than were prepared make a step fail in their own ways
         raise
     finally:
         dashboard = finish_wandb()
         end_started(trainer, seconds=SECONDS_TO_EXIT)
-    if is_main:
-        _summarise(folder, module, dashboard)
-    return folder
+    return dashboard
 
 
 def _say_stopped(code: Any, trainer: L.Trainer, folder: RunFolder) -> None:

@@ -65,9 +65,9 @@ class FSDP2(ModelParallelStrategy):
         """Whole tensors, which all devices gather together, and rank 0 keeps."""
         kept = {}
         for name, value in tensors.items():
-            whole = _whole(value)
+            gathered = whole(value)
             if self.is_global_zero:
-                kept[name] = whole.cpu() if isinstance(whole, Tensor) else whole
+                kept[name] = gathered.cpu() if isinstance(gathered, Tensor) else gathered
         return kept
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
@@ -92,18 +92,23 @@ class FSDP2(ModelParallelStrategy):
             optimizer.load_state_dict(state | {"state": shared})
 
 
+def is_shared_out(model: GPT) -> bool:
+    """Whether `share_out` has divided its weights."""
+    return any(_is_shared(parameter) for parameter in model.parameters())
+
+
 def whole_model(model: GPT) -> GPT:
     """The model, or where its weights are shared out, on rank 0 a copy with all of them; all devices must ask together.
 
     What looks at a model on rank 0 alone would wait for the others' shares forever.
     """
-    if not any(_is_shared_out(parameter) for parameter in model.parameters()):
+    if not is_shared_out(model):
         return model
     state = {}
     for name, value in model.state_dict().items():
-        whole = _whole(value)
+        gathered = whole(value)
         if torch.distributed.get_rank() == 0:
-            state[name] = whole
+            state[name] = gathered
     if not state:
         return model
     copy = GPT(model.config).to(next(iter(state.values())).device)
@@ -120,20 +125,21 @@ def share_again(model: GPT) -> None:
 
 def local(tensor: Any) -> Tensor:
     """The part of a tensor that is on this device."""
-    return tensor.to_local() if _is_shared_out(tensor) else tensor
+    return tensor.to_local() if _is_shared(tensor) else tensor
 
 
-def _is_shared_out(value: Any) -> bool:
+def whole(value: Any) -> Any:
+    """A tensor of which devices have shares, gathered by all of them together; anything else as it is."""
+    return value.full_tensor() if _is_shared(value) else value
+
+
+def _is_shared(value: Any) -> bool:
     return hasattr(value, "full_tensor")
-
-
-def _whole(value: Any) -> Any:
-    return value.full_tensor() if _is_shared_out(value) else value
 
 
 def _shared_like(value: Any, own: Any) -> Any:
     """This device's share of a whole tensor, as the parameter that it belongs to is shared out."""
-    if not _is_shared_out(own):
+    if not _is_shared(own):
         return value
     from torch.distributed.tensor import distribute_tensor
 

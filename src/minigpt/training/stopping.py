@@ -9,12 +9,15 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from types import FrameType, TracebackType
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import lightning as L
-import torch
+
+from minigpt.training.processes import started_by
+
+Handler = Callable[[int, FrameType | None], Any]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 SECONDS_TO_EXIT = 10
@@ -22,40 +25,32 @@ SECONDS_TO_EXIT = 10
 
 
 class StopSignals:
-    """Listens for as long as it is entered: before training a signal ends the process, while training it is kept.
+    """Before training a signal ends the process, while training it is kept.
 
     `Checkpoints` asks for it between steps, saves, and ends the run. A second Ctrl-C does not wait for that.
     """
 
     def __init__(self) -> None:
         self.received = 0
-        self._before: dict[int, Any] = {}
+        self._is_listening = False
         self._trainer: L.Trainer | None = None
 
-    def __enter__(self) -> StopSignals:
-        self._before = {number: signal.getsignal(number) for number in SIGNALS}
-        self._listen()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._trainer = None
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in self._before.items():
-                signal.signal(number, handler or signal.SIG_DFL)  # None: not Python's own
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[StopSignals]:
+        """Meanwhile signals come here."""
+        with handled_by(self._on_signal):
+            self._is_listening = True
+            try:
+                yield self
+            finally:
+                self._is_listening, self._trainer = False, None
 
     def keep_for(self, trainer: L.Trainer) -> None:
         """From now on a signal waits until it is asked for. Called anew where Lightning has put handlers of its own,
         which talk to the other processes in the middle of whatever these do."""
         self._trainer = trainer
-        if self._before:
-            self._listen()
-
-    def _listen(self) -> None:
-        if threading.current_thread() is threading.main_thread():  # Python allows no other to
-            for number in SIGNALS:
-                signal.signal(number, self._on_signal)
+        if self._is_listening:
+            _handle(self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:
@@ -73,33 +68,21 @@ class StopSignals:
         os._exit(128 + signal.SIGINT)
 
 
-def largest(trainer: L.Trainer, *here: int) -> list[int]:
-    """The largest of each number that any process has, which all ask for together."""
-    if trainer.world_size == 1:
-        return list(here)
-    numbers = torch.tensor(here, device=trainer.strategy.root_device)
-    return [int(number) for number in trainer.strategy.reduce(numbers, reduce_op="max").tolist()]
+@contextlib.contextmanager
+def handled_by(handler: Handler) -> Iterator[None]:
+    """Signals to stop call a function meanwhile."""
+    before = _handle(handler)
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier or signal.SIG_DFL)  # None: not Python's own
 
 
-def started_by(trainer: L.Trainer) -> list[subprocess.Popen[bytes]]:
-    """The processes of the other ranks, where Lightning has started them from this one."""
-    return list(getattr(trainer.strategy.launcher, "procs", ()))
-
-
-def is_started_by_lightning(trainer: L.Trainer) -> bool:
-    """Whether this process is one that Lightning has started from that of rank 0."""
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    return environment is not None and not environment.creates_processes_externally and trainer.global_rank > 0
-
-
-def end_started(trainer: L.Trainer, *, seconds: float) -> None:
-    """Wait for the processes of the other ranks; those that do not end are killed, so that none outlives its run."""
-    processes = started_by(trainer)
-    for process in processes:
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
+def _handle(handler: Handler) -> dict[int, Any]:
+    """Returns the handlers that were there before; nothing outside the main thread, where Python allows no handlers."""
+    is_main = threading.current_thread() is threading.main_thread()
+    return {number: signal.signal(number, handler) for number in SIGNALS} if is_main else {}
 
 
 @contextlib.contextmanager
