@@ -194,6 +194,11 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
         },
         "on_non_finite=rollback: needs whole weights on each device",
     ),
+    (
+        Config,
+        {"optimizer": OptimizerConfig(name="adamw"), "trainer": TrainerConfig(strategy="fsdp")},
+        "trainer.gradient_clip_val=1.0: the norm of all gradients is not known under trainer.strategy=fsdp: use fsdp2",
+    ),
 ]
 
 

@@ -81,6 +81,7 @@ CONFIG = [
     on("train --optimizer.learning_rate fast", "optimizer.learning_rate=fast: expected float"),
     on("train --optimizer.learning_rate nan", "optimizer.learning_rate=nan: must be a finite number"),
     on("train --optimizer.name muon --trainer.strategy fsdp", "optimizer.name=muon", "use ddp"),
+    on("train --optimizer.name adamw --trainer.strategy fsdp", "trainer.gradient_clip_val=1.0", "use fsdp2"),
     on("train --trainer.max_time 3m", "trainer.max_time=3m: must look like 00:00:03:00"),
     on("train --trainer.max_epochs 3", "max_epochs", "give trainer.max_steps"),
     on("train --trainer.devices -5", "trainer.devices=-5: must be at least 1, or -1 for all"),
@@ -146,7 +147,10 @@ RUNS = [
     on("train --trainer.precision bf17", "trainer.precision=bf17: ", "bf16-mixed"),
     on("train --trainer.strategy magic", "trainer.strategy=magic: ", "ddp"),
     on(
-        "train --optimizer.name adamw --trainer.strategy fsdp --trainer.accelerator cpu", "trainer.strategy=fsdp", "GPU"
+        "train --optimizer.name adamw --trainer.strategy fsdp --trainer.accelerator cpu",
+        "trainer.strategy=fsdp",
+        "GPU",
+        more=["--trainer.gradient_clip_val=null"],
     ),
     on("train --trainer.profiler magic", "trainer.profiler=magic: ", "simple"),
     on("train --trainer.callbacks", "class_path=nowhere.X: cannot be made", more=["[{class_path: nowhere.X}]"]),

@@ -906,6 +906,14 @@ class Config:
             f"on_non_finite=rollback: needs whole weights on each device, and trainer.strategy={self.trainer.strategy} "
             "divides them: use fsdp2, ddp, or on_non_finite=skip",
         )
+        _require(
+            not self.trainer.gradient_clip_val
+            or self.trainer.gradient_clip_algorithm == "value"
+            or "fsdp" not in str(self.trainer.strategy).lower()
+            or self.trainer.strategy == "fsdp2",
+            f"trainer.gradient_clip_val={self.trainer.gradient_clip_val}: the norm of all gradients is not known under "
+            f"trainer.strategy={self.trainer.strategy}: use fsdp2, or trainer.gradient_clip_val=null",
+        )
         _require_finite("", self)
         _require_at_least("", self, 1, "checkpoint_every_n_steps", "keep_every_n_steps", "keep_checkpoints")
         minutes = self.checkpoint_every_n_minutes

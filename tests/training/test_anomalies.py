@@ -433,7 +433,7 @@ def test_a_scalers_overflow_is_its_own_affair_but_a_loss_that_is_not_finite_is_l
         "init_args": {"precision": "16-mixed", "device": "cpu"},
     }
     at: At = {4: (INF, "gradient"), 7: (NAN, "loss")}
-    trainer = {"plugins": [plugin], "precision": None, "gradient_clip_val": None}
+    trainer = {"plugins": [plugin], "precision": None, "gradient_clip_val": 0.5}
     config = settings(
         tmp_path,
         at,

@@ -15,6 +15,7 @@ from minigpt.config import Config, UserError
 from minigpt.training import doctor, machine
 
 TEXT = "All happy families are alike; each unhappy family is unhappy in its own way.\n" * 200
+FSDP = ["--optimizer.name=adamw", "--trainer.strategy=fsdp", "--trainer.gradient_clip_val=null"]
 SMALL = ["--model.n_layer=1", "--model.n_head=1", "--model.n_embd=16", "--model.context_length=16"]
 
 
@@ -105,7 +106,7 @@ def test_one_screen_says_what_a_run_would_be(arguments: list[str], tmp_path: Pat
         (["--data.tokenizer=chars", "--sampling.prompts=[日]"], ["sampling.prompts: ", "'日'"]),
         (["--trainer.accelerator=tpux"], ["trainer.accelerator=tpux"]),
         (
-            ["--optimizer.name=adamw", "--trainer.strategy=fsdp", "--trainer.accelerator=cpu"],
+            [*FSDP, "--trainer.accelerator=cpu"],
             ["trainer.strategy=fsdp", "requires a GPU"],
         ),
         (["--trainer.precision=fp8"], ["trainer.precision=fp8", "bf16-mixed"]),
