@@ -101,6 +101,7 @@ def raw(changes: Sequence[str], turn: Turn) -> None:
     from minigpt.training.module import TrainingModule
     from minigpt.training.optimizer import learning_rate
     from minigpt.training.run import with_vocabulary
+    from minigpt.training.threads import denormals_as_zero
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     config = parse(changes)
@@ -110,15 +111,17 @@ def raw(changes: Sequence[str], turn: Turn) -> None:
     trainer = L.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
     module.trainer = trainer  # whose number of devices the module asks for
     optimizer, max_steps = module.configure_optimizers(), config.trainer.max_steps
-    for step, batch in enumerate(torch.utils.data.DataLoader(train_batches(config, data, n_batches=max_steps), None)):
-        turn()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config.optimizer, step, step / max_steps)
-        optimizer.zero_grad()
-        module.training_step(batch, step).backward()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), config.trainer.gradient_clip_val)
-        optimizer.step()
-        module.recent_losses.clear()
+    batches = torch.utils.data.DataLoader(train_batches(config, data, n_batches=max_steps), None)
+    with denormals_as_zero():
+        for step, batch in enumerate(batches):
+            turn()
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config.optimizer, step, step / max_steps)
+            optimizer.zero_grad()
+            module.training_step(batch, step).backward()
+            torch.nn.utils.clip_grad_norm_(module.parameters(), config.trainer.gradient_clip_val)
+            optimizer.step()
+            module.recent_losses.clear()
 
 
 def product(turn: Turn) -> None:

@@ -34,9 +34,11 @@ GPT2 = [
     "model.qk_norm=false",
     "model.bias=false",
 ]
+ADAMW = ["optimizer.name=adamw", "optimizer.learning_rate=1e-3"]
+"""With nanoGPT's learning rate: another one leads to other numbers, which are not always as quickly computed with."""
 FAMILIES = {
-    "gpt2 family": [*GPT2, "model.tie_embeddings=true", "optimizer.name=adamw"],
-    "modern family": ["optimizer.name=adamw"],
+    "gpt2 family": [*GPT2, "model.tie_embeddings=true", *ADAMW],
+    "modern family": ADAMW,
     "modern family, Muon": ["optimizer.name=muon"],
 }
 """What is set beyond the sizes; the first is nanoGPT's architecture."""

@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors import safe_open
 from scripts import run_script
-from small_runs import small_settings, wandb_history
+from small_runs import wandb_history
 
 from minigpt.checkpoint import load_model
 from minigpt.config import Config
@@ -20,9 +20,7 @@ from minigpt.data.batches import IGNORED, ValBatches
 from minigpt.data.prepare import prepare
 from minigpt.data.shards import Tokens
 from minigpt.run_folder import RunFolder
-from minigpt.training import run
 from minigpt.training.loss import next_token_loss
-from minigpt.training.run import train
 
 
 def test_the_run_folder_is_complete(tiny_run: Path) -> None:
@@ -225,24 +223,3 @@ def test_a_prompt_comes_from_a_file_or_from_standard_input(tiny_run: Path, tmp_p
     assert from_file.returncode == 0, from_file.stderr
     assert from_file.stdout.startswith("class Ünïcode:\n")
     assert from_file.stdout == from_input.stdout
-
-
-def test_a_resumed_run_takes_as_many_threads_as_before_and_says_where_it_cannot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    now = torch.get_num_threads()
-    try:
-        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-        monkeypatch.setattr(run, "usable_cores", lambda: 3)
-        torch.set_num_threads(2)
-        folder = train(small_settings(tmp_path, trainer={"max_steps": 2}))
-        torch.set_num_threads(1)
-        train(small_settings(tmp_path, trainer={"max_steps": 4}), folder.path)
-        assert torch.get_num_threads() == 2
-        assert "threads where" not in capsys.readouterr().err
-        monkeypatch.setattr(run, "usable_cores", lambda: 1)
-        train(small_settings(tmp_path, trainer={"max_steps": 6}), folder.path)
-        assert torch.get_num_threads() == 1
-        assert "note: 1 threads where the run had 2" in capsys.readouterr().err
-    finally:
-        torch.set_num_threads(now)

@@ -7,7 +7,6 @@ import dataclasses
 import importlib
 import inspect
 import logging
-import os
 import shutil
 import signal
 import sys
@@ -27,7 +26,6 @@ from torch.utils.data import Dataset
 from minigpt.checkpoint import CHECKPOINT_KEY, newest_checkpoint
 from minigpt.cli import AUTO
 from minigpt.config import Config, TrainerConfig, UserError
-from minigpt.cores import usable_cores
 from minigpt.data.batches import Share, TrainBatches
 from minigpt.data.prepare import open_data
 from minigpt.data.shards import PreparedData
@@ -47,6 +45,7 @@ from minigpt.training.processes import end_started, is_started_by_lightning
 from minigpt.training.resuming import begun_before, check_resume, check_text, existing
 from minigpt.training.sharding import FSDP2
 from minigpt.training.stopping import SECONDS_TO_EXIT, SIGNALS, StopSignals, requeue
+from minigpt.training.threads import choose_threads, denormals_as_zero
 
 
 def train(config: Config, resume: Path | None = None) -> RunFolder:
@@ -63,7 +62,7 @@ def train(config: Config, resume: Path | None = None) -> RunFolder:
     Raises:
         UserError: anything of the user's that cannot work, before training starts where possible.
     """
-    with StopSignals().listening() as stop, contextlib.ExitStack() as held:
+    with denormals_as_zero(), StopSignals().listening() as stop, contextlib.ExitStack() as held:
         return _train(config, resume, stop, held)
 
 
@@ -93,7 +92,7 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
                 f"going on with {resume} from step {steps}" + "".join(f"\n  now {each}" for each in changes), flush=True
             )
     before = content.get(CHECKPOINT_KEY, {})
-    _choose_threads(before.get("n_threads"))
+    choose_threads(before.get("n_threads"))
     content.clear()  # Lightning reads it again
     if resume is not None:
         folder = RunFolder(resume)
@@ -312,18 +311,6 @@ def with_vocabulary(config: Config, data: PreparedData) -> Config:
     if config.model.document_mask and config.model.end_of_text is None:
         filled["end_of_text"] = data.tokenizer.end_of_text
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **filled))
-
-
-def _choose_threads(before: int | None) -> None:
-    """As many threads as there are cores, or as a resumed run had before: with others, sums are rounded otherwise.
-
-    OMP_NUM_THREADS is the user's own choice, and that of Lightning where processes share a machine.
-    """
-    cores = usable_cores()
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(before if before and before <= cores else min(torch.get_num_threads(), cores))
-    if before not in {None, (now := torch.get_num_threads())}:
-        print(f"note: {now} threads where the run had {before}: equal up to rounding, not bit for bit", file=sys.stderr)
 
 
 def _write_config(folder: RunFolder, config: Config) -> None:
