@@ -6,12 +6,14 @@ import json
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision, FSDPPrecision, MixedPrecision, Precision
 from scripts import ROOT, run_script
 from small_runs import small_settings, small_text, train_and_die
 from test_resume import assert_same_run, metrics
@@ -27,6 +29,7 @@ from minigpt.model.gpt import GPT
 from minigpt.run_folder import RunFolder
 from minigpt.training.anomalies import _rows_again
 from minigpt.training.loss import model_loss
+from minigpt.training.module import TrainingModule
 from minigpt.training.optimizer import follow_schedule, make_optimizer
 from minigpt.training.run import train, with_vocabulary
 
@@ -449,3 +452,33 @@ def test_a_scalers_overflow_is_its_own_affair_but_a_loss_that_is_not_finite_is_l
     states = {step: read_checkpoint(file)["state_dict"] for step, file in run.all_earlier.items()}
     same = [all(torch.equal(v, states[n + 1][k]) for k, v in states[n].items()) for n in range(1, 11)]
     assert [n + 2 for n, each in enumerate(same) if each] == [5, 8]
+
+
+@pytest.mark.parametrize(
+    ("plugin", "is_ours"),
+    [
+        (Precision(), True),
+        (MixedPrecision("bf16-mixed", "cpu"), True),
+        (MixedPrecision("16-mixed", "cpu"), False),
+        (FSDPPrecision("32-true"), False),
+        (object.__new__(DeepSpeedPrecision), False),  # which is made only where DeepSpeed is installed
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_norm_that_is_there_clips_only_where_torchs_own_would_have(plugin: Precision, is_ours: bool) -> None:
+    def hand_over(*_: Any) -> None:
+        gradient.fill_(7.0)
+
+    gradient = torch.tensor([3.0, 4.0])
+    parameter = SimpleNamespace(grad=gradient)
+    module = SimpleNamespace(
+        trainer=SimpleNamespace(precision_plugin=plugin),
+        clip_gradients=hand_over,
+        left_out=False,
+        grad_norm=5.0,
+        total_norm=torch.tensor(5.0),
+        model=SimpleNamespace(parameters=lambda: [parameter]),
+    )
+    TrainingModule.configure_gradient_clipping(module, None, 1.0, None)  # type: ignore[arg-type]
+    expected = torch.tensor([0.6, 0.8]) if is_ours else torch.tensor([7.0, 7.0])
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=0)

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import Tensor
 
 from minigpt.checkpoint import CHECKPOINT_KEY
@@ -115,19 +115,13 @@ class TrainingModule(L.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        if gradient_clip_algorithm not in {None, "norm"} or not self._is_clipped_as_by_torch:
+        if gradient_clip_algorithm not in {None, "norm"} or not _clips_as_torch_does(self.trainer):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         # As torch's clip_grad_norm_ does it, but with the norm that is there, and not where it would change nothing.
         if gradient_clip_val and not self.left_out and self.grad_norm + 1e-6 > gradient_clip_val:
             gradients = [local(parameter.grad) for parameter in self.model.parameters() if parameter.grad is not None]
             torch._foreach_mul_(gradients, (gradient_clip_val / (self.total_norm + 1e-6)).clamp(max=1.0))
-
-    @property
-    def _is_clipped_as_by_torch(self) -> bool:
-        """Not where a scale is to be taken off first, or where no process has the norm of all (Lightning's FSDP)."""
-        plugin = type(self.trainer.precision_plugin)
-        return plugin.clip_grad_by_norm is Precision.clip_grad_by_norm and gradient_scaler(self.trainer) is None
 
     def on_validation_epoch_start(self) -> None:
         self._nats, self._count = 0.0, 0
@@ -187,3 +181,12 @@ class TrainingModule(L.LightningModule):
 def gradient_scaler(trainer: L.Trainer) -> Any:
     """What scales losses up against underflow, in 16-mixed; else None."""
     return getattr(trainer.precision_plugin, "scaler", None)
+
+
+def _clips_as_torch_does(trainer: L.Trainer) -> bool:
+    """Not where a scale is to be taken off first, where no process has the norm of all (Lightning's FSDP), or where
+    somebody else clips (DeepSpeed)."""
+    plugin = type(trainer.precision_plugin)
+    by_lightning = plugin.clip_gradients in {Precision.clip_gradients, MixedPrecision.clip_gradients}
+    by_norm = plugin.clip_grad_by_norm is Precision.clip_grad_by_norm
+    return by_lightning and by_norm and gradient_scaler(trainer) is None
