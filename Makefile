@@ -36,7 +36,7 @@ bench: .venv/installed-dev ## all benchmarks into benchmarks/results/ (an hour o
 	$(BIN)/python benchmarks/loss.py --write
 	$(BIN)/python benchmarks/generation.py $(AGAINST) --run runs/$(NAME) --write
 
-bench-quick: .venv/installed-dev ## all benchmarks with few rounds, in five minutes: do they run?
+bench-quick: .venv/installed-dev ## all benchmarks with few rounds, in ten minutes: do they run?
 	$(BIN)/python benchmarks/training.py $(AGAINST) $(if $(TEXT),--text $(TEXT)) --quick
 	$(BIN)/python benchmarks/attention.py --quick
 	$(BIN)/python benchmarks/data.py --quick
