@@ -13,7 +13,7 @@ from minigpt.config import UserError
 from minigpt.data.relations import Relation, to_json_line
 from minigpt.inspection.snapshot import Snapshot
 from minigpt.model import compiling
-from minigpt.model.compiling import compiling_pays
+from minigpt.model.compiling import compiles
 from minigpt.training.callbacks import Metrics
 from minigpt.training.module import TrainingModule
 from minigpt.training.run import train
@@ -229,14 +229,16 @@ def test_a_padded_vocabulary_trains_and_its_padding_is_never_written(tmp_path: P
 
 
 def test_compiling_is_left_to_gpus_and_to_runs_that_are_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not compiling_pays("cpu", 10**6)
+    assert not compiles(None, "cpu", 10**6)
+    assert compiles(True, "cpu", 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(compiling, "has_triton", lambda: True)
-    assert compiling_pays("auto", 1000)
-    assert not compiling_pays("auto", 999)
-    assert not compiling_pays("cpu", 1000)
+    assert compiles(None, "auto", 1000)
+    assert not compiles(False, "auto", 1000)
+    assert not compiles(None, "auto", 999)
+    assert not compiles(None, "cpu", 1000)
     monkeypatch.setattr(compiling, "has_triton", lambda: False)
-    assert not compiling_pays("gpu", 1000)
+    assert not compiles(None, "gpu", 1000)
 
 
 def test_compiling_that_fails_goes_on_uncompiled_with_one_warning(

@@ -12,6 +12,7 @@ from scripts import ROOT, run_script
 
 from minigpt import cli
 from minigpt.config import Config, UserError
+from minigpt.model import compiling
 from minigpt.training import doctor, machine
 
 TEXT = "All happy families are alike; each unhappy family is unhappy in its own way.\n" * 200
@@ -133,6 +134,29 @@ def test_what_would_fail_is_said_before_hours_are_spent(
     for each in words:
         assert each in verdict
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "pays", "said"),
+    [
+        ([], True, "this run compiles (compile: null)"),
+        ([], False, "this run does not compile (compile: null)"),
+        (["--compile=false"], True, "this run does not compile"),
+        (["--compile=true"], False, "this run compiles"),
+    ],
+)
+def test_the_doctor_says_what_training_would_decide_on_compiling(
+    changes: list[str],
+    pays: bool,
+    said: str,
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr(compiling, "_pays", lambda *_: pays)
+    lines = screen([*arguments, *changes], monkeypatch, capsys)[1].splitlines()
+    (line,) = [line for line in lines if line.startswith("compile ")]
+    assert line.endswith(f"; {said}")
 
 
 def test_withdrawn_releases_are_refused_before_they_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:

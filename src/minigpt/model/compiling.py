@@ -15,11 +15,21 @@ PAYING_STEPS = 1000
 """Steps of a run on a GPU from which on the minute of compiling comes back; on a CPU it takes longer to."""
 
 
-def compiling_pays(accelerator: object, n_steps: int) -> bool:
-    """Whether so many training steps are sooner done compiled. PyTorch keeps what it compiled for the next run.
+def compiles(setting: bool | None, accelerator: object, n_steps: int) -> bool:
+    """Whether a run compiles its training step: as `compile` says, or, where that is null, where it pays.
 
-    Args: accelerator is Lightning's; on a CPU a fifth is gained (2 cores, nanoGPT's CPU recipe), after minutes.
+    It pays on a GPU, in a run long enough to earn back the minute of compiling. PyTorch keeps what it compiled for the
+    next run. On a CPU a fifth is gained (2 cores, nanoGPT's CPU recipe), after minutes.
+
+    Args:
+        setting: the config's `compile`.
+        accelerator: Lightning's.
+        n_steps: optimizer steps of the run.
     """
+    return _pays(accelerator, n_steps) if setting is None else setting
+
+
+def _pays(accelerator: object, n_steps: int) -> bool:
     on_gpu = torch.cuda.is_available() and str(accelerator) in {"auto", "gpu", "cuda"}
     return on_gpu and has_triton() and n_steps >= PAYING_STEPS
 

@@ -17,7 +17,7 @@ from minigpt.checkpoint import CHECKPOINT_KEY
 from minigpt.config import Config
 from minigpt.data.batches import IGNORED
 from minigpt.data.shards import PreparedData
-from minigpt.model.compiling import compiled, compiling_pays
+from minigpt.model.compiling import compiled, compiles
 from minigpt.model.gpt import GPT
 from minigpt.training.averaging import Averaging
 from minigpt.training.loss import model_loss
@@ -37,10 +37,8 @@ class TrainingModule(L.LightningModule):
         # A function beside the model, not a module in it: the parameters' names stay clean, and whoever looks at the
         # model (samples, probes) uses the plain one.
         loss = functools.partial(model_loss, self.model)
-        pays = compiling_pays(config.trainer.accelerator, config.trainer.max_steps)
-        self.loss: Callable[..., Tensor] = (
-            compiled(loss) if config.compile or (config.compile is None and pays) else loss
-        )
+        is_compiled = compiles(config.compile, config.trainer.accelerator, config.trainer.max_steps)
+        self.loss: Callable[..., Tensor] = compiled(loss) if is_compiled else loss
         self.recent_losses: list[Tensor] = []
         self.tokens_seen = 0  # predicted in training, over all devices
         self._began_at_step, self._seen_before = 0, 0

@@ -173,7 +173,7 @@ def shortened(config: Config, steps: int) -> tuple[Config, list[str]]:
         every = max(1, steps // 4)
         top["attention"] = dataclasses.replace(config.attention, every_n_steps=every)
     if config.compile is None and _compiles(config):
-        top["compile"] = True  # it would not be, with so few steps
+        top["compile"] = True  # with so few steps it would be False
     changes = [f"trainer.{name}={value} (was {getattr(t, name)})" for name, value in trainer.items()]
     changes += [f"{name}={value} (was {getattr(config, name)})" for name, value in top.items() if name != "attention"]
     if "attention" in top:
@@ -182,9 +182,9 @@ def shortened(config: Config, steps: int) -> tuple[Config, list[str]]:
 
 
 def _compiles(config: Config) -> bool:
-    from minigpt.model.compiling import compiling_pays
+    from minigpt.model.compiling import compiles
 
-    return compiling_pays(config.trainer.accelerator, config.trainer.max_steps)
+    return compiles(config.compile, config.trainer.accelerator, config.trainer.max_steps)
 
 
 def _temporary_folder(runs_dir: Path) -> Path:
