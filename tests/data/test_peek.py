@@ -45,7 +45,17 @@ def test_the_counts_are_those_of_the_documents(config: Config) -> None:
         (line,) = (line for line in text.splitlines() if line.startswith(f"{name} "))
         assert f"{len(starts)} documents, 0.00 MB, {n_tokens:,} tokens, 1.00 bytes per token" in line
         assert f"documents have {lengths.min()} to {lengths.max()} tokens" in text
-        assert f"half of them more than {int(np.median(lengths))}" in text
+        assert f"tokens, {int(np.median(lengths))} in the median" in text
+
+
+def test_a_single_document_has_one_length(tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_text("It was a dark and stormy night. " * 50)
+    data = DataConfig(source=str(path), tokenizer="bytes", batch_size=4, dir=str(tmp_path / "data"))
+    _, text = page(Config(data=data, model=GPTConfig(context_length=8)))
+    lengths = [line.strip() for line in text.splitlines() if "one document of" in line]
+    assert len(lengths) == 2  # train and val
+    assert "median" not in text
 
 
 def test_the_most_frequent_tokens_come_first_with_their_share(config: Config) -> None:

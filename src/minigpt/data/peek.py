@@ -57,10 +57,11 @@ def _split_lines(name: str, split: Split) -> Iterator[str]:
     n_tokens, starts = len(split.tokens), split.document_starts
     lengths = np.diff(starts, append=n_tokens) - 1  # without the end_of_text
     yield f"{name:<9}  {split}, {split.n_bytes / max(1, n_tokens - len(starts)):.2f} bytes per token"
-    yield (
-        f"           documents have {lengths.min():,} to {lengths.max():,} tokens, half of them more than "
-        f"{int(np.median(lengths)):,}"
-    )
+    if len(starts) == 1:
+        yield f"           one document of {lengths[0]:,} tokens"
+    else:
+        median = int(np.median(lengths))
+        yield f"           documents have {lengths.min():,} to {lengths.max():,} tokens, {median:,} in the median"
     if len(split.sources) > 1:
         for source in split.sources:
             yield (
