@@ -29,6 +29,25 @@ def test_a_line_goes_from_edge_to_edge_and_higher_values_are_higher() -> None:
     assert heights[2] == pytest.approx((heights[0] + heights[1]) / 2, abs=1)
 
 
+def height(chart: Chart) -> float:
+    """The share of the chart's height that its line takes."""
+    heights = [y for _, y in drawn(chart)]
+    return (max(heights) - min(heights)) / HEIGHT
+
+
+def test_noise_around_a_constant_looks_small() -> None:
+    assert height(Chart({"loss": {0: 3.37, 50: 3.371, 100: 3.369}})) < 0.01
+    assert height(Chart({"attn/max/induction": {0: 0.008, 50: 0.010, 100: 0.009}}, least_span=0.1)) < 0.05
+    assert height(Chart({"attn/max/induction": {0: 0.008, 50: 0.9, 100: 0.95}}, least_span=0.1)) > 0.8
+
+
+def test_values_that_are_never_negative_get_no_axis_far_below_zero() -> None:
+    chart = Chart({"score": {0: 0.008, 100: 0.010}}, least_span=0.1)
+    _, _, bottom, top = chart.data()["limits"]  # type: ignore[misc]
+    assert bottom >= -0.006
+    assert top >= 0.1
+
+
 def test_two_lines_share_their_axes() -> None:
     chart = Chart({"a": {0: 1.0, 10: 2.0}, "b": {10: 2.0, 20: 3.0}}, wide=True)
     assert drawn(chart, 0)[1] == drawn(chart, 1)[0]

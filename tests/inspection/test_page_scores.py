@@ -206,6 +206,12 @@ def test_the_curve_marks_the_selected_head_and_hovering_names_head_value_and_ste
     assert view.text("#curve-note") == "layer 0, head 0: 0.000 at step 300"
 
 
+def test_the_curves_of_scores_that_are_only_noise_lie_flat(show):
+    noise = [np.full((2, 3), 0.008 + 0.001 * k) for k in range(3)]
+    view = show([dataclasses.replace(each, scores={"induction": n}) for each, n in zip(history(), noise, strict=True)])
+    assert (view.text("#curve-low"), view.text("#curve-high")) == ("0.000", "0.100")
+
+
 def test_between_two_steps_the_line_that_is_drawn_there_is_the_one_that_is_named(view):
     view.page.mouse.move(*dots(view, 1.4, 0.6 + 0.4 * 0.3))
     assert view.text("#curve-note") == "layer 1, head 1: 0.600 at step 200"

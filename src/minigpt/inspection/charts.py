@@ -11,6 +11,8 @@ WIDTH, HEIGHT = 2000, 1000
 """Units of the drawing, which is stretched to the room there is; run_report.js counts in them too."""
 MOST_POINTS = 800
 """Of one line; of longer ones the least and the greatest of each stretch are kept, so that no spike is lost."""
+LEAST_SHARE = 0.1
+"""The axis of values covers at least this share of the largest one, so that noise around a constant looks small."""
 MOST_DOTS = 40
 """A line of more points is drawn without dots."""
 
@@ -23,11 +25,13 @@ class Chart:
 
     lines: Mapping[str, Mapping[int, float]]
     wide: bool = False
+    least_span: float = 0.0
+    """The axis of values covers at least this much, in the unit of the values."""
 
     def html(self, number: int) -> str:
         """The chart as a <figure>; `number` is its place among the charts of a document."""
         lines = self._points()
-        first, last, bottom, top = _limits(lines)
+        first, last, bottom, top = _limits(lines, self.least_span)
 
         def x(step: float) -> int:
             return round((step - first) / (last - first) * WIDTH)
@@ -62,7 +66,7 @@ class Chart:
         """What the script needs to tell the value at a step: limits and points."""
         lines = self._points()
         return {
-            "limits": _limits(lines),
+            "limits": _limits(lines, self.least_span),
             "lines": [
                 {
                     "name": name,
@@ -107,15 +111,20 @@ def _latest(points: _Points) -> str:
     return f"{short(value)} at step {step}"
 
 
-def _limits(lines: Mapping[str, _Points]) -> tuple[int, int, float, float]:
+def _limits(lines: Mapping[str, _Points], least_span: float) -> tuple[int, int, float, float]:
     """First and last step, bottom and top, with some room above and below the values."""
     steps = [step for points in lines.values() for step, _ in points]
     values = [value for points in lines.values() for _, value in points]
     low, high = min(values), max(values)
-    room = 0.05 * (high - low)
-    if room <= 1e-9 * max(abs(low), abs(high), 1e-200):  # a constant, or as good as one
-        room = max(0.05 * abs(high), 1e-200) if abs(high) > 1e-200 else 1.0
-    return min(steps), max(max(steps), min(steps) + 1), low - room, high + room
+    largest = max(abs(low), abs(high))
+    span = max(high - low, LEAST_SHARE * largest, least_span)
+    if span <= 1e-200:  # all zero, or as good as zero
+        span = 1.0
+    room = 0.05 * span
+    below = (span - (high - low)) / 2
+    if low >= 0:  # values that are never negative get no axis below zero
+        below = min(below, low)
+    return min(steps), max(max(steps), min(steps) + 1), low - below - room, low - below + span + room
 
 
 def _label(value: float) -> str:

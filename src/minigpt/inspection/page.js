@@ -386,14 +386,24 @@ function drawScores() {
 
 const EDGE = 7, LEFT = 40;                // pixels between the chart's border and its lines; the range stands at the left
 
+// What the axis of scores covers at least, so that noise looks small: scores are shares, the change of loss is in nats.
+const leastSpan = () => (names[state.score] === "ablation" ? 0.01 : 0.1);
+
+// The axis of scores: their range, widened to the least span, but not across zero.
+function axis() {
+  const [low, high] = range(), missing = Math.max(0, leastSpan() - (high - low));
+  const below = low >= 0 ? Math.min(low, missing / 2) : high <= 0 ? Math.max(missing / 2, missing + high) : missing / 2;
+  return [low - below, high + missing - below];
+}
+
 // Where a step and a score lie on the chart, in CSS pixels.
 function chart() {
-  const { clientWidth: width, clientHeight: height } = $("curve"), [low, high] = range();
+  const { clientWidth: width, clientHeight: height } = $("curve"), [low, high] = axis();
   const first = steps[0], span = steps[steps.length - 1] - first || 1;
   return {
     width, height, low, high,
     x: (frame) => LEFT + (width - LEFT - EDGE) * (steps[frame] - first) / span,
-    y: (value) => height - EDGE - (height - 2 * EDGE) * (high > low ? (value - low) / (high - low) : 0.5),
+    y: (value) => height - EDGE - (height - 2 * EDGE) * (value - low) / (high - low),
   };
 }
 

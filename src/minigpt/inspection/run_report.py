@@ -21,6 +21,8 @@ from minigpt.inspection.wandb_run import read_wandb_run
 LOSSES = ("train/loss", "val/loss")
 ORDER = ("val/bits_per_byte", "learning_rate", "grad_norm", "perf/tokens_per_second")
 """The small charts that come first; the others follow by their names."""
+BOUNDED, SHARES = ("attn/max/", "attn/entropy", "attn/sink_rate"), 0.1
+"""Curves of shares between 0 and 1, and what their axis covers at least: of less, a curve would be mostly noise."""
 MOST_CHARTS = 60
 MOST_PICTURES = 24
 _TYPES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg"}
@@ -73,7 +75,10 @@ def render_report(record: RunRecord) -> str:
     of_attention = [name for name in names[:MOST_CHARTS] if name.startswith("attn/")]
     of_training = [name for name in names[:MOST_CHARTS] if name not in of_attention]
     first = len(charts)
-    charts += [Chart({name: record.curves[name]}) for name in (*of_training, *of_attention)]
+    charts += [
+        Chart({name: record.curves[name]}, least_span=SHARES if name.startswith(BOUNDED) else 0.0)
+        for name in (*of_training, *of_attention)
+    ]
     drawn = [chart.html(number) for number, chart in enumerate(charts)]
     split = first + len(of_training)
     missing = [*record.missing, *([f"Curves that there was no room for: {', '.join(left_out)}."] if left_out else [])]
