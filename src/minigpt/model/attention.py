@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from minigpt.config import GPTConfig, UserError, check_attention
 from minigpt.model.cache import LayerCache
 from minigpt.model.graphs import Causal, Full, Graph
-from minigpt.model.kernels import by_blocks, fused, has_triton, in_pieces, repeat_heads
+from minigpt.model.kernels import by_blocks, chunked, fused, has_triton, repeat_heads
 from minigpt.model.linear_attention import causal_linear_attention, full_linear_attention, full_product
 from minigpt.model.norms import make_norm
 from minigpt.model.positions import rotate
@@ -156,7 +156,7 @@ def _gather(query: Tensor, key: Tensor, value: Tensor, how: How, dropout: float 
         weights = _weights(Scores(query, key, scores.scale, bias), mask, similarity, softcap)
         return (F.dropout(weights, dropout).to(value.dtype) @ value).to(value.dtype)
 
-    return in_pieces(by_weights, scores.query, scores.key, value, graph, writes_weights=True)
+    return chunked(by_weights, scores.query, scores.key, value, graph, writes_weights=True)
 
 
 def _fused_by_groups(scores: Scores, value: Tensor, dropout: float) -> Tensor:
@@ -182,7 +182,7 @@ def _gather_linearly(query: Tensor, key: Tensor, value: Tensor, similarity: Line
     def by_weights(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, keys: slice) -> Tensor:
         return (_linear_weights(query, key, mask).to(value.dtype) @ value).to(value.dtype)
 
-    return in_pieces(by_weights, query, key, value, graph, writes_weights=True)
+    return chunked(by_weights, query, key, value, graph, writes_weights=True)
 
 
 def _scores(query: Tensor, key: Tensor, similarity: Similarity, key_bias: Tensor | None) -> Scores:

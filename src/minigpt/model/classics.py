@@ -1,7 +1,6 @@
-"""Points, corrupted patterns or lookups -> what kernel regression, associative memory or a table answers, by `attend`.
+"""Kernel regression, associative memory and table look-up as special cases of attention.
 
-Attention holds these older methods as special cases. The functions here only reshape: the mathematics is `attend` with
-a similarity and a graph, so whoever knows one of the methods can read attention through it. What they claim is tested.
+The functions only reshape; the mathematics is `attend` with a similarity and a graph. What they claim is tested.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def regress(
         x_train: (S,) points with a known value: the keys.
         y_train: (S,) those values.
         similarity: the kernel's logarithm.
-        graph: which training points a prediction hears; all when not given.
+        graph: which training points a prediction uses; all when not given.
 
     Returns:
         (T,) float64 predictions.

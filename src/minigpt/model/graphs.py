@@ -1,7 +1,7 @@
-"""Who may listen to whom: rules over pairs of tokens, combined with & and |, made into a matrix only piece by piece.
+"""Attention masks as rules: which query may attend to which key. Rules combine with & and |.
 
-A graph is directed: an edge from key s to query t lets token t listen to token s. Graphs hold their rule, not their
-matrix, so that attention can choose the form its kernel likes best: a flag, a block mask, or pieces of a dense mask.
+A graph is directed: an edge from key s to query t lets token t attend to token s. A graph stores its rule, not the (T,
+S) matrix, so each kernel gets the form it runs fastest: a causal flag, a block mask, or chunks of a dense mask.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ class Graph:
     shape: tuple[int, int] = (1, 1)
     """Number of different graphs along the batch and along the heads; 1 where all share one."""
     reflexive: bool = False
-    """Whether every token is sure to hear itself, so that none is left without an edge."""
+    """Whether every token attends to itself, so that no row of the mask is empty."""
 
     def edges(self, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """Whether query t hears key s, in batch row b and head h; the indices broadcast, bool comes out."""
+        """Whether query t attends to key s in batch row b and head h: bool, in the broadcast shape of the indices."""
         raise NotImplementedError
 
     def reach(self, start: int, stop: int, n_keys: int) -> tuple[int, int]:
-        """The range of keys outside of which no query of start..stop has an edge: what is not computed at all."""
+        """The range of keys that queries start..stop can attend to; keys outside it are not computed."""
         return 0, n_keys
 
     def reduced(self, n_queries: int, n_keys: int) -> Graph:
-        """The simplest graph with the same edges among that many tokens."""
+        """The simplest graph with the same edges for this many queries and keys."""
         return self
 
     def check(self, B: int, H: int, T: int, S: int) -> None:
         """Raises UserError unless the graph fits B rows, H heads, T queries and S keys."""
 
     def mask(self, queries: range, keys: range, device: torch.device | str = "cpu") -> Tensor:
-        """The dense piece of the matrix for some queries and keys: (B or 1, H or 1, T, S) bool."""
+        """The mask of some queries and keys as a matrix: (B or 1, H or 1, T, S) bool."""
         n_batch, n_heads = self.shape
         b = torch.arange(n_batch, device=device)[:, None, None, None]
         h = torch.arange(n_heads, device=device)[:, None, None]
@@ -48,24 +48,24 @@ class Graph:
         return self.edges(b, h, t, s).expand(n_batch, n_heads, len(queries), len(keys))
 
     def show(self, n_queries: int, n_keys: int | None = None, *, row: int = 0, head: int = 0) -> str:
-        """The matrix as text, a line for each query: `■` where it may listen, `·` where not."""
+        """The mask as text, a line for each query: `■` where it may attend, `·` where not."""
         n_keys = n_queries if n_keys is None else n_keys
         mask = self.mask(range(n_queries), range(n_keys))
         matrix = mask[min(row, len(mask) - 1), min(head, mask.shape[1] - 1)].tolist()
         return "\n".join("".join("■" if edge else "·" for edge in line) for line in matrix)
 
     def __and__(self, other: Graph) -> Graph:
-        """The edges that both have."""
+        """Edges that are in both graphs."""
         return Both(self, other)
 
     def __or__(self, other: Graph) -> Graph:
-        """The edges that either has."""
+        """Edges that are in either graph."""
         return Either(self, other)
 
 
 @dataclass(frozen=True)
 class Full(Graph):
-    """Everyone hears everyone: an encoder."""
+    """Every token attends to every token: an encoder."""
 
     reflexive = True
 
@@ -75,7 +75,7 @@ class Full(Graph):
 
 @dataclass(frozen=True)
 class Causal(Graph):
-    """Everyone hears itself and what came before: a decoder."""
+    """Every token attends to itself and to earlier tokens: a decoder."""
 
     reflexive = True
 
@@ -88,9 +88,9 @@ class Causal(Graph):
 
 @dataclass(frozen=True)
 class Window(Graph):
-    """Everyone hears the tokens less than `size` away, itself included (Child et al. 2019, Beltagy et al. 2020).
+    """Every token attends to tokens less than `size` away, itself included (Child et al. 2019, Beltagy et al. 2020).
 
-    With `Causal() &`, the last `size` tokens, counting itself, as in Mistral (Jiang et al. 2023).
+    `Causal() & Window(size)` is the last `size` tokens, itself included: Mistral's sliding window (Jiang et al. 2023).
     """
 
     size: int
@@ -98,7 +98,7 @@ class Window(Graph):
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise UserError(f"window={self.size}: must be at least 1, which is the token itself")
+            raise UserError(f"window={self.size}: must be at least 1, the token itself")
 
     def edges(self, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return (t - s).abs() < self.size
@@ -112,7 +112,7 @@ class Window(Graph):
 
 @dataclass(frozen=True, eq=False)
 class Prefix(Graph):
-    """Everyone hears the first tokens; `Causal() | Prefix(n)` reads a prompt both ways (Raffel et al. 2020)."""
+    """Every token attends to the first `length` tokens; `Causal() | Prefix(n)` is a prefix LM (Raffel et al. 2020)."""
 
     length: int | Tensor
     """One length for all, or (B,) int64."""
@@ -140,7 +140,7 @@ class Prefix(Graph):
 
 @dataclass(frozen=True, eq=False)
 class Documents(Graph):
-    """Everyone hears its own document only: blocks along the diagonal. Padding, numbered -1, is in none."""
+    """Every token attends within its own document: a block-diagonal mask. Padding has id -1 and attends to nothing."""
 
     ids: Tensor
     """(T,) or (B, T): which document each token belongs to."""
@@ -154,7 +154,7 @@ class Documents(Graph):
         return (mine == theirs) & (mine >= 0)
 
     def reach(self, start: int, stop: int, n_keys: int) -> tuple[int, int]:
-        if torch.compiler.is_compiling():  # a shape that depends on the ids would break the traced graph
+        if torch.compiler.is_compiling():  # shapes that depend on the ids would break the traced graph
             return 0, n_keys
         ids = self.ids.reshape(-1, n_keys)
         mine = ids[:, start:stop]
@@ -174,7 +174,7 @@ class Documents(Graph):
 
 @dataclass(frozen=True, eq=False)
 class Padding(Graph):
-    """Nobody hears padding, and padding hears nobody."""
+    """No token attends to padding, and padding attends to nothing."""
 
     keys: Tensor
     """(B, S) bool: which keys are real."""
@@ -186,8 +186,8 @@ class Padding(Graph):
         return (len(self.keys), 1)
 
     def edges(self, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        heard = self.keys[b, s]
-        return heard & (t == t) if self.queries is None else heard & self.queries[b, t]
+        is_key = self.keys[b, s]
+        return is_key & (t == t) if self.queries is None else is_key & self.queries[b, t]
 
     def check(self, B: int, H: int, T: int, S: int) -> None:
         for name, real, length in (("keys", self.keys, S), ("queries", self.queries, T)):
@@ -200,7 +200,7 @@ class Padding(Graph):
 
 @dataclass(frozen=True, eq=False)
 class Adjacency(Graph):
-    """Any edges: the matrix itself."""
+    """Any mask, given as a matrix."""
 
     matrix: Tensor
     """(T, S), (B, T, S) or (B, H, T, S) bool; B and H may be 1."""
@@ -245,7 +245,7 @@ class _Pair(Graph):
 
 
 class Both(_Pair):
-    """The edges that two graphs share; written `first & second`."""
+    """The intersection of two graphs; written `first & second`."""
 
     @property
     def reflexive(self) -> bool:  # type: ignore[override]
@@ -267,7 +267,7 @@ class Both(_Pair):
 
 
 class Either(_Pair):
-    """The edges of two graphs together; written `first | second`."""
+    """The union of two graphs; written `first | second`."""
 
     @property
     def reflexive(self) -> bool:  # type: ignore[override]

@@ -1,8 +1,8 @@
-"""Scores, values and a graph -> what is gathered, by the kernel that does it best.
+"""Attention kernels: the weighted sum of values for scores and a graph, without storing the (T, S) matrix.
 
-Scores are (query, key, scale, key_bias), as `similarities` says them; the kernels are PyTorch's. None of them holds the
-(T, S) matrix, and what each cannot do is the next one's: `fused` takes every softmax on the CPU and the simple graphs
-on a GPU, `by_blocks` the other graphs there, and `in_pieces` whatever needs its scores or a dense mask in hand.
+Scores are (query, key, scale, key_bias), see `similarities`; the kernels are PyTorch's. `fused` serves every softmax on
+a CPU, and full and causal graphs on a GPU; `by_blocks` (FlexAttention) the other graphs on a GPU; `chunked` whatever
+needs explicit scores or a dense mask.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from minigpt.model.graphs import Causal, Full, Graph
 from minigpt.model.similarities import Scores
 
 ROWS = 256
-"""Queries for which a dense piece of the graph is made at a time."""
+"""Queries in one chunk of a dense mask."""
 WEIGHTS = 2**22
-"""Weights that are written out at a time, over all rows and heads: 16 MB in float32, and some copies of it."""
+"""Weights in one chunk, over all rows and heads: 16 MB in float32, of which a few copies exist at a time."""
 
 
 def fused(scores: Scores, value: Tensor, graph: Graph, dropout: float) -> Tensor:
-    """scaled_dot_product_attention: by its flag, or by pieces of a dense mask."""
+    """torch's scaled_dot_product_attention, with its causal flag or with chunks of a dense mask."""
     dtype, D_v = value.dtype, value.shape[-1]
     query, key, value = _of_one_width(scores, value)
 
@@ -39,12 +39,12 @@ def fused(scores: Scores, value: Tensor, graph: Graph, dropout: float) -> Tensor
             query, key, value, dropout_p=dropout, is_causal=isinstance(graph, Causal), scale=scores.scale
         )
     else:
-        gathered = in_pieces(by_mask, query, key, value, graph)
+        gathered = chunked(by_mask, query, key, value, graph)
     return gathered[..., :D_v].to(dtype)
 
 
-def in_pieces(
-    piece: Callable[[Tensor, Tensor, Tensor, Tensor, slice], Tensor],
+def chunked(
+    attend_chunk: Callable[[Tensor, Tensor, Tensor, Tensor, slice], Tensor],
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -52,18 +52,21 @@ def in_pieces(
     *,
     writes_weights: bool = False,
 ) -> Tensor:
-    """Some queries at a time, with the keys in their reach and that piece of the graph's matrix.
+    """Attention of some queries at a time, over the keys in their reach and that chunk of the mask.
+
+    For the backward pass each chunk is computed again, so memory grows with T, not with T * S.
 
     Args:
-        piece: (query, key, value, mask, keys) -> what these queries gather from these keys. No row of the mask it gets
-            is empty: who hears nothing is let to hear all, and its result replaced by zeros.
+        attend_chunk: (query, key, value, mask, keys) -> the weighted sums of these queries over these keys. Fully
+        masked
+            rows attend everywhere, then their result is zeroed, so no softmax sees a row of -inf.
         query: (B, H, T, D).
         key: (B, H, S, D).
         value: (B, H, S, D_v).
-        graph: that the pieces are cut from.
-        writes_weights: whether the piece holds weights of all its rows and heads. Then pieces have equally many
-            weights, not equally many queries: no more than WEIGHTS are held at once, whatever the number of keys, and
-            the memory of one piece fits the next (growing pieces leave holes in the heap).
+        graph: the mask.
+        writes_weights: whether attend_chunk materialises its weights. Then chunks have equally many weights instead of
+            equally many queries: at most WEIGHTS are in memory at once, whatever the number of keys, and the allocator
+            reuses one chunk's memory for the next (growing chunks fragment the heap).
     """
     (B, H, T, _), S = query.shape, key.shape[2]
     gathered: list[Tensor] = []
@@ -87,9 +90,9 @@ def in_pieces(
             mask = graph.mask(queries, keys, query.device)
             here = slice(keys.start, keys.stop)
             if graph.reflexive and T <= S:
-                return piece(query, key, value, mask, here)
-            heard = mask.any(dim=-1, keepdim=True)
-            return piece(query, key, value, mask | ~heard, here).masked_fill(~heard, 0.0)
+                return attend_chunk(query, key, value, mask, here)
+            attends = mask.any(dim=-1, keepdim=True)
+            return attend_chunk(query, key, value, mask | ~attends, here).masked_fill(~attends, 0.0)
 
         parts = query[:, :, start:stop], key[:, :, low:high], value[:, :, low:high]
         keep = stop - start == T or not torch.is_grad_enabled()
@@ -98,13 +101,13 @@ def in_pieces(
 
 
 def _rows_of_weights(graph: Graph, start: int, n_queries: int, n_keys: int, most: int) -> int:
-    """How many queries from `start` on have at most that many weights with the keys in their reach; one at least."""
+    """The largest number of queries from `start` on with at most `most` weights; at least one."""
 
     def weights(rows: int) -> int:
         low, high = graph.reach(start, start + rows, n_keys)
         return rows * max(0, high - low)
 
-    # In a window, which does not reach back to the first key, long pieces would hold little but what is no edge.
+    # A window does not reach back to the first key: long chunks would be masked almost everywhere.
     fewest, largest = 1, n_queries - start if graph.reach(start, start + 1, n_keys)[0] == 0 else ROWS
     while fewest < largest:
         middle = (fewest + largest + 1) // 2
@@ -113,7 +116,7 @@ def _rows_of_weights(graph: Graph, start: int, n_queries: int, n_keys: int, most
 
 
 def by_blocks(scores: Scores, value: Tensor, graph: Graph, softcap: float | None) -> Tensor:
-    """FlexAttention: blocks of the matrix without an edge are skipped, and no mask is held."""
+    """FlexAttention: skips empty blocks of the mask and stores no mask (Dong et al. 2024, arXiv:2412.05496)."""
     bias = scores.key_bias
 
     def score_mod(score: Tensor, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -135,11 +138,11 @@ def by_blocks(scores: Scores, value: Tensor, graph: Graph, softcap: float | None
     return gathered
 
 
-@lru_cache(maxsize=8)  # a model's layers share their graphs, and a static graph stays the same from step to step
+@lru_cache(maxsize=8)  # layers share their graphs, and a static graph is the same in every step
 def _block_mask(graph: Graph, device: torch.device, n_queries: int, n_keys: int) -> BlockMask:
     n_batch, n_heads = (n if n > 1 else None for n in graph.shape)
 
-    def edges(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:  # a plain function, as torch looks at its kind
+    def edges(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:  # a plain function: torch inspects its type
         return graph.edges(b, h, t, s)
 
     return create_block_mask(edges, n_batch, n_heads, n_queries, n_keys, device=str(device))
@@ -153,21 +156,21 @@ def _compiled_flex_attention() -> Callable[..., Tensor]:
 
 @lru_cache(maxsize=1)
 def has_triton() -> bool:
-    """Without the compiler that it needs, FlexAttention would hold the whole matrix."""
+    """Whether FlexAttention can compile its kernel; without Triton it would materialise the whole matrix."""
     return importlib.util.find_spec("triton") is not None
 
 
 def repeat_heads(x: Tensor, n_head: int) -> Tensor:
-    """(B, H_kv, T, D) -> (B, H, T, D). Explicit, as enable_gqa leaves the fused kernel on some devices."""
+    """(B, H_kv, T, D) -> (B, H, T, D). Explicit, because enable_gqa leaves the fused kernel on some devices."""
     return x if x.shape[1] == n_head else x.repeat_interleave(n_head // x.shape[1], dim=1)
 
 
 def _of_one_width(scores: Scores, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value of one width, as the fused kernels want them, the bias among their channels.
+    """Query, key and value of one width, as the fused kernels need them, with the bias as an extra channel.
 
-    (q, 1)·(k, bias) = q·k + bias: the kernels take no bias for each key along with the causal flag, nor give its
-    gradient. A bias of 16 bits would be coarser than the scores' differences, so there it is split over three channels,
-    which hold 24 bits. Channels of zeros change no product and no sum.
+    (q, 1)·(k, bias) = q·k + bias: the kernels take no per-key bias together with the causal flag, nor give its
+    gradient. In 16 bits one channel would be too coarse for the bias, so it is split over three, which hold 24 bits.
+    Channels of zeros change no product and no sum.
     """
     query, key, scale, bias = scores
     if bias is None and query.shape[-1] == value.shape[-1]:
@@ -182,7 +185,7 @@ def _of_one_width(scores: Scores, value: Tensor) -> tuple[Tensor, Tensor, Tensor
             bias = bias - parts[-1]
     width = max(query.shape[-1] + len(parts), value.shape[-1])
     if width > min(query.shape[-1], value.shape[-1]):
-        width = -(-width // 8) * 8  # rows that begin at multiples of 32 bytes are faster
+        width = -(-width // 8) * 8  # rows aligned to 32 bytes are faster
     ones = [query.new_ones(()).to(dtype).expand(*query.shape[:-1], 1)] * len(parts)
     channels = [part[..., None] for part in parts]
     return (
@@ -193,7 +196,7 @@ def _of_one_width(scores: Scores, value: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def _widened(channels: list[Tensor], width: int) -> Tensor:
-    """Channels side by side, and zeros up to a width: one copy, or none."""
+    """Concatenate channels and pad with zeros to a width, in at most one copy."""
     missing = width - sum(x.shape[-1] for x in channels)
     if missing:
         channels = [*channels, channels[0].new_zeros(()).expand(*channels[0].shape[:-1], missing)]

@@ -1,8 +1,8 @@
-"""Positive features of queries and keys, and values -> weighted sums, in time linear in T.
+"""Linear attention (Katharopoulos et al. 2020, https://arxiv.org/abs/2006.16236): time linear in T.
 
-weights[t, s] = q[t]·k[s] / sum over s' of q[t]·k[s']: the product is bilinear, so the sum over s of k[s] v[s] can be
-carried along instead of the keys and values themselves (Katharopoulos et al. 2020, https://arxiv.org/abs/2006.16236).
-The sum of the k[s] themselves, which the denominator needs, rides along as one more channel of ones in the values.
+weights[t, s] = q[t]·k[s] / sum over s' of q[t]·k[s'] for positive features q and k. The product is bilinear, so the
+running sum over s of k[s] v[s] replaces the keys and values themselves. The denominator needs the sum of k[s]: it is
+one more channel, of ones, in the values.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 64
-"""Tokens that attend pair by pair; what came before is in the carried sum. Near D, both parts cost the same."""
+"""Tokens that attend pair by pair; earlier ones are in the running sum. Near D, both parts cost the same."""
 
 
 def causal_linear_attention(
     query: Tensor, key: Tensor, value: Tensor, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Each token's weighted sum over itself and what came before, and the sum to go on from.
+    """Causal linear attention, and the running sum to continue from.
 
-    Training hands over a whole text at once; decoding hands over one token and the state so far, the recurrent form.
-    The two agree because it is one function.
+    Training passes a whole text (the parallel form); decoding passes one token and the state so far (the recurrent
+    form). One function serves both, so they agree.
 
     Args:
-        query: (B, H, T, D), features: not negative.
+        query: (B, H, T, D), features, not negative.
         key: (B, H, T, D), features.
         value: (B, H, T, D_v).
         state: (B, H, D, D_v + 1) from the tokens before, or None at the beginning.
@@ -36,7 +36,7 @@ def causal_linear_attention(
     dtype, D_v = value.dtype, value.shape[-1]
     query, key, value = _prepared(query, key, value)
     C = min(CHUNK, T)
-    missing = -T % C  # empty keys add nothing to any sum
+    missing = -T % C  # keys of zero add nothing to any sum
     query, key, value = (F.pad(x, (0, 0, 0, missing)).view(B, H, -1, C, x.shape[-1]) for x in (query, key, value))
     within = full_product(full_product(query, key.mT).tril(), value)  # (B, H, T / C, C, D_v + 1)
     sums = full_product(key.mT, value)  # (B, H, T / C, D, D_v + 1), of each chunk
@@ -49,19 +49,19 @@ def causal_linear_attention(
 
 
 def full_linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Each token's weighted sum over all: one sum serves every query. Shapes as above, with any number of keys."""
+    """Linear attention on the full graph: one sum serves every query. Shapes as above, with any number of keys."""
     dtype = value.dtype
     query, key, value = _prepared(query, key, value)
     return _divided(full_product(query, full_product(key.mT, value))).to(dtype)
 
 
 def _prepared(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = torch.promote_types(value.dtype, torch.float32)  # long sums in 16 bits would lose their newest terms
+    dtype = torch.promote_types(value.dtype, torch.float32)  # a long sum in 16 bits would lose its newest terms
     return query.to(dtype), key.to(dtype), F.pad(value.to(dtype), (0, 1), value=1.0)
 
 
 def full_product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in at least float32, also where autocast would take 16 bits."""
+    """a @ b in at least float32, also under autocast to 16 bits."""
     dtype = torch.promote_types(a.dtype, torch.float32)
     with torch.autocast(a.device.type, enabled=False):
         return a.to(dtype) @ b.to(dtype)

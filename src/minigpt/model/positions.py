@@ -1,7 +1,8 @@
-"""Positions -> what tells tokens where they are: rotations, vectors to add, or biases of scores.
+"""Position encodings: rotations of queries and keys, vectors added to embeddings, or biases of scores.
 
-Rotary (Su et al. 2021, https://arxiv.org/abs/2104.09864) and ALiBi (Press et al. 2022, https://arxiv.org/abs/2108.12409)
-say distances only; sinusoidal (Vaswani et al. 2017, section 3.5) and learned positions say places.
+Rotary (Su et al. 2021, https://arxiv.org/abs/2104.09864) and ALiBi (Press et al. 2022,
+https://arxiv.org/abs/2108.12409) encode distances; sinusoidal (Vaswani et al. 2017, section 3.5) and learned positions
+encode absolute positions.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from torch import Tensor
 
 
 def rotary_table(context_length: int, head_dim: int, base: float) -> Tensor:
-    """Cosines and sines of every position, as `rotate` multiplies with them.
+    """Cosines and sines of every position, for `rotate`.
 
     Channel pair (i, i + D/2) turns by base ** (-2i / D) radians a token: the first pairs tell neighbours apart, the
     last ones barely turn within the context.
@@ -26,24 +27,25 @@ def rotary_table(context_length: int, head_dim: int, base: float) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn each channel pair (i, i + D/2) by its position's angle, so that q·k depends on the distance alone.
+    """Rotary positions: turn channel pair (i, i + D/2) by its position's angle; q·k then depends on the distance alone.
 
     Args:
-        x: (B, H, T, D) queries or keys.
-        table: (2, T, D) from `rotary_table`, cut to the T positions of x, or (2, B, T, D), a row each.
+        x: (B, H, T, D) queries or keys. table: (2, T, D) from `rotary_table`, cut to the T positions of x, or (2, B, T,
+        D) with positions of its own for each row.
 
     Returns:
         (B, H, T, D), in x's dtype; norms are unchanged.
     """
     cos, sin = table.to(x.dtype).unsqueeze(-3)  # the same for all heads
-    # Three passes over x instead of the eight that its halves would take apart.
+    # Three passes over x; taking its halves apart would need eight.
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def sinusoidal_table(context_length: int, n_embd: int) -> Tensor:
     """A vector for each position: sines in the even channels, cosines in the odd ones, wavelengths 2 pi to 20,000 pi.
 
-    Scaled to the size that token embeddings are initialised with (0.02), as in the original, which scales those up.
+    Scaled to the standard deviation of the initial token embeddings (0.02); the original scales the embeddings up
+    instead.
 
     Returns:
         (T, C) float32.
@@ -55,10 +57,10 @@ def sinusoidal_table(context_length: int, n_embd: int) -> Tensor:
 
 
 def alibi_slopes(n_head: int) -> Tensor:
-    """Each head's penalty of the score for each token of distance: 2^(-8/H), 2^(-16/H), ... down to 2^-8.
+    """Each head's penalty for a token of distance: 2^(-8/H), 2^(-16/H), ..., 2^-8.
 
-    For a number of heads that is no power of two, the paper's own way: the slopes of the next smaller power, then every
-    other one of the next larger.
+    Where H is not a power of two, as in the paper: the slopes of the next smaller power, then every other one of the
+    next larger.
 
     Returns:
         (H,) float32.
@@ -70,7 +72,7 @@ def alibi_slopes(n_head: int) -> Tensor:
 
 
 def alibi_bias(slopes: Tensor, n_keys: int) -> Tensor:
-    """slope * s for key s: in a causal graph the penalty -slope * (t - s), as slope * t is the same for all keys of t.
+    """slope * s for key s: the penalty -slope * (t - s) up to slope * t, which is the same for all keys and cancels.
 
     Returns:
         (1, H, S) float32.

@@ -1,7 +1,7 @@
-"""Attention as its sentence reads: a loop over tokens and their in-neighbours, in float64. Slow, and plainly right.
+"""Attention as a loop over tokens and their in-neighbours, in float64: slow, and easy to check by reading.
 
-What `attention.attend` computes by fused kernels, chunks and algebra is compared with this, forward and gradients.
-Formulas are those of the papers that `similarities` names, on single vectors.
+Tests compare `attention.attend` with it, forward and gradients. Formulas are those of the papers that `similarities`
+names, on single vectors.
 """
 
 from __future__ import annotations

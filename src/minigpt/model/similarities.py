@@ -1,8 +1,8 @@
-"""Queries and keys -> how much each token weighs what it hears.
+"""Similarities: the score of a query and a key, which the softmax turns into a weight.
 
-Every softmax similarity says its scores as one product, q'·k' times a scale plus a bias for each key, and so runs on
-the fused kernel: what does not depend on the key falls out of a softmax over keys. `Linear` has no softmax and `Hard`
-no weighted sum; `attend` computes those two in their own ways.
+Every softmax similarity is one product, q'·k' times a scale, plus a bias for each key, and so runs on the fused kernel:
+terms that do not depend on the key cancel in the softmax over keys. `Linear` has no softmax and `Hard` takes one key
+only; `attend` computes those two separately.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ class Scores(NamedTuple):
 
 
 class Similarity(nn.Module):
-    """How much a query weighs a key. Built with its own settings, so that what it learns is among the parameters."""
+    """The score of a query and a key. A module, so that parameters it learns are among the model's."""
 
     name: str
     """As in GPTConfig.similarity."""
     projections: tuple[str, ...] = ("query", "key", "value")
-    """What a token's vector must be projected to; what is missing here needs no weights in the model."""
+    """Projections that it reads; the model has no weights for the others."""
     steps: int = 1
-    """Updates of the query; all but the last gather keys instead of values."""
+    """Updates of the query (Hopfield); all but the last take the weighted sum of keys instead of values."""
 
     @property
     def n_head(self) -> int | None:
-        """Number of heads that it learns something for, the length of its parameters; None if it learns nothing."""
+        """Number of heads that it has parameters for; None if it has none."""
         return next((len(parameter) for parameter in self.parameters()), None)
 
     def scores(self, query: Tensor, key: Tensor) -> Scores:
@@ -63,9 +63,9 @@ class ScaledDot(Similarity):
 
 
 class Symmetric(ScaledDot):
-    """Scaled dot product of one projection with itself: a attends to b as b to a, before the softmax.
+    """Scaled dot product of one projection with itself: score[t, s] = score[s, t].
 
-    The usual two projections can say "I look for you" without "you look for me"; this one cannot (Tsai et al. 2019,
+    Two projections can score (t, s) high and (s, t) low; one cannot (Tsai et al. 2019,
     section 3.3, https://arxiv.org/abs/1908.11775; Kitaev et al. 2020, https://arxiv.org/abs/2001.04451, share the
     projection too).
     """
@@ -75,7 +75,8 @@ class Symmetric(ScaledDot):
 
 
 class Cosine(Similarity):
-    """cos(q, k) / temperature, a temperature learned by each head (Henry et al. 2020, https://arxiv.org/abs/2010.04245).
+    """cos(q, k) / temperature, with a learned temperature for each head (Henry et al. 2020,
+    https://arxiv.org/abs/2010.04245).
 
     It starts at 0.1 and stays above 0.01, as in Swin v2 (Liu et al. 2022, https://arxiv.org/abs/2111.09883).
     """
@@ -93,11 +94,11 @@ class Cosine(Similarity):
 
 
 class Gaussian(Similarity):
-    """-|q - k|^2 / (2 width^2): Nadaraya and Watson's kernel regression (1964), a width learned by each head.
+    """-|q - k|^2 / (2 width^2): kernel regression (Nadaraya 1964, Watson 1964), with a learned width for each head.
 
-    |q|^2 is the same for all keys of a query and falls out: this is q·k / width^2 with a bias of -|k|^2 / (2 width^2)
-    for each key. Points far from the origin, counted in widths, lose digits in that difference. In a model the width
-    starts at D^(1/4), which gives q·k the scale of the scaled dot product.
+    |q|^2 is the same for all keys of a query and cancels: what remains is q·k / width^2 with a bias of -|k|^2 / (2
+    width^2) for each key. Far from the origin, in units of the width, that difference loses digits. In a model the
+    width starts at D^(1/4), which gives q·k the scale of the scaled dot product.
     """
 
     name = "gaussian"
@@ -117,7 +118,7 @@ class Gaussian(Similarity):
 
 
 class Hopfield(Similarity):
-    """beta q·k, the query replaced by what it finds `steps - 1` times (Ramsauer et al. 2021, arXiv:2008.02217).
+    """beta q·k, after replacing the query `steps - 1` times by its retrieval (Ramsauer et al. 2021, arXiv:2008.02217).
 
     One step with beta = 1 / sqrt(D) is the scaled dot product: attention is one retrieval from a memory of keys.
     """
@@ -138,7 +139,7 @@ class Hopfield(Similarity):
 
 
 class Uniform(Similarity):
-    """0: the plain average over whoever is heard; no queries and no keys."""
+    """A score of 0: the mean of the values in reach. It has neither queries nor keys."""
 
     name = "uniform"
     projections = ("value",)
@@ -148,11 +149,10 @@ class Uniform(Similarity):
 
 
 class Hard(ScaledDot):
-    """All weight on one key: the best, or in training mode one sampled by its probability (Xu et al. 2015, 1502.03044).
+    """All weight on one key: the argmax, or in training mode a sample from the softmax (Xu et al. 2015, 1502.03044).
 
-    As any module, it is in training mode until `eval()`.
-    Choosing has no gradient; the softmax's is used in its place (straight through; Bengio et al. 2013,
-    https://arxiv.org/abs/1308.3432).
+    The choice has no gradient; the backward pass uses that of the softmax (straight-through estimator, Bengio et al.
+    2013, https://arxiv.org/abs/1308.3432). Like any module, it is in training mode until `eval()`.
     """
 
     name = "hard"
@@ -174,15 +174,15 @@ class Hard(ScaledDot):
 class Linear(Similarity):
     """phi(q)·phi(k) with phi(x) = elu(x) + 1, divided by its sum over the keys (Katharopoulos et al. 2020, 2006.16236).
 
-    Without a softmax, the sums over keys can be carried along: time and memory grow linearly in T. With rotary
-    positions the features are of the rotated vectors, so that weights depend on places and not on distances alone.
+    Without a softmax, the sums over keys are a running state: time and memory are linear in T. With rotary positions
+    the features are those of the rotated vectors, so weights depend on absolute positions too.
     """
 
     name = "linear"
 
     def features(self, x: Tensor) -> Tensor:
-        """phi: positive, so that weights are."""
-        # Not F.elu(x) + 1, which subtracts 1 and adds it again: nothing would be left of very small weights.
+        """phi(x): positive, so that weights are positive."""
+        # Not F.elu(x) + 1, which subtracts 1 and adds it again: very small weights would round to 0.
         return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
 
 
@@ -199,7 +199,7 @@ SIMILARITIES: dict[str, Callable[[GPTConfig], Similarity]] = {
 
 
 def _unit(x: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-    """x at length `scale` along the last axis, in one pass more than the product itself; a zero vector stays zero."""
+    """x with norm `scale` along the last axis; a zero vector stays zero."""
     return x * (scale / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-6))
 
 
