@@ -203,8 +203,8 @@ def test_a_long_document_is_cut_into_pieces_that_begin_with_the_token_before() -
 
 
 def test_short_documents_need_no_table_of_pieces() -> None:
-    assert train_batches(documents(8, 3), mode="examples").items.first_piece is None
-    assert train_batches(documents(9, 3), mode="examples").items.first_piece.tolist() == [0, 2, 3]
+    assert train_batches(documents(8, 3), mode="examples").items.first_chunk is None
+    assert train_batches(documents(9, 3), mode="examples").items.first_chunk.tolist() == [0, 2, 3]
 
 
 def test_a_batch_is_padded_to_its_longest_example_only() -> None:

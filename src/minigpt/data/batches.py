@@ -1,4 +1,4 @@
-"""Tokens -> batches, each a pure function of (seed, index): nothing to store, nothing to replay after a crash."""
+"""Tokens -> batches. Batch i is a pure function of (seed, i), so a resumed run has nothing to store or replay."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from minigpt.data.order import Mixture, mixed, shuffled
 from minigpt.data.shards import PreparedData, SourceRange, Split, Tokens
 
 IGNORED = -1
-"""Target of a position that has nothing to predict: the loss leaves it out."""
+"""Target of positions without a loss, such as padding; cross-entropy's `ignore_index`."""
 
 Mode = Literal["packed", "examples"]
 """Windows cut from the joined documents, or each document by itself, padded."""
 
 BATCHES_PER_POOL = 64
-"""Batches drawn together: numpy hardly takes longer than for one, and examples are sorted by length among them."""
+"""Batches drawn at a time: numpy takes hardly longer than for one, and examples are sorted by length within a pool."""
 
-_MIXTURE, _ORDER, _CUTS, _BATCHES = range(4)  # what a random number is for
+_MIXTURE, _ORDER, _CUTS, _BATCHES = range(4)  # uses of random numbers, so that no two share a key
 
 
 class Share(NamedTuple):
@@ -37,7 +37,7 @@ class Share(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a row of a batch was taken from."""
+    """The place in the split that a row of a batch comes from."""
 
     source: str
     first_token: int
@@ -45,14 +45,14 @@ class Place(NamedTuple):
     first_document: int
     """Of the split."""
     last_document: int
-    """Before the first one where a window goes on from a range's end to its beginning."""
+    """Before first_document where the window wraps around the end of its range."""
 
 
 class _Windows:
-    """Ranges of tokens, each cut into windows of context_length + 1 that share only their first and last tokens.
+    """Ranges of tokens, each cut into windows of context_length + 1; neighbours share one token.
 
-    A range is a ring, cut at another place in every epoch: so no token is always the one that is left over, or always
-    at the same place of its window. The ring's joint is an end of a document like any other.
+    A range is a ring that each epoch cuts at another place, so the remainder that fills no window changes, and so does
+    a token's place in its window. Where the ring closes is a document boundary like any other.
     """
 
     def __init__(self, tokens: Tokens, ranges: Sequence[SourceRange], context_length: int, seed: int) -> None:
@@ -66,7 +66,7 @@ class _Windows:
         return part.n_tokens / self.context_length
 
     def rows(self, ranges: np.ndarray, epochs: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """(N, 2): which range each window is in, and where in it the window begins."""
+        """(N, 2): the range of each window, and its first token within the range."""
         n = self.n_tokens[ranges]
         cut = mixed(self.seed, _CUTS, ranges, epochs) % n.astype(np.uint64)
         return np.stack([ranges, (cut.astype(np.int64) + items * self.context_length) % n], axis=1)
@@ -92,42 +92,42 @@ class _Windows:
 
 
 class _Examples:
-    """Documents one by one. What is longer than the context is cut into pieces, each an example by itself.
+    """Documents one by one. A document longer than the context is cut into chunks, each an example of its own.
 
-    A model reads end_of_text and then the document, and must predict the document and then end_of_text: so it begins a
-    text as it will when it writes one. A later piece reads the token before it instead.
+    The model reads end_of_text and then the document, and predicts the document and then end_of_text: the same start as
+    in generation. Later chunks begin with the token before them instead.
     """
 
     def __init__(self, split: Split, ranges: Sequence[SourceRange], context_length: int, end_of_text: int) -> None:
         self.tokens, self.starts = split.tokens, split.document_starts
         self.context_length, self.end_of_text = context_length, end_of_text
         lengths = np.diff(self.starts, append=len(self.tokens))
-        self.first_piece: np.ndarray | None = None
-        """(n_documents + 1,) number of pieces before each document; None where every document is one piece."""
+        self.first_chunk: np.ndarray | None = None
+        """(n_documents + 1,) number of chunks before each document; None where every document is one chunk."""
         if lengths.max(initial=0) > context_length:
-            self.first_piece = np.zeros(len(lengths) + 1, dtype=np.int64)
-            np.cumsum(-(-lengths // context_length), out=self.first_piece[1:])
-        self.first_item = np.array([self._pieces_before(part.first_document) for part in ranges], dtype=np.int64)
+            self.first_chunk = np.zeros(len(lengths) + 1, dtype=np.int64)
+            np.cumsum(-(-lengths // context_length), out=self.first_chunk[1:])
+        self.first_item = np.array([self._chunks_before(part.first_document) for part in ranges], dtype=np.int64)
         self.n_items = np.array([self.amount(part) for part in ranges], dtype=np.int64)
 
-    def _pieces_before(self, document: int) -> int:
-        return document if self.first_piece is None else int(self.first_piece[document])
+    def _chunks_before(self, document: int) -> int:
+        return document if self.first_chunk is None else int(self.first_chunk[document])
 
     def amount(self, part: SourceRange) -> int:
         """Size of a part of the documents, in examples."""
-        return self._pieces_before(part.first_document + part.n_documents) - self._pieces_before(part.first_document)
+        return self._chunks_before(part.first_document + part.n_documents) - self._chunks_before(part.first_document)
 
     def rows(self, ranges: np.ndarray, epochs: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """(N, 3): where each example begins and ends, and whether it begins a document; the same in every epoch."""
+        """(N, 3): first token, end, and whether it begins a document, of each example; the same in every epoch."""
         number = documents = self.first_item[ranges] + items
-        pieces = np.zeros_like(number)
-        if self.first_piece is not None:
-            documents = np.searchsorted(self.first_piece, number, side="right") - 1
-            pieces = number - self.first_piece[documents]
-        begin = self.starts[documents] + pieces * self.context_length
+        chunks = np.zeros_like(number)
+        if self.first_chunk is not None:
+            documents = np.searchsorted(self.first_chunk, number, side="right") - 1
+            chunks = number - self.first_chunk[documents]
+        begin = self.starts[documents] + chunks * self.context_length
         last = len(self.starts) - 1
         end = np.where(documents < last, self.starts[np.minimum(documents + 1, last)], len(self.tokens))
-        return np.stack([begin, np.minimum(begin + self.context_length, end), pieces == 0], axis=1)
+        return np.stack([begin, np.minimum(begin + self.context_length, end), chunks == 0], axis=1)
 
     def spans(self, rows: np.ndarray) -> np.ndarray:
         """(N, 2): the first and the last token of each example."""
@@ -150,12 +150,12 @@ class _Examples:
 
 
 class TrainBatches(Dataset[tuple[Tensor, Tensor]]):
-    """Micro-batches of a whole run. Each epoch takes every item once, in a new order; windows are cut anew as well.
+    """Micro-batches of a whole run. Each epoch takes every item once, in a new order and with new window cuts.
 
-    The batch at index i is the i-th of the run, over all devices: device r of n takes i = r, r + n, ...
+    Batch i is the i-th of the run over all devices: rank r of n takes i = r, r + n, ...
 
-    Examples are sorted by length among those of 64 batches, whose order is then shuffled: little padding, and still
-    batches of unlike texts one after another (Khomenko et al. 2016, https://arxiv.org/abs/1708.05604).
+    Examples are sorted by length within a pool of 64 batches, and the pool's batches are shuffled: little padding, and
+    neighbouring batches still differ in length (Khomenko et al. 2016, https://arxiv.org/abs/1708.05604).
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class TrainBatches(Dataset[tuple[Tensor, Tensor]]):
             end_of_text: what an example begins with.
             weights: share of the items that each source gets; by their lengths when not given.
             mode: what an item is.
-            repeat: above 0, the run goes round this many first batches only.
+            repeat: above 0, the run repeats its first `repeat` batches (overfit_batches).
 
         Raises:
             UserError: the split, or a source that has a weight, is too short for one item; or a weight is too small.
@@ -225,13 +225,13 @@ class TrainBatches(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """tokens (B, T) and targets (B, T), int64: targets are the tokens one position later.
 
-        Examples are padded to the longest row, with targets that are IGNORED. The padding is at the right, where no
-        token of a causal model hears it, so that no mask is needed.
+        Examples are padded on the right to the longest row, with IGNORED targets. Under the causal mask no token
+        attends to padding on its right, so no padding mask is needed.
         """
         return self.items.batch(self._rows(index))
 
     def places(self, index: int) -> list[Place]:
-        """Where each row of a batch was taken from, for who wants to look at the text."""
+        """The place in the split of each row of a batch, for reports."""
         spans = self.items.spans(self._rows(index))
         parts = [part for part in self.split.sources if part.n_tokens]
         sources = np.searchsorted([part.first_token for part in parts], spans[:, 0], side="right") - 1
@@ -240,7 +240,7 @@ class TrainBatches(Dataset[tuple[Tensor, Tensor]]):
         return [Place(parts[source].name, token, *between) for source, token, between in found]
 
     def _rows(self, index: int) -> np.ndarray:
-        """What `items` needs to find each row of a batch."""
+        """Each row of a batch, in the form that `items.batch` reads."""
         if not 0 <= index < self.n_batches:
             raise IndexError(index)
         pool, place = divmod(index % self.repeat if self.repeat else index, self.batches_per_pool)
@@ -250,7 +250,7 @@ class TrainBatches(Dataset[tuple[Tensor, Tensor]]):
         return rows
 
     def _draw(self, pool: int) -> np.ndarray:
-        """The rows of a pool's batches: (batches_per_pool, B, what the items need to find a row)."""
+        """The rows of a pool's batches: (batches_per_pool, B, columns of `items.rows`)."""
         n_batches, n_rows = self.batches_per_pool, self.batches_per_pool * self.batch_size
         ranges, counts = self.mixture.pick(pool * n_rows, (pool + 1) * n_rows)
         n = self.items.n_items[ranges]
@@ -297,11 +297,11 @@ def train_batches(config: Config, data: PreparedData, *, n_batches: int, repeat:
 
 
 class ValBatches(Dataset[tuple[Tensor, Tensor]]):
-    """The whole val split in an order that is always the same; the last or another batch may have fewer rows.
+    """The whole val split in a fixed order; one batch may have fewer rows.
 
     Packed: every token but the very first is predicted once, in order.
-    Examples: every stored token is predicted once. Batches hold examples of like length, and come in mixed order, so
-    that the first few of them are a fair sample.
+    Examples: every stored token is predicted once. Batches hold examples of similar length, in shuffled order, so the
+    first few batches are a fair sample.
     """
 
     def __init__(

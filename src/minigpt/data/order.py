@@ -1,4 +1,4 @@
-"""A number -> what comes at that place of a shuffled order or a mixture, worked out on the spot: nothing is stored."""
+"""Shuffled orders and mixtures as pure functions of an index: nothing is stored, so a resumed run needs no state."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from minigpt.config import UserError
 
 BLOCK = 1000
-"""Items over which a mixture has exactly its shares."""
-_ROUNDS = 12  # with 8, chi-square over 40,000 orders of 3 to 100 items sees which neighbours meet; with 12 it does not
+"""Items in which a mixture has exactly its shares."""
+_ROUNDS = 12  # with 8, a chi-square test over 40,000 orders of 3 to 100 items finds neighbours that stay together
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
 def mixed(*numbers: int | np.ndarray) -> np.ndarray:
-    """64 bits that look random, the same for the same numbers and unlike for others: keys and draws.
+    """A 64-bit hash of some numbers, used as key or as random draw.
 
     splitmix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators"), one step for each number.
 
@@ -32,18 +32,18 @@ def mixed(*numbers: int | np.ndarray) -> np.ndarray:
 
 
 def _avalanche(bits: np.ndarray) -> np.ndarray:
-    """splitmix64's last part: each bit that changes flips half of the others."""
+    """splitmix64's finaliser: flipping one input bit flips half of the output bits."""
     bits = (bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9
     bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EB
     return bits ^ (bits >> 31)
 
 
 def shuffled(places: np.ndarray, n: int | np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Which of n items comes at each place of an order that the key chooses: a permutation without its table.
+    """The items at some places of the permutation of n items that `key` selects, without storing the permutation.
 
-    A Feistel network on pairs (left, right) adds to one half what a keyed function makes of the other, so every round
-    can be undone. There are hardly more pairs than items; a pair beyond them goes through again until it is an item
-    (Black & Rogaway 2002, "Ciphers with arbitrary finite domains", https://eprint.iacr.org/2001/012).
+    A Feistel network on pairs (left, right) adds a keyed hash of one half to the other, so every round is invertible.
+    There are slightly more pairs than items; a result beyond n is permuted again until it is an item (cycle walking,
+    Black & Rogaway 2002, "Ciphers with arbitrary finite domains", https://eprint.iacr.org/2001/012).
 
     Args:
         places: (N,) int64 of 0..n - 1.
@@ -69,7 +69,7 @@ def shuffled(places: np.ndarray, n: int | np.ndarray, key: np.ndarray) -> np.nda
 
 
 class Mixture:
-    """Which source each item of a run comes from: every aligned block of 1000 items has exactly the asked shares."""
+    """The source of each item of a run: every aligned block of 1000 items has exactly the given shares."""
 
     def __init__(self, names: Sequence[str], weights: Sequence[float], key: np.ndarray) -> None:
         """Args: each source's name and weight, above 0 and in any unit; (1,) uint64 that chooses the order.
@@ -79,7 +79,7 @@ class Mixture:
         """
         exact = np.array(weights) / sum(weights) * BLOCK
         self.quotas = exact.astype(np.int64)
-        """(n_sources,) items of each source in a block: the shares rounded so that the largest remainders go up."""
+        """(n_sources,) items of each source in a block: shares rounded by the largest-remainder method."""
         self.quotas[np.argsort(self.quotas - exact, kind="stable")[: BLOCK - self.quotas.sum()]] += 1
         for name, quota, share in zip(names, self.quotas, exact / BLOCK, strict=True):
             if quota == 0:
@@ -91,14 +91,14 @@ class Mixture:
 
     @property
     def shares(self) -> np.ndarray:
-        """(n_sources,) share of the items that each source really gets."""
+        """(n_sources,) share of each source after rounding."""
         return self.quotas / BLOCK
 
     def pick(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Items start..stop of the run, start < stop.
 
         Returns:
-            (stop - start,) int64 number of each item's source, and how many items of that source came before it.
+            (stop - start,) int64 index of each item's source, and how many items of that source precede it.
         """
         blocks = range(start // BLOCK, -(-stop // BLOCK))
         sources, counts = zip(*[self._block(block) for block in blocks], strict=True)

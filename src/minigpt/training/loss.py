@@ -1,4 +1,4 @@
-"""A batch of tokens and targets -> its cross-entropy, without holding all logits where they are many."""
+"""Cross-entropy of the next token, in chunks where all logits would not fit in memory."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from minigpt.model.compiling import compiled
 from minigpt.model.gpt import GPT
 
 CHUNK_LOGITS = 2**26
-"""Of more logits than this at most so many are made at a time: 256 MB in float32, about four times with what loss and
-gradient need beside them. Smaller pieces save memory, larger ones suit a GPU: benchmarks/loss.py."""
+"""Logits computed at a time when a batch has more: 256 MB in float32, about 1 GB with the softmax and its gradient.
+Smaller
+chunks save memory, larger ones are faster on a GPU: benchmarks/loss.py."""
 
 
 def model_loss(model: GPT, tokens: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """What `next_token_loss` says of the model's logits, which are made in pieces where there are many.
+    """`next_token_loss` of the model's logits, which are computed in chunks where there are many.
 
-    Args: as for `next_token_loss`; tokens are (B, T), and so are their targets.
+    Args: tokens and targets are (B, T); reduction as for `next_token_loss`.
     """
     hidden, V = model.hidden(tokens), model.config.vocab_size or 0
     if targets.numel() * V <= CHUNK_LOGITS:
@@ -35,23 +36,23 @@ def next_token_loss(logits: Tensor, targets: Tensor, reduction: str = "mean") ->
 
     Args:
         logits: (B, T, V).
-        targets: (B, T) ids of the tokens that follow; IGNORED ones count for nothing.
-        reduction: mean over the tokens that count, or sum.
+        targets: (B, T) ids of the next tokens; IGNORED ones have no loss.
+        reduction: mean over the targets that are not IGNORED, or sum.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction=reduction)
 
 
-# Traced, the loop would be unrolled: minutes of compiling, and memory as the compiler likes.
+# Dynamo would unroll the loop: minutes of compiling, and all chunks in memory at once.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def chunked_loss(
     hidden: Tensor, weight: Tensor, targets: Tensor, V: int, reduction: str = "mean", *, compile: bool = False
 ) -> Tensor:
     """`next_token_loss` of hidden times weight, CHUNK_LOGITS logits at a time.
 
-    Where gradients are wanted they are worked out along with the loss, while a chunk's logits are there: nothing is
-    computed twice, and what stays are the gradients of hidden and weight. The idea is Liger-Kernel's (Hsu et al. 2024,
-    https://arxiv.org/abs/2410.10989). torch's own linear_cross_entropy does the same from 2.13 on, but knows neither
+    Gradients are computed in the forward pass, while a chunk's logits are in memory: nothing is computed twice, and
+    only the gradients of hidden and weight are kept (Liger-Kernel's idea, Hsu et al. 2024,
+    https://arxiv.org/abs/2410.10989). torch's linear_cross_entropy does the same from 2.13 on, but handles neither
     autocast nor padding, and older versions lack its chunks.
 
     Args:
@@ -59,20 +60,20 @@ def chunked_loss(
         weight: (at least V, C); rows from V on pad the vocabulary.
         targets: (B, T), as for `next_token_loss`.
         V: size of the vocabulary.
-        reduction: mean over the targets that count, or sum.
-        compile: work out the softmax and its gradient with torch.compile.
+        reduction: mean over the targets that are not IGNORED, or sum.
+        compile: run the softmax and its gradient through torch.compile.
     """
     flat = targets.flatten()
     total = _ChunkedSum.apply(hidden.flatten(0, 1), weight, flat, V, torch.is_grad_enabled(), compile)
     if reduction == "sum":
         return total
     n_targets = (flat != IGNORED).sum()
-    # Of no targets the mean is nan, and its gradient zero, as cross_entropy has it.
+    # Without targets the mean is NaN and its gradient zero, as in cross_entropy.
     return torch.where(n_targets > 0, total / n_targets.clamp(min=1), torch.nan)
 
 
 class _ChunkedSum(torch.autograd.Function):
-    """The sum of all losses, whose gradients are there when it is."""
+    """The sum of all losses; its gradients are computed in the forward pass."""
 
     @staticmethod
     def forward(
@@ -82,24 +83,24 @@ class _ChunkedSum(torch.autograd.Function):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         cast_weight = weight.to(dtype)
-        # Many small terms: what half precision adds up loses them.
+        # A sum of many small terms, which half precision would lose.
         total = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if backward else hidden
         grad_weight = torch.zeros_like(weight, dtype=total.dtype) if backward else weight
         sum_of_losses = _compiled_sum() if compile else _sum
-        # A power of two: chunks have one size, so one program is compiled, and a GPU multiplies it faster.
+        # A power of two: chunks of one size compile to one program, and a GPU multiplies them faster.
         n = 1 << max(CHUNK_LOGITS // V, 1).bit_length() - 1
         for rows, wanted, grad_rows in zip(hidden.split(n), targets.split(n), grad_hidden.split(n), strict=True):
             rows = rows.to(dtype)
             logits = F.linear(rows, cast_weight)
-            logits[:, V:] = float("-inf")  # no copy, as cutting them off would make
+            logits[:, V:] = float("-inf")  # in place; slicing would copy
             with torch.set_grad_enabled(backward):
                 loss = sum_of_losses(logits.requires_grad_(backward), wanted)
             total += loss.detach()
             if not backward:
                 continue
             (slope,) = torch.autograd.grad(loss, logits)
-            del logits, loss  # before others are made
+            del logits, loss  # before the next chunk's are allocated
             grad_rows.copy_(slope @ cast_weight)
             if slope.dtype == grad_weight.dtype:
                 grad_weight.addmm_(slope.T, rows)
@@ -113,7 +114,7 @@ class _ChunkedSum(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """What comes from behind (the mean, a loss's scale) is a factor of all."""
+        """The incoming gradient (of the mean, of a loss scale) is a scalar factor."""
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden * grad, grad_weight * grad, None, None, None, None
 

@@ -1,4 +1,4 @@
-"""Gradients -> a step: Muon for the matrices inside the blocks and AdamW for the rest, as one optimizer."""
+"""Muon for the matrices inside blocks and AdamW for the rest, as one optimizer (Jordan et al. 2024)."""
 
 from __future__ import annotations
 
@@ -12,35 +12,36 @@ from torch import Tensor
 from minigpt.config import UserError
 
 BASE_WIDTH = 128
-"""Width at which one learning rate means the same for Muon, AdamW's matrices and the output head."""
+"""Width at which one learning rate changes logits equally through Muon, AdamW's matrices and the output head."""
 COEFFICIENTS = {
     5: ((3.4445, -4.7750, 2.0315),) * 5,
     3: ((8.2872, -23.5959, 17.3004), (4.1071, -2.9478, 0.5448), (3.9487, -2.9089, 0.5518)),
 }
-"""Of the quintic iteration, by its number of steps. Five are Jordan's, chosen for their slope at zero. Three are the
-first of Polar Express (Amsel et al. 2025, https://arxiv.org/abs/2505.16932), whose steps differ so as to raise small
-values fastest: they leave a wider range, which costs no loss that could be measured and saves a seventh of a small
-model's step (docs/recipes.md)."""
+"""Coefficients (a, b, c) of the quintic Newton-Schulz iteration, by number of steps. Five steps are Jordan's, chosen
+for a steep slope at zero. Three are the first of Polar Express (Amsel et al. 2025, https://arxiv.org/abs/2505.16932),
+which raises small singular values fastest: their range at the end is wider, at no measurable loss, and a small model's
+step
+takes a seventh less time (docs/recipes.md)."""
 LIKE_ADAMW = 0.2 * BASE_WIDTH**0.5
-"""Entries of a square update are about 0.2 large at BASE_WIDTH, as AdamW's are (Liu et al. 2025, arXiv:2502.16982)."""
+"""Scales entries of a square update to about 0.2 at BASE_WIDTH, like AdamW's (Liu et al. 2025, arXiv:2502.16982)."""
 
 
 def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
-    """The matrices with their singular vectors kept and their singular values brought near 1, by Newton-Schulz.
+    """Newton-Schulz iteration: keep the singular vectors and bring the singular values near 1.
 
-    X <- aX + b(XX')X + c(XX')^2 X needs matrix products alone, no decomposition (Jordan et al. 2024,
+    X <- aX + b(XX')X + c(XX')^2 X needs matrix products only, no SVD (Jordan et al. 2024,
     https://kellerjordan.github.io/posts/muon/). All matrices take a step in one batched product.
 
     Args:
-        matrices: (N, rows, columns), rows at most columns so that XX' is the small one; of any scale above
-            a norm of 1e-7. What is below it vanishes rather than becoming a full step of noise.
-        steps: of the iteration, 3 or 5.
+        matrices: (N, rows, columns) with rows <= columns, so that XX' is the small Gram matrix. Matrices with a norm
+            below 1e-7 vanish, so that noise does not become a full step.
+        steps: iterations, 3 or 5.
 
     Returns:
         (N, rows, columns), singular values of 0.68 to 1.2 where they were above 0.3 % of the matrix's norm; after 3
         steps of 0.18 to 1.87 where they were above 0.2 %.
     """
-    # No singular value is above the Frobenius norm, and the iteration needs them at most 1.
+    # The iteration needs singular values of at most 1; the Frobenius norm bounds them.
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for a, b, c in COEFFICIENTS[steps]:
         gram = torch.bmm(x, x.mT)
@@ -49,19 +50,19 @@ def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 def update_scale(rows: int, columns: int) -> float:
-    """What an orthogonal matrix is multiplied with: sqrt(rows / columns), of tall ones alone, times a constant.
+    """The factor of an orthogonal update: a constant times max(1, sqrt(rows / columns)).
 
-    An orthogonal matrix changes what it makes of a vector by as much as it is long, at any width. So one learning rate
-    serves all widths, where the change of a tall matrix may be as much larger as its output is longer (Yang et al.
-    2023, https://arxiv.org/abs/2310.17813; Jordan's max(1, rows / columns)).
+    An orthogonal update preserves the norm of its input at any width. So one learning rate serves all widths, if tall
+    matrices change their longer output in proportion (spectral scaling, Yang et al. 2023,
+    https://arxiv.org/abs/2310.17813; Jordan's max(1, rows / columns)).
 
-    Args: rows are the outputs, columns the inputs.
+    Args: rows are outputs, columns inputs.
     """
     return LIKE_ADAMW * max(1.0, rows / columns) ** 0.5
 
 
 class Muon(torch.optim.Optimizer):
-    """Groups with `rows` are stepped by Muon (Jordan et al. 2024), those without by torch's fused AdamW.
+    """Muon (Jordan et al. 2024) for groups with `rows`, torch's fused AdamW for the others.
 
     Muon's groups have a `momentum` and `ns_steps`, AdamW's the `betas`.
 

@@ -1,4 +1,4 @@
-"""Parameters and progress -> an optimizer and its learning rate."""
+"""The optimizer's parameter groups, and the schedules of learning rate and momentum."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from minigpt.model.gpt import GPT
 from minigpt.training.muon import BASE_WIDTH, Muon
 
 EMBEDDING_RATE = 3.0
-"""Learning rate of embeddings, in Muon's company, as a multiple of the others': a row is only used now and then."""
+"""Learning rate of embeddings under `muon`, relative to the others: a row is updated only when its token occurs."""
 FIRST_MOMENTUM = 0.85
-"""Of Muon, before its warm-up (Jordan et al. 2024)."""
+"""Muon's momentum at step 0, before its warm-up (Jordan et al. 2024)."""
 
 
 def parameter_groups(model: GPT, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Decay the matrices of linear layers only: a norm, a bias or an embedding row has no reason to shrink.
+    """Parameter groups. Weight decay applies to the matrices of linear layers, not to norms, biases and embeddings.
 
-    For muon, the matrices inside blocks are a group of their own, with `rows`; the output head is not among them, since
-    each of its rows belongs to one token, as an embedding's do. One learning rate then serves all widths: the head's is
-    divided by the width, as a logit adds up that many changes (Yang et al. 2022, https://arxiv.org/abs/2203.03466).
+    Under `muon`, the matrices inside blocks are a group of their own, with `rows`. The output head is not in it: each
+    of its rows belongs to one token, like an embedding's. One learning rate then serves all widths: the head's is
+    divided by the width, because a logit sums that many changes (muP, Yang et al. 2022,
+    https://arxiv.org/abs/2203.03466).
 
     Returns:
-        Groups with `weight_decay`, whether it `decays` at all, and `lr_scale`, which the learning rate is multiplied
-        with.
+        Groups with `weight_decay`, `decays` (whether weight decay applies) and `lr_scale`, a factor of the learning
+        rate.
     """
     rows = stacked_rows(model) if config.name == "muon" else {}
     linear = {module.weight for module in model.modules() if isinstance(module, nn.Linear)}
@@ -68,10 +69,10 @@ def parameter_groups(model: GPT, config: OptimizerConfig) -> list[dict[str, Any]
 
 
 def stacked_rows(model: GPT) -> dict[Tensor, list[int]]:
-    """The weights of linear layers inside blocks -> the rows of each matrix that is stacked in them.
+    """The weights of linear layers inside blocks, with the row counts of the matrices stacked in each.
 
-    Queries, keys and values are projected by one product for speed, gate and values of SwiGLU too; but they do
-    different things, and are orthogonalised apart.
+    Query, key and value projections share one weight for speed, and so do SwiGLU's two. They are different maps, so
+    Muon orthogonalises each on its own.
     """
     inside = [module for block in model.modules() if isinstance(block, Block) for module in block.modules()]
     rows: dict[Tensor, list[int]] = {}
@@ -86,10 +87,10 @@ def stacked_rows(model: GPT) -> dict[Tensor, list[int]]:
 
 
 def make_optimizer(model: GPT, config: OptimizerConfig, *, fused: bool = True) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101), one fused kernel for all; or Muon.
+    """AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101) in one fused kernel, or Muon.
 
     Raises:
-        UserError: muon on a model whose matrices are divided among devices.
+        UserError: muon on a model with sharded weights.
     """
     groups, betas = parameter_groups(model, config), (config.beta1, config.beta2)
     if config.name == "muon":
@@ -98,7 +99,7 @@ def make_optimizer(model: GPT, config: OptimizerConfig, *, fused: bool = True) -
 
 
 def follow_schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int, progress: float) -> float:
-    """Set the learning rates and the momentum of the step after `step` finished ones; returns the learning rate.
+    """Set learning rates and momentum for the next step, after `step` finished ones; returns the learning rate.
 
     Args: as for `learning_rate`.
     """
@@ -111,7 +112,7 @@ def follow_schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, s
 
 
 def muon_momentum(config: OptimizerConfig, step: int) -> float:
-    """Muon's momentum in the step after `step` finished ones: short at first, when gradients soon go out of date."""
+    """Muon's momentum after `step` finished steps: lower at first, when old gradients go out of date quickly."""
     share = min(1.0, step / config.momentum_warmup_steps) if config.momentum_warmup_steps else 1.0
     return config.momentum - (1.0 - share) * max(0.0, config.momentum - FIRST_MOMENTUM)
 
@@ -121,8 +122,8 @@ def learning_rate(config: OptimizerConfig, step: int, progress: float) -> float:
 
     Args:
         config: peak, warm-up and shape of the decay.
-        step: optimizer steps done, which the linear warm-up counts.
-        progress: share of the run that is over, by steps or by time, in [0, 1]; which the decay follows.
+        step: finished optimizer steps, for the linear warm-up.
+        progress: finished share of the run in [0, 1], by steps or by time, for the decay.
     """
     progress = min(max(progress, 0.0), 1.0)
     match config.schedule:
