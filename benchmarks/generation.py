@@ -23,7 +23,7 @@ from minigpt import cli
 from minigpt.config import Config, GenerationConfig, GPTConfig
 from minigpt.data.batches import IGNORED, ValBatches
 from minigpt.data.prepare import open_data
-from minigpt.generation.cpu_decode import CPUDecode, by_columns
+from minigpt.generation.cpu_decode import CPUDecode
 from minigpt.generation.engine import Row, generate
 from minigpt.generation.sampling import draw, narrowed
 from minigpt.generation.writer import Writer
@@ -48,14 +48,16 @@ Write = Callable[[int, int], None]
 class PyTorchAlone:
     """A reader that takes nothing, so that the model reads."""
 
+    def ready(self) -> bool:
+        return True
+
     def takes(self, tokens: Tensor, texts: Tensor | None) -> bool:
         return False
 
 
 def ours(shape: str, against: Path | None, *, int8: bool = False, numpy: bool = True) -> Write:
     model = GPT(SHAPES[shape]).eval()
-    by_columns(model)
-    reader = CPUDecode(model, int8=int8) if numpy else PyTorchAlone()
+    reader = CPUDecode(model, int8=True) if int8 else None if numpy else PyTorchAlone()
 
     def write(n_prompt: int, n_new: int) -> None:
         row = Row(list(range(n_prompt)), torch.Generator().manual_seed(0), 0, n_prompt)

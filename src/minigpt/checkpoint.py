@@ -61,7 +61,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedMo
     """
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # an unknown name, or a build without that device
+    except (RuntimeError, AssertionError, TypeError) as error:  # an unknown name, or a build without that device
         raise UserError(f"device={device}: not to be had here ({str(error).splitlines()[0]})") from None
     file, (state, config, tokenizer) = first_intact(weights_files(path), _read_weights)
     try:

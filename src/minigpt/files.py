@@ -41,8 +41,10 @@ def refuse_url(name: str | Path, what: str) -> None:
     """Refuse what is on another machine; a Path has made one slash of two already.
 
     Raises:
-        UserError: it is a URL.
+        UserError: it is a URL, or no path at all.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise UserError(f"{name!r}: expected the path of {what}, as a str or a Path")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(name)):
         raise UserError(f"{name}: {what} is opened from disk only; download it first")
 

@@ -1,18 +1,24 @@
 """Text in, text out: what the model is shown, where a text ends, and that nothing unfinished is ever shown."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fakes import BYTES, LETTERS, WORDS, Counting, Preferring, Saying, real
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, load_model, save_file, save_model
 
-from minigpt.config import GenerationConfig, UserError
+import minigpt
+from minigpt.checkpoint import save_weights
+from minigpt.config import Config, GenerationConfig, GPTConfig, UserError
 from minigpt.data.tokenizer import BPETokenizer, Tokenizer, decode
 from minigpt.generation.text import TextStream, encode_prompt
 from minigpt.generation.writer import Writer
+from minigpt.model.gpt import GPT
 
 
 def written(model: Any, tokenizer: Tokenizer, prompt: str, **changes: Any) -> str:
@@ -238,3 +244,75 @@ def test_a_stop_token_of_the_settings_is_not_the_end_of_the_text() -> None:
     writer = Writer(Counting(10), LETTERS)  # type: ignore[arg-type]
     assert writer.generate("ab", temperature=0.0, stop_tokens=[5]).ended == "stop_token"
     assert writer.generate("ab", temperature=0.0).ended == "end_of_text"
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_loaded_models_weights_are_saved_and_flattened_like_any_others_also_after_writing(
+    tied: bool, tmp_path: Path
+) -> None:
+    config = Config(model=GPTConfig(vocab_size=257, n_layer=1, n_head=1, n_embd=8, tie_embeddings=tied))
+    save_weights(tmp_path / "model.safetensors", GPT(config.model), config, BYTES)
+    writer = minigpt.load(tmp_path / "model.safetensors")
+    writer.generate("a", max_new_tokens=70)
+    assert all(tensor.is_contiguous() for tensor in writer.model.state_dict().values())
+    torch.nn.utils.parameters_to_vector(writer.model.parameters())
+    save_file(writer.model.state_dict(), tmp_path / "file.safetensors")
+    save_model(writer.model, str(tmp_path / "model_file.safetensors"))
+    fresh = GPT(config.model)
+    assert load_model(fresh, tmp_path / "model_file.safetensors") == (set(), [])
+    for found in (fresh.state_dict(), load_file(tmp_path / "file.safetensors")):
+        assert all(torch.equal(found[name], tensor) for name, tensor in writer.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "ids", [[97, 32], (97, 32), torch.tensor([97, 32]), np.array([97, 32]), [np.int64(97), torch.tensor(32)]], ids=str
+)
+def test_token_ids_are_a_prompt_and_a_text_just_as_they_are(ids: Any) -> None:
+    writer = Writer(real(), BYTES, from_start=True)
+    found = writer.generate(ids, max_new_tokens=4)
+    assert (found.prompt, found.prompt_tokens) == ("a ", (97, 32))
+    assert writer.generate_many([ids], max_new_tokens=4) == [found]
+    assert "".join(writer.stream(ids, max_new_tokens=4)) == found.text
+    assert writer.score(ids) == writer.score("a ")
+
+
+def test_many_prompts_may_come_one_by_one_or_as_the_rows_of_a_tensor() -> None:
+    writer = Writer(real(), BYTES)
+    expected = writer.generate_many(["ab", "cd"], max_new_tokens=2)
+    assert writer.generate_many((text for text in ["ab", "cd"]), max_new_tokens=2) == expected
+    assert writer.generate_many(torch.tensor([[97, 98], [99, 100]]), max_new_tokens=2) == expected
+    assert writer.generate_many([]) == []
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda writer: writer.generate(None), "prompt=None: expected text, or a list or a 1-D tensor of token ids"),
+        (lambda writer: writer.generate(b"a"), "prompt=b'a': expected text"),
+        (lambda writer: writer.generate(3), "prompt=3: expected text"),
+        (lambda writer: writer.generate([1.5]), "prompt=[1.5]: expected text"),
+        (lambda writer: writer.generate([True]), "prompt=[True]: expected text"),
+        (lambda writer: writer.generate(["ab", "cd"]), "prompt=['ab', 'cd']: expected text"),
+        (lambda writer: writer.generate(torch.tensor([[1, 2]])), "prompt=tensor([[1, 2]]): expected text"),
+        (lambda writer: writer.generate([1, 257]), "prompt: there is no token 257, as there are 257"),
+        (lambda writer: writer.generate([-1]), "prompt: there is no token -1"),
+        (lambda writer: writer.generate("a", {"seed": 3}), "config={'seed': 3}: expected a GenerationConfig"),
+        (lambda writer: writer.score(None), "prompt=None: expected text"),
+        (lambda writer: writer.score([]), "the text is empty"),
+        (lambda writer: writer.score([256]), "the text is empty"),
+        (lambda writer: writer.generate_many("text"), "prompts='text': expected a list of prompts"),
+        (lambda writer: writer.generate_many(None), "prompts=None: expected a list of prompts"),
+        (lambda writer: writer.generate_many([1, 2]), "prompt=1: expected text"),
+        (lambda writer: writer.generate_many(["a"], num_samples=0), "num_samples=0: must be a whole number from 1"),
+        (lambda writer: writer.generate_many(["a"], num_samples="2"), "num_samples='2': must be a whole number from 1"),
+        (lambda writer: writer.stream([0.5]), "prompt=[0.5]: expected text"),
+        (lambda _: minigpt.load(None), "None: expected the path of a checkpoint, as a str or a Path"),
+        (lambda _: minigpt.load(".", device=[]), "device=[]: not to be had here"),
+    ],
+)
+def test_a_call_with_values_of_another_kind_says_what_was_expected(
+    call: Callable[[Writer], object], message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        call(Writer(real(), BYTES))
+    assert str(error.value).startswith(message)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from minigpt.config import GPTConfig, UserError
 from minigpt.data.tokenizer import BytesTokenizer, decode
+from minigpt.generation.writer import Writer
 from minigpt.inspection.capture import capture_attention, probe, tapped, value_norms
 from minigpt.model import attention
 from minigpt.model.gpt import GPT
@@ -86,4 +87,40 @@ def test_taps_are_gone_after_an_error() -> None:
     model = GPT(GPTConfig(**TINY))
     with pytest.raises(ZeroDivisionError), tapped(model, lambda *_: 1 // 0):
         model(torch.zeros(1, 3).long())
-    assert all(block.attn.tap is None for block in model.blocks)
+    assert all(not block.attn.taps for block in model.blocks)
+
+
+def test_captures_nest_and_overlap_and_each_sees_all_that_runs_inside_it() -> None:
+    model, tokens = GPT(GPTConfig(**TINY)).eval(), torch.randint(61, (2, 6))
+    first, second = capture_attention(model), capture_attention(model)
+    outer = first.__enter__()
+    model(tokens)
+    inner = second.__enter__()
+    model(tokens)
+    first.__exit__(None, None, None)
+    model(tokens)
+    second.__exit__(None, None, None)
+    model(tokens)
+    assert [len(maps.forwards) for maps in (outer, inner)] == [2, 2]
+    for ours, theirs in zip(outer.forwards[1], inner.forwards[0], strict=True):
+        assert torch.equal(ours, theirs)
+    assert not any(block.attn.taps for block in model.blocks)
+
+
+def test_forward_passes_in_one_capture_are_told_apart() -> None:
+    model = GPT(GPTConfig(**TINY)).eval()
+    with capture_attention(model) as maps:
+        model(torch.randint(61, (2, 6)))
+        model(torch.randint(61, (1, 4)))
+    assert [[tuple(each.shape) for each in layers] for layers in maps.forwards] == [
+        [(2, 4, 6, 6)] * 2,
+        [(1, 4, 4, 4)] * 2,
+    ]
+    assert [id(each) for each in maps] == [id(each) for layers in maps.forwards for each in layers]
+
+
+def test_what_is_written_inside_a_capture_is_captured_token_by_token() -> None:
+    model = GPT(GPTConfig(**TINY | {"vocab_size": 257})).eval()
+    with capture_attention(model) as maps:
+        Writer(model, BytesTokenizer()).generate("ab", max_new_tokens=3)
+    assert [tuple(layers[0].shape) for layers in maps.forwards] == [(1, 4, 2, 2), (1, 4, 1, 3), (1, 4, 1, 4)]

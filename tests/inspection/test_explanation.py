@@ -95,7 +95,7 @@ def test_what_is_written_with_and_without_an_explanation_is_the_same(changes: di
 def test_after_it_the_model_is_tapped_no_more() -> None:
     writer = writer_of()
     explain(writer, "a", GenerationConfig(max_new_tokens=2))
-    assert all(block.attn.tap is None for block in writer.model.blocks)
+    assert all(not block.attn.taps for block in writer.model.blocks)
     assert not writer.model.token_embedding._forward_pre_hooks
 
 

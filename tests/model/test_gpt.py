@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from minigpt.config import GPTConfig, OptimizerConfig, UserError
 from minigpt.model import gpt
+from minigpt.model.cache import KVCache
 from minigpt.model.gpt import GPT
 from minigpt.model.similarities import SIMILARITIES
 from minigpt.training.loss import next_token_loss
@@ -377,3 +379,60 @@ def test_weight_decay_reaches_matrices_only() -> None:
     }
     assert decayed | others == set(names.values())
     assert not decayed & others
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {},
+        {"n_kv_head": 2, "position": "learned"},
+        {"window": [5, None], "position": "alibi"},
+        {"similarity": "linear"},
+        {"similarity": "hopfield"},
+        {"document_mask": True, "end_of_text": 7},
+    ],
+    ids=str,
+)
+def test_gradients_through_a_cache_are_those_without_one(kind: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    config = GPTConfig(vocab_size=50, context_length=24, n_layer=2, n_head=4, n_embd=32, **kind)
+    model, tokens = GPT(config).double(), torch.randint(50, (2, 20))
+    cache, parts = KVCache(config, 2, 24, dtype=torch.float64), []
+    for start, stop in ((0, 9), (9, 10), (10, 20)):
+        parts.append(model(tokens[:, start:stop], cache=cache))
+        cache.position = stop
+    with torch.no_grad():
+        model(tokens[:, :3], cache=cache)  # does not disturb what the backward pass needs
+    weights = torch.randn(2, 20, 50, dtype=torch.float64)
+    names = [name for name, parameter in model.named_parameters()]
+    found = torch.autograd.grad((torch.cat(parts, dim=1) * weights).sum(), list(model.parameters()))
+    expected = torch.autograd.grad((model(tokens) * weights).sum(), list(model.parameters()))
+    for name, ours, theirs in zip(names, found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_tokens_read_under_no_grad_are_constants_to_what_follows() -> None:
+    config = GPTConfig(vocab_size=50, context_length=8, n_layer=1, n_head=2, n_embd=16)
+    model, tokens = GPT(config), torch.randint(50, (1, 6))
+    cache = KVCache(config, 1, 8)
+    with torch.no_grad():
+        model(tokens[:, :5], cache=cache)
+    cache.position = 5
+    assert not cache.layers[0].key.requires_grad
+    model(tokens[:, 5:], cache=cache).sum().backward()
+    seen = model.token_embedding.weight.grad.any(dim=1).nonzero().flatten().tolist()
+    assert seen == [int(tokens[0, 5])]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "n_rows", "message"),
+    [
+        (torch.zeros(3).long(), None, r"tokens has shape \(3,\): give \(B, T\)"),
+        (torch.zeros(2, 3).long(), 1, "tokens has 2 rows, but the cache 1"),
+        (torch.zeros(1, 9).long(), 1, "9 tokens do not fit the cache of 8"),
+    ],
+)
+def test_tokens_of_another_shape_are_refused(tokens: Tensor, n_rows: int | None, message: str) -> None:
+    config = GPTConfig(vocab_size=50, context_length=8, n_layer=1, n_head=2, n_embd=16)
+    with pytest.raises(ValueError, match=message):
+        GPT(config)(tokens, cache=None if n_rows is None else KVCache(config, n_rows, 8))

@@ -18,6 +18,7 @@ from torch import Tensor
 from minigpt.config import GenerationConfig, UserError
 from minigpt.generation.cpu_decode import CPUDecode, can_decode
 from minigpt.generation.lookup import lookup
+from minigpt.generation.plain import changes_forward, intervention
 from minigpt.generation.sampling import Choice, Mask, draw, narrowed
 from minigpt.model.cache import KVCache
 from minigpt.model.compiling import compiled
@@ -66,6 +67,13 @@ class Row:
 class Reader(Protocol):
     """What reads tokens in the model's place; shapes as for `GPT`."""
 
+    def ready(self) -> bool:
+        """Asked before each text: whether it computes what the model does as it is now, its hooks included.
+
+        Raises:
+            UserError: it does not, and the model would compute something else than was asked for.
+        """
+
     def takes(self, tokens: Tensor, texts: Tensor | None) -> bool:
         """Whether it reads these, or leaves them to the model."""
 
@@ -78,8 +86,13 @@ class CompiledDecode:
     """A model whose decoding goes through torch.compile."""
 
     def __init__(self, model: GPT) -> None:
+        self.model = model
         self.hidden = compiled(model.hidden, dynamic=True)
         self.logits = model.logits
+
+    def ready(self) -> bool:
+        """Compiled code does not ask for hooks again; all else that changes it compiles anew."""
+        return intervention(self.model) is None
 
     def takes(self, tokens: Tensor, texts: Tensor | None) -> bool:
         """Prompts are left to the model: each new length would be compiled."""
@@ -160,7 +173,12 @@ class _Batch:
 
     def __init__(self, model: GPT, config: GenerationConfig, reader: Reader | None) -> None:
         self.model, self.config, self.device = model, config, next(model.parameters()).device
-        self.reader = CPUDecode(model) if reader is None and can_decode(model) else reader
+        self.reader: Reader | None = None
+        if reader is not None:
+            self.reader = reader if reader.ready() else None
+        elif can_decode(model):
+            self.reader = CPUDecode(model, n_tokens=config.max_new_tokens)
+        self.calls_forward = changes_forward(model)
         self.rows: list[Row] = []
         self.starts: list[int] = []
         self.cache: KVCache | None = None
@@ -206,10 +224,13 @@ class _Batch:
     def _read(self, cache: KVCache, tokens: Tensor, texts: Tensor | None = None, n_wanted: int = 1) -> Tensor:
         """(B, n_wanted, V) of what follows the last of the tokens (B, T), which the cache keeps."""
         own = self.reader is not None and self.reader.takes(tokens, texts)
-        reader = self.reader if own and self.reader is not None else self.model
-        hidden = reader.hidden(tokens, texts, cache)
+        if self.calls_forward and not own:
+            logits: Tensor = self.model(tokens, texts, cache)[:, -n_wanted:]
+        else:
+            reader = self.reader if own and self.reader is not None else self.model
+            logits = reader.logits(reader.hidden(tokens, texts, cache)[:, -n_wanted:])
         cache.position += tokens.shape[1]
-        return reader.logits(hidden[:, -n_wanted:])
+        return logits
 
     def _prefill(self, rows: Sequence[Row]) -> Tensor:
         """Read the rows' windows, each different one once, from the left-padded width of the longest."""

@@ -4,22 +4,46 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from operator import index
+from typing import SupportsIndex
 
 import numpy as np
+from torch import Tensor
 
 from minigpt.config import UserError
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.generation.sampling import Mask
 
+Prompt = str | Sequence[int] | Tensor
+"""Text, or token ids: a list, or a tensor or array of one axis."""
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str, context_length: int, *, from_start: bool = False) -> list[int]:
-    """Token ids of a prompt; an empty one, or each one with `from_start`, begins where a document begins.
+
+def token_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    """Token ids of a text; those that are given as such are checked.
+
+    Raises:
+        UserError: it is neither text nor token ids, or has a character or token that the tokenizer does not know.
+    """
+    if isinstance(prompt, str):
+        return tokenizer.encode(prompt)
+    values = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+    ok = isinstance(values, Sequence) and all(isinstance(each, SupportsIndex) and each is not True for each in values)
+    if not ok or isinstance(values, bytes):
+        raise UserError(f"prompt={prompt!r}: expected text, or a list or a 1-D tensor of token ids")
+    tokens = [index(each) for each in values]
+    if wrong := [token for token in tokens if not 0 <= token < tokenizer.vocab_size]:
+        raise UserError(f"prompt: there is no token {wrong[0]}, as there are {tokenizer.vocab_size}")
+    return tokens
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, context_length: int, *, from_start: bool = False) -> list[int]:
+    """Token ids of a prompt; an empty one, or each text with `from_start`, begins where a document begins.
 
     Raises:
         UserError: the prompt does not fit the context, or has a character that the tokenizer does not know.
     """
-    tokens = tokenizer.encode(prompt)
-    if from_start or not tokens:
+    tokens = token_ids(tokenizer, prompt)
+    if (from_start and isinstance(prompt, str)) or not tokens:
         tokens = [tokenizer.end_of_text, *tokens]
     if len(tokens) > context_length:
         raise UserError(

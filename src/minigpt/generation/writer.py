@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from minigpt.checkpoint import load_model
 from minigpt.config import GenerationConfig, UserError
-from minigpt.data.tokenizer import Tokenizer
-from minigpt.generation.cpu_decode import CPUDecode, by_columns, can_decode
+from minigpt.data.tokenizer import Tokenizer, decode
+from minigpt.generation.cpu_decode import CPUDecode, can_decode
 from minigpt.generation.engine import CompiledDecode, Reader, Row, Watch, generate
-from minigpt.generation.text import Beginning, TextStream, encode_prompt, token_texts
+from minigpt.generation.text import Beginning, Prompt, TextStream, encode_prompt, token_ids, token_texts
 from minigpt.model.cache import KVCache
 from minigpt.model.gpt import GPT
 
@@ -29,6 +29,7 @@ class Written:
     """A prompt and what was written after it."""
 
     prompt: str
+    """The text of it, also where token ids were given."""
     prompt_tokens: tuple[int, ...]
     """As they were read; spaces at the prompt's end are left to the tokens that follow."""
     text: str
@@ -86,9 +87,7 @@ class Writer:
         loaded = load_model(path, device)
         model = loaded.model
         reader: Reader | None = None
-        if can_decode(model):
-            by_columns(model)
-        elif int8:
+        if int8 and not can_decode(model):
             raise UserError(
                 f"int8: is for models with similarity=scaled_dot and without document_mask, on the CPU; {path} is none"
             )
@@ -105,12 +104,12 @@ class Writer:
         return token_texts(self.tokenizer)
 
     def generate(
-        self, prompt: str = "", config: GenerationConfig | None = None, *, watch: Watch | None = None, **changes: Any
+        self, prompt: Prompt = "", config: GenerationConfig | None = None, *, watch: Watch | None = None, **changes: Any
     ) -> Written:
         """Continue a prompt; an empty one starts a document.
 
         Args:
-            prompt: text.
+            prompt: text; or token ids, as a list or a 1-D tensor, which are read just as they are.
             config: how; the defaults of `sample.py` when not given.
             watch: told what each token is drawn from, before it is.
             changes: single settings, as in generate("def ", temperature=0, seed=3).
@@ -124,18 +123,26 @@ class Writer:
         return self._written([stream], config)[0]
 
     def generate_many(
-        self, prompts: Sequence[str], config: GenerationConfig | None = None, *, num_samples: int = 1, **changes: Any
+        self, prompts: Iterable[Prompt], config: GenerationConfig | None = None, *, num_samples: int = 1, **changes: Any
     ) -> list[Written]:
         """Continue several prompts side by side, each num_samples times, with seeds seed, seed + 1, ...
 
         Returns:
             The samples of the first prompt, then those of the second, ...
+
+        Raises:
+            UserError: as for `generate`; or a single text in place of a list of them.
         """
+        if isinstance(prompts, str | bytes) or not isinstance(prompts, Iterable):
+            raise UserError(f'prompts={prompts!r}: expected a list of prompts, as in generate_many(["def ", "class "])')
+        prompts = list(prompts)
+        if type(num_samples) is not int or num_samples < 1:
+            raise UserError(f"num_samples={num_samples!r}: must be a whole number from 1")
         config = _changed(config, changes)
         return self._written(self._streams(prompts, num_samples, config), config)
 
     def stream(
-        self, prompt: str = "", config: GenerationConfig | None = None, *, watch: Watch | None = None, **changes: Any
+        self, prompt: Prompt = "", config: GenerationConfig | None = None, *, watch: Watch | None = None, **changes: Any
     ) -> Iterator[str]:
         """The new text, piece by piece as it is written. Arguments and errors as for `generate`."""
         config = _changed(config, changes)
@@ -143,7 +150,7 @@ class Writer:
         stream.row.watch = watch
         return (text for _, text in self._run([stream], config))
 
-    def check(self, prompt: str, config: GenerationConfig) -> None:
+    def check(self, prompt: Prompt, config: GenerationConfig) -> None:
         """Raise the UserError that `generate` would, without writing."""
         n_tokens = self.tokenizer.vocab_size
         for name in ("forbidden_tokens", "stop_tokens"):
@@ -153,44 +160,50 @@ class Writer:
             raise UserError("forbidden_tokens: nothing is left to write; leave some out")
         encode_prompt(self.tokenizer, prompt, self.model.config.context_length, from_start=self.from_start)
 
-    def score(self, text: str) -> Score:
+    def score(self, text: Prompt) -> Score:
         """Loss of any text, from the beginning of a document, in windows that overlap by half where it is long.
 
         Each token is predicted from at least half a context before it, or from the text's beginning.
 
+        Args:
+            text: or token ids, as a list or a 1-D tensor.
+
         Raises:
             UserError: the text is empty, or the tokenizer does not know some of it.
         """
-        tokens = self.tokenizer.encode(text)
-        if not tokens:
+        tokens = token_ids(self.tokenizer, text)
+        own = [token for token in tokens if token != self.tokenizer.end_of_text]
+        n_bytes = len(text.encode(errors="replace") if isinstance(text, str) else self.tokenizer.decode_bytes(own))
+        if not n_bytes:
             raise UserError("the text is empty: there is nothing to predict")
         chances = self._log_probabilities([self.tokenizer.end_of_text, *tokens])
         total = -math.fsum(chances)
-        return Score(total / len(tokens), total / math.log(2) / len(text.encode()), tuple(tokens), tuple(chances))
+        return Score(total / len(tokens), total / math.log(2) / n_bytes, tuple(tokens), tuple(chances))
 
     @torch.inference_mode()
     def _log_probabilities(self, tokens: Sequence[int]) -> list[float]:
         """Of every token but the first."""
         T, device = self.model.config.context_length, next(self.model.parameters()).device
+        reader = self.reader if self.reader is not None and self.reader.ready() else None
         found: list[float] = []
         while len(found) < len(tokens) - 1:
             start = 0 if not found else max(0, len(found) - T // 2)
             window = torch.tensor([tokens[start : start + T + 1]], device=device)
-            logits = self._logits(window[:, :-1])[0, len(found) - start :].float()
+            logits = self._logits(window[:, :-1], reader)[0, len(found) - start :].float()
             targets = window[0, len(found) - start + 1 :]
             found += (-F.cross_entropy(logits, targets, reduction="none")).tolist()
         return found
 
-    def _logits(self, tokens: Tensor) -> Tensor:
+    def _logits(self, tokens: Tensor, reader: Reader | None) -> Tensor:
         """(1, T) -> (1, T, V), by what writes as well."""
-        if self.reader is None or not self.reader.takes(tokens, None):
+        if reader is None or not reader.takes(tokens, None):
             logits: Tensor = self.model(tokens)
             return logits
         weight = self.model.token_embedding.weight
         cache = KVCache(self.model.config, 1, tokens.shape[1], dtype=weight.dtype, device=weight.device)
-        return self.reader.logits(self.reader.hidden(tokens, None, cache))
+        return reader.logits(reader.hidden(tokens, None, cache))
 
-    def _streams(self, prompts: Sequence[str], num_samples: int, config: GenerationConfig) -> list[_Stream]:
+    def _streams(self, prompts: Sequence[Prompt], num_samples: int, config: GenerationConfig) -> list[_Stream]:
         for prompt in prompts:
             self.check(prompt, config)  # judged as the user wrote it
         return [
@@ -226,11 +239,13 @@ class Writer:
 class _Stream:
     """One text in the making, and what of it has been shown."""
 
-    def __init__(self, writer: Writer, prompt: str, index: int, seed: int, stop: Sequence[str]) -> None:
+    def __init__(self, writer: Writer, prompt: Prompt, index: int, seed: int, stop: Sequence[str]) -> None:
         tokenizer, context_length = writer.tokenizer, writer.model.config.context_length
-        kept = prompt.rstrip(" ") or prompt
-        spaces = prompt[len(kept) :]
+        kept = prompt.rstrip(" ") or prompt if isinstance(prompt, str) else prompt
+        spaces = prompt[len(kept) :] if isinstance(prompt, str) else ""
         tokens = encode_prompt(tokenizer, kept, context_length, from_start=writer.from_start)
+        if not isinstance(prompt, str):
+            prompt = decode(tokenizer, token_ids(tokenizer, prompt))
         self.prompt, self.seed, self.text, self.end_of_text = prompt, seed, "", tokenizer.end_of_text
         self.row = Row(
             tokens,
@@ -261,6 +276,8 @@ class _Stream:
 
 
 def _changed(config: GenerationConfig | None, changes: dict[str, Any]) -> GenerationConfig:
+    if not isinstance(config, GenerationConfig | None):
+        raise UserError(f"config={config!r}: expected a GenerationConfig; or single settings, as in temperature=0.7")
     known = [field.name for field in dataclasses.fields(GenerationConfig)]
     if unknown := sorted(set(changes) - set(known)):
         raise UserError(f"{unknown[0]}: no such setting; there are {', '.join(known)}")

@@ -25,30 +25,50 @@ Look = Callable[[int, Tensor, Tensor, Tensor, How], None]
 def tapped(model: GPT, look: Look) -> Iterator[None]:
     """Show each layer's queries, keys and values to `look`, whenever the model runs inside.
 
-    They are tapped behind positions and norms, right before the fused kernel, which runs as always. Taps are removed at
-    the end.
+    They are tapped behind positions and norms, right before the fused kernel, which runs as always. Taps may be nested
+    or overlap: each is called, and each is removed at its own end.
     """
     layers = [module for module in model.modules() if isinstance(module, Attention)]
-    for number, layer in enumerate(layers):
-        layer.tap = partial(look, number)
+    taps = [partial(look, number) for number in range(len(layers))]
+    for layer, tap in zip(layers, taps, strict=True):
+        layer.taps.append(tap)
     try:
         yield
     finally:
-        for layer in layers:
-            layer.tap = None
+        for layer, tap in zip(layers, taps, strict=True):
+            layer.taps.remove(tap)
+
+
+class AttentionMaps(list[Tensor]):
+    """(B, H, T, S) weights, a layer each, in the order in which the layers ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forwards: list[list[Tensor]] = []
+        """The same for each forward pass: `maps.forwards[-1][layer]` is of the last one."""
+        self._last_layer = 0
+
+    def add(self, layer: int, weights: Tensor) -> None:
+        """Keep the weights of a layer; one that does not come after the last layer begins another forward pass."""
+        if not self.forwards or layer <= self._last_layer:
+            self.forwards.append([])
+        self._last_layer = layer
+        self.append(weights)
+        self.forwards[-1].append(weights)
 
 
 @contextlib.contextmanager
-def capture_attention(model: GPT) -> Iterator[list[Tensor]]:
+def capture_attention(model: GPT) -> Iterator[AttentionMaps]:
     """`with capture_attention(model) as maps: model(tokens)` fills maps with (B, H, T, S) weights, a layer each.
 
-    They are worked out beside the fused kernel, for whatever kind of attention it is; see `tapped`.
+    They are worked out beside the fused kernel, for whatever kind of attention it is; see `tapped`. Where the model
+    runs several times inside, as it does for each token that is written, `maps.forwards` tells the runs apart.
     """
-    maps: list[Tensor] = []
+    maps = AttentionMaps()
 
     def look(layer: int, query: Tensor, key: Tensor, value: Tensor, how: How) -> None:
         with torch.no_grad():
-            maps.append(attention_weights(query, key, **how))
+            maps.add(layer, attention_weights(query, key, **how))
 
     with tapped(model, look):
         yield maps

@@ -256,9 +256,8 @@ class Attention(nn.Module):
         n_query, n_key, _ = self.n_projected
         self.q_norm = make_norm(config, self.head_dim) if config.qk_norm and n_query else nn.Identity()
         self.k_norm = make_norm(config, self.head_dim) if config.qk_norm and n_key else nn.Identity()
-        # Whoever wants to look is handed the very queries, keys and values that are attended with; see
-        # inspection.capture.
-        self.tap: Callable[[Tensor, Tensor, Tensor, How], None] | None = None
+        # Each is called with the queries, keys and values that are attended with; see inspection.capture.
+        self.taps: list[Callable[[Tensor, Tensor, Tensor, How], None]] = []
 
     def forward(
         self,
@@ -279,8 +278,8 @@ class Attention(nn.Module):
         if cache is not None and not cache.summed:
             key, value = cache.extend(key, value)
         how: How = {"similarity": self.similarity, "graph": graph, "key_bias": key_bias, "softcap": self.softcap}
-        if self.tap is not None:
-            self.tap(query, key, value, how)
+        for tap in self.taps:
+            tap(query, key, value, how)
         if cache is not None and cache.summed:
             gathered = self._gather_on(query, key, value, cache)
         else:

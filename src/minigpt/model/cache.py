@@ -16,6 +16,8 @@ class KVCache:
     Rows are filled from the left and all to the same place, which `position` says. It is moved by whoever runs the
     model, never by a layer: moving it back takes tokens away again. Linear attention along the causal graph keeps a sum
     instead of keys and values (Katharopoulos et al. 2020, https://arxiv.org/abs/2006.16236), which cannot go back.
+    Gradients flow through what is kept, as they would without a cache, at the price of a copy for each call; under
+    torch.no_grad new keys and values are written in place.
     """
 
     def __init__(
@@ -45,8 +47,13 @@ class KVCache:
         for window in config.windows:
             summed = config.similarity == "linear" and window is None and not config.document_mask
             shape = (n_rows, config.kv_heads, 0 if summed else n_tokens, config.width_per_head)
-            key, value = torch.empty(2, *shape, dtype=dtype, device=device)
+            key, value = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
             self.layers.append(LayerCache(self, key, value, summed=summed))
+
+    @property
+    def n_rows(self) -> int:
+        """Texts side by side."""
+        return len(self.layers[0].key)
 
     def number_texts(self, texts: Tensor) -> Tensor:
         """Note which text each of the new tokens (B, T) belongs to; returns that of all so far, (B, position + T)."""
@@ -77,10 +84,20 @@ class LayerCache:
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Add new tokens' (B, H_kv, T, D); returns those of all so far, (B, H_kv, position + T, D)."""
         start, stop = self.whole.position, self.whole.position + key.shape[2]
-        self.key[:, :, start:stop], self.value[:, :, start:stop] = key, value
+        self.key, self.value = _replaced(self.key, key, start), _replaced(self.value, value, start)
         return self.key[:, :, :stop], self.value[:, :, :stop]
 
     def real(self, n_new: int) -> Tensor | None:
         """(B, T) which of the new tokens are no padding; None where all are."""
         texts, start = self.whole.texts, self.whole.position
         return None if texts is None else texts[:, start : start + n_new] >= 0
+
+
+def _replaced(all_: Tensor, new: Tensor, start: int) -> Tensor:
+    """(B, H, S, D) with the (B, H, T, D) new ones at `start`: in place, but where gradients flow through either."""
+    stop = start + new.shape[2]
+    if all_.requires_grad or new.requires_grad:  # autograd keeps the old ones for the backward pass
+        with torch.enable_grad():
+            return torch.cat([all_[:, :, :start], new.to(all_.dtype), all_[:, :, stop:]], dim=2)
+    all_[:, :, start:stop] = new
+    return all_

@@ -92,12 +92,14 @@ class GPT(nn.Module):
                 own logits mean nothing. Tokens of one text stand side by side, and absolute positions count from its
                 start. When not given, a row is one text, or with document_mask a new one begins at each end_of_text.
             cache: the tokens go on from those that it holds, and are kept in it; its position is left to the caller.
+                Gradients flow back through what it holds.
 
         Returns:
             (B, T, V) logits, V being config.vocab_size: rows that pad the vocabulary have none.
 
         Raises:
-            ValueError: T is longer than the context or what is left of the cache, or texts has another shape.
+            ValueError: tokens is not (B, T), T is longer than the context or what is left of the cache, the cache has
+                another number of rows, or texts another shape.
         """
         return self.logits(self.hidden(tokens, texts, cache))
 
@@ -106,7 +108,11 @@ class GPT(nn.Module):
 
         Apart, since a prompt's logits are wanted of its last token only.
         """
-        _, T = tokens.shape
+        if tokens.ndim != 2:
+            raise ValueError(f"tokens has shape {tuple(tokens.shape)}: give (B, T), as in tokens[None] for one text")
+        B, T = tokens.shape
+        if cache is not None and cache.n_rows != B:
+            raise ValueError(f"tokens has {B} rows, but the cache {cache.n_rows}: give KVCache as many")
         start = 0 if cache is None else cache.position
         if start + T > (limit := self.config.context_length if cache is None else cache.n_tokens):
             raise ValueError(f"{start + T} tokens do not fit the {'context' if cache is None else 'cache'} of {limit}")
