@@ -242,7 +242,7 @@ def test_settings_at_the_edge_are_taken(section: type, settings: dict[str, Any])
 def test_every_finite_number_of_every_section_is_checked(section: type) -> None:
     required = {"run": "r"} if section is SampleConfig else {}
     for field in dataclasses.fields(section):
-        if "float" in str(field.type):
+        if "float" in str(field.type) and "list" not in str(field.type):
             with pytest.raises(UserError, match=rf"{field.name}=nan: must be a finite number"):
                 section(**required, **{field.name: NAN})
 

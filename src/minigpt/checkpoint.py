@@ -136,7 +136,7 @@ def first_intact(
     raise UserError("; ".join(map(str, failures)))
 
 
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
     """Write what a run needs to go on, in torch's format; its checksum is the comment at the end of the zip file.
 
     Raises:
@@ -192,7 +192,7 @@ def _n_bytes(value: Any) -> int:
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors_in(value)}.values())
 
 
-def save_weights(path: Path, model: GPT, config: Config, tokenizer: Tokenizer) -> None:
+def save_weights(path: str | Path, model: GPT, config: Config, tokenizer: Tokenizer) -> None:
     """Write a safetensors file that needs no other file: config, tokenizer and checksum travel in its header.
 
     Raises:
@@ -237,7 +237,7 @@ def _digest(file: IO[bytes], digest: Any, n_bytes: int | None) -> Any:
     return digest
 
 
-def read_checkpoint(path: Path, *, mmap: bool = True) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, *, mmap: bool = True) -> dict[str, Any]:
     """A Lightning checkpoint's content, opened without running anything that is in it.
 
     Args:
@@ -248,6 +248,7 @@ def read_checkpoint(path: Path, *, mmap: bool = True) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, damaged, or holds more than tensors and plain types.
     """
+    path = Path(path)
     if path.is_dir():
         raise UserError(f"{path}: {_SHARDED}")
     try:

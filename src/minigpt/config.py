@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -37,16 +39,39 @@ def _require_finite(prefix: str, config: Any) -> None:
 
 
 def _require_types(prefix: str, config: Any) -> None:
-    """For settings that are given in Python, where no parser looks at them."""
-    for name, wanted in get_type_hints(type(config)).items():
+    """For settings that are given in Python, where no parser looks at them; a tuple becomes the list it stands for."""
+    for name, wanted in _hints(type(config)).items():
         value = getattr(config, name)
+        if isinstance(value, tuple):
+            value = list(value)
+            object.__setattr__(config, name, value)
         expected = str(wanted).replace("typing.", "") if get_origin(wanted) else wanted.__name__
         _require(_is_of(value, wanted), f"{f'{prefix}.{name}'.strip('.')}={value!r}: expected {expected}")
 
 
+@cache
+def _hints(section: type) -> dict[str, Any]:
+    return get_type_hints(section)
+
+
+def _take_paths(config: Any, *names: str) -> None:
+    """Paths may be given as a Path; settings keep them as text, as files and checkpoints do."""
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, list | tuple):
+            value = [os.fspath(each) if isinstance(each, os.PathLike) else each for each in value]
+        elif isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        object.__setattr__(config, name, value)
+
+
 def _is_of(value: object, wanted: Any) -> bool:
+    if wanted is Any:
+        return True
     if get_origin(wanted) in {Union, UnionType}:
         return any(_is_of(value, each) for each in get_args(wanted))
+    if get_origin(wanted) is dict:
+        return isinstance(value, dict)
     if get_origin(wanted) is Literal:
         return value in get_args(wanted)
     if get_origin(wanted) is list:
@@ -141,6 +166,7 @@ class GPTConfig:
     """Probability of dropping an attention weight, a residual update or an embedding in training."""
 
     def __post_init__(self) -> None:
+        _require_types("model", self)
         _require_finite("model", self)
         _require_at_least(
             "model",
@@ -330,6 +356,8 @@ class DataConfig:
     """Folder for prepared token files; they are reused while text, tokenizer and split are unchanged."""
 
     def __post_init__(self) -> None:
+        _take_paths(self, "source", "tokenizer", "val_source", "dir")
+        _require_types("data", self)
         _require_finite("data", self)
         _require_at_least("data", self, 1, "batch_size", "max_documents")
         _require_at_least("data", self, 0, "num_workers")
@@ -436,6 +464,7 @@ class OptimizerConfig:
     """Validate and save a moving average of the weights, of which this share stays at each step; null for none."""
 
     def __post_init__(self) -> None:
+        _require_types("optimizer", self)
         _require_finite("optimizer", self)
         _require(self.learning_rate > 0, f"optimizer.learning_rate={self.learning_rate}: must be above 0")
         _require_at_least(
@@ -569,6 +598,7 @@ class SampleConfig(GenerationConfig):
     """Where to compute: cpu, cuda, cuda:1, mps."""
 
     def __post_init__(self) -> None:
+        _take_paths(self, "run", "prompt_file", "prompts", "out", "compare", "explain", "checkpoints")
         super().__post_init__()
         _require_device(self.device)
         _require(not (self.int8 and self.compile), "int8 and compile are both given: leave one out")
@@ -634,6 +664,8 @@ class InspectConfig:
     """Where to compute: cpu, cuda, cuda:1, mps."""
 
     def __post_init__(self) -> None:
+        _take_paths(self, "run", "file", "relations", "compare", "out")
+        _require_types("", self)
         _require(bool(self.run), "run is empty: name a run folder such as runs/demo, or a checkpoint")
         given = [name for name in ("text", "file", "relations") if getattr(self, name) is not None]
         _require(len(given) < 2, f"{' and '.join(given)} are both given: leave one out")
@@ -662,6 +694,8 @@ class CompareConfig:
     """Runs at the same time, each with its share of the CPU's cores."""
 
     def __post_init__(self) -> None:
+        _take_paths(self, "recipes", "out")
+        _require_types("", self)
         _require(bool(self.recipes), "recipes: name at least one, such as configs/attention/*.yaml")
         _require(bool(self.seeds), "seeds=[]: give at least one, as in --seeds 1 2")
         for seed in self.seeds:
@@ -683,6 +717,7 @@ class ProofConfig:
     """Seed of the moments at which they are killed."""
 
     def __post_init__(self) -> None:
+        _require_types("", self)
         _require_at_least("", self, 4, "steps")
         _require_at_least("", self, 1, "kills")
         _require_seed("kill_seed", self.kill_seed)
@@ -706,6 +741,8 @@ class AttentionConfig:
     """Training steps kept in the page; beyond that, an even selection with the first and the newest."""
 
     def __post_init__(self) -> None:
+        _take_paths(self, "relations")
+        _require_types("attention", self)
         _require(2 <= self.max_tokens <= 256, f"attention.max_tokens={self.max_tokens}: must lie between 2 and 256")
         _require_at_least("attention", self, 2, "max_snapshots")
         _require_at_least("attention", self, 1, "every_n_steps")
@@ -803,6 +840,8 @@ class TrainerConfig:
     """Lightning's model registry."""
 
     def __post_init__(self) -> None:
+        _take_paths(self, "default_root_dir")
+        _require_types("trainer", self)
         _require_finite("trainer", self)
         _require_at_least("trainer", self, 1, "max_steps", "accumulate_grad_batches", "log_every_n_steps", "num_nodes")
         _require_at_least("trainer", self, 0, "gradient_clip_val", "overfit_batches")
@@ -879,6 +918,8 @@ class Config:
     """Where a loss or gradient is NaN or infinite: stop, skip the step, or go on with the last checkpoint's weights."""
 
     def __post_init__(self) -> None:
+        _take_paths(self, "runs_dir")
+        _require_types("", self)
         _require(
             re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name) is not None,
             f"name={self.name!r}: use letters, digits, '.', '_' and '-', since it names a folder",

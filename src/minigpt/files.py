@@ -49,7 +49,7 @@ def refuse_url(name: str | Path, what: str) -> None:
         raise UserError(f"{name}: {what} is opened from disk only; download it first")
 
 
-def write_atomically(path: Path, write: Callable[[Path], object], n_bytes: int = 0) -> None:
+def write_atomically(path: str | Path, write: Callable[[Path], object], n_bytes: int = 0) -> None:
     """Let `write` make a file beside the target, flush it to disk, rename it: the target is old or new, never half.
 
     Folders on the way are made. What a process leaves that dies meanwhile is taken away by `sweep`.
@@ -62,6 +62,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], n_bytes: int =
     Raises:
         UserError: the disk is full or the folder cannot be written; the old file is untouched.
     """
+    path = Path(path)
     with _one_line_errors(path, n_bytes):
         _make_folder(path.parent)
         if n_bytes and n_bytes > shutil.disk_usage(path.parent).free:
@@ -106,12 +107,13 @@ def link_or_copy(source: Path, target: Path) -> None:
         write_atomically(target, lambda path: shutil.copyfile(source, path), source.stat().st_size)
 
 
-def append(path: Path, text: str) -> None:
+def append(path: str | Path, text: str) -> None:
     """Add a text at the end of a file, in UTF-8.
 
     Raises:
         UserError: the disk is full or the file cannot be written.
     """
+    path = Path(path)
     with _one_line_errors(path), path.open("a", encoding="utf-8", newline="") as file:
         file.write(text)
 
@@ -236,12 +238,12 @@ def _begins_as_a_page(path: Path) -> bool:
     return not begin or begin.lower() == b"<!doctype html>"
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: str | Path, text: str) -> None:
     """`write_atomically` for a text, in UTF-8."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """`write_atomically` for a table, in UTF-8; None is an empty field."""
 
     def write(temporary: Path) -> None:

@@ -28,23 +28,24 @@ from minigpt.config import UserError
 from minigpt.files import locked, reason, refuse_url, require_writable, sweep
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class RunFolder:
     """The paths of one run."""
 
     path: Path
 
-    def __post_init__(self) -> None:
-        refuse_url(self.path, "a run")
+    def __init__(self, path: str | Path) -> None:
+        refuse_url(path, "a run")
+        object.__setattr__(self, "path", Path(path))
 
     @classmethod
-    def create(cls, runs_dir: Path, name: str) -> RunFolder:
+    def create(cls, runs_dir: str | Path, name: str) -> RunFolder:
         """Make a new folder: runs_dir/name, or name-2, name-3, ... It never takes one that exists.
 
         Raises:
             UserError: the folder cannot be made.
         """
-        number = 1
+        runs_dir, number = Path(runs_dir), 1
         while True:
             path = runs_dir / (name if number == 1 else f"{name}-{number}")
             try:
@@ -60,10 +61,12 @@ class RunFolder:
             return cls(path)
 
     @classmethod
-    def all_named(cls, runs_dir: Path, name: str) -> list[RunFolder]:
+    def all_named(cls, runs_dir: str | Path, name: str) -> list[RunFolder]:
         """The folders that `create` has made under a name, the newest first."""
         pattern = re.compile(rf"{re.escape(name)}(?:-(\d+))?")
-        found = [(int(match[1] or 1), path) for path in runs_dir.glob("*/") if (match := pattern.fullmatch(path.name))]
+        found = [
+            (int(match[1] or 1), path) for path in Path(runs_dir).glob("*/") if (match := pattern.fullmatch(path.name))
+        ]
         return [cls(path) for _, path in sorted(found, reverse=True)]
 
     @contextlib.contextmanager

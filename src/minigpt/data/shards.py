@@ -182,13 +182,13 @@ class Manifest:
         return json.dumps(content | {"checksum": _checksum(content)}, indent=1)
 
     @classmethod
-    def read(cls, folder: Path) -> Manifest:
+    def read(cls, folder: str | Path) -> Manifest:
         """The manifest of a prepared folder.
 
         Raises:
             UserError: it is missing, damaged, or of another version.
         """
-        path = folder / MANIFEST
+        path = Path(folder) / MANIFEST
         anew = f"delete {folder}, and it will be prepared anew"
         try:
             text = path.read_text(encoding="utf-8")
@@ -243,7 +243,7 @@ class PreparedData:
                     )
 
 
-def open_prepared(folder: Path, scans: Scans | None = None) -> PreparedData:
+def open_prepared(folder: str | Path, scans: Scans | None = None) -> PreparedData:
     """Open a prepared folder; tokens stay on disk until they are read.
 
     Every file's checksum is compared, once: a file that has not changed since is not read again.
@@ -255,6 +255,7 @@ def open_prepared(folder: Path, scans: Scans | None = None) -> PreparedData:
     Raises:
         UserError: a file is missing, damaged, or not the one that was written, the tokenizer's among them.
     """
+    folder = Path(folder)
     manifest = Manifest.read(folder)
     _check_files(folder, manifest, scans or Scans(folder.parent / SCANS))
     tokenizer = load_tokenizer(folder / TOKENIZER)

@@ -180,19 +180,19 @@ def tokenizer_from_dict(saved: dict[str, Any]) -> Tokenizer:
         raise UserError(f"not a tokenizer of minigpt ({type(error).__name__}: {error})") from None
 
 
-def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
+def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
     """Write the file that goes with a model: everything needed to encode and decode, without the network."""
     write_text(path, json.dumps(tokenizer.to_dict()))
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(path: str | Path) -> Tokenizer:
     """Read a file written by `save_tokenizer`, or the tokenizer.json of a byte-level BPE of Hugging Face's.
 
     Raises:
         UserError: the file is missing, too large, damaged, or neither of the two.
     """
     try:
-        with path.open("rb") as file:
+        with Path(path).open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise UserError(f"tokenizer {path}: {reason(error)}") from None

@@ -50,7 +50,7 @@ def _check_name(out: Path, prompts: str) -> None:
         raise UserError(f"out={out}: {reason(error)}") from None
 
 
-def write_jobs(jobs: Sequence[Job], writer: Writer, num_samples: int, out: Path) -> None:
+def write_jobs(jobs: Sequence[Job], writer: Writer, num_samples: int, out: str | Path) -> None:
     """Write num_samples texts after each prompt, into lines of JSON, each on disk before the next batch is written.
 
     Started again, it goes on after the lines that are there. The batches are those of an uninterrupted run, so that
@@ -60,6 +60,7 @@ def write_jobs(jobs: Sequence[Job], writer: Writer, num_samples: int, out: Path)
         UserError: a prompt or setting that the model refuses, or a file that cannot be written, that another process
             writes, or that is not what these prompts, settings and weights lead to; the file is as it was then.
     """
+    out = Path(out)
     for job in jobs:
         try:
             writer.check(job.prompt, job.config)

@@ -48,7 +48,7 @@ def film(run: str | Path, prompt: str, config: GenerationConfig | None = None, d
     Raises:
         UserError: no checkpoint, or none that can be opened; or a prompt that does not fit.
     """
-    folder, config, notes = RunFolder(Path(run)), config or GenerationConfig(), list[str]()
+    folder, config, notes = RunFolder(run), config or GenerationConfig(), list[str]()
     frames = []
     for step, writer in _opened(folder, device, notes):
         try:

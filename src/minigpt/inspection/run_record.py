@@ -62,14 +62,14 @@ class RunRecord:
     """A sentence for each thing that is not shown, and why."""
 
 
-def read_run_folder(path: Path) -> RunRecord:
+def read_run_folder(path: str | Path) -> RunRecord:
     """What `train.py` has written up to now.
 
     Raises:
         UserError: it is no run folder.
         OSError: a file cannot be read.
     """
-    run = RunFolder(path)
+    run, path = RunFolder(path), Path(path)
     if not run.config.exists() and not run.metrics.exists():
         inside = sorted(str(folder) for folder in path.glob("*run-*-*"))
         raise UserError(

@@ -46,13 +46,14 @@ def report_run(config: InspectConfig) -> str:
     return "\n".join([*record.missing, f"{_summary(record)}\n-> {out} (open it in a browser)"])
 
 
-def read_run(path: Path) -> RunRecord:
+def read_run(path: str | Path) -> RunRecord:
     """What is known of the run that a user means by a path.
 
     Raises:
         UserError: it is no run.
         OSError: a file cannot be read.
     """
+    path = Path(path)
     if (path.suffix == ".wandb" and path.is_file()) or any(path.glob("*.wandb")):
         return read_wandb_run(path)
     if path.is_dir():

@@ -39,7 +39,7 @@ class Row(NamedTuple):
         return (name.removesuffix("._type") for name, value in self.item.items() if value == kind)
 
 
-def read_wandb_run(path: Path) -> RunRecord:
+def read_wandb_run(path: str | Path) -> RunRecord:
     """What W&B logged of a run up to now.
 
     Args:
@@ -49,6 +49,7 @@ def read_wandb_run(path: Path) -> RunRecord:
         UserError: it is no W&B run, or wandb is not installed.
         OSError: a file cannot be read.
     """
+    path = Path(path)
     about: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     rows: list[Row] = []

@@ -21,10 +21,10 @@ def begun_before(config: Config) -> Path | None:
     return None
 
 
-def existing(resume: Path) -> RunFolder:
+def existing(resume: str | Path) -> RunFolder:
     """The run to go on with, looked for before its lock would make a folder."""
     folder = RunFolder(resume)
-    if not resume.is_dir():
+    if not folder.path.is_dir():
         raise UserError(f"--resume {resume}: no such run")
     return folder
 

@@ -48,7 +48,7 @@ from minigpt.training.stopping import SECONDS_TO_EXIT, SIGNALS, StopSignals, req
 from minigpt.training.threads import choose_threads, denormals_as_zero
 
 
-def train(config: Config, resume: Path | None = None) -> RunFolder:
+def train(config: Config, resume: str | Path | None = None) -> RunFolder:
     """Prepare the text, train, and leave everything in a run folder.
 
     Args:
@@ -62,6 +62,9 @@ def train(config: Config, resume: Path | None = None) -> RunFolder:
     Raises:
         UserError: anything of the user's that cannot work, before training starts where possible.
     """
+    if not isinstance(config, Config):
+        raise UserError(f"config={config!r}: expected a Config, as minigpt.cli.parse_training makes one of a recipe")
+    resume = None if resume is None else RunFolder(resume).path
     with denormals_as_zero(), StopSignals().listening() as stop, contextlib.ExitStack() as held:
         return _train(config, resume, stop, held)
 
