@@ -778,8 +778,10 @@ class TrainerConfig:
     """How several devices work together: ddp, fsdp2 (shares of weights), Lightning's, or {class_path, init_args}."""
     num_nodes: int = 1
     """Number of machines."""
-    logger: Literal["wandb", "tensorboard"] | bool | dict[str, Any] = "wandb"
-    """wandb (online when logged in, else offline), tensorboard, false for files alone, or {class_path, init_args}."""
+    logger: (
+        Literal["wandb", "tensorboard"] | bool | dict[str, Any] | list[Literal["wandb", "tensorboard"] | dict[str, Any]]
+    ) = "wandb"
+    """wandb (online if logged in), tensorboard, false for files alone, {class_path, init_args}, or a list of those."""
     callbacks: list[dict[str, Any]] | None = None
     """More callbacks, each as {class_path, init_args}."""
     plugins: list[dict[str, Any]] | None = None
@@ -868,10 +870,21 @@ class TrainerConfig:
                     not isinstance(each, dict) or _is_object(each),
                     f"trainer.{name}={each}: an object is {{class_path: module.Class, init_args: {{name: value}}}}",
                 )
+        for each in self.loggers:
+            _require(
+                isinstance(each, dict) or each in {"wandb", "tensorboard"},
+                f"trainer.logger={each}: must be wandb, tensorboard, {{class_path, init_args}}, or several in a list",
+            )
         _require(
             self.max_epochs is None and self.min_epochs is None,
             "trainer.max_epochs and min_epochs are not used: a run is one stream of batches, give trainer.max_steps",
         )
+
+    @property
+    def loggers(self) -> list[str | dict[str, Any]]:
+        """What `logger` asks for, one by one."""
+        named = ["wandb"] if self.logger is True else [] if self.logger is False else self.logger
+        return list(named) if isinstance(named, list) else [named]
 
     @property
     def max_time_seconds(self) -> float | None:

@@ -13,6 +13,7 @@ runs/demo/
   heads.csv            every head's label and scores at the end
   anomalies/           what is known of a step whose loss or gradient was not finite, as step_000123.json; and in
                        spikes.csv the steps whose loss was far above those before
+  loggers.json         which run of a dashboard this is, for a resumed run to go on in it
   .lock                while a process trains here: which
 """
 
@@ -93,6 +94,10 @@ class RunFolder:
     @property
     def config(self) -> Path:
         return self.path / "config.yaml"
+
+    @property
+    def loggers(self) -> Path:
+        return self.path / "loggers.json"
 
     @property
     def tokenizer(self) -> Path:

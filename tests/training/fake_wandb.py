@@ -93,12 +93,27 @@ class FakeWandb:
             case "UpsertBucket":
                 name = variables["name"]
                 return {"upsertBucket": {"bucket": {"id": name, "name": name, "displayName": name, "project": project}}}
+            case "RunResumeStatus" if self.history:
+                return {"model": project | {"bucket": self._resumed(variables["name"])}}
             case "CreateRunFiles":
                 files = [{"name": name, "uploadUrl": f"{self.url}/upload/{name}"} for name in variables["files"]]
                 return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": files}}
             case "ServerFeaturesQuery":
                 return {"serverInfo": {"features": []}}
         return {}  # which to others means: nothing there
+
+    def _resumed(self, name: str) -> dict[str, Any]:
+        """What the service has of a run, for a part that goes on with it."""
+        tail = json.dumps([json.dumps(self.history[max(self.history)])])
+        counts = dict.fromkeys(("logLineCount", "eventsLineCount"), 0) | {"historyLineCount": len(self.history)}
+        empty = {
+            "summaryMetrics": "{}",
+            "config": "{}",
+            "eventsTail": "[]",
+            "tags": [],
+            "wandbConfig": json.dumps({"t": 1}),
+        }
+        return {"id": name, "name": name, "displayName": name, "historyTail": tail, **counts, **empty}
 
 
 def _handler(service: FakeWandb) -> type[BaseHTTPRequestHandler]:

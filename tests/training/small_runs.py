@@ -5,9 +5,9 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
+import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -80,13 +80,33 @@ def wandb_tool() -> str:
     return tool
 
 
-def run_wandb(*arguments: str) -> str:
-    """Run W&B's own program; returns what it prints."""
-    return subprocess.run([wandb_tool(), *arguments], capture_output=True, text=True, check=True).stdout
+def wandb_records(part: Path) -> Iterator[Any]:
+    """The records in one of W&B's folders. Its log is LevelDB's: 32 KiB blocks of chunks with 7 bytes of head each."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (file,) = part.glob("*.wandb")
+    content, at, record = file.read_bytes(), 7, b""
+    while at + 7 <= len(content):
+        _, length, kind = struct.unpack("<IHB", content[at : at + 7])
+        if at + 7 + length > len(content):  # of a process that was killed
+            return
+        record += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in {1, 4}:  # the whole of a record, or its last chunk
+            yield Record.FromString(record)
+            record = b""
+        if 32768 - at % 32768 < 7:  # no room for a head
+            at += 32768 - at % 32768
 
 
-def wandb_history(run: Path, program: Callable[..., str] = run_wandb) -> tuple[list[dict[str, Any]], Path]:
-    """The rows that W&B's newest folder in a run holds, read by W&B's own program, and the folder of its media."""
-    folder = (run / "wandb" / "latest-run").resolve()
-    records = [json.loads(line) for line in program("leet", "inspect", "--json", str(folder)).splitlines()]
-    return [record["history"]["item"] for record in records if record["type"] == "history"], folder / "files"
+def items(values: Iterable[Any]) -> dict[str, Any]:
+    """Keys and values of a record's list."""
+    return {".".join(value.nested_key) or value.key: json.loads(value.value_json) for value in values}
+
+
+def wandb_history(run: Path, part: Path | None = None) -> tuple[list[dict[str, Any]], Path]:
+    """The rows that W&B's newest folder in a run holds, or another, and the folder of its media."""
+    folder = part or (run / "wandb" / "latest-run").resolve()
+    return [
+        items(record.history.item) for record in wandb_records(folder) if record.HasField("history")
+    ], folder / "files"

@@ -8,6 +8,7 @@ import contextlib
 import csv
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -82,7 +83,6 @@ class LoggedIn:
             "WANDB_API_KEY": "0123456789" * 4,
             "WANDB_INIT_TIMEOUT": "100",  # this machine may be busy
             "WANDB_FINISH_TIMEOUT": "100",
-            "WANDB_DIR": str(folder),  # for W&B's own program, which leaves logs
             "PYTHONPATH": str(Path(__file__).parent),  # for PauseUntil
         }
 
@@ -110,9 +110,16 @@ class LoggedIn:
         assert code == 0, output
         return output
 
+    def send(self, service: FakeWandb, output: str) -> None:
+        """Run the command that an output names for what W&B has not received."""
+        (command,) = re.findall(r"wandb (sync .*)", output)
+        # It leaves logs in both folders.
+        self.environment |= {"WANDB_BASE_URL": service.url, "HOME": str(self.folder), "WANDB_DIR": str(self.folder)}
+        self.run_wandb(*shlex.split(command))
+
     def wandb_history(self) -> tuple[list[dict[str, Any]], Path]:
         """The rows in W&B's newest folder in the run, and the folder of its media."""
-        return wandb_history(self.run.path, self.run_wandb)
+        return wandb_history(self.run.path)
 
     @property
     def logged_steps(self) -> list[int]:
@@ -144,11 +151,9 @@ def assert_holds_everything(user: LoggedIn) -> None:
 
 def assert_can_be_sent(user: LoggedIn, output: str) -> None:
     """The command that the user is told brings everything to a service that works again."""
-    (command,) = re.findall(r"wandb (sync .*)", output)
     folder = user.run.path / "wandb" / "latest-run"
     with FakeWandb() as service:
-        user.environment |= {"WANDB_BASE_URL": service.url, "HOME": str(user.folder)}
-        user.run_wandb(*command.split())
+        user.send(service, output)
     assert steps_in(list(service.history.values())) == STEPS
     media = {path.name for path in (folder / "files" / "media").rglob("*") if path.is_file()}
     assert media <= {Path(path).name for path in service.files}
@@ -168,11 +173,17 @@ def test_a_service_that_works_receives_the_run_and_a_resumed_part_in_an_outage_s
     assert_holds_everything(user)
 
     user.environment["WANDB_INIT_TIMEOUT"] = "1"
-    user.train(service.url, "--resume", user.run.path, "--trainer.max_steps", 14)
-    rows, media = user.wandb_history()
-    assert steps_in(rows) == [13, 14]
-    assert media.parent.name.startswith("offline-run-")
+    for end in (14, 16):
+        output = user.train(service.url, "--resume", user.run.path, "--trainer.max_steps", end)
+        rows, media = user.wandb_history()
+        assert steps_in(rows) == [end - 1, end]
+        assert media.parent.name.startswith("offline-run-")
     assert len({path.name.rsplit("-", 1)[-1] for path in (user.run.path / "wandb").glob("*run-*-*")}) == 1
+
+    with FakeWandb() as later:
+        later.history = service.history
+        user.send(later, output)
+    assert steps_in(list(later.history.values())) == [*STEPS, 13, 14, 15, 16]
 
 
 @pytest.mark.parametrize("failure", ["refuses", "hangs", "answers 500", "unknown host"])
@@ -203,7 +214,7 @@ def test_a_service_that_dies_later_loses_nothing(moment: str, failure: str, user
         output = user.train(service.url, callbacks=[pause] if moment == "in the middle" else None)
         assert service.failed.is_set()
     assert not service.is_complete
-    assert "W&B did not receive everything; send it with: wandb sync" in output
+    assert re.search(r"W&B did not receive everything; send it with: \S*wandb sync --include-online ", output)
     assert_holds_everything(user)
     if moment == "in the middle":
         assert_can_be_sent(user, output.split("dashboard ")[-1])

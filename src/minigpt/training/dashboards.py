@@ -1,22 +1,15 @@
-"""Metrics, pictures, pages and tables -> whichever dashboard the run logs to. Files are written elsewhere, always.
+"""Metrics, pictures, pages and tables -> whichever loggers the run has. Files are written elsewhere, always.
 
-W&B must never ask, hang or fail a run: it is online where the user is logged in, otherwise offline (`wandb sync`
-sends it later), and offline as well when the service does not answer. When the service goes away later, W&B keeps what
-it cannot send in the run's folder, and the user is told at the end.
+Each logger is one of Lightning's, whether the config names it or gives its class: it gets the config, every metric with
+its step, and its end, as Lightning's own training would give them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
-import netrc
-import os
-import secrets
-import signal
-import sys
-import threading
-import time
-import urllib.parse
+import inspect
+import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,191 +19,134 @@ import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from minigpt.config import Config, UserError
+from minigpt.files import write_text
 from minigpt.markdown import table
 from minigpt.run_folder import RunFolder
-from minigpt.training.stopping import handled_by, not_to_children
+from minigpt.training import wandb_service
+from minigpt.training.class_path import build, find_class
 
-CONNECT_SECONDS = 8
-"""How long W&B's service may take to answer before the run goes on offline; WANDB_INIT_TIMEOUT says otherwise."""
+NAMED: dict[str, dict[str, Any]] = {
+    "wandb": {"class_path": "lightning.pytorch.loggers.WandbLogger"},
+    "tensorboard": {
+        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+        "init_args": {"name": "tensorboard", "version": ""},
+    },
+}
+"""What the names in `trainer.logger` stand for."""
 
-FINISH_SECONDS = 30
-"""How long the last of a run may take to reach W&B's service; WANDB_FINISH_TIMEOUT says otherwise."""
 
-END_SECONDS = 10
-"""How long W&B's own process, which is on this machine, may take to end."""
-
-
-def make_logger(config: Config, folder: RunFolder) -> Logger | None:
-    """The logger that `trainer.logger` names, or None when files alone are wanted.
+def check_loggers(config: Config) -> None:
+    """Find out before the text is prepared which logger cannot be made.
 
     Raises:
-        UserError: TensorBoard is asked for and not installed.
+        UserError: its class is not there, or it is asked for what is not done here.
     """
-    match config.trainer.logger:
-        case "wandb" | True:
-            return _wandb_logger(config, folder)
-        case "tensorboard":
-            if importlib.util.find_spec("tensorboard") is None:
-                raise UserError("trainer.logger=tensorboard: not installed; pip install 'minigpt[tensorboard]'")
-            return TensorBoardLogger(folder.path, name="tensorboard", version="")
-        case _:
-            return None
+    for value in config.trainer.loggers:
+        if value == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+            raise UserError("trainer.logger=tensorboard: not installed; pip install 'minigpt[tensorboard]'")
+        if isinstance(value, dict):
+            found = find_class(value)
+            if isinstance(found, type) and not issubclass(found, Logger):
+                raise UserError(f"trainer.logger: class_path={value['class_path']}: is no logger of Lightning's")
+            if value.get("init_args", {}).get("log_model"):
+                raise UserError(
+                    "trainer.logger: log_model: checkpoints are not sent while training; "
+                    f"send them with: wandb artifact put {config.runs_dir}/{config.name}/checkpoints"
+                )
 
 
-def _wandb_logger(config: Config, folder: RunFolder) -> Logger | None:
-    if importlib.util.find_spec("wandb") is None:
-        warnings.warn("wandb is not installed, so the run is logged to files alone", stacklevel=2)
-        return None
-    # Whatever a logging service has to complain of (network, key, version) is no reason not to train.
-    try:
-        arguments, mode = _prepare_wandb(config, folder)
-    except Exception as error:
-        warnings.warn(f"W&B cannot log ({_reason(error)}), so the run is logged to files alone", stacklevel=2)
-        return None
-    import wandb
+def make_loggers(config: Config, folder: RunFolder) -> list[Logger]:
+    """The loggers that `trainer.logger` names, with the config; none when files alone are wanted.
 
-    for attempt in dict.fromkeys((mode, "offline")):
-        try:
-            return WandbLogger(experiment=wandb.init(mode=attempt, **arguments))
-        except Exception as error:
-            warnings.warn(f"W&B cannot log {attempt} ({_reason(error)})", stacklevel=2)
-            _end_process(wandb)  # it would not give the run's id a second time
-        except (KeyboardInterrupt, SystemExit):
-            _end_process(wandb, interrupted=True)
-            raise
-    return None
+    A resumed run goes on in the run of the dashboard that it had, where that can be asked for.
 
-
-def _prepare_wandb(config: Config, folder: RunFolder) -> tuple[dict[str, Any], Any]:
-    """The arguments of wandb.init, and its mode; sets up what W&B reads from the environment."""
-    # Staging and caches belong to the run, not to a home folder that may be read-only or on a slow disk.
-    for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
-        os.environ.setdefault(variable, str((folder.path / "wandb" / ".local").absolute()))
-    # The reports that W&B makes of its own errors go to the same service, and hold up the end while that hangs.
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    import wandb
-
-    # Silent before it looks for a key: else it asks for one where WANDB_MODE is online and nobody has logged in.
-    with not_to_children(signal.SIGUSR1):  # which SLURM sends to all there are: W&B is to live until the run has ended
-        wandb.setup(settings=wandb.Settings(silent=True))
-    _messages.forget()
-    wandb.termsetup(wandb.Settings(silent=True), _messages)
-    limits = {"init_timeout": CONNECT_SECONDS, "finish_timeout": FINISH_SECONDS}
-    limits = {name: limit for name, limit in limits.items() if f"WANDB_{name.upper()}" not in os.environ}
-    # A resumed run is the same run for W&B: its id stands at the end of the folder that its first part left.
-    earlier = next((p.name.rsplit("-", 1)[-1] for p in (folder.path / "wandb").glob("*run-*-*")), None)
-    arguments = {
-        "project": "minigpt",
-        "name": folder.path.name,
-        "dir": folder.path,
-        "config": config.to_dict(),
-        "id": earlier or secrets.token_hex(4),
-        "resume": "allow",
-        "settings": wandb.Settings(silent=True, finish_timeout_raises=True, **limits),
-    }
-    return arguments, os.environ.get("WANDB_MODE") or ("online" if _logged_in(wandb) else "offline")
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
-
-
-class _Messages:
-    """Where W&B's messages go: warnings to the user, who is told at the end if some of the run was not sent."""
-
-    def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """A new run begins."""
-        self.incomplete = False
-
-    def info(self, message: str) -> None:
-        """Whose key it uses and where it runs is no news."""
-
-    def warning(self, message: str) -> None:
-        # Where the service refuses the run, or was away for long, W&B gives up sending it and says so only here.
-        self.incomplete |= "wandb sync" in message
-        print(message, file=sys.stderr, flush=True)
-
-    error = warning
-
-
-_messages = _Messages()
-
-
-def _logged_in(wandb: Any) -> bool:
-    """Whether credentials are there, without asking for any."""
-    settings = wandb.setup().settings
-    return bool(getattr(settings, "api_key", None)) or has_key(settings.base_url)
-
-
-def has_key(address: str) -> bool:
-    """Whether the environment or the user's netrc has credentials for W&B's service at an address."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    host = urllib.parse.urlsplit(address).hostname or ""
-    try:
-        file = os.environ.get("NETRC") or str(Path.home() / (".netrc" if os.name != "nt" else "_netrc"))
-        return netrc.netrc(file).authenticators(host) is not None
-    except (OSError, RuntimeError, netrc.NetrcParseError):
-        return False
-
-
-def finish_wandb() -> str | None:
-    """Close the W&B run, if one is open, in bounded time; returns what the user may want to know of it."""
-    wandb = sys.modules.get("wandb")
-    if wandb is None or wandb.run is None:
-        return None
-    run, folder = wandb.run, _short(Path(wandb.run.dir).parent)
-    url = "" if run.offline else run.url  # asking an offline run for it prints a warning
-    words = "W&B is sending the rest; Ctrl-C stops waiting, and nothing is lost"
-    notice = threading.Timer(3, print, (words,), {"file": sys.stderr})
-    notice.start()
-    interrupted = False
-    try:
-        # A program that a signal ends while W&B waits would take W&B along before the last rows are in its file.
-        with handled_by(signal.default_int_handler):
-            wandb.finish()
-    except TimeoutError:
-        _messages.incomplete = True
-    except KeyboardInterrupt:
-        _messages.incomplete = interrupted = True
-    except Exception as error:
-        _messages.incomplete = True
-        warnings.warn(f"W&B did not close properly ({_reason(error)})", stacklevel=2)
-    finally:
-        notice.cancel()
-    _end_process(wandb, interrupted)
-    if run.offline:
-        return f"wandb sync {folder}"
-    if _messages.incomplete:
-        # Without the option, it passes over a run that was meant to be sent at once.
-        return f"W&B did not receive everything; send it with: wandb sync --include-online {folder}"
-    return url or None  # WANDB_MODE=disabled has none
-
-
-def _end_process(wandb: Any, interrupted: bool = False) -> None:
-    """End W&B's own process now, where its complaints can be caught; at the program's end they are tracebacks.
-
-    W&B waits for it without limit, so it does that in another thread; a process that is left behind ends with ours.
+    Raises:
+        UserError: one cannot be made.
     """
+    wandb_service.note_open_run()
+    identities = _read_identities(folder)
+    loggers: list[Logger] = []
+    for value in config.trainer.loggers:
+        if value == "wandb" and importlib.util.find_spec("wandb") is None:
+            warnings.warn("wandb is not installed, so the run is logged to files alone", stacklevel=2)
+            continue
+        logger = _make_logger(NAMED[value] if isinstance(value, str) else value, identities, folder)
+        if logger is not None:
+            _log_config(logger, config)
+            loggers.append(logger)
+            identities |= _identity(logger)
+    if loggers and identities:
+        write_text(folder.loggers, json.dumps(identities, indent=2) + "\n")
+    return loggers
 
-    def end() -> None:
-        if interrupted:
-            # It answers what was broken off. If nobody listens any more by then, it does not hear that it is to end
-            # (0.31), and leaves the last rows unwritten. The answer takes some milliseconds.
-            time.sleep(1)
-        with contextlib.suppress(Exception, SystemExit):  # W&B exits with the code of its process if that died
-            wandb.teardown()
 
-    thread = threading.Thread(target=end, daemon=True)
-    thread.start()
-    thread.join(END_SECONDS)
+def _make_logger(value: dict[str, Any], identities: Mapping[str, dict[str, Any]], folder: RunFolder) -> Logger | None:
+    found, given = find_class(value), value.get("init_args", {})
+    earlier = identities.get(found.__name__, {})
+
+    parameters: Mapping[str, inspect.Parameter] = {}
+    with contextlib.suppress(TypeError, ValueError):  # a class that does not say what it takes
+        parameters = inspect.signature(found).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+
+    def make(arguments: Mapping[str, Any]) -> Any:
+        """Build it, without those of our arguments that it does not take."""
+        taken = {k: v for k, v in arguments.items() if k in given or k in parameters or takes_any}
+        return build(value | {"init_args": taken})
+
+    if isinstance(found, type) and issubclass(found, WandbLogger):
+        return wandb_service.make_wandb_logger(make, given, earlier, folder)
+    needs_folder = "save_dir" in parameters and parameters["save_dir"].default is inspect.Parameter.empty
+    logger = make(earlier | ({"save_dir": folder.path} if needs_folder else {}) | given)
+    if not isinstance(logger, Logger):
+        raise UserError(f"trainer.logger: class_path={value['class_path']}: is no logger of Lightning's")
+    return logger
 
 
-def _short(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+def _identity(logger: Logger) -> dict[str, dict[str, Any]]:
+    """By class, the arguments with which a resumed run goes on where this logger writes."""
+    arguments: dict[str, Any] = {}
+    if isinstance(logger, WandbLogger):
+        arguments = wandb_service.identity(logger)
+    elif isinstance(logger, TensorBoardLogger):
+        arguments = {"version": logger.version}
+    return {type(logger).__name__: arguments} if arguments else {}
+
+
+def _read_identities(folder: RunFolder) -> dict[str, dict[str, Any]]:
+    try:
+        identities = json.loads(folder.loggers.read_text(encoding="utf-8"))
+        return {name: dict(arguments) for name, arguments in identities.items()}
+    except (OSError, ValueError, TypeError, AttributeError):  # none yet, or damaged: then it is a new run there
+        return {}
+
+
+def _log_config(logger: Logger, config: Config) -> None:
+    settings = config.to_dict()
+    if isinstance(logger, WandbLogger):
+        settings = wandb_service.config_for(logger, settings)
+    elif isinstance(logger, TensorBoardLogger):
+        # Lightning keeps the file that is there, also when a resumed run has other settings.
+        Path(logger.log_dir, logger.NAME_HPARAMS_FILE).unlink(missing_ok=True)
+    with _unharmed(logger):
+        logger.log_hyperparams(settings)
+        logger.save()
+
+
+def finish_dashboards(loggers: Sequence[Logger] = (), exit_code: Any = 0) -> str | None:
+    """Close what training has opened; returns what the user may want to know of it, a line for each logger.
+
+    Args:
+        loggers: the run's.
+        exit_code: that of the program; anything but 0 and None says that the run is not done.
+    """
+    lines = [wandb_service.finish_wandb(exit_code if isinstance(exit_code, int) else int(exit_code is not None))]
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            lines.append(wandb_service.command("tensorboard", "--logdir", Path(logger.log_dir)))
+        elif not isinstance(logger, WandbLogger) and logger.log_dir:
+            lines.append(str(logger.log_dir))
+    return ("\n" + " " * 13).join(line for line in lines if line) or None
 
 
 @contextlib.contextmanager
@@ -221,9 +157,7 @@ def _unharmed(logger: Logger) -> Iterator[None]:
     except Exception as error:
         if not isinstance(logger, WandbLogger):
             raise
-        if not _messages.incomplete:
-            warnings.warn(f"W&B does not take what is logged ({_reason(error)}); the run's folder has it", stacklevel=4)
-        _messages.incomplete = True
+        wandb_service.note_loss(error)
 
 
 def log_scalars(loggers: Sequence[Logger], metrics: Mapping[str, float], step: int) -> None:
@@ -231,6 +165,7 @@ def log_scalars(loggers: Sequence[Logger], metrics: Mapping[str, float], step: i
     for logger in loggers:
         with _unharmed(logger):
             logger.log_metrics(dict(metrics), step=step)
+            logger.save()  # as Lightning does; a CSVLogger would else write only at the end
 
 
 def log_image(loggers: Sequence[Logger], key: str, image: np.ndarray, step: int) -> None:

@@ -20,8 +20,8 @@ from minigpt.run_folder import RunFolder
 
 CLOCKS = {"seconds", "perf/tokens_per_second"}
 """Columns of metrics.csv that no two runs share."""
-DASHBOARDS = {"wandb", "tensorboard", "lightning_logs"}
-"""Folders that are another program's, with clocks and names of their own; what we send there is in our files too."""
+DASHBOARDS = {"wandb", "tensorboard", "lightning_logs", "loggers.json"}
+"""What is another program's, with clocks and names of its own; what we send there is in our files too."""
 NAMES = {"name", "runs_dir"}
 """Settings that say where a run lies."""
 

@@ -147,9 +147,9 @@ def _wandb_address() -> str:
 
 
 def _wandb_line(config: Config, answers: Any) -> str:
-    from minigpt.training.dashboards import has_key
+    from minigpt.training.wandb_service import has_key
 
-    if config.trainer.logger not in {"wandb", True}:
+    if "wandb" not in config.trainer.loggers:
         return f"not used: trainer.logger={config.trainer.logger}"
     reached = f"{answers.host or 'its service'} {'answers' if answers else 'does not answer'}"
     key = has_key(f"https://{answers.host}")

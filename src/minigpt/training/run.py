@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import inspect
 import logging
 import shutil
@@ -37,7 +36,8 @@ from minigpt.training.anomalies import Anomalies
 from minigpt.training.averaging import Averaging
 from minigpt.training.callbacks import AttentionMaps, Metrics, ProgressBar, Samples, seconds_of_training
 from minigpt.training.checkpoints import AtomicCheckpointIO, Checkpoints, refuse_shards
-from minigpt.training.dashboards import finish_wandb, make_logger
+from minigpt.training.class_path import build
+from minigpt.training.dashboards import check_loggers, finish_dashboards, make_loggers
 from minigpt.training.loaders import make_loaders
 from minigpt.training.machine import free_disk
 from minigpt.training.module import TrainingModule
@@ -109,7 +109,7 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
         module = TrainingModule(config, data)
         loaders = make_loaders(config, data, trainer, before.get("micro_batches", 0))
     except (UserError, SystemExit):
-        finish_wandb()
+        finish_dashboards(exit_code=1)
         if resume is None and is_main:
             shutil.rmtree(folder.path)  # a run that never began leaves no folder
         raise
@@ -128,9 +128,12 @@ def _fit(
     trainer: L.Trainer, module: TrainingModule, loaders: tuple[Any, Any], checkpoint: Path | None, folder: RunFolder
 ) -> str | None:
     """Train, and leave no process behind, however it ends; returns what the dashboard has to say."""
+    exit_code: Any = 1
     try:
         trainer.fit(module, *loaders, ckpt_path=checkpoint)
+        exit_code = 0
     except SystemExit as end:
+        exit_code = end.code
         _say_stopped(end.code, trainer, folder)
         if is_started_by_lightning(trainer):
             end.code = 0  # Lightning kills the process of rank 0, should another fail while that one ends
@@ -144,7 +147,7 @@ def _fit(
         module.data.check_unchanged()  # other tokens than were prepared make a step fail in their own ways
         raise
     finally:
-        dashboard = finish_wandb()
+        dashboard = finish_dashboards(trainer.loggers, exit_code)
         end_started(trainer, seconds=SECONDS_TO_EXIT)
     return dashboard
 
@@ -158,7 +161,7 @@ def _say_stopped(code: Any, trainer: L.Trainer, folder: RunFolder) -> None:
     go_on = f"stopped and saved; to go on: {_command(f'train.py --resume {folder.path}{more}')}"
     print(f"\n{go_on if folder.last.exists() else 'stopped before anything was saved'}", flush=True)
     again = requeue() if code == 128 + signal.SIGUSR1 else None
-    for line in (again, (dashboard := finish_wandb()) and f"dashboard: {dashboard}"):
+    for line in (again, (dashboard := finish_dashboards(trainer.loggers, code)) and f"dashboard: {dashboard}"):
         if line:
             print(line, flush=True)
 
@@ -174,8 +177,7 @@ def check_before_text(config: Config) -> L.Trainer:
     """
     runs_dir = Path(config.runs_dir)
     free_disk(runs_dir, "runs_dir")
-    if isinstance(config.trainer.logger, dict):
-        find_class(config.trainer.logger)  # made only once there is a folder for it
+    check_loggers(config)  # which are made only once there is a folder for them
     silent = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, logger=False))
     return make_trainer(silent, RunFolder(runs_dir / config.name), [])
 
@@ -206,7 +208,7 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
     """
     lightning_defaults = _lightning_defaults()
     given = {f.name: getattr(config.trainer, f.name) for f in dataclasses.fields(TrainerConfig)}
-    settings = {name: build(value) for name, value in given.items()}
+    settings = {name: build(value) for name, value in given.items() if name != "logger"}
     for made, value in zip(settings["callbacks"] or [], config.trainer.callbacks or [], strict=True):
         if not isinstance(made, L.Callback):
             raise UserError(f"trainer.callbacks: class_path={value['class_path']}: is no callback of Lightning's")
@@ -226,9 +228,8 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
         "overfit_batches": 0.0,  # the loaders repeat the batches themselves, so that a run stays one epoch
     }
-    if not isinstance(config.trainer.logger, dict):
-        wanted = _is_main_process() and not config.trainer.fast_dev_run
-        settings["logger"] = (make_logger(config, folder) if wanted else None) or False
+    wanted = _is_main_process() and not config.trainer.fast_dev_run
+    settings["logger"] = (make_loggers(config, folder) if wanted else None) or False
     changed = {k: v for k, v in settings.items() if k in lightning_defaults and v != lightning_defaults[k]}
     try:
         trainer = L.Trainer(**changed)
@@ -245,41 +246,6 @@ def _culprits(given: dict[str, Any], complaint: str) -> str:
     named = [name for name, value in changed.items() if name in complaint.lower() or f"'{value}'" in complaint]
     shown = named or [name for name in about if name in changed]
     return ", ".join(f"trainer.{name}={changed[name]}" for name in shown) or "trainer"
-
-
-def build(value: Any) -> Any:
-    """A {class_path, init_args} mapping, alone or in a list -> the object it names; anything else stays as it is.
-
-    Raises:
-        UserError: the class is not there or does not take the arguments.
-    """
-    if isinstance(value, list):
-        return [build(item) for item in value]
-    if not isinstance(value, dict) or "class_path" not in value:
-        return value
-    found = find_class(value)
-    try:
-        return found(**value.get("init_args", {}))
-    except Exception as error:  # somebody else's class: it fails as it likes
-        raise _cannot_be_made(value, error) from error
-
-
-def find_class(value: dict[str, Any]) -> Any:
-    """What a {class_path, init_args} mapping names, not yet made.
-
-    Raises:
-        UserError: it is not there.
-    """
-    module_name, _, class_name = str(value["class_path"]).rpartition(".")
-    try:
-        return getattr(importlib.import_module(module_name), class_name)
-    except Exception as error:
-        raise _cannot_be_made(value, error) from error
-
-
-def _cannot_be_made(value: dict[str, Any], error: Exception) -> UserError:
-    why = " ".join(f"{type(error).__name__}: {error}".split())
-    return UserError(f"class_path={value['class_path']}: cannot be made ({why})")
 
 
 def best_precision() -> str:

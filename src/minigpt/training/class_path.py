@@ -1,0 +1,43 @@
+"""{class_path, init_args} of a recipe -> the object that it names."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from minigpt.config import UserError
+
+
+def build(value: Any) -> Any:
+    """A {class_path, init_args} mapping, alone or in a list -> the object it names; anything else stays as it is.
+
+    Raises:
+        UserError: the class is not there or does not take the arguments.
+    """
+    if isinstance(value, list):
+        return [build(item) for item in value]
+    if not isinstance(value, dict) or "class_path" not in value:
+        return value
+    found = find_class(value)
+    try:
+        return found(**value.get("init_args", {}))
+    except Exception as error:  # somebody else's class: it fails as it likes
+        raise _cannot_be_made(value, error) from error
+
+
+def find_class(value: dict[str, Any]) -> Any:
+    """What a {class_path, init_args} mapping names, not yet made.
+
+    Raises:
+        UserError: it is not there.
+    """
+    module_name, _, class_name = str(value["class_path"]).rpartition(".")
+    try:
+        return getattr(importlib.import_module(module_name), class_name)
+    except Exception as error:
+        raise _cannot_be_made(value, error) from error
+
+
+def _cannot_be_made(value: dict[str, Any], error: Exception) -> UserError:
+    why = " ".join(f"{type(error).__name__}: {error}".split())
+    return UserError(f"class_path={value['class_path']}: cannot be made ({why})")
