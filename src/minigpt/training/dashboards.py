@@ -63,7 +63,6 @@ def make_loggers(config: Config, folder: RunFolder) -> list[Logger]:
     Raises:
         UserError: one cannot be made.
     """
-    wandb_service.note_open_run()
     identities = _read_identities(folder)
     loggers: list[Logger] = []
     for value in config.trainer.loggers:
@@ -142,10 +141,12 @@ def finish_dashboards(loggers: Sequence[Logger] = (), exit_code: Any = 0) -> str
     """
     lines = [wandb_service.finish_wandb(exit_code if isinstance(exit_code, int) else int(exit_code is not None))]
     for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
+        if isinstance(logger, WandbLogger):
+            lines.append(wandb_service.how_to_see(logger))
+        elif isinstance(logger, TensorBoardLogger):
             lines.append(wandb_service.command("tensorboard", "--logdir", Path(logger.log_dir)))
-        elif not isinstance(logger, WandbLogger) and logger.log_dir:
-            lines.append(str(logger.log_dir))
+        else:
+            lines.append(logger.log_dir)
     return ("\n" + " " * 13).join(line for line in lines if line) or None
 
 

@@ -52,15 +52,8 @@ STEP = "trainer/global_step"
 _environment: dict[str, str | None] = {}
 """Environment variables that were set here for one run, as they were before."""
 
-_users_run: Any = None
-"""The run that the user had open before training."""
-
-
-def note_open_run() -> None:
-    """Remember the run that the user has open, if any, before a logger opens one: it is never finished here."""
-    global _users_run
-    wandb = sys.modules.get("wandb")
-    _users_run = wandb.run if wandb else None
+_opened: Any = None
+"""The run that training has opened. One that the user opened is theirs to finish."""
 
 
 def make_wandb_logger(
@@ -80,7 +73,9 @@ def make_wandb_logger(
     Raises:
         UserError: the logger does not take the arguments.
     """
-    if _users_run is not None:
+    global _opened
+    _messages.forget()
+    if getattr(sys.modules.get("wandb"), "run", None) is not None:  # the user's
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "There is a wandb run already in progress")
             logger = make(dict(given))
@@ -97,7 +92,7 @@ def make_wandb_logger(
     for attempt in dict.fromkeys((mode, "offline")):
         logger = make(arguments | {"mode": attempt})
         try:
-            _ = logger.experiment  # opens the run, with the step as the x-axis
+            _opened = logger.experiment  # with the step as the x-axis
             return logger
         except Exception as error:
             warnings.warn(f"W&B cannot log {attempt} ({_reason(error)})", stacklevel=2)
@@ -133,7 +128,6 @@ def _prepare(
     # Silent before it looks for a key: else it asks for one where WANDB_MODE is online and nobody has logged in.
     with not_to_children(signal.SIGUSR1):  # which SLURM sends to all there are: W&B is to live until the run has ended
         wandb.setup(settings=wandb.Settings(silent=True))
-    _messages.forget()
     wandb.termsetup(wandb.Settings(silent=True), _messages)
     known = wandb.setup().settings
     limits = {"init_timeout": CONNECT_SECONDS, "finish_timeout": FINISH_SECONDS}
@@ -145,7 +139,10 @@ def _prepare(
         "resume": known.resume or "allow",
     }
     if not {"id", "version"} & set(given):
-        defaults["id"] = known.run_id or earlier.get("id") or secrets.token_hex(4)
+        # Runs of earlier versions have their id only at the end of the folder that their first part left.
+        parts = (folder.path / "wandb").glob("*run-*-*")
+        found = earlier.get("id") or next((part.name.rsplit("-", 1)[-1] for part in parts), None)
+        defaults["id"] = known.run_id or found or secrets.token_hex(4)
     if not {"save_dir", "dir"} & set(given):
         defaults["save_dir"] = None if "WANDB_DIR" in os.environ else folder.path
     elif "dir" in given:
@@ -184,7 +181,8 @@ def identity(logger: WandbLogger) -> dict[str, Any]:
 
 def config_for(logger: WandbLogger, config: Mapping[str, Any]) -> dict[str, Any]:
     """The config as W&B is to have it: what stands under the same names in the config of the user's run stays."""
-    taken = {key for key in config if key in logger.experiment.config} if _users_run is not None else set()
+    run = logger.experiment
+    taken = set() if run is _opened else {key for key in config if key in run.config}
     ours = {key: value for key, value in config.items() if key not in taken}
     return ours | ({"minigpt": {key: config[key] for key in taken}} if taken else {})
 
@@ -251,13 +249,13 @@ def finish_wandb(exit_code: int = 0) -> str | None:
     Returns:
         What the user may want to know of it: where it is, or how to send what W&B has not received.
     """
-    wandb = sys.modules.get("wandb")
-    if wandb is None or wandb.run is None:
+    global _opened
+    if _opened is None:
         return None
-    run, folder = wandb.run, Path(wandb.run.dir).parent
-    url = None if run.offline or run.disabled else run.url  # asking an offline run for it prints a warning
-    if run is _users_run:
-        return url or (None if run.disabled else f"{sync_command([folder])}  # once you have called wandb.finish()")
+    import wandb
+
+    run, _opened = _opened, None
+    folder, url = Path(run.dir).parent, _url(run)
     words = "W&B is sending the rest; Ctrl-C stops waiting, and nothing is lost"
     notice = threading.Timer(3, print, (words,), {"file": sys.stderr})
     notice.start()
@@ -265,7 +263,7 @@ def finish_wandb(exit_code: int = 0) -> str | None:
     try:
         # A program that a signal ends while W&B waits would take W&B along before the last rows are in its file.
         with handled_by(signal.default_int_handler):
-            wandb.finish(exit_code=exit_code)
+            run.finish(exit_code=exit_code)
     except TimeoutError:
         _messages.incomplete = True
     except KeyboardInterrupt:
@@ -288,6 +286,18 @@ def finish_wandb(exit_code: int = 0) -> str | None:
     if _messages.incomplete:
         return f"W&B did not receive everything; send it with: {command}"
     return f"{url}, without earlier parts of the run; send them with: {command}" if url else command
+
+
+def _url(run: Any) -> str | None:
+    return None if run.offline or run.disabled else run.url  # asking an offline run for it prints a warning
+
+
+def how_to_see(logger: WandbLogger) -> str | None:
+    """Where the run is that the user opened, which stays open; None where it was opened and finished here."""
+    run, wandb = logger.experiment, sys.modules.get("wandb")
+    if wandb is None or run is not wandb.run or run.disabled:
+        return None
+    return _url(run) or f"{sync_command([Path(run.dir).parent])}  # once you have called wandb.finish()"
 
 
 def _mark_sent(folder: Path) -> None:
