@@ -202,7 +202,7 @@ def test_a_run_that_ends_in_an_error_is_a_failed_run_for_every_logger(
 
 
 def test_wandbs_environment_variables_come_before_defaults_and_the_config_before_them(
-    tmp_path: Path, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = {"PROJECT": "books", "NAME": "try 1", "ENTITY": "us", "RUN_GROUP": "g", "TAGS": "a,b", "NOTES": "n"}
     given |= {"RUN_ID": "abc123", "DIR": str(tmp_path), "JOB_TYPE": "j"}
@@ -224,10 +224,12 @@ def test_wandbs_environment_variables_come_before_defaults_and_the_config_before
 
     for name in given:
         monkeypatch.delenv(f"WANDB_{name}")
+    wandb.teardown()
     (resumed,) = make_loggers(small_settings(tmp_path, trainer={"logger": "wandb"}), folder)
     run = resumed.experiment
     assert (run.project, run.entity, run.id, run.name) == ("books", "us", "abc123", "try 2")
     finish_dashboards([resumed])
+    assert capsys.readouterr().err == ""
 
 
 def test_a_run_that_the_user_opened_is_logged_to_and_stays_the_users(tmp_path: Path, folder: RunFolder) -> None:
@@ -315,9 +317,25 @@ def test_a_logger_that_cannot_work_is_refused_before_the_text_is_prepared(
         dataclasses.replace(small_settings(tmp_path).trainer, logger=["neptune"])
 
 
-def test_arguments_that_a_logger_does_not_take_leave_nothing_open(tmp_path: Path, folder: RunFolder) -> None:
-    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"colour": "red"}}
-    with pytest.raises(UserError, match="CSVLogger: cannot be made .*colour"):
-        make_loggers(small_settings(tmp_path, trainer={"logger": ["wandb", logger]}), folder)
-    finish_dashboards(exit_code=1)
+class Unfinished(Notebook):
+    def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
+        raise NotImplementedError("later")
+
+
+@pytest.mark.parametrize(
+    ("logger", "words"),
+    [
+        (
+            {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"colour": "red"}},
+            "CSVLogger: cannot be made .*colour",
+        ),
+        ({"class_path": "test_dashboards.Unfinished"}, "trainer.logger: Unfinished does not take the config .*later"),
+    ],
+)
+def test_a_logger_that_fails_at_its_start_leaves_no_folder_and_nothing_open(
+    logger: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=words):
+        train(small_settings(tmp_path, trainer={"logger": ["wandb", logger]}))
     assert wandb.run is None
+    assert not list((tmp_path / "runs").iterdir())

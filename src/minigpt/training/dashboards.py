@@ -127,9 +127,13 @@ def _log_config(logger: Logger, config: Config) -> None:
     elif isinstance(logger, TensorBoardLogger):
         # Lightning keeps the file that is there, also when a resumed run has other settings.
         Path(logger.log_dir, logger.NAME_HPARAMS_FILE).unlink(missing_ok=True)
-    with _unharmed(logger):
-        logger.log_hyperparams(settings)
-        logger.save()
+    try:
+        with _unharmed(logger):
+            logger.log_hyperparams(settings)
+            logger.save()
+    except Exception as error:  # somebody else's class
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"trainer.logger: {type(logger).__name__} does not take the config ({why})") from error
 
 
 def finish_dashboards(loggers: Sequence[Logger] = (), exit_code: Any = 0) -> str | None:

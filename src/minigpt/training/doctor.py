@@ -153,7 +153,8 @@ def _wandb_line(config: Config, answers: Any) -> str:
         return f"not used: trainer.logger={config.trainer.logger}"
     reached = f"{answers.host or 'its service'} {'answers' if answers else 'does not answer'}"
     key = has_key(f"https://{answers.host}")
-    mode = os.environ.get("WANDB_MODE") or ("online" if key and answers else "offline, for `wandb sync` later")
+    later = "offline; its end prints the `wandb sync` command"
+    mode = os.environ.get("WANDB_MODE") or ("online" if key and answers else later)
     return f"{reached}; {'logged in' if key else 'not logged in'}: the run is logged {mode}"
 
 

@@ -205,6 +205,8 @@ class _Messages:
         """Whose key it uses and where it runs is no news."""
 
     def warning(self, message: str) -> None:
+        if "anonymous setting has no effect" in message:  # which Lightning's logger always gives
+            return
         # Where the service refuses the run, or was away for long, W&B gives up sending it and says so only here.
         self.incomplete |= "wandb sync" in message
         print(message, file=sys.stderr, flush=True)
