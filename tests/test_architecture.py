@@ -18,7 +18,9 @@ MAY_IMPORT = {
     "cores": set(),
     "files": {"config"},
     "markdown": set(),
-    "cli": {"config", "files"},
+    "streams": set(),
+    "command_line": set(),
+    "cli": {"config", "files", "streams"},
     "data": {"config", "cores", "files"},
     "model": {"config", "files"},
     "run_folder": {"config", "files"},
@@ -27,7 +29,9 @@ MAY_IMPORT = {
     "inspection": {"config", "cli", "files", "markdown", "run_folder", "data", "model", "checkpoint", "generation"},
     "interop": {"config", "files", "data", "model", "checkpoint"},
     "training": {"config", "cores", "cli", "files", "markdown", "run_folder", "data", "model", "checkpoint"}
-    | {"generation", "inspection"},
+    | {"generation", "inspection", "command_line"},
+    "commands": {"cli", "files", "generation", "inspection", "training"},
+    "__main__": {"cli", "commands"},
 }
 """The parts of minigpt that each part may import, besides itself."""
 
@@ -119,6 +123,6 @@ def test_a_report_of_a_run_needs_neither_torch_nor_lightning_nor_wandb() -> None
 
 
 def test_the_command_line_is_understood_without_loading_torch() -> None:
-    loaded = loaded_after("import train\nfrom minigpt import cli\ncli.parse_training([])")
+    loaded = loaded_after("import train, minigpt.__main__\nfrom minigpt import cli\ncli.parse_training([])")
     assert "jsonargparse" in loaded
     assert not loaded & (HEAVY | {"torch", "datasets", "numpy"})

@@ -407,16 +407,48 @@ def test_help_explains_the_settings_and_is_no_mistake(script: str, words: str) -
     assert words in result.stdout
 
 
-def test_a_script_whose_reader_has_gone_ends_quietly() -> None:
-    program = "import sys\nfrom minigpt import cli\ncli.run(lambda argv: [print('x' * 1000) for _ in range(1000)])"
+@pytest.mark.parametrize("outlives_reader", [False, True])
+def test_a_program_whose_reader_has_gone_ends_quietly_or_does_its_work(outlives_reader: bool) -> None:
+    program = "import sys\nfrom minigpt import cli\n"
+    program += "work = lambda argv: [*(print('x' * 1000) for _ in range(1000)), print('done', file=sys.stderr)]\n"
+    program += f"cli.run(work, outlives_reader={outlives_reader})"
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.readline()
     process.stdout.close()
-    assert process.stderr.read() == b""
+    assert process.stderr.read() == (b"done\n" if outlives_reader else b"")
     process.stderr.close()
     assert process.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"), [(KeyboardInterrupt(), 130), (UserError("a mistake"), 2), (BrokenPipeError(), 0)]
+)
+def test_the_exit_code_is_right_without_a_reader_too(
+    raised: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stdout:  # noqa: PTH123 (of a descriptor)
+
+        def main(arguments: list[str]) -> None:
+            print("nobody reads this")
+            raise raised
+
+        monkeypatch.setattr(sys, "stdout", stdout)
+        with pytest.raises(SystemExit) as ended:
+            cli.run(main, outlives_reader=False)
+        assert ended.value.code == code
+        monkeypatch.undo()
+
+
+def test_a_broken_pipe_that_is_not_the_readers_is_not_hidden() -> None:
+    def main(arguments: list[str]) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        cli.run(main)
 
 
 @pytest.mark.parametrize("script", ["train.py", "sample.py"])

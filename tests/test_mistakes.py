@@ -122,7 +122,7 @@ TEXTS = [
     on("data prepare --data.source latin.txt", "latin.txt is not UTF-8 text (byte 3)", "iconv", "encoding_errors"),
     on("data prepare --data.source texts.zip", "texts.zip is an archive: unpack it, and name the folder"),
     on("data prepare --data.source /dev/null", "is no regular file", "--data.source -"),
-    on("data prepare --data.source -", "data.source=-: nothing came in", "| python"),
+    on("data prepare --data.source -", "data.source=-: nothing came in", "cat FILE |"),
     on("data prepare --data.source short.txt --data.tokenizer bytes", "the text is too short (1 bytes)"),
     on("data prepare --data.source long.txt --data.val_source nowhere", "data.val_source=nowhere: no such file"),
     on("data prepare --data.source long.txt --data.tokenizer no.json", "data.tokenizer=no.json: no such file"),

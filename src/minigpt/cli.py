@@ -24,6 +24,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 
 from minigpt.config import CompareConfig, Config, GenerationConfig, InspectConfig, ProofConfig, SampleConfig, UserError
 from minigpt.files import reason, refuse_url
+from minigpt.streams import drop, outlive_reader
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -35,38 +36,53 @@ DATA_COMMANDS = {
 }
 
 
-def run(main: Callable[[list[str]], None]) -> NoReturn:
-    """Call a program's main with the command line; end it with exit code 0, 2 (the user's mistake) or 130 (Ctrl-C)."""
+def run(main: Callable[[list[str]], None], *, outlives_reader: bool = True) -> NoReturn:
+    """Call a program's main with the command line; end it with exit code 0, 2 (the user's mistake) or 130 (Ctrl-C).
+
+    Args:
+        main: the program.
+        outlives_reader: go on without standard output once nobody reads it (`train.py | head`); else end, quietly,
+            as befits a program whose work is what it prints.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by the caller, as in `sample.py <&-`
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123 (open to the end)
     for stream in (sys.stdout, sys.stderr):  # where a pipe takes ASCII alone, other characters are written as \\u00e9
         with contextlib.suppress(AttributeError, OSError):  # what was put in its place may not be able to
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    outlive_reader("stderr")
+    if outlives_reader:
+        outlive_reader("stdout")
     try:
         main(sys.argv[1:])
         sys.stdout.flush()
     except UserError as error:
-        sys.stdout.flush()
+        _flush()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        _flush()
         sys.exit(130)
     except BrokenPipeError:
-        _write_no_more()  # the reader of a pipe (`sample.py ... | head`) has gone: not a mistake
+        if outlives_reader:  # it was another pipe, say that of a worker
+            raise
+        drop(sys.stdout.fileno())  # else Python would complain again at exit, about what it could not write
         sys.exit(0)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        _write_no_more()
+        drop(sys.stdout.fileno())
         print(f"error: what was to be written has no room ({reason(error)})", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
 
 
-def _write_no_more() -> None:
-    """Else Python would complain again at exit, about what it could not write."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _flush() -> None:
+    """Write what was printed, where somebody still reads it: at exit, a pipe without a reader changes the exit code."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        drop(sys.stdout.fileno())
 
 
 def parse_training(
@@ -104,7 +120,7 @@ def _config_parser(program: str, what: str, *, resumes: bool = False, more: type
         parser.add_argument(
             "--resume",
             metavar="RUN",
-            help="Continue this run folder where it stopped; auto: the run that this command began, or a new one.",
+            help="Continue this run folder where it stopped; auto: the run that this command began, or else a new one.",
         )
     if more is not None:
         parser.add_class_arguments(more, None)
@@ -116,13 +132,13 @@ def _parser(prog: str, description: str) -> ArgumentParser:
     return ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False, description=description)
 
 
-def parse_sampling(argv: Sequence[str]) -> SampleConfig:
+def parse_sampling(argv: Sequence[str], program: str = "sample.py") -> SampleConfig:
     """The command line of `sample.py`.
 
     Raises:
         UserError: for anything that cannot be understood, naming it.
     """
-    parser = _parser("sample.py", "Write text with a trained model.")
+    parser = _parser(program, "Write text with a trained model.")
     words = ("interactive", "int8", "compile")
     parser.add_class_arguments(SampleConfig, None, as_positional=True, skip={*words})
     _add_words(parser, SampleConfig, *words)
@@ -241,16 +257,35 @@ def parse_data(argv: Sequence[str]) -> tuple[str, Config]:
     command, *rest = argv or [""]
     if command in {"-h", "--help"}:
         command, rest = "prepare", ["--help"]
-    if command not in DATA_COMMANDS:
-        raise UserError(
-            f"python -m minigpt.data {command}".rstrip() + f": write {' or '.join(DATA_COMMANDS)}, then settings such "
-            f"as --data.source FILE --data.tokenizer gpt2{_did_you_mean(command, DATA_COMMANDS)}"
-        )
+    require_command(
+        command,
+        DATA_COMMANDS,
+        "python -m minigpt.data",
+        ", then settings such as --data.source FILE --data.tokenizer gpt2",
+    )
     parser = _config_parser(
         f"python -m minigpt.data {command}",
         f"{DATA_COMMANDS[command]} Settings and recipes are those of train.py; data.* are what counts.",
     )
     return command, Config.from_dict(parse(parser, Config, rest))
+
+
+def require_command(name: str, known: Iterable[str], program: str, more: str = "") -> None:
+    """Refuse a word that is none of a program's commands.
+
+    Args:
+        name: the word.
+        known: the commands.
+        program: which has them.
+        more: what to write after the command.
+
+    Raises:
+        UserError: it is none.
+    """
+    if name not in known:
+        raise UserError(
+            f"{program} {name}".rstrip() + f": write {' or '.join(known)}{more}{_did_you_mean(name, known)}"
+        )
 
 
 def parse(parser: ArgumentParser, schema: type, argv: Sequence[str], *, more: type | None = None) -> dict[str, Any]:

@@ -112,10 +112,10 @@ def keep_stdin(config: DataConfig) -> DataConfig:
     if "-" not in config.sources:
         return config
     if sys.stdin is None or sys.stdin.isatty():
-        raise UserError("data.source=-: nothing is piped into this program; write `... | python train.py ...`")
+        raise UserError("data.source=-: nothing is piped into this program; give it as in `cat FILE | ...`")
     chunk = sys.stdin.buffer.read(1 << 20)
     if not chunk:
-        raise UserError("data.source=-: nothing came in; write `... | python train.py ...`")
+        raise UserError("data.source=-: nothing came in; give it as in `cat FILE | ...`")
     digest, folder = hashlib.sha256(), Path(config.dir) / "stdin"
     temporary = None
     try:

@@ -2,8 +2,9 @@
 
     python -m minigpt.training.prove_resume --config configs/demo.yaml --steps 60 --kills 5
 
-Real processes of `train.py`, on this machine and this text, killed by SIGKILL at random moments and continued by
-`--resume RUN` alone. Where the killed run is another one than the run that was never stopped, each difference is named.
+Real processes of `python -m minigpt train`, on this machine and this text, killed by SIGKILL at random moments and
+continued by `--resume RUN` alone. Where the killed run is another one than the run that was never stopped, each
+difference is named.
 """
 
 from __future__ import annotations
@@ -30,8 +31,6 @@ from minigpt.files import reason, require_writable, write_text
 from minigpt.run_folder import RunFolder
 from minigpt.training.place import START, STEP, Place
 
-TRAIN = Path(__file__).parents[3] / "train.py"
-"""What users run."""
 VAL_BATCHES = 20
 """Validation on a large text would take longer than the steps."""
 SHOWN = 20
@@ -214,7 +213,7 @@ def prove(
         kills: processes to kill.
         seed: of the moments.
         on_line: is told what happens.
-        python: what runs `train.py`; this Python by default.
+        python: what runs the processes; this Python by default.
 
     Raises:
         UserError: the run does not even come to its end where nobody kills it.
@@ -257,8 +256,6 @@ class _Work:
     """Processes that train one config, one after the other."""
 
     def __init__(self, config: Config, folder: Path, python: str) -> None:
-        if not TRAIN.is_file():
-            raise UserError(f"{TRAIN}: not there; this needs the checkout that minigpt is installed from (pip -e)")
         self.folder, self.python, self.name, self.steps = folder, python, config.name, config.trainer.max_steps
         self.place = folder / "place"
         watch = {"class_path": "minigpt.training.whereabouts.Whereabouts", "init_args": {"path": str(self.place)}}
@@ -290,7 +287,7 @@ class _Work:
                 arguments, begun_at = self._new(name), 0
             elif step < self.steps:
                 arguments, begun_at = ["--resume", str(run.path)], step
-            else:  # nothing is left to do, and train.py would say so; perhaps but for a file that was to go next
+            else:  # nothing is left to do, and --resume would say so; perhaps but for a file that was to go next
                 for file in list(run.all_earlier.values())[self.config.keep_checkpoints - 1 :]:
                     file.unlink()
                 return
@@ -320,7 +317,7 @@ class _Work:
         self.place.unlink(missing_ok=True)
         began, reached = time.monotonic(), None
         process = subprocess.Popen(
-            [self.python, str(TRAIN), *arguments],
+            [self.python, "-m", "minigpt", "train", *arguments],
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -347,7 +344,7 @@ class _Work:
         if process.returncode:
             lines = output.decode(errors="replace").strip().splitlines() or ["it printed nothing"]
             told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-            raise UserError(told[0] if told else f"train.py ended with exit code {process.returncode}: {lines[-1]}")
+            raise UserError(told[0] if told else f"a run ended with exit code {process.returncode}: {lines[-1]}")
         if times:
             times.end_seconds = time.monotonic() - began
         return None

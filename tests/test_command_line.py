@@ -1,0 +1,84 @@
+"""Command lines that are printed work as they stand, wherever they are typed."""
+
+import contextlib
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from scripts import ROOT
+
+from minigpt import __main__ as minigpt_main
+from minigpt import cli
+from minigpt.command_line import command
+from minigpt.config import UserError
+
+
+@pytest.fixture
+def activated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a shell with this environment."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.mark.usefixtures("activated")
+def test_a_script_is_named_only_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert command("train", "--resume", Path("runs/demo")) == "python train.py --resume runs/demo"
+    assert command("sample", Path("runs/demo")) == "python sample.py runs/demo"
+    monkeypatch.chdir(tmp_path)
+    assert command("train", "--resume", Path("runs/demo")) == "python -m minigpt train --resume runs/demo"
+    (tmp_path / "train.py").write_text("print('of another project')")
+    assert command("train") == "python -m minigpt train"
+    (tmp_path / "sample.py").symlink_to(ROOT / "sample.py")
+    assert command("sample") == "python sample.py"
+
+
+def test_the_python_is_named_by_its_path_where_another_one_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "my env" / "bin" / "python"))
+    assert command("minigpt.training.doctor") == "'my env/bin/python' -m minigpt.training.doctor"
+    monkeypatch.setattr(sys, "executable", "/opt/bin/python3")
+    assert command("minigpt.training.doctor") == "/opt/bin/python3 -m minigpt.training.doctor"
+
+
+@pytest.mark.usefixtures("activated")
+@pytest.mark.parametrize("name", ["my runs/demo", "it's", "$HOME", "-x/demo", "auto", "ü;rm"])
+def test_any_name_of_a_run_is_understood_as_it_was_meant(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / name / "config.yaml").write_text("seed: 5\n")
+    config, resume = cli.parse_training(shlex.split(command("train", "--resume", Path(name)))[4:])
+    assert config.seed == 5
+    assert resume is not None
+    assert resume.absolute() == tmp_path / name
+    run = cli.parse_sampling(shlex.split(command("sample", Path(name)))[4:]).run
+    assert Path(run).absolute() == tmp_path / name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "usage: python -m minigpt COMMAND"),
+        (["--help"], "sample  Write text"),
+        (["train", "--help"], "usage: python -m minigpt train"),
+        (["sample", "--help"], "usage: python -m minigpt sample"),
+    ],
+    ids=" ".join,
+)
+def test_the_package_has_the_commands_of_the_scripts(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.suppress(SystemExit):
+        minigpt_main.main(arguments)
+    assert words in capsys.readouterr().out
+
+
+def test_a_command_that_is_none_is_refused() -> None:
+    with pytest.raises(UserError, match="python -m minigpt trian: write train or sample: did you mean train"):
+        minigpt_main.main(["trian"])
