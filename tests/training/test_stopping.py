@@ -260,18 +260,19 @@ def test_slurm_is_asked_to_run_the_job_again_when_its_time_is_nearly_over(
 
 
 def test_resume_auto_goes_on_with_what_the_same_command_began(tmp_path: Path) -> None:
-    config, auto = small_settings(tmp_path), Path("auto")
+    config, auto = small_settings(tmp_path, attention={"enabled": False}), Path("auto")
     first = train(config, auto)  # there is none yet
-    assert train(config, auto).path == tmp_path / "runs" / "small-2"  # the first is done
+    assert train(config, auto).path == first.path  # which is done
     (tmp_path / "runs" / "small-other").mkdir()
-    (tmp_path / "runs" / "small-3").mkdir()  # died before it saved anything
+    (tmp_path / "runs" / "small-2").mkdir()  # died before it saved anything
     longer = with_trainer(config, max_steps=14)
-    assert train(longer, auto).path == tmp_path / "runs" / "small-2"
-    assert train(longer, auto).path == tmp_path / "runs" / "small-4"
-    first.last.unlink()
-    for file in (tmp_path / "runs" / "small-4" / "checkpoints").glob("*.ckpt"):
+    assert train(longer, auto).path == first.path
+    assert read_checkpoint(first.last)["global_step"] == 14
+    other = dataclasses.replace(longer, seed=7)
+    assert train(other, auto).path == tmp_path / "runs" / "small-3"  # the first one is done, and was another
+    for file in (tmp_path / "runs" / "small-3" / "checkpoints").glob("*.ckpt"):
         file.write_bytes(b"damaged")
-    with pytest.raises(UserError, match=r"small-4"):  # rather than hours of training once more
+    with pytest.raises(UserError, match=r"small-3"):  # rather than hours of training once more
         train(longer, auto)
 
 

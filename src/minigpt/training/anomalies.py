@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from minigpt.checkpoint import newest_checkpoint, read_checkpoint
+from minigpt.command_line import command
 from minigpt.config import Config, UserError
 from minigpt.data.batches import IGNORED, TrainBatches
 from minigpt.data.tokenizer import decode
@@ -149,7 +150,7 @@ class Anomalies(Callback):
     def _way_on(self) -> str:
         skip = "" if self.config.on_non_finite == "skip" else "leave out such steps with --on_non_finite skip, or "
         before = f"{self.folder.last} is from before: " if self.folder.last.exists() else ""
-        resumed = f" (train.py --resume {self.folder.path})" if before else ""
+        resumed = f" ({command('train', '--resume', self.folder.path)})" if before else ""
         return f"{before}{skip}try a lower optimizer.learning_rate{resumed}"
 
     def _describe(self, trainer: L.Trainer, module: TrainingModule, losses: list[float]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Checkpoints(Checkpoint):
         self.folder, self.config, self.stop = folder, config, stop
         self.best_val_loss, self.best_step = math.inf, -1
         self.validation_due = False
+        self.ended = False  # whether the run came to its end with this checkpoint, by steps, time or a callback
         self._val_progress: dict[str, Any] = {}  # Lightning's, before a validation
         self._saved_at = time.monotonic()
         self._step_of_last: int | None = None  # until something is saved, last.ckpt is another process's
@@ -44,6 +45,7 @@ class Checkpoints(Checkpoint):
             "best_val_loss": self.best_val_loss,
             "best_step": self.best_step,
             "validation_due": self.validation_due,
+            "ended": self.ended,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -74,12 +76,12 @@ class Checkpoints(Checkpoint):
         keep = self.config.keep_every_n_steps
         if keep and step % keep == 0:
             self._keep(trainer, pl_module)
-        validates, is_last = loop._should_check_val_fx(fetcher), trainer.should_stop
+        validates, is_last = loop._should_check_val_fx(fetcher), self._ends(trainer)
         number, is_time = self._asked(trainer)
         if validates and (is_last or not number):
             return
         every = self.config.checkpoint_every_n_steps
-        if number or is_time or (every and step % every == 0):
+        if number or is_time or is_last or (every and step % every == 0):
             self.validation_due = validates
             self._save_last(trainer, pl_module)
         if number:
@@ -90,7 +92,7 @@ class Checkpoints(Checkpoint):
             self._val_progress = copy.deepcopy(trainer.fit_loop.epoch_loop.val_loop.batch_progress.state_dict())
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if trainer.sanity_checking or trainer.should_stop:  # the run ends with this validation
+        if trainer.sanity_checking or self._ends(trainer):  # with this validation
             return
         number, _is_time = self._asked(trainer)
         if number:
@@ -111,6 +113,10 @@ class Checkpoints(Checkpoint):
         number, _is_time = self._asked(trainer)
         if number:
             raise SystemExit(128 + number)
+
+    def _ends(self, trainer: L.Trainer) -> bool:
+        """Whether the run ends with this step; before min_steps, Lightning goes on all the same."""
+        return trainer.should_stop and trainer.global_step >= (self.config.trainer.min_steps or 0)
 
     def _asked(self, trainer: L.Trainer) -> list[int]:
         """The signal to stop that any process has got, 0 if none; and whether it is time for a checkpoint."""
@@ -137,6 +143,7 @@ class Checkpoints(Checkpoint):
         self._check_finite(trainer, module)
         on_first(trainer, module.data.check_unchanged)  # what it has seen of another text is not to be kept
         step = trainer.global_step
+        self.ended = self._ends(trainer)
         on_first(trainer, lambda: self._keep_last_as_earlier(step))
         if is_best:
             self._save_weights(trainer, module, self.folder.weights)

@@ -124,11 +124,22 @@ def examine(config: Config, resume: Path | None, temporary: Path, findings: Find
     findings.add("W&B", _wandb_line(config, wandb))
     silent = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else f"{hub.host} does not answer" * (not hub)
     findings.add("hub", f"{silent}; what was fetched before can be used" if silent else f"{hub.host} answers")
+    if resume is not None and resume != Path(cli.AUTO):
+        config = findings.check(_with_paths, config, resume) or config
     data = findings.check(_text, config, temporary, not silent, findings)
     config = _with_vocabulary(config, data, findings)
     if data is not None:
-        findings.check(_start, config, data, trainer, resume)
+        findings.check(_start, config, data, trainer, resume, findings)
     _plan(config, data, trainer, speeds["float32"], disk["runs_dir"], findings)
+
+
+def _with_paths(config: Config, resume: Path) -> Config:
+    """The config as the run itself would look for its text."""
+    from minigpt.checkpoint import newest_checkpoint
+    from minigpt.run_folder import RunFolder
+    from minigpt.training.resuming import with_paths_of
+
+    return with_paths_of(config, newest_checkpoint(RunFolder(resume))[1])
 
 
 def _gpus() -> str:
@@ -222,7 +233,9 @@ def _with_vocabulary(config: Config, data: PreparedData | None, findings: Findin
     )
 
 
-def _start(config: Config, data: PreparedData, trainer: L.Trainer | None, resume: Path | None) -> None:
+def _start(
+    config: Config, data: PreparedData, trainer: L.Trainer | None, resume: Path | None, findings: Findings
+) -> None:
     """What a run does before its first step, as far as it writes nothing."""
     from minigpt.checkpoint import CHECKPOINT_KEY, newest_checkpoint
     from minigpt.run_folder import RunFolder
@@ -232,7 +245,10 @@ def _start(config: Config, data: PreparedData, trainer: L.Trainer | None, resume
     from minigpt.training.stopping import StopSignals
 
     if resume == Path(cli.AUTO):
-        resume = begun_before(config)
+        resume, done = begun_before(config)
+        if done:
+            findings.add("run", done)
+            return
     folder, seen = RunFolder(resume or Path(config.runs_dir) / config.name), 0
     if resume is not None:
         _, content = newest_checkpoint(folder)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import Tensor
 
@@ -153,6 +154,8 @@ class TrainingModule(L.LightningModule):
             "config": self.run_config.to_dict(),
             "tokenizer": self.data.tokenizer.to_dict(),
             "text_fingerprint": self.data.manifest.text_fingerprint,
+            "text_settings": self.data.manifest.settings,
+            "working_directory": str(Path.cwd()),  # in which the config's relative paths are meant
             "micro_batches": self.micro_batch(self.global_step * self.run_config.trainer.accumulate_grad_batches)
             - self.global_rank,
             "tokens_seen": self.tokens_seen,
@@ -174,6 +177,10 @@ class TrainingModule(L.LightningModule):
         for counts in (progress["total"], progress["current"]):
             counts.update(dict.fromkeys(counts, n_batches))
         progress["is_last_batch"] = False
+        # And of the configured callbacks, these would take their setting from the file as well.
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping) and callback.state_key in checkpoint["callbacks"]:
+                checkpoint["callbacks"][callback.state_key]["patience"] = callback.patience
 
 
 def gradient_scaler(trainer: L.Trainer) -> Any:

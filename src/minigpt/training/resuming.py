@@ -2,23 +2,140 @@
 
 from __future__ import annotations
 
+import dataclasses
+import glob
+import json
+import math
+import os
+import pydoc
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning as L
+from lightning.pytorch.callbacks import EarlyStopping, Timer
+
 from minigpt.checkpoint import CHECKPOINT_KEY, newest_checkpoint
+from minigpt.command_line import command
 from minigpt.config import Config, UserError
 from minigpt.data.shards import PreparedData
 from minigpt.run_folder import RunFolder
+from minigpt.training.checkpoints import Checkpoints
+
+SAME_TEXT = {"data.source", "data.val_source", "data.tokenizer"}
+"""Settings that say where text and tokenizer lie: what they hold is compared, however they are named."""
+FROM_THE_TEXT = ("vocab_size", "end_of_text")
+"""Settings of the model that the text fills in where the user gives none."""
 
 
-def begun_before(config: Config) -> Path | None:
-    """The run that the same command has begun and not ended."""
+@dataclass(frozen=True)
+class Reached:
+    """How far a run has come."""
+
+    step: int
+    seconds: float
+    """That count towards trainer.max_time, over all parts of the run."""
+    ended: bool
+    """Whether it came to its end there: by steps, by time, or because a callback stopped it."""
+
+    @classmethod
+    def of_checkpoint(cls, content: dict[str, Any]) -> Reached:
+        """Where a run stood when it saved this."""
+        states = [state for state in content["callbacks"].values() if isinstance(state, dict)]
+        seconds = next((state["time_elapsed"]["train"] for state in states if "time_elapsed" in state), 0.0)
+        return cls(content["global_step"], seconds, content["callbacks"]["Checkpoints"].get("ended", False))
+
+    @classmethod
+    def of_trainer(cls, trainer: L.Trainer) -> Reached:
+        """Where a run stands."""
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        seconds = next((each.time_elapsed() for each in callbacks if isinstance(each, Timer)), 0.0)
+        ended = any(isinstance(each, Checkpoints) and each.ended for each in callbacks)
+        return cls(trainer.global_step, seconds, ended)
+
+    def way_on(self, config: Config, before: Config | None = None) -> tuple[str, list[object]]:
+        """Why a run has nothing left to do, and the arguments with which it goes on; "" and none where it has.
+
+        Args:
+            config: as the run is to go on.
+            before: as it came to where it is; the same if not given.
+        """
+        before = before or config
+        why, arguments = list[str](), list[object]()
+        limit = config.trainer.max_time_seconds
+        if self.step >= config.trainer.max_steps:
+            why.append(f"all {self.step} steps are done")
+            arguments += ["--trainer.max_steps", 2 * self.step]
+        if limit and self._is_time_up(config):
+            why.append(f"trainer.max_time={config.trainer.max_time} is used up at step {self.step}")
+        if limit and self.seconds > (limit / 2 if arguments else limit - 1):  # twice the steps take twice the time
+            arguments += ["--trainer.max_time", _max_time(limit * max(2, math.ceil(self.seconds / limit + 0.5)))]
+        if self._was_stopped(config, before):
+            stoppers, others = _stoppers(config)
+            if stoppers:
+                why.append(f"{' or '.join(stoppers)} ended it at step {self.step}")
+                arguments += ["--trainer.callbacks", json.dumps(others) if others else "null"]
+        return " and ".join(why), arguments if why else []
+
+    def is_done(self, config: Config, before: Config) -> bool:
+        """Whether a run that is started again has nothing left to do."""
+        return bool(self.way_on(config, before)[0]) or self._was_stopped(config, before)
+
+    def _is_time_up(self, config: Config) -> bool:
+        limit, least = config.trainer.max_time_seconds, config.trainer.min_steps or 0
+        return limit is not None and self.seconds >= limit and self.step >= least
+
+    def _was_stopped(self, config: Config, before: Config) -> bool:
+        """Whether something else than steps or time ended the run: a callback, which the config has still."""
+        by_callback = self.ended and self.step < before.trainer.max_steps and not self._is_time_up(before)
+        return by_callback and config.trainer.callbacks == before.trainer.callbacks
+
+
+def _stoppers(config: Config) -> tuple[list[str], list[dict[str, Any]]]:
+    """The names of the configured callbacks that end a run again where they did before, and the other callbacks."""
+    names, others = list[str](), list[dict[str, Any]]()
+    for value in config.trainer.callbacks or []:
+        found = pydoc.locate(str(value["class_path"]))
+        if isinstance(found, type) and issubclass(found, EarlyStopping | Timer):
+            names.append(found.__name__)
+        else:
+            others.append(value)
+    return names, others
+
+
+def _max_time(seconds: float) -> str:
+    """Whole seconds as trainer.max_time has them."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 1440:02}:{minutes // 60 % 24:02}:{minutes % 60:02}:{rest:02}"
+
+
+def go_on(folder: RunFolder, config: Config, reached: Reached) -> str:
+    """The command line with which a run goes on from where it stands."""
+    return command("train", "--resume", folder.path, *reached.way_on(config)[1])
+
+
+def begun_before(config: Config) -> tuple[Path | None, str]:
+    """The run that the same command has begun.
+
+    Returns:
+        The newest run of the config's name that has saved something, None where there is none, or where that one is
+        done and had other settings; and what to say where it is done, so that there is nothing left to do.
+    """
     for folder in RunFolder.all_named(Path(config.runs_dir), config.name):
         if folder.last.exists() or folder.all_earlier:
             _, content = newest_checkpoint(folder, quiet=True)
-            return folder.path if content["global_step"] < config.trainer.max_steps else None
-    return None
+            saved, reached = Config.from_dict(content[CHECKPOINT_KEY]["config"]), Reached.of_checkpoint(content)
+            if not reached.is_done(config, saved):
+                return folder.path, ""
+            if any(not _may_change(name, *values) for name, *values in _differences(_filled(config, saved), saved)):
+                return None, ""
+            why, arguments = reached.way_on(config, saved)
+            return folder.path, (
+                f"{folder.path} is done: {why or f'a callback ended it at step {reached.step}'}; to train on: "
+                f"{command('train', '--resume', folder.path, *arguments)}; for another run leave out --resume auto"
+            )
+    return None, ""
 
 
 def existing(resume: str | Path) -> RunFolder:
@@ -29,21 +146,69 @@ def existing(resume: str | Path) -> RunFolder:
     return folder
 
 
+def with_paths_of(config: Config, content: dict[str, Any]) -> Config:
+    """The config with relative paths that lie where the run began, if that was another working directory.
+
+    Only where the user has not given another path, and where there is nothing of that name here.
+    """
+    home = content[CHECKPOINT_KEY].get("working_directory", "")
+    saved = Config.from_dict(content[CHECKPOINT_KEY]["config"])
+
+    def found(name: str) -> str:
+        there = str(Path(home, name))
+        return there if home and not _exists(name) and _exists(there) else name
+
+    def resolved(now: Any, before: Any) -> Any:
+        if now != before or now is None:
+            return now
+        return [found(name) for name in now] if isinstance(now, list) else found(now)
+
+    data = {
+        name: resolved(getattr(config.data, name), getattr(saved.data, name))
+        for name in ("source", "val_source", "tokenizer", "dir")
+    }
+    relations = resolved(config.attention.relations, saved.attention.relations)
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, **data),
+        attention=dataclasses.replace(config.attention, relations=relations),
+    )
+
+
+def _exists(name: str) -> bool:
+    return os.path.exists(name) or any(glob.iglob(name, recursive=True))  # noqa: PTH110 (no error if a name is too long)
+
+
 def check_text(content: dict[str, Any], folder: RunFolder, data: PreparedData) -> None:
-    """Refuse to go on with another text; before anything else, as its tokenizer may be another one too."""
-    saved = content[CHECKPOINT_KEY]["text_fingerprint"]
-    if saved != data.manifest.text_fingerprint:
+    """Refuse to go on with another text or tokenizer, wherever they lie now; before anything else."""
+    saved = content[CHECKPOINT_KEY]
+    began, now = saved["text_fingerprint"], data.manifest.text_fingerprint
+    restore = "restore it, or start a new run"
+    if began != now:
         raise UserError(
-            f"--resume {folder.path}: the text has changed since the run began (fingerprint {saved[:12]}, now "
-            f"{data.manifest.text_fingerprint[:12]}): restore it, or start a new run"
+            f"--resume {folder.path}: the text has changed since the run began (fingerprint {began[:12]}, now "
+            f"{now[:12]}): {restore}"
         )
+    # Of a prepared folder, the settings are its own.
+    settings = data.manifest.settings
+    changed = [
+        f"{name}={_shown(settings.get(name))} (was {_shown(value)})"
+        for name, value in saved.get("text_settings", settings).items()
+        if settings.get(name) != value
+    ]
+    if changed:
+        raise UserError(
+            f"--resume {folder.path}: {data.folder} was prepared with other settings: data.{', data.'.join(changed)}"
+        )
+    if saved["tokenizer"] != data.tokenizer.to_dict():
+        raise UserError(f"--resume {folder.path}: the tokenizer is another one than when the run began: {restore}")
 
 
 def check_resume(config: Config, content: dict[str, Any], folder: RunFolder) -> list[str]:
     """Refuse what would make the run another one, naming each difference.
 
     Args:
-        config: of the run as it is to go on, with model.vocab_size.
+        config: of the run as it is to go on, with model.vocab_size; its text is the same, see `check_text`.
         content: of the checkpoint that it goes on from.
         folder: the run's.
 
@@ -51,29 +216,40 @@ def check_resume(config: Config, content: dict[str, Any], folder: RunFolder) -> 
         What is changed and may be, as "trainer.max_steps=24 (was 12)".
 
     Raises:
-        UserError: something else is changed, or all steps are done.
+        UserError: something else is changed, or nothing is left to do.
     """
     refused: list[str] = []
     applied: list[str] = []
     saved = Config.from_dict(content[CHECKPOINT_KEY]["config"])
-    for name, now, before in _differences(config.to_dict(), saved.to_dict()):
-        (applied if _may_change(name, now, before) else refused).append(f"{name}={_shown(now)} (was {_shown(before)})")
+    for name, now, before in _differences(config, saved):
+        may = name in SAME_TEXT or _may_change(name, now, before)
+        (applied if may else refused).append(f"{name}={_shown(now)} (was {_shown(before)})")
     if refused:
         raise UserError(f"--resume {folder.path}: this would be another run: {'; '.join(refused)}")
-    if content["global_step"] >= config.trainer.max_steps:
+    why, arguments = Reached.of_checkpoint(content).way_on(config, saved)
+    if why:
         raise UserError(
-            f"--resume {folder.path}: all {content['global_step']} steps are done; "
-            f"give more, as in --trainer.max_steps {2 * content['global_step']}"
+            f"--resume {folder.path}: {why}; to go on: {command('train', '--resume', folder.path, *arguments)}"
         )
     return applied
 
 
-def _differences(now: dict[str, Any], before: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    for name, value in now.items():
-        if isinstance(value, dict) and not prefix:  # a section
-            yield from _differences(value, before[name], f"{name}.")
-        elif value != before[name]:
-            yield f"{prefix}{name}", value, before[name]
+def _differences(now: Config, before: Config) -> Iterator[tuple[str, Any, Any]]:
+    """Name, value now and value before of each setting that is not the same."""
+    settings, earlier = now.to_dict(), before.to_dict()
+    for name, value in settings.items():
+        if isinstance(value, dict):  # a section
+            for key, each in value.items():
+                if each != earlier[name][key]:
+                    yield f"{name}.{key}", each, earlier[name][key]
+        elif value != earlier[name]:
+            yield name, value, earlier[name]
+
+
+def _filled(config: Config, saved: Config) -> Config:
+    """The config with what the text gave the saved one, where it does not say otherwise."""
+    given = {name: getattr(saved.model, name) for name in FROM_THE_TEXT if getattr(config.model, name) is None}
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **given))
 
 
 def _may_change(name: str, now: Any, before: Any) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import inspect
 import logging
+import math
 import shutil
 import signal
 import sys
@@ -24,6 +25,7 @@ from torch.utils.data import Dataset
 
 from minigpt.checkpoint import CHECKPOINT_KEY, newest_checkpoint
 from minigpt.cli import AUTO
+from minigpt.command_line import command
 from minigpt.config import Config, TrainerConfig, UserError
 from minigpt.data.batches import Share, TrainBatches
 from minigpt.data.prepare import open_data
@@ -42,7 +44,7 @@ from minigpt.training.loaders import make_loaders
 from minigpt.training.machine import free_disk
 from minigpt.training.module import TrainingModule
 from minigpt.training.processes import end_started, is_started_by_lightning
-from minigpt.training.resuming import begun_before, check_resume, check_text, existing
+from minigpt.training.resuming import Reached, begun_before, check_resume, check_text, existing, go_on, with_paths_of
 from minigpt.training.sharding import FSDP2
 from minigpt.training.stopping import SECONDS_TO_EXIT, SIGNALS, StopSignals, requeue
 from minigpt.training.threads import choose_threads, denormals_as_zero
@@ -54,7 +56,8 @@ def train(config: Config, resume: str | Path | None = None) -> RunFolder:
     Args:
         config: the run; model.vocab_size is filled in from the tokenizer.
         resume: continue this run folder instead of making a new one; "auto": the newest of the config's name that has
-            saved something and is not done, if there is one, so that whoever starts a command again need not know.
+            saved something, if there is one, so that the same command can be started again and again; where that one
+            is done, nothing happens but a line that says so.
 
     Returns:
         The run's folder.
@@ -78,11 +81,16 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
     config = dataclasses.replace(config, data=keep_stdin(config.data))
     checkpoint, content = None, dict[str, Any]()
     if resume == Path(AUTO):
-        resume = begun_before(config)
+        resume, done = begun_before(config)
+        if resume is not None and done:
+            if is_main:
+                print(done, flush=True)
+            return RunFolder(resume)
     if resume is not None:
         if is_main:
             held.enter_context(existing(resume).occupied())
         checkpoint, content = newest_checkpoint(RunFolder(resume), quiet=not is_main)
+        config = with_paths_of(config, content)
     data = open_data(config.data)
     if resume is not None:
         check_text(content, RunFolder(resume), data)
@@ -134,7 +142,7 @@ def _fit(
         exit_code = 0
     except SystemExit as end:
         exit_code = end.code
-        _say_stopped(end.code, trainer, folder)
+        _say_stopped(end.code, trainer, module, folder)
         if is_started_by_lightning(trainer):
             end.code = 0  # Lightning kills the process of rank 0, should another fail while that one ends
         raise
@@ -152,14 +160,12 @@ def _fit(
     return dashboard
 
 
-def _say_stopped(code: Any, trainer: L.Trainer, folder: RunFolder) -> None:
+def _say_stopped(code: Any, trainer: L.Trainer, module: TrainingModule, folder: RunFolder) -> None:
     """How to go on, where a signal has ended the run with what it has saved."""
     if not trainer.is_global_zero or code not in {128 + number for number in SIGNALS}:
         return
-    step = trainer.global_step
-    more = f" --trainer.max_steps {2 * step}" if step >= trainer.max_steps else ""
-    go_on = f"stopped and saved; to go on: {_command(f'train.py --resume {folder.path}{more}')}"
-    print(f"\n{go_on if folder.last.exists() else 'stopped before anything was saved'}", flush=True)
+    saved = f"stopped and saved; to go on: {go_on(folder, module.run_config, Reached.of_trainer(trainer))}"
+    print(f"\n{saved if folder.last.exists() else 'stopped before anything was saved'}", flush=True)
     again = requeue() if code == 128 + signal.SIGUSR1 else None
     for line in (again, (dashboard := finish_dashboards(trainer.loggers, code)) and f"dashboard: {dashboard}"):
         if line:
@@ -292,6 +298,7 @@ def quieten() -> None:
     for pattern in (
         ".*smaller than the logging interval.*",
         ".*does not have many workers.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",  # a resume says what it changes
         ".*treespec.*",
         ".*`isinstance\\(.*LeafSpec.*",
         ".*WeightAveraging callback with a model that overrides.*",  # which only fsdp2 needs, and that refuses averages
@@ -333,19 +340,14 @@ def _announce(
     )
 
 
-def _command(arguments: str) -> str:
-    """A command line that works as it stands, also when the environment is not activated."""
-    python = Path(sys.executable)
-    shown = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else Path("python")
-    return f"{shown} {arguments}"
-
-
 def _summarise(folder: RunFolder, module: TrainingModule, dashboard: str | None) -> None:
+    val = f"val/loss {module.val_loss:.4f} = {module.val_bits_per_byte:.4f} bits per byte"
     print(
         f"\ndone: {module.trainer.global_step} steps, {seconds_of_training(module.trainer):.0f} s of training, "
-        f"val/loss {module.val_loss:.4f} = {module.val_bits_per_byte:.4f} bits per byte"
+        f"{val if math.isfinite(module.val_loss) else 'no validation'}"
     )
-    step, samples = module.trainer.global_step, folder.samples(module.trainer.global_step)
+    samples = folder.samples(module.trainer.global_step)
+    best = f"{folder.best} and last.ckpt; the best weights alone: {folder.weights}"
     rows = [
         (
             "attention",
@@ -354,10 +356,10 @@ def _summarise(folder: RunFolder, module: TrainingModule, dashboard: str | None)
         ),
         ("samples", samples, str(samples)),
         ("metrics", folder.metrics, str(folder.metrics)),
-        ("checkpoint", folder.best, f"{folder.best} and last.ckpt; the best weights alone: {folder.weights}"),
+        ("checkpoint", folder.last, best if folder.best.exists() else str(folder.last)),
         ("dashboard", folder.path if dashboard else None, dashboard),
-        ("write", folder.weights, _command(f'sample.py {folder.path} --prompt "def "')),
-        ("go on", folder.last, _command(f"train.py --resume {folder.path} --trainer.max_steps {2 * step}")),
+        ("write", folder.last, command("sample", folder.path, "--prompt", "def ")),
+        ("go on", folder.last, go_on(folder, module.run_config, Reached.of_trainer(module.trainer))),
     ]
     for name, needed, text in rows:
         if needed is not None and needed.exists():
