@@ -27,19 +27,20 @@ def regress(
     `Uniform()` makes it the mean of all values. Nadaraya 1964 (https://doi.org/10.1137/1109020), Watson 1964
     (https://www.jstor.org/stable/25049340); as attention: Zhang et al. 2021, Dive into Deep Learning
     (https://d2l.ai/chapter_attention-mechanisms-and-transformers/attention-pooling.html). In float64, as far from 0 a
-    Gaussian's score is the small difference of the large numbers q·k and |k|^2 / 2.
+    Gaussian's score is the small difference of the large numbers q·k and |k|^2 / 2; so on the CPU, as not every device
+    has float64.
 
     Args:
         x: (T,) points to predict at: the queries.
         x_train: (S,) points with a known value: the keys.
         y_train: (S,) those values.
-        similarity: the kernel's logarithm.
+        similarity: the kernel's logarithm, on the CPU.
         graph: which training points a prediction uses; all when not given.
 
     Returns:
-        (T,) float64 predictions.
+        (T,) float64 predictions on the CPU.
     """
-    query, key, value = (points.double()[None, None, :, None] for points in (x, x_train, y_train))
+    query, key, value = (points.cpu().double()[None, None, :, None] for points in (x, x_train, y_train))
     return attend(query, key, value, similarity=similarity, graph=Full() if graph is None else graph)[0, 0, :, 0]
 
 
@@ -48,8 +49,8 @@ def leave_one_out_error(x_train: Tensor, y_train: Tensor, similarity: Similarity
 
     With the diagonal, a width of 0 would predict every point by itself, without error.
     """
-    others = Adjacency(~torch.eye(len(x_train), dtype=torch.bool, device=x_train.device))
-    return F.mse_loss(regress(x_train, x_train, y_train, similarity, graph=others), y_train.double())
+    others = Adjacency(~torch.eye(len(x_train), dtype=torch.bool))
+    return F.mse_loss(regress(x_train, x_train, y_train, similarity, graph=others), y_train.cpu().double())
 
 
 def fit_width(x_train: Tensor, y_train: Tensor, steps: int = 20) -> Gaussian:
@@ -63,7 +64,7 @@ def fit_width(x_train: Tensor, y_train: Tensor, steps: int = 20) -> Gaussian:
     Raises:
         UserError: points without a spread.
     """
-    kernel = Gaussian(1, width=x_train.double().std().item()).to(x_train.device)
+    kernel = Gaussian(1, width=x_train.cpu().double().std().item())
     optimizer = torch.optim.LBFGS(kernel.parameters(), max_iter=steps, line_search_fn="strong_wolfe")
 
     def evaluate() -> float:

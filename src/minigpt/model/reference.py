@@ -1,4 +1,4 @@
-"""Attention as a loop over tokens and their in-neighbours, in float64: slow, and easy to check by reading.
+"""Attention as a loop over tokens and their in-neighbours, in float64 on the CPU: slow, and easy to check by reading.
 
 Tests compare `attention.attend` with it, forward and gradients. Formulas are those of the papers that `similarities`
 names, on single vectors.
@@ -28,9 +28,9 @@ def attend_slowly(
     Args: as for `attention.attend`.
 
     Returns:
-        (B, H, T, D_v) float64, differentiable.
+        (B, H, T, D_v) float64 on the CPU, as not every device has float64; differentiable.
     """
-    query, key, value = query.double(), key.double(), value.double()
+    query, key, value = query.cpu().double(), key.cpu().double(), value.cpu().double()
     (B, H, T, _), S = query.shape, key.shape[2]
     edges = graph.mask(range(T), range(S), query.device).expand(B, H, T, S)
     gathered = value.new_zeros(B, H, T, value.shape[-1])
@@ -40,7 +40,7 @@ def attend_slowly(
             continue
         kv_head = h // (H // key.shape[1])
         keys = [key[b, kv_head, s] for s in in_neighbours]
-        biases = [0.0 if key_bias is None else key_bias[b % len(key_bias), h, s].double() for s in in_neighbours]
+        biases = [0.0 if key_bias is None else key_bias[b % len(key_bias), h, s].cpu().double() for s in in_neighbours]
         asking = query[b, h, t]
         for step in range(similarity.steps):
             weights = _weigh(asking, keys, biases, h, similarity, softcap)
@@ -79,9 +79,9 @@ def score(query: Tensor, key: Tensor, head: int, similarity: Similarity) -> Tens
     D = len(query)
     match similarity:
         case Cosine():
-            return query @ key / (query.norm() * key.norm()) / similarity.log_temperature[head].double().exp()
+            return query @ key / (query.norm() * key.norm()) / similarity.log_temperature[head].cpu().double().exp()
         case Gaussian():
-            return -((query - key) ** 2).sum() / (2 * similarity.log_width[head].double().exp() ** 2)
+            return -((query - key) ** 2).sum() / (2 * similarity.log_width[head].cpu().double().exp() ** 2)
         case Hopfield():
             return (D**-0.5 if similarity.beta is None else similarity.beta) * (query @ key)
         case Uniform():

@@ -23,6 +23,7 @@ from minigpt.model.gpt import GPT
 from minigpt.training.averaging import Averaging
 from minigpt.training.loss import model_loss
 from minigpt.training.optimizer import follow_schedule, make_optimizer
+from minigpt.training.processes import totals
 from minigpt.training.sharding import is_shared_out, local, share_out
 
 
@@ -132,8 +133,7 @@ class TrainingModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         # Sums and counts, not means of means: the result is the same for any batch size and number of devices.
-        totals = torch.tensor([self._nats, self._count], dtype=torch.float64, device=self.device)
-        nats, count = self.trainer.strategy.reduce(totals, reduce_op="sum").tolist()
+        nats, count = totals(self.trainer, self._nats, self._count)
         split = self.data.train if self.run_config.trainer.overfit_batches else self.data.val
         self.val_loss = nats / count
         # The split's own ratio: exact where every token that can be is predicted once, as it is by default.

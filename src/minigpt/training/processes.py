@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -20,6 +21,15 @@ def largest(trainer: L.Trainer, *here: int) -> list[int]:
         return list(here)
     numbers = torch.tensor(here, device=trainer.strategy.root_device)
     return [int(number) for number in trainer.strategy.reduce(numbers, reduce_op="max").tolist()]
+
+
+def totals(trainer: L.Trainer, *here: float) -> list[float]:
+    """The sum over all processes of each number, in float64 but never on a device: Apple's have no such type."""
+    if trainer.world_size == 1:
+        return list(here)
+    parts: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(parts, here)
+    return [math.fsum(numbers) for numbers in zip(*parts, strict=True)]
 
 
 def any_process(trainer: L.Trainer, here: bool) -> bool:

@@ -241,6 +241,8 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
         trainer = L.Trainer(**changed)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
         raise UserError(f"{_culprits(given, str(error))}: {' '.join(str(error).split())}") from error
+    if trainer.precision == "64-true" and trainer.strategy.root_device.type == "mps":
+        raise UserError("trainer.precision=64-true: Apple's GPUs have no float64; use 32-true or trainer.accelerator=cpu")
     refuse_shards(trainer)
     return trainer
 
