@@ -773,7 +773,7 @@ class TrainerConfig:
     accelerator: str | dict[str, Any] = "auto"
     """cpu, gpu, mps, or auto for the best one there."""
     devices: int | str | list[int] = "auto"
-    """How many devices, or which ones; all there are by default."""
+    """How many devices, or which ones; by default as many as torchrun or SLURM starts on a node, else all there are."""
     strategy: str | dict[str, Any] = "auto"
     """How several devices work together: ddp, fsdp2 (shares of weights), Lightning's, or {class_path, init_args}."""
     num_nodes: int = 1

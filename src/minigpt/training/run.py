@@ -40,6 +40,7 @@ from minigpt.training.callbacks import AttentionMaps, Metrics, ProgressBar, Samp
 from minigpt.training.checkpoints import AtomicCheckpointIO, Checkpoints, refuse_shards
 from minigpt.training.class_path import build
 from minigpt.training.dashboards import check_loggers, finish_dashboards, make_loggers
+from minigpt.training.launchers import check_processes, devices_of, find_launcher
 from minigpt.training.loaders import make_loaders
 from minigpt.training.machine import free_disk
 from minigpt.training.module import TrainingModule
@@ -185,7 +186,13 @@ def check_before_text(config: Config) -> L.Trainer:
     free_disk(runs_dir, "runs_dir")
     check_loggers(config)  # which are made only once there is a folder for them
     silent = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, logger=False))
-    return make_trainer(silent, RunFolder(runs_dir / config.name), [])
+    trainer = make_trainer(silent, RunFolder(runs_dir / config.name), [])
+    if "-" in config.data.sources and trainer.world_size > 1:
+        raise UserError(
+            f"data.source=-: only one process can read what is piped in, and there are {trainer.world_size}: "
+            "keep it in a file"
+        )
+    return trainer
 
 
 def make_callbacks(config: Config, folder: RunFolder, data: PreparedData, stop: StopSignals) -> list[L.Callback]:
@@ -223,6 +230,9 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
         raise UserError(f"trainer.{unknown[0]}: the installed Lightning {L.__version__} has no such argument")
     n_batches = config.trainer.max_steps * config.trainer.accumulate_grad_batches
     interval = settings["val_check_interval"]
+    launcher = find_launcher(settings["plugins"] or [])
+    if launcher is not None:
+        settings["devices"] = devices_of(launcher, settings["devices"], settings["num_nodes"])
     settings |= {
         "callbacks": [*(settings["callbacks"] or []), *callbacks],
         "plugins": [AtomicCheckpointIO(), *(settings["plugins"] or [])],
@@ -241,8 +251,12 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
         trainer = L.Trainer(**changed)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
         raise UserError(f"{_culprits(given, str(error))}: {' '.join(str(error).split())}") from error
+    if launcher is not None:
+        check_processes(trainer, launcher)
     if trainer.precision == "64-true" and trainer.strategy.root_device.type == "mps":
-        raise UserError("trainer.precision=64-true: Apple's GPUs have no float64; use 32-true or trainer.accelerator=cpu")
+        raise UserError(
+            "trainer.precision=64-true: Apple's GPUs have no float64; use 32-true or trainer.accelerator=cpu"
+        )
     refuse_shards(trainer)
     return trainer
 
