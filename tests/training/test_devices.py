@@ -1,13 +1,14 @@
 """Two processes on the CPU train the same run as one, with copies of the weights (ddp) or shares of them (fsdp2)."""
 
 import csv
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from scripts import run_script
+from scripts import bare_environment, run_script
 from small_runs import small_settings
 from test_resume import assert_same_run, assert_same_weights
 
@@ -158,3 +159,25 @@ def test_muon_is_refused_on_shares_of_matrices(tmp_path: Path) -> None:
     done = run_script("train.py", "--config", tmp_path / "recipe.yaml")
     assert done.returncode == 2
     assert "optimizer.name=muon: needs whole matrices on each device" in done.stderr
+
+
+def test_ranks_that_end_by_max_time_have_taken_the_same_steps_at_the_same_rates(tmp_path: Path) -> None:
+    keep = {"class_path": "ranks.Keep", "init_args": {"folder": str(tmp_path)}}
+    by_time = {"max_steps": 100_000, "max_time": "00:00:00:01", "val_check_interval": 100_000, "log_every_n_steps": 100}
+    config = small_settings(
+        tmp_path,
+        model={"n_layer": 1},
+        trainer={"devices": 2, "strategy": "ddp", "callbacks": [keep]} | by_time,
+        sampling={"prompts": []},
+        attention={"enabled": False},
+    )
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(config.to_dict()))
+    env = bare_environment() | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    }
+    result = run_script("train.py", "--config", recipe, env=env)
+    assert result.returncode == 0, result.stderr
+    (rates, weights), (other_rates, other_weights) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert rates == other_rates
+    assert all(torch.equal(tensor, other_weights[name]) for name, tensor in weights.items())

@@ -85,12 +85,13 @@ class Anomalies(Callback):
         norm = _norm(parameter.grad for group in optimizer.param_groups for parameter in group["params"])
         own = torch.stack([norm, *(loss.to(norm) for loss in pl_module.recent_losses[-len(self._batches) :])])
         checked = own if gradient_scaler(trainer) is None else own[1:]
-        shared = torch.stack([(~checked.isfinite().all()).to(own), own[1:].mean()])
+        clock = norm.new_full((), pl_module.read_clock() if trainer.is_global_zero else 0.0)
+        shared = torch.stack([(~checked.isfinite().all()).to(own), own[1:].mean(), clock])
         if trainer.world_size > 1:
             shared = trainer.strategy.reduce(shared, reduce_op="sum")
         # One look at what the device has worked out.
         pl_module.total_norm = norm
-        pl_module.grad_norm, *losses, n_bad, total = torch.cat([own, shared]).tolist()
+        pl_module.grad_norm, *losses, n_bad, total, pl_module.share_of_time = torch.cat([own, shared]).tolist()
         pl_module.left_out = n_bad > 0
         if pl_module.left_out:
             self._leave_out(trainer, pl_module, optimizer, losses)

@@ -48,6 +48,7 @@ class TrainingModule(L.LightningModule):
         self.grad_norm = math.nan  # the same as a number; `Anomalies` sets all three for each step
         self.left_out = False  # whether the last step was not taken, its loss or gradient being not finite
         self.learning_rate = 0.0
+        self.share_of_time = 0.0  # of max_time that is over, by the clock of rank 0; `Anomalies` sets it at each step
         self.val_loss = math.nan
         self.val_bits_per_byte = math.nan
         self._nats, self._count = 0.0, 0
@@ -64,6 +65,7 @@ class TrainingModule(L.LightningModule):
     def on_train_start(self) -> None:
         # A resumed optimizer brings the settings of its file; what the user asks for now is what counts.
         optimizer = self.run_config.optimizer
+        self.share_of_time = self.trainer.strategy.broadcast(self.read_clock())
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
             if "betas" in group:  # Muon's own matrices have none
                 group["betas"] = (optimizer.beta1, optimizer.beta2)
@@ -93,11 +95,14 @@ class TrainingModule(L.LightningModule):
 
     @property
     def progress(self) -> float:
-        """Share of the run that is over: by steps, or by time where max_time ends it sooner."""
-        by_steps = self.global_step / self.run_config.trainer.max_steps
+        """Share of the run that is over: by steps, or by time where max_time ends it sooner. The same on all ranks."""
+        return max(self.global_step / self.run_config.trainer.max_steps, self.share_of_time)
+
+    def read_clock(self) -> float:
+        """Share of max_time that is over by this process's clock, no two of which agree; 0 without max_time."""
         limit = self.run_config.trainer.max_time_seconds
         timers = [callback for callback in self.trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
-        return max(by_steps, timers[0].time_elapsed() / limit) if limit and timers else by_steps
+        return min(1.0, timers[0].time_elapsed() / limit) if limit and timers else 0.0
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         tokens, targets = batch
