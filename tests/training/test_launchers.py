@@ -34,6 +34,7 @@ SLURM = {
     "SLURM_NTASKS": "2",
     "SLURM_NTASKS_PER_NODE": "2",
     "SLURM_NNODES": "1",
+    "SLURM_STEP_ID": "0",
     "SLURM_PROCID": "0",
     "SLURM_LOCALID": "0",
     "SLURM_NODEID": "0",
@@ -77,6 +78,11 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
             {"devices": 1},
             "SLURM started 2 processes, but trainer.devices=1 x trainer.num_nodes=1 is 1: add --trainer.devices 2, "
             "or start 1 on each node with --ntasks-per-node=1",
+        ),
+        (
+            {k: v for k, v in SLURM.items() if k != "SLURM_STEP_ID"},  # `python train.py` in a script of sbatch's
+            {},
+            "is 1: add --trainer.devices 2 and start it with srun, or start 1 on each node with --ntasks-per-node=1",
         ),
         (SLURM | {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1"}, {"devices": 4}, "SLURM started 1 process, but"),
         ({k: v for k, v in SLURM.items() if k != "SLURM_NTASKS_PER_NODE"}, {}, "Use `--ntasks-per-node=2` instead"),
@@ -131,6 +137,16 @@ def test_the_other_ranks_end_silently_and_after_the_first(
     with pytest.raises(SystemExit, match="2"):
         train(with_trainer(small_settings(tmp_path), devices=1))
     assert (sum(waited), capsys.readouterr().err) == (launchers.SECONDS_TO_EXIT, "")
+
+
+def test_tasks_of_slurm_that_srun_has_not_started_are_said_once(
+    started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started({name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"})
+    launchers._note_srun.cache_clear()
+    for _ in range(2):
+        check_before_text(with_trainer(small_settings(tmp_path), devices=2))
+    assert capsys.readouterr().out.count("note: SLURM has 2 tasks for this job, and srun did not start this one") == 1
 
 
 def test_text_that_is_piped_in_is_refused_for_several_processes_of_a_launcher(started: Started, tmp_path: Path) -> None:

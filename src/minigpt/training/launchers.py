@@ -6,19 +6,18 @@ in one folder.
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Iterable
 from typing import Any, NamedTuple, NoReturn
 
 import lightning as L
-from lightning.fabric.plugins.environments import (
-    ClusterEnvironment,
-    LSFEnvironment,
-    MPIEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lsf import LSFEnvironment
+from lightning.fabric.plugins.environments.mpi import MPIEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from minigpt.config import UserError
 from minigpt.training.stopping import SECONDS_TO_EXIT
@@ -48,6 +47,8 @@ class Launcher(NamedTuple):
     per_node: int | None
     """None where the launcher does not say."""
     rank: int
+    is_certain: bool
+    """Whether so many surely run: tasks of sbatch become processes by srun alone, and WORLD_SIZE may be left over."""
 
 
 def find_launcher(plugins: Iterable[Any] = ()) -> Launcher | None:
@@ -69,10 +70,12 @@ def find_launcher(plugins: Iterable[Any] = ()) -> Launcher | None:
         n_processes = environment.world_size()
         said = next((int(os.environ[name]) for name in ON_THIS_NODE if name in os.environ), None)
         per_node = said if said is not None and n_processes % said == 0 else None
-        return Launcher(NAMES.get(type(environment), "the launcher"), n_processes, per_node, environment.global_rank())
+        name = NAMES.get(type(environment), "the launcher")
+        is_certain = name in NAMES.values() and (name != "SLURM" or n_processes == 1 or "SLURM_STEP_ID" in os.environ)
+        return Launcher(name, n_processes, per_node, environment.global_rank(), is_certain)
     if {"WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():  # by hand, by DeepSpeed's launcher, or by Lightning itself
         rank = os.environ.get("RANK", os.environ["LOCAL_RANK"])
-        return Launcher("the launcher", int(os.environ["WORLD_SIZE"]), None, int(rank))
+        return Launcher("the launcher", int(os.environ["WORLD_SIZE"]), None, int(rank), is_certain=False)
     _refuse_unjoined()
     return None
 
@@ -97,7 +100,7 @@ def _refuse_unjoined() -> None:
 
 def devices_of(launcher: Launcher, devices: Any, n_nodes: int) -> Any:
     """trainer.devices; where the user leaves them to us ("auto"), one for each process that was started on a node."""
-    if devices != "auto" or launcher.name == "the launcher":
+    if devices != "auto" or not launcher.is_certain:
         return devices
     return launcher.per_node or max(1, launcher.n_processes // n_nodes)
 
@@ -110,7 +113,10 @@ def check_processes(trainer: L.Trainer, launcher: Launcher) -> None:
         SystemExit: on the others, a little later: torchrun ends all processes when one has ended.
     """
     devices, n_nodes, started = trainer.num_devices, trainer.num_nodes, launcher.n_processes
+    needs_srun = launcher.name == "SLURM" and not launcher.is_certain
     if devices * n_nodes == started:
+        if needs_srun and launcher.rank == 0:
+            _note_srun(started)
         return
     per_node = launcher.per_node or started
     wanted = (("devices", devices, per_node), ("num_nodes", n_nodes, started // per_node))
@@ -118,9 +124,18 @@ def check_processes(trainer: L.Trainer, launcher: Launcher) -> None:
     option = OPTIONS.get(launcher.name)
     _refuse(
         f"{launcher.name} started {started} process{'es' * (started > 1)}, but trainer.devices={devices} x "
-        f"trainer.num_nodes={n_nodes} is {devices * n_nodes}: add {arguments}"
+        f"trainer.num_nodes={n_nodes} is {devices * n_nodes}: add {arguments}{' and start it with srun' * needs_srun}"
         + (f", or start {devices} on each node with {option}={devices}" if option else ""),
         launcher.rank,
+    )
+
+
+@functools.cache  # a run makes its trainer twice
+def _note_srun(n_tasks: int) -> None:
+    print(
+        f"note: SLURM has {n_tasks} tasks for this job, and srun did not start this one: without srun in front of the "
+        "command it waits for the others forever",
+        flush=True,
     )
 
 
