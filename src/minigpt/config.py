@@ -870,11 +870,6 @@ class TrainerConfig:
                     not isinstance(each, dict) or _is_object(each),
                     f"trainer.{name}={each}: an object is {{class_path: module.Class, init_args: {{name: value}}}}",
                 )
-        for each in self.loggers:
-            _require(
-                isinstance(each, dict) or each in {"wandb", "tensorboard"},
-                f"trainer.logger={each}: must be wandb, tensorboard, {{class_path, init_args}}, or several in a list",
-            )
         _require(
             self.max_epochs is None and self.min_epochs is None,
             "trainer.max_epochs and min_epochs are not used: a run is one stream of batches, give trainer.max_steps",
