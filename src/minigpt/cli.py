@@ -13,6 +13,7 @@ import errno
 import functools
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 
 from minigpt.config import CompareConfig, Config, GenerationConfig, InspectConfig, ProofConfig, SampleConfig, UserError
 from minigpt.files import reason, refuse_url
+from minigpt.signals import SIGNALS, exit_by_signal, handled_by
 from minigpt.streams import drop, outlive_reader
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -37,7 +39,7 @@ DATA_COMMANDS = {
 
 
 def run(main: Callable[[list[str]], None], *, outlives_reader: bool = True) -> NoReturn:
-    """Call a program's main with the command line; end it with exit code 0, 2 (the user's mistake) or 130 (Ctrl-C).
+    """Call a program's main with the command line; end it with exit code 0, 2 (the user's mistake), or 128 + n by signal n.
 
     Args:
         main: the program.
@@ -54,7 +56,8 @@ def run(main: Callable[[list[str]], None], *, outlives_reader: bool = True) -> N
     if outlives_reader:
         outlive_reader("stdout")
     try:
-        main(sys.argv[1:])
+        with handled_by(exit_by_signal, set(SIGNALS) - {signal.SIGINT}):  # Ctrl-C is Python's KeyboardInterrupt
+            main(sys.argv[1:])
         sys.stdout.flush()
     except UserError as error:
         _flush()

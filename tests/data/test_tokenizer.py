@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
 
 from minigpt.config import UserError
-from minigpt.data import bpe
+from minigpt.data import bpe, huggingface
 from minigpt.data.bpe import SPLITS
 from minigpt.data.pieces import cut_up
 from minigpt.data.tokenizer import (
@@ -137,6 +138,33 @@ def test_a_very_long_run_of_one_character_is_encoded_and_comes_back(tokenizer: T
     assert decode(tokenizer, tokenizer.encode(unit * 100_000)) == unit * 100_000
 
 
+def test_a_million_spaces_are_encoded_and_come_back_though_the_regex_engine_gives_up_on_them() -> None:
+    tokenizer, text = TRAINED["bpe"], "a" + " " * 1_000_000 + "b"
+    tokens = tokenizer.encode(text)
+    assert decode(tokenizer, tokens) == text
+    assert tokenizer.encode_batch([text])[0].tolist() == tokens
+
+
+@settings(max_examples=100, deadline=None)
+@given(parts=st.lists(st.tuples(st.sampled_from("\n\t \u2003ab."), st.integers(0, 30)).map(lambda p: p[0] * p[1])))
+def test_white_space_is_cut_only_in_runs_that_are_too_long(parts: list[str]) -> None:
+    text = "".join(parts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bpe, "LONGEST_WHITE_SPACE", 10)
+        found = list(bpe._without_endless_white_space(text))
+    expected = [0]
+    for run in re.finditer(r"\s{11,}", text):
+        expected += range(run.start() + 10, run.end(), 10)
+    assert found == [text[a:b] for a, b in itertools.pairwise([*expected, len(text)])]
+
+
+def test_texts_that_are_encoded_in_several_calls_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface, "CALL_CHARACTERS", 5)
+    texts = ["re", "a longer text", "", "12 re re", "東京", "re"]
+    tokenizer = TRAINED["huggingface"]
+    assert [tokens.tolist() for tokens in tokenizer.encode_batch(texts)] == [tokenizer.encode(text) for text in texts]
+
+
 @kinds
 def test_a_lone_surrogate_which_utf8_cannot_hold_is_read_as_a_question_mark(tokenizer: Tokenizer) -> None:
     tokenizer = CharsTokenizer.of(["a\ud800b"]) if isinstance(tokenizer, CharsTokenizer) else tokenizer
@@ -233,6 +261,23 @@ def test_half_a_character_is_shown_as_a_replacement_and_not_refused() -> None:
 
 def test_training_a_bpe_twice_gives_the_same_tokens() -> None:
     assert BPETokenizer.train([TEXT], 300).ranks == BPETokenizer.train([TEXT], 300).ranks
+
+
+def test_words_of_ordinary_texts_are_learned_from_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [path.read_text(encoding="utf-8") for path in sorted(Path(bpe.__file__).parent.glob("*.py"))]
+    texts += ["=" * 1000, " " * 1000 + "a" * 1000, "\n" * 1000 + "é" * 1000, TEXT]
+    learned = BPETokenizer.train(texts, 1000).ranks
+    monkeypatch.setattr(bpe, "_LEARNING_PATTERN", bpe.SPLIT_PATTERN)
+    assert BPETokenizer.train(texts, 1000).ranks == learned
+
+
+@pytest.mark.parametrize(
+    "text", ["ACGT" * 5000, " " * 20_000, "=" * 20_000, " " * 20_000 + "\n", "\n" * 20_000, "a" * 20_000]
+)
+def test_a_run_without_a_break_is_learned_from_in_words_of_bounded_length(text: str) -> None:
+    words = [word for word, _ in bpe._words_to_learn_from().pre_tokenize_str(text)]
+    assert len("".join(words)) == len(text)
+    assert max(map(len, words)) <= 2 * bpe.LONGEST_WORD + 1  # white space and then line ends, or a sign and then ends
 
 
 def test_a_trained_bpe_has_as_many_tokens_as_were_asked_for() -> None:

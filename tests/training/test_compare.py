@@ -2,6 +2,11 @@
 
 import csv
 import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,7 @@ from scripts import run_script
 from small_runs import small_text
 
 from minigpt.config import CompareConfig, UserError
+from minigpt.run_folder import RunFolder
 from minigpt.training.compare import Result, Row, draw, format_table, load_recipes, main, make_rows
 from minigpt.training.run import train
 
@@ -39,6 +45,25 @@ def compare(folder: Path, *recipes: str) -> tuple[list[dict[str, str]], str]:
     assert result.returncode == 0, result.stderr
     with (folder / "out" / "runs.csv").open() as file:
         return list(csv.DictReader(file)), result.stdout
+
+
+@pytest.mark.slow  # two Pythons that import all
+def test_a_signal_ends_the_trainings_too_and_what_they_have_is_saved(tmp_path: Path) -> None:
+    endless = recipe(tmp_path, "endless", trainer={"max_steps": 1_000_000, "val_check_interval": 1_000_000})
+    command = [sys.executable, "-m", "minigpt.training.compare", endless, "--seeds", "5", "--out", tmp_path / "out"]
+    folder = RunFolder(tmp_path / "out" / "endless-seed5")
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        while not folder.metrics.exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        training = int((folder.path / ".lock").read_text().split()[0])
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert errors == "stopped; finished runs are kept, and the same command goes on\n"
+    assert folder.last.exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(training, 0)
 
 
 def test_recipes_are_trained_once_and_again_only_when_they_change(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from test_resume import assert_same_run
 from minigpt.checkpoint import read_checkpoint
 from minigpt.config import UserError
 from minigpt.run_folder import RunFolder
+from minigpt.signals import SIGNALS
 from minigpt.training import run
 from minigpt.training.callbacks import Samples
 from minigpt.training.module import TrainingModule
@@ -88,7 +89,7 @@ def test_a_run_stopped_at_any_moment_goes_on_bit_for_bit(
     ]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("moment", ["open_data", "make_loaders"])
 def test_a_signal_before_training_ends_the_program_at_once_and_leaves_no_run(
     moment: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -160,10 +161,10 @@ def pid_of(folder: RunFolder) -> int:
     return int((folder.path / ".lock").read_text().split()[0])
 
 
-NUMBERS = {"INT": signal.SIGINT, "TERM": signal.SIGTERM, "USR1": signal.SIGUSR1}
+NUMBERS = {"INT": signal.SIGINT, "TERM": signal.SIGTERM, "USR1": signal.SIGUSR1, "HUP": signal.SIGHUP}
 WHOM = [(1, "main"), (1, "all"), (2, "main"), (2, "all"), (2, "rank 1")]
-QUICK = {(1, "main", "INT"), (1, "all", "TERM"), (2, "main", "TERM"), (2, "all", "USR1"), (2, "rank 1", "INT")}
-"""Of 15: each signal and each receiver; the others take a minute more."""
+QUICK = {(1, "main", "TERM"), (1, "all", "HUP"), (2, "main", "TERM"), (2, "all", "USR1"), (2, "rank 1", "INT")}
+"""Of 20: each signal and each receiver; the others take a minute more."""
 
 
 @pytest.mark.parametrize(

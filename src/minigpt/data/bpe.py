@@ -10,7 +10,6 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +17,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from minigpt.config import UserError
-from minigpt.cores import usable_cores
+from minigpt.cores import in_threads
 from minigpt.data.pieces import cut_up, grouped
 
 END_OF_TEXT = "<|endoftext|>"
@@ -46,6 +45,14 @@ SPLITS = {
 """How text is split before its bytes are merged. Files may name no other pattern: one that leaves characters out would
 lose text, and one that backtracks could take hours. Each of these covers all text, and cuts where `cut_up` does: of
 none does a match go on from something else to a space, from a line's end to a letter, or look further back."""
+
+LONGEST_WORD = 1024
+"""Characters of one word from which merges are learned; the learner's time grows with the square of a word's length."""
+_LEARNING_PATTERN = SPLIT_PATTERN.replace("+", f"{{1,{LONGEST_WORD}}}").replace("*", f"{{0,{LONGEST_WORD}}}")
+"""The same split but for longer runs without a break, which it cuts, such as a genome or a line of a million spaces."""
+LONGEST_WHITE_SPACE = 1 << 19
+"""Characters of a run of white space that are encoded together: on twice as many, tiktoken's regex engine gives up."""
+_WHITE_SPACE = re.compile(r"\s*")
 
 THREAD_CHARACTERS = 1 << 16
 """Characters that one thread encodes at a time: so many that handing them over costs nothing."""
@@ -85,9 +92,11 @@ class BPETokenizer:
 
         `tokenizers` finds the merges. It writes bytes as printable characters; here they become bytes again, as
         tiktoken wants them. Memory grows with the number of different words, not with the text; time with the text,
-        so of a large one the caller gives a sample from all over it; 200 MB are plenty.
+        so of a large one the caller gives a sample from all over it; 200 MB are plenty. Runs without a break are cut
+        for it into words of LONGEST_WORD characters. No signal interrupts it; `learn_bpe` is the same in a process of
+        its own.
         """
-        from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+        from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - 1,  # the last id is end_of_text
@@ -95,12 +104,7 @@ class BPETokenizer:
             show_progress=False,
         )
         learner = Tokenizer(models.BPE())
-        learner.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
+        learner.pre_tokenizer = _words_to_learn_from()
         learner.train_from_iterator(map(well_formed, texts), trainer)
         symbols = byte_symbols()
         by_id = sorted(learner.get_vocab().items(), key=lambda item: item[1])
@@ -134,16 +138,17 @@ class BPETokenizer:
         return cls(saved["pattern"], ranks, saved["special_tokens"])
 
     def encode(self, text: str) -> list[int]:
-        return self._encoding.encode_ordinary(well_formed(text))
+        parts = _without_endless_white_space(well_formed(text))
+        return [token for part in parts for token in self._encoding.encode_ordinary(part)]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """`encode` of many texts; long ones are cut, so that a single one keeps all cores busy too."""
-        pieces = [list(cut_up(text, THREAD_CHARACTERS)) for text in texts]
+        pieces = [
+            [piece for part in _without_endless_white_space(text) for piece in cut_up(part, THREAD_CHARACTERS)]
+            for text in texts
+        ]
         groups = list(grouped(chain.from_iterable(pieces), len, THREAD_CHARACTERS))
-        # tiktoken lets go of the interpreter's lock; the pool starts a thread only for work that is there.
-        with ThreadPoolExecutor(usable_cores()) as pool:
-            run = pool.map if len(groups) > 1 else map
-            encoded = iter([tokens for group in run(self._encode_all, groups) for tokens in group])
+        encoded = chain.from_iterable(in_threads(self._encode_all, groups))  # tiktoken releases the lock
         parts = [[next(encoded) for _ in of_text] for of_text in pieces]
         return [part[0] if len(part) == 1 else np.concatenate(part) for part in parts]
 
@@ -167,6 +172,33 @@ class BPETokenizer:
             "ranks": [base64.b64encode(token).decode() for token in self.ranks],
             "special_tokens": self.special_tokens,
         }
+
+
+def _words_to_learn_from() -> Any:
+    """What splits a text for the learner."""
+    from tokenizers import Regex, pre_tokenizers
+
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_LEARNING_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def _without_endless_white_space(text: str) -> Iterator[str]:
+    """The text in parts, cut behind each LONGEST_WHITE_SPACE characters of a run of white space, and nowhere else."""
+    start = end = 0
+    # A run that is too long has a character at one of these places: no other has to be looked at.
+    for i in range(LONGEST_WHITE_SPACE, len(text), LONGEST_WHITE_SPACE):
+        if i < end or not text[i].isspace():
+            continue
+        begin = i - LONGEST_WHITE_SPACE + len(text[i - LONGEST_WHITE_SPACE : i].rstrip())
+        end = _WHITE_SPACE.match(text, i).end()  # type: ignore[union-attr]
+        for cut in range(begin + LONGEST_WHITE_SPACE, end, LONGEST_WHITE_SPACE):
+            yield text[start:cut]
+            start = cut
+    yield text[start:]
 
 
 def well_formed(text: str) -> str:

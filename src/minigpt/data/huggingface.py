@@ -10,12 +10,15 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from minigpt.config import UserError
+from minigpt.cores import in_threads
 from minigpt.data.bpe import MAX_VOCAB_SIZE, byte_symbols, unused_token, well_formed
+from minigpt.data.pieces import grouped
 
 ENDS_OF_TEXT = (
     "<|endoftext|>",
@@ -31,6 +34,8 @@ ENDS_OF_TEXT = (
 """Names of the token that closes a document, in the order in which they are looked for: those that end a turn of a
 conversation come last, since files that have them mostly have one of the others too."""
 
+CALL_CHARACTERS = 1 << 18
+"""Characters that are encoded in one call, which no signal interrupts: a tenth of a second to a second."""
 _MAX_PATTERN = 10_000
 _PROBE = "Hello  World's 12345 ?!\r\n\t" + "".join(f"{c * 40}!" for c in "a0 .\n") + "naïve 東京 🙂\0" + "ab 1\t" * 20
 """Encoded once on opening: every kind of character, and the runs on which a bad split pattern gives up."""
@@ -83,6 +88,10 @@ class HuggingFaceTokenizer:
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        groups = list(grouped(texts, len, CALL_CHARACTERS))
+        return list(chain.from_iterable(in_threads(self._encode_all, groups)))
+
+    def _encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
         with _its_errors("the split pattern of the tokenizer gave up on a text"):
             encodings = self._tokenizer.encode_batch_fast(
                 [well_formed(text) for text in texts], add_special_tokens=False

@@ -13,6 +13,7 @@ import numpy as np
 from minigpt.config import UserError
 from minigpt.data.bpe import END_OF_TEXT, SPLIT_PATTERN, TIKTOKEN_NAMES, BPETokenizer, well_formed
 from minigpt.data.huggingface import HuggingFaceTokenizer
+from minigpt.data.learning import learn_bpe
 from minigpt.files import reason, write_text
 
 __all__ = [
@@ -150,7 +151,7 @@ def make_tokenizer(name: str, train_texts: Iterable[str], all_texts: Iterable[st
     if name == "chars":
         return CharsTokenizer.of(all_texts)
     if name.startswith("bpe:"):
-        return BPETokenizer.train(train_texts, int(name.removeprefix("bpe:")))
+        return learn_bpe(train_texts, int(name.removeprefix("bpe:")))
     if name in TIKTOKEN_NAMES:
         return BPETokenizer.named(name)
     return load_tokenizer(Path(name))

@@ -153,9 +153,13 @@ def train_missing(recipes: dict[str, Config], compare_config: CompareConfig, out
                     f"{result.val_loss:.4f}, {result.bits_per_byte:.4f} bits per byte",
                     flush=True,
                 )
-        except (KeyboardInterrupt, BrokenProcessPool):
+        except (KeyboardInterrupt, SystemExit, BrokenProcessPool) as end:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():  # a terminal has signalled them too, a scheduler has not
+                process.terminate()
             print("stopped; finished runs are kept, and the same command goes on", file=sys.stderr, flush=True)
+            if isinstance(end, SystemExit):
+                raise
             raise KeyboardInterrupt from None
         except UserError:
             pool.shutdown(wait=False, cancel_futures=True)

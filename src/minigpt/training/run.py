@@ -34,6 +34,7 @@ from minigpt.data.sources import keep_stdin
 from minigpt.data.tokenizer import save_tokenizer
 from minigpt.files import write_text
 from minigpt.run_folder import RunFolder
+from minigpt.signals import SIGNALS
 from minigpt.training.anomalies import Anomalies
 from minigpt.training.averaging import Averaging
 from minigpt.training.callbacks import AttentionMaps, Metrics, ProgressBar, Samples, seconds_of_training
@@ -47,7 +48,7 @@ from minigpt.training.module import TrainingModule
 from minigpt.training.processes import end_started, is_started_by_lightning
 from minigpt.training.resuming import Reached, begun_before, check_resume, check_text, existing, go_on, with_paths_of
 from minigpt.training.sharding import FSDP2
-from minigpt.training.stopping import SECONDS_TO_EXIT, SIGNALS, StopSignals, requeue
+from minigpt.training.stopping import SECONDS_TO_EXIT, StopSignals, requeue
 from minigpt.training.threads import choose_threads, denormals_as_zero
 
 

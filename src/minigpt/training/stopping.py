@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGUSR1 -> a stop that all processes of a run make behind the same step."""
+"""SIGINT, SIGTERM, SIGHUP and SIGUSR1 -> a stop that all processes of a run make behind the same step."""
 
 from __future__ import annotations
 
@@ -8,18 +8,14 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
-from typing import Any
 
 import lightning as L
 
+from minigpt.signals import SIGNALS, exit_by_signal, handle, handled_by
 from minigpt.training.processes import started_by
 
-Handler = Callable[[int, FrameType | None], Any]
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 SECONDS_TO_EXIT = 10
 """What a process has for ending by itself, when the run of all is over."""
 
@@ -50,14 +46,14 @@ class StopSignals:
         which talk to the other processes in the middle of whatever these do."""
         self._trainer = trainer
         if self._is_listening:
-            _handle(self._on_signal)
+            handle(self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:
             self._end_at_once()
         self.received = self.received or number
         if self._trainer is None:
-            raise SystemExit(128 + number)
+            exit_by_signal(number, frame)
 
     def _end_at_once(self) -> None:
         if "ipykernel" in sys.modules:  # a notebook is not ours to end
@@ -66,33 +62,6 @@ class StopSignals:
             process.kill()
         os.write(2, b"\nstopped at once\n")
         os._exit(128 + signal.SIGINT)
-
-
-@contextlib.contextmanager
-def handled_by(handler: Handler) -> Iterator[None]:
-    """Signals to stop call a function meanwhile."""
-    before = _handle(handler)
-    try:
-        yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier or signal.SIG_DFL)  # None: not Python's own
-
-
-def _handle(handler: Handler) -> dict[int, Any]:
-    """Returns the handlers that were there before; nothing outside the main thread, where Python allows no handlers."""
-    is_main = threading.current_thread() is threading.main_thread()
-    return {number: signal.signal(number, handler) for number in SIGNALS} if is_main else {}
-
-
-@contextlib.contextmanager
-def not_to_children(number: int) -> Iterator[None]:
-    """What is started meanwhile does not get a signal, unless it asks for it: W&B's does for SIGINT and SIGTERM."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def requeue() -> str | None:
@@ -122,6 +91,5 @@ def leave_stopping_to_the_main_process(worker: int) -> None:
     A scheduler, and Ctrl-C in a terminal, signals all processes there are; without workers, that step would fail.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for number in set(SIGNALS) - {signal.SIGINT}:
-        # SIGALRM, which nobody handles, ends the worker, should the main process not.
-        signal.signal(number, lambda *_: signal.setitimer(signal.ITIMER_REAL, 60))
+    # SIGALRM, which nobody handles, ends the worker, should the main process not.
+    handle(lambda *_: signal.setitimer(signal.ITIMER_REAL, 60), set(SIGNALS) - {signal.SIGINT})

@@ -27,7 +27,7 @@ from typing import Any
 from lightning.pytorch.loggers import WandbLogger
 
 from minigpt.run_folder import RunFolder
-from minigpt.training.stopping import handled_by, not_to_children
+from minigpt.signals import SIGNALS, handled_by, not_to_children
 
 CONNECT_SECONDS = 8
 """How long W&B's service may take to answer before the run goes on offline; WANDB_INIT_TIMEOUT says otherwise."""
@@ -126,7 +126,8 @@ def _prepare(
     import wandb
 
     # Silent before it looks for a key: else it asks for one where WANDB_MODE is online and nobody has logged in.
-    with not_to_children(signal.SIGUSR1):  # which SLURM sends to all there are: W&B is to live until the run has ended
+    # W&B is to live until the run has ended, whatever SLURM (SIGUSR1) or a closing terminal (SIGHUP) sends to all.
+    with not_to_children(*set(SIGNALS) - {signal.SIGINT, signal.SIGTERM}):
         wandb.setup(settings=wandb.Settings(silent=True))
     wandb.termsetup(wandb.Settings(silent=True), _messages)
     known = wandb.setup().settings
