@@ -311,6 +311,20 @@ def test_a_setting_that_cannot_be_changed_is_one_line(settings: dict[str, Any], 
     assert message_of(lambda given: cli.change(GenerationConfig(), given, ("id",)), settings).startswith(message)
 
 
+@pytest.mark.parametrize("form", [["--data.source", "[D]"], ["--data.source=[D]"], ["--data.source", "- x"]])
+def test_a_path_that_reads_as_a_list_is_a_path_where_it_is_there(
+    form: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = form[-1].removeprefix("--data.source=")
+    given = ["--data.val_source", "[a.txt, b.txt]", *form]
+    assert cli.parse_training(given)[0].data.source == [name.strip("[- ]")]
+    (tmp_path / name).mkdir()
+    config, _ = cli.parse_training(given)
+    assert config.data.sources == [f"./{name}"]
+    assert config.data.val_sources == ["a.txt", "b.txt"]
+
+
 def test_closed_standard_streams_are_empty_ones() -> None:
     program = "import sys\nfrom minigpt import cli\n"
     program += "cli.run(lambda argv: [print(sys.stdin.read()), print(cli.read_text('-', ''), file=sys.stderr)])"

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import re
+import sys
 import tomllib
 
 import pytest
@@ -10,6 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 from scripts import ROOT
+from test_architecture import imported
 
 from minigpt.training.machine import WITHDRAWN
 
@@ -54,6 +56,18 @@ def test_everything_that_is_needed_on_any_system_is_pinned() -> None:
     assert len(packages) > 80
     # The packages of CUDA belong to one build of torch, which pins them itself.
     assert {each for each in packages if each[0] not in PINS and not re.match("nvidia|cuda|triton", each[0])} == set()
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    requirements = (*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["tensorboard"])
+    declared = {canonicalize_name(Requirement(text).name) for text in requirements}
+    packages = importlib.metadata.packages_distributions()
+    paths = [*(ROOT / "src").rglob("*.py"), *ROOT.glob("*.py")]
+    imports = {name.split(".")[0] for path in paths for name in imported(path)}
+    others = imports - sys.stdlib_module_names - {"minigpt"}
+    assert {"torch", "yaml"} <= others
+    # A name may be of several packages, as that of a namespace: one of them is enough.
+    assert {name for name in others if declared.isdisjoint(map(canonicalize_name, packages[name]))} == set()
 
 
 @pytest.mark.parametrize("name", sorted(PINS))

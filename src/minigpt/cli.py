@@ -312,13 +312,26 @@ def parse(parser: ArgumentParser, schema: type, argv: Sequence[str], *, more: ty
         for file in _all_options("--config", argv):
             check_yaml(file, options, settings)
     try:
-        namespace = parser.parse_args(list(argv))
+        namespace = parser.parse_args(_with_literal_paths(argv, types))
     except (ArgumentError, ValueError, TypeError) as error:
         raise UserError(_explain(str(error), options, types)) from None
     values = _plain(namespace)
     values.pop("config", None)
     _refuse_nulls(values, types)
     return values
+
+
+def _with_literal_paths(argv: Sequence[str], types: Mapping[str, str]) -> list[str]:
+    """The arguments, where a path that is there but reads as a list, as the folder [texts], begins with ./ instead."""
+    options = {f"--{name}" for name, kind in types.items() if kind.startswith("str | list[str]")}
+    literal, before = list(argv), ""
+    for i, argument in enumerate(argv):
+        option, _, value = argument.partition("=") if "=" in argument else (before, "", argument)
+        with contextlib.suppress(OSError, ValueError, yaml.YAMLError):  # no path, or not read as anything
+            if option in options and isinstance(yaml.safe_load(value), list) and Path(value).exists():
+                literal[i] = argument.removesuffix(value) + f"./{value}"
+        before = argument
+    return literal
 
 
 def _refuse_nulls(values: dict[str, Any], types: dict[str, str], prefix: str = "") -> None:

@@ -2,7 +2,7 @@
 
 runs/demo/
   config.yaml          the resolved config
-  tokenizer.json       the tokenizer, complete
+  minigpt_tokenizer.json  the tokenizer, complete, in a format of its own
   metrics.csv          losses, bits per byte, learning rate, speed
   checkpoints/         last.ckpt, best.ckpt and, should last.ckpt be damaged, the one before it as step_000150.ckpt (as
                        many as keep_checkpoints says): Lightning's format with a checksum at the end, everything needed
@@ -101,7 +101,9 @@ class RunFolder:
 
     @property
     def tokenizer(self) -> Path:
-        return self.path / "tokenizer.json"
+        """Older runs have it as tokenizer.json, as if Hugging Face's tools could open it."""
+        path, old = self.path / "minigpt_tokenizer.json", self.path / "tokenizer.json"
+        return old if old.is_file() and not path.is_file() else path
 
     @property
     def metrics(self) -> Path:

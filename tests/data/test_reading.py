@@ -311,7 +311,10 @@ def test_empty_files_alone_are_refused(tmp_path: Path) -> None:
     [
         ('{"text": "a"}\n{"text": "b"\n', "line 2: not JSON; JSON Lines has one object in each line (Expecting"),
         ('[{"text": "a"},\n{"text": "b"}]', "line 1: not JSON; JSON Lines has one object in each line; an array is"),
-        ('[{"text": "a"}, {"text": "b"}]', "line 1: not an object"),
+        (
+            '[{"text": "a"}, {"text": "b"}]',
+            "line 1: an array; JSON Lines has one object in each line; an array is made",
+        ),
         ('{\n  "text": "a"\n}\n', "line 1: not JSON"),
         ('"text"\n', "line 1: not an object; JSON Lines has one object in each line, with a key 'text'"),
         ('\n\n{"text": ["a"]}\n', "line 3: text is list, not text"),

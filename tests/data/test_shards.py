@@ -1,5 +1,6 @@
 """Shards: several files read as one sequence, and no damage to a prepared folder goes unnoticed."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -14,6 +15,7 @@ from minigpt.data import scan as scan_module
 from minigpt.data import tokenising
 from minigpt.data.prepare import prepare
 from minigpt.data.shards import Manifest, PreparedData, ShardWriter, TokenFile, Tokens, open_prepared
+from minigpt.data.sources import is_prepared
 from minigpt.data.tokenizer import BytesTokenizer, CharsTokenizer, save_tokenizer
 
 
@@ -166,9 +168,17 @@ def test_a_folder_without_a_manifest_is_refused(data: PreparedData) -> None:
     assert refusal(data.folder) == f"{data.folder / 'manifest.json'}: no such file or directory"
 
 
+def test_a_folder_whose_tokenizer_has_the_old_name_is_opened(data: PreparedData) -> None:
+    (data.folder / "minigpt_tokenizer.json").rename(data.folder / "tokenizer.json")
+    files = {name.removeprefix("minigpt_"): entry for name, entry in data.manifest.files.items()}
+    (data.folder / "manifest.json").write_text(dataclasses.replace(data.manifest, files=files).to_json())
+    assert is_prepared(data.folder)
+    assert open_prepared(data.folder).tokenizer.to_dict() == data.tokenizer.to_dict()
+
+
 @pytest.mark.parametrize("other", [CharsTokenizer("abc"), BytesTokenizer()], ids=lambda t: type(t).__name__)
 def test_an_exchanged_tokenizer_is_noticed(other: object, data: PreparedData) -> None:
-    path = data.folder / "tokenizer.json"
+    path = data.folder / "minigpt_tokenizer.json"
     save_tokenizer(other, path)  # type: ignore[arg-type]
     if isinstance(other, BytesTokenizer):  # the same one
         open_prepared(data.folder)

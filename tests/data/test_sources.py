@@ -1,16 +1,14 @@
 """Sources: names stand for the same files in the same order on any machine, and one line for what is not there."""
 
-import io
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from minigpt.config import DataConfig, UserError
-from minigpt.data.sources import File, find_source, is_prepared, keep_stdin
+from minigpt.config import UserError
+from minigpt.data.sources import File, find_source, is_prepared
 
 
 @pytest.fixture
@@ -164,7 +162,12 @@ def test_what_minigpt_wrote_into_the_folder_of_the_texts_is_no_text(
     texts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = names("texts")
-    for name in ("texts-bytes-12/manifest.json", "texts-bytes-12/tokenizer.json", "stdin/aa.txt", "downloads/bb.json"):
+    for name in (
+        "texts-bytes-12/manifest.json",
+        "texts-bytes-12/minigpt_tokenizer.json",
+        "stdin/aa.txt",
+        "downloads/bb.json",
+    ):
         put(texts / "data" / name)
     assert [str(file.path) for file in find_source("texts", texts / "data").files] == before
     monkeypatch.chdir(texts)
@@ -206,64 +209,22 @@ def test_a_synthetic_source_has_a_seed_and_no_files(name: str, kind: str, seed: 
     assert (source.synthetic, source.seed, source.files) == (kind, seed, ())
 
 
-def pipe_in(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+@pytest.mark.parametrize("name", ["book.zip.txt", "notes.tar.md", "~x.txt", "[ab].txt", "a*.txt", "[D_DATA]/a.txt"])
+def test_a_file_that_is_there_is_read_whatever_its_name_looks_like(name: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    put(Path(name))
+    put(Path("a.txt"))
+    assert [file.path for file in find_source(name, tmp_path / "data").files] == [Path(name)]
 
 
-def test_standard_input_is_kept_as_a_file_with_the_very_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = "one\r\n\ufeffzwö\0".encode() * 200_000
-    pipe_in(content, monkeypatch)
-    config = keep_stdin(DataConfig(source="-", dir=str(tmp_path)))
-    (kept,) = map(Path, config.sources)
-    assert kept.read_bytes() == content
-    assert list((tmp_path / "stdin").iterdir()) == [kept]
+def test_a_glob_may_lead_through_a_folder_whose_name_looks_like_one(tmp_path: Path) -> None:
+    for name in ("[D_DATA]/a.txt", "[D_DATA]/b.md", "D/a.txt"):
+        put(tmp_path / name)
+    source = find_source(str(tmp_path / "[D_DATA]" / "*.txt"), tmp_path / "data")
+    assert [file.path for file in source.files] == [tmp_path / "[D_DATA]" / "a.txt"]
 
 
-def test_equal_input_is_the_same_source_again_and_other_sources_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = DataConfig(source=["-", "a.txt"], weights=[1, 2], dir=str(tmp_path))
-    kept = []
-    for _ in range(2):
-        pipe_in(b"text", monkeypatch)
-        kept.append(keep_stdin(config).sources)
-    assert kept[0] == kept[1]
-    assert kept[0][1] == "a.txt"
-
-
-def test_without_standard_input_as_a_source_nothing_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", None)
-    config = DataConfig(source="a.txt", dir=str(tmp_path / "data"))
-    assert keep_stdin(config) is config
-    assert not (tmp_path / "data").exists()
-
-
-@pytest.mark.parametrize("stdin", [None, SimpleNamespace(isatty=lambda: True)], ids=["closed", "terminal"])
-def test_standard_input_into_which_nothing_is_piped_is_refused(
-    stdin: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "stdin", stdin)
-    with pytest.raises(UserError, match=r"data\.source=-: nothing is piped into this program"):
-        keep_stdin(DataConfig(source="-", dir=str(tmp_path)))
-
-
-def test_standard_input_cannot_be_the_text_to_validate_on(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.val_source=-: standard input can only be data\.source"):
-        keep_stdin(DataConfig(source="a.txt", val_source="-", dir=str(tmp_path)))
-
-
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_standard_input_that_cannot_be_kept_leaves_nothing(
-    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    parts = iter([b"first part"])
-
-    def read(_: int) -> bytes:
-        for part in parts:
-            return part
-        raise error
-
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: False, buffer=SimpleNamespace(read=read)))
-    with pytest.raises(UserError if isinstance(error, OSError) else KeyboardInterrupt, match=r"cannot be kept|"):
-        keep_stdin(DataConfig(source="-", dir=str(tmp_path)))
-    assert list((tmp_path / "stdin").iterdir()) == []
+@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz", "a.TGZ", "a.7z"])
+def test_an_archive_is_refused(name: str, tmp_path: Path) -> None:
+    put(tmp_path / name)
+    assert "is an archive: unpack it, and name the folder" in refusal(str(tmp_path / name))

@@ -32,6 +32,15 @@ def test_the_run_folder_is_complete(tiny_run: Path) -> None:
     assert not list(tiny_run.rglob("*.tmp"))
 
 
+def test_the_tokenizer_of_a_run_from_before_is_found_under_its_old_name(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert run.tokenizer.name == "minigpt_tokenizer.json"  # Hugging Face's tools take any tokenizer.json for theirs
+    (tmp_path / "tokenizer.json").touch()
+    assert run.tokenizer.name == "tokenizer.json"
+    (tmp_path / "minigpt_tokenizer.json").touch()
+    assert run.tokenizer.name == "minigpt_tokenizer.json"
+
+
 def test_the_saved_config_is_resolved_and_is_the_checkpoints(tiny_run: Path) -> None:
     config = Config.from_dict(yaml.safe_load(RunFolder(tiny_run).config.read_text()))
     assert config.model.vocab_size == 257

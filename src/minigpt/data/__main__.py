@@ -8,7 +8,7 @@ def main(arguments: list[str]) -> None:
     command, config = cli.parse_data(arguments)
 
     from minigpt.data.prepare import open_data
-    from minigpt.data.sources import keep_stdin
+    from minigpt.data.stdin import keep_stdin
 
     data = open_data(keep_stdin(config.data))
     if config.data.streaming:

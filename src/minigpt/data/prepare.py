@@ -18,7 +18,7 @@ from minigpt.config import DataConfig, UserError
 from minigpt.data.reading import refuse_broken_text
 from minigpt.data.scan import Scans
 from minigpt.data.shards import FORMAT, SCANS, Manifest, PreparedData, open_prepared
-from minigpt.data.sources import MANIFEST, Source, find_source, is_prepared
+from minigpt.data.sources import MANIFEST, Source, find_source, is_prepared, local_path
 from minigpt.data.synthetic import SYNTHETIC_VERSION
 from minigpt.data.tokenising import Text, Tokenising, settings
 from minigpt.data.tokenizer import load_tokenizer
@@ -108,7 +108,7 @@ def _say_what_is_held_out(config: DataConfig, folder: Path) -> None:
 
 
 def _open_as_it_is(config: DataConfig) -> PreparedData:
-    data = open_prepared(Path(config.sources[0]).expanduser())
+    data = open_prepared(local_path(config.sources[0]))
     if config.tokenizer not in {DataConfig.tokenizer, data.manifest.tokenizer}:
         raise UserError(
             f"data.tokenizer={config.tokenizer}: {data.folder} was prepared with {data.manifest.tokenizer}; leave the "

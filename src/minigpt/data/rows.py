@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import shlex
 import tokenize
 from collections.abc import Iterator
 from itertools import chain
@@ -76,6 +77,8 @@ def _json_rows(file: File, column: str, errors: str) -> Iterator[Row]:
     def wrong(number: int, what: str) -> UserError:
         return UserError(f"data.source: {file.path}, line {number}: {what}")
 
+    lines = "JSON Lines has one object in each line"
+    of_an_array = f"{lines}; an array is made into lines with: jq -c '.[]' {shlex.quote(str(file.path))} > lines.jsonl"
     for number, line in enumerate(_lines(file, errors), start=1):
         if not line.strip():
             continue
@@ -83,10 +86,11 @@ def _json_rows(file: File, column: str, errors: str) -> Iterator[Row]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             array = number == 1 and line.lstrip().startswith("[")
-            hint = "; an array is made into lines with: jq -c '.[]'" if array else f" ({error})"
-            raise wrong(number, f"not JSON; JSON Lines has one object in each line{hint}") from None
+            raise wrong(number, f"not JSON; {of_an_array if array else f'{lines} ({error})'}") from None
+        if isinstance(row, list):
+            raise wrong(number, f"an array; {of_an_array}")
         if not isinstance(row, dict):
-            raise wrong(number, f"not an object; JSON Lines has one object in each line, with a key {column!r}")
+            raise wrong(number, f"not an object; {lines}, with a key {column!r}")
         if column not in row:
             raise wrong(number, f"no key {column!r}; it has {listed(list(row))}: give one as data.text_column")
         text = row[column]

@@ -21,7 +21,7 @@ import numpy as np
 
 from minigpt.config import UserError
 from minigpt.data.scan import Scans
-from minigpt.data.sources import MANIFEST, TOKENIZER, File
+from minigpt.data.sources import MANIFEST, OLD_TOKENIZER, TOKENIZER, File
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
 from minigpt.files import reason
 
@@ -258,7 +258,7 @@ def open_prepared(folder: str | Path, scans: Scans | None = None) -> PreparedDat
     folder = Path(folder)
     manifest = Manifest.read(folder)
     _check_files(folder, manifest, scans or Scans(folder.parent / SCANS))
-    tokenizer = load_tokenizer(folder / TOKENIZER)
+    tokenizer = load_tokenizer(folder / (TOKENIZER if TOKENIZER in manifest.files else OLD_TOKENIZER))
     if (tokenizer.vocab_size, tokenizer.end_of_text) != (manifest.vocab_size, manifest.end_of_text):
         raise UserError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, but the text was written with "

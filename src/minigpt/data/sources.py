@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import glob
-import hashlib
 import os
 import re
-import sys
 import sysconfig
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from minigpt.config import DataConfig, UserError
+from minigpt.config import UserError
 from minigpt.data.synthetic import SYNTHETIC
 from minigpt.files import reason
 
@@ -31,8 +27,10 @@ TABLES = {
 }
 """Endings of files with one text in each row; every other file is one text."""
 NEVER_PLAIN_TEXT = {"parquet", "arrow"}
-MANIFEST, TOKENIZER, STARTS = "manifest.json", "tokenizer.json", "train.documents.npy"
+MANIFEST, TOKENIZER, STARTS = "manifest.json", "minigpt_tokenizer.json", "train.documents.npy"
 """Names of files in every prepared folder."""
+OLD_TOKENIZER = "tokenizer.json"
+"""What TOKENIZER was called once, as if Hugging Face's tools could open it."""
 KEPT = ("downloads", "huggingface", "stdin", "streams")
 """Folders in data.dir that hold what was fetched."""
 MOST_SHOWN = 100
@@ -78,7 +76,7 @@ def find_source(name: str, cache: Path) -> Source:
     if match := re.fullmatch(rf"({'|'.join(SYNTHETIC)})(?::(\d{{1,9}}))?", name):
         return Source(name, synthetic=match[1], seed=int(match[2] or 0))
     if name == "-":
-        raise UserError("data.source=-: standard input was not read; this is a program's mistake")  # see keep_stdin
+        raise UserError("data.source=-: standard input was not read; this is a program's mistake")  # see data/stdin.py
     if name.startswith("hf:"):
         from minigpt.data.hub import download_dataset  # heavy, and not needed by the others
 
@@ -93,47 +91,12 @@ def find_source(name: str, cache: Path) -> Source:
 def is_prepared(folder: Path) -> bool:
     """Whether a folder is one that `prepare` made; others may have a manifest.json of their own."""
     try:
-        folder = folder.expanduser()
-        return (folder / MANIFEST).is_file() and any((folder / name).is_file() for name in (TOKENIZER, STARTS))
+        folder = local_path(str(folder))
+        return (folder / MANIFEST).is_file() and any(
+            (folder / name).is_file() for name in (TOKENIZER, OLD_TOKENIZER, STARTS)
+        )
     except (OSError, RuntimeError):  # a name that is too long, or of somebody who is not here
         return False
-
-
-def keep_stdin(config: DataConfig) -> DataConfig:
-    """The config with standard input, if it is a source, replaced by a file in data.dir that holds what came in.
-
-    Text is read more than once, and again when a run is resumed.
-
-    Raises:
-        UserError: nothing is piped in, or the folder cannot be written.
-    """
-    if "-" in config.val_sources:
-        raise UserError("data.val_source=-: standard input can only be data.source; name a file to validate on")
-    if "-" not in config.sources:
-        return config
-    if sys.stdin is None or sys.stdin.isatty():
-        raise UserError("data.source=-: nothing is piped into this program; give it as in `cat FILE | ...`")
-    chunk = sys.stdin.buffer.read(1 << 20)
-    if not chunk:
-        raise UserError("data.source=-: nothing came in; give it as in `cat FILE | ...`")
-    digest, folder = hashlib.sha256(), Path(config.dir) / "stdin"
-    temporary = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".stdin-", delete=False) as file:
-            temporary = Path(file.name)
-            while chunk:
-                digest.update(chunk)
-                file.write(chunk)
-                chunk = sys.stdin.buffer.read(1 << 20)
-        kept = folder / f"{digest.hexdigest()[:16]}.txt"
-        temporary.replace(kept)
-    except OSError as error:
-        raise UserError(f"data.dir={config.dir}: standard input cannot be kept ({reason(error)})") from None
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-    return dataclasses.replace(config, source=[str(kept) if name == "-" else name for name in config.sources])
 
 
 def _python_stdlib() -> tuple[File, ...]:
@@ -154,9 +117,9 @@ def _python_stdlib() -> tuple[File, ...]:
 def _local_files(name: str, cache: Path) -> list[File]:
     """One file, folder or glob -> files, sorted by path."""
     try:
-        path = Path(name).expanduser()
+        path = local_path(name)
         is_folder = path.is_dir()
-        matches = [path] if path.exists() else map(Path, glob.glob(str(path), recursive=True))
+        matches = [path] if path.exists() else map(Path, glob.glob(_pattern(path), recursive=True))
         found = [p for p in matches if not p.is_dir()]
     except OSError as error:
         raise UserError(f"data.source={name[:MOST_SHOWN]}: {reason(error)}") from None
@@ -172,9 +135,27 @@ def _local_files(name: str, cache: Path) -> list[File]:
     if not found:
         kind = "no file matches the glob" if glob.has_magic(name) else "no such file or folder"
         raise UserError(f"data.source={name}: {kind} (relative to {Path.cwd()}){_hint(name)}")
-    if archive := next((p for p in found if ARCHIVES.intersection(p.suffixes)), None):
+    if archive := next((p for p in found if _is_archive(p)), None):
         raise UserError(f"data.source={name}: {archive.name} is an archive: unpack it, and name the folder")
     return [_file(p) for p in sorted(found, key=str)]
+
+
+def local_path(name: str) -> Path:
+    """The path of a file or folder; a leading ~ means a home folder, but where that very name is there."""
+    path = Path(name)
+    return path if path.exists() else path.expanduser()
+
+
+def _pattern(path: Path) -> str:
+    """The glob of a path in which a folder that is there means itself, also with [, ? or * in its name."""
+    there = next((parent for parent in path.parents if parent.is_dir()), Path())
+    return str(Path(glob.escape(str(there))) / path.relative_to(there))
+
+
+def _is_archive(path: Path) -> bool:
+    """By the last ending, or the one before that of a compression: book.tar.gz, but not book.zip.txt."""
+    name = path.with_suffix("") if _compressed(path) else path
+    return not ARCHIVES.isdisjoint({path.suffix.lower(), name.suffix.lower()})
 
 
 def _hint(name: str) -> str:

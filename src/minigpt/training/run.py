@@ -30,7 +30,7 @@ from minigpt.config import Config, TrainerConfig, UserError
 from minigpt.data.batches import Share, TrainBatches
 from minigpt.data.prepare import open_data
 from minigpt.data.shards import PreparedData
-from minigpt.data.sources import keep_stdin
+from minigpt.data.stdin import keep_stdin
 from minigpt.data.tokenizer import save_tokenizer
 from minigpt.files import write_text
 from minigpt.run_folder import RunFolder
