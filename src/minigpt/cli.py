@@ -24,7 +24,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from minigpt.config import CompareConfig, Config, GenerationConfig, InspectConfig, ProofConfig, SampleConfig, UserError
-from minigpt.files import reason, refuse_url
+from minigpt.files import reason, refuse_url, shown
 from minigpt.signals import SIGNALS, exit_by_signal, handled_by
 from minigpt.streams import drop, outlive_reader
 
@@ -61,7 +61,7 @@ def run(main: Callable[[list[str]], None], *, outlives_reader: bool = True) -> N
         sys.stdout.flush()
     except UserError as error:
         _flush()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(error, sys.stderr)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         _flush()

@@ -752,6 +752,25 @@ class AttentionConfig:
         )
 
 
+_ONE_EPOCH = "a run is one epoch of trainer.max_steps optimizer steps"
+_WITHOUT_USE: dict[str, tuple[tuple[Any, ...], str]] = {
+    "limit_train_batches": (
+        (None, 1.0),
+        f"{_ONE_EPOCH}: give fewer of them, or trainer.overfit_batches to repeat a few batches",
+    ),
+    "limit_test_batches": ((None, 1.0), "there is no test loop; trainer.limit_val_batches shortens validation"),
+    "limit_predict_batches": ((None, 1.0), "there is no predict loop; trainer.limit_val_batches shortens validation"),
+    "check_val_every_n_epoch": ((1, None), f"{_ONE_EPOCH}: give trainer.val_check_interval"),
+    "max_epochs": ((None,), f"{_ONE_EPOCH}: give trainer.max_steps"),
+    "min_epochs": ((None,), f"{_ONE_EPOCH}: give trainer.min_steps"),
+    "reload_dataloaders_every_n_epochs": ((0,), f"{_ONE_EPOCH}, and its batches are a function of the step"),
+    "use_distributed_sampler": ((False,), "the batches are divided among the devices already"),
+    "sync_batchnorm": ((False,), "the model has no batch norm; model.norm names its own"),
+    "barebones": ((False,), "it switches off what a run is made of; trainer.profiler=simple shows where time goes"),
+}
+"""Arguments of Lightning's Trainer without a use here -> the values that change nothing, and what to say to others."""
+
+
 @dataclass(frozen=True)
 class TrainerConfig:
     """Lightning's Trainer, by Lightning's own names; the defaults that differ from Lightning's say so."""
@@ -870,9 +889,19 @@ class TrainerConfig:
                     not isinstance(each, dict) or _is_object(each),
                     f"trainer.{name}={each}: an object is {{class_path: module.Class, init_args: {{name: value}}}}",
                 )
+        for name, (neutral, instead) in _WITHOUT_USE.items():
+            value = getattr(self, name)
+            # 1.0 is all of the batches and 1 is one of them, which Python takes for equal.
+            known = any(type(value) is type(each) and value == each for each in neutral)
+            _require(known, f"trainer.{name}={value}: {instead}")
         _require(
-            self.max_epochs is None and self.min_epochs is None,
-            "trainer.max_epochs and min_epochs are not used: a run is one stream of batches, give trainer.max_steps",
+            self.limit_val_batches is None or self.limit_val_batches > 0,
+            f"trainer.limit_val_batches={self.limit_val_batches}: a run validates at its end, where it saves the "
+            "model: give 1 or more, and a long trainer.val_check_interval",
+        )
+        _require(
+            self.min_steps is None or self.min_steps <= self.max_steps,
+            f"trainer.min_steps={self.min_steps}: is above trainer.max_steps={self.max_steps}",
         )
 
     @property

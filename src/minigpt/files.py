@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from minigpt.config import UserError
 
@@ -20,6 +21,9 @@ try:
     import fcntl
 except ImportError:  # Windows, which refuses to remove a file that somebody has open: that does as well
     fcntl = None  # type: ignore[assignment]
+
+# All but line break and tab, and what turns the direction of writing around.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 """The names that `write_atomically` gives to files on their way."""
@@ -32,9 +36,22 @@ def reason(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]  # torch reports a full disk as a RuntimeError
 
 
+def visible(text: str) -> str:
+    r"""Text whose control characters are shown, as in \x1b: what a model, a text or a file's name holds may be what a
+    terminal obeys."""
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def shown(text: object, stream: TextIO | None = None) -> str:
+    """Text for a stream (stdout): `visible` in a terminal, as it is in a file or a pipe."""
+    stream = stream or sys.stdout
+    return visible(str(text)) if stream.isatty() else str(text)
+
+
 def note(text: object) -> None:
     """A line on the way, on stderr, so that stdout holds nothing but what was asked for."""
-    print(f"\x1b[2m{text}\x1b[0m" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
+    said = shown(text, sys.stderr)
+    print(f"\x1b[2m{said}\x1b[0m" if sys.stderr.isatty() else said, file=sys.stderr, flush=True)
 
 
 def refuse_url(name: str | Path, what: str) -> None:

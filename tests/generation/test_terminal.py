@@ -7,7 +7,8 @@ import pytest
 from fakes import BYTES, LETTERS, Counting, Saying, real
 
 from minigpt.config import SampleConfig, UserError
-from minigpt.generation.terminal import Speed, show, visible, write
+from minigpt.files import visible
+from minigpt.generation.terminal import Speed, show, write
 from minigpt.generation.writer import Writer
 
 

@@ -1,6 +1,7 @@
 """`python -m minigpt.data prepare|peek --data.source FILES`: text -> a folder of tokens, and a look at it."""
 
 from minigpt import cli
+from minigpt.files import shown
 
 
 def main(arguments: list[str]) -> None:
@@ -16,9 +17,9 @@ def main(arguments: list[str]) -> None:
     if command == "peek":
         from minigpt.data.peek import peek  # needs torch, which takes seconds to import
 
-        print(peek(data, config))
+        print(shown(peek(data, config)))
         return
-    print(f"train  {data.train}\nval    {data.val}\n-> {data.folder}")
+    print(shown(f"train  {data.train}\nval    {data.val}\n-> {data.folder}"))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from minigpt.config import UserError
-from minigpt.files import write_text
+from minigpt.files import note, write_text
 
 ANSWER_SECONDS = 5
 """How long the hub may take to say that a dataset is there; `datasets` itself tries for half a minute."""
@@ -138,7 +137,7 @@ def _fetched_or_remembered(name: str, cache: Path, fetch: Callable[[], list[Path
             raise UserError(
                 f"data.source={name}: could not be fetched ({reason}); without network, use files on this machine"
             ) from None
-        print(f"data.source={name}: could not be reached ({reason}); what was fetched before is used", file=sys.stderr)
+        note(f"data.source={name}: could not be reached ({reason}); what was fetched before is used")
         return remembered
     write_text(memory, json.dumps([str(file.absolute()) for file in files]))
     return files

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from minigpt.config import GenerationConfig, SampleConfig, UserError
-from minigpt.files import note
+from minigpt.files import note, shown
 from minigpt.generation.terminal import Speed, show
 
 if TYPE_CHECKING:  # torch is loaded when a model is
@@ -63,7 +63,7 @@ def converse(writer: Writer, prompt: str, config: SampleConfig, change: Change) 
                 print()
             return
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {shown(error, sys.stderr)}", file=sys.stderr, flush=True)
         except KeyboardInterrupt:
             if not typed:  # nobody is there to go on
                 raise

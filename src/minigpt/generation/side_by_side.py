@@ -9,7 +9,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from minigpt.config import SampleConfig, UserError
-from minigpt.generation.terminal import visible
+from minigpt.files import visible
 
 if TYPE_CHECKING:  # torch is loaded when a model is
     from minigpt.generation.writer import Writer

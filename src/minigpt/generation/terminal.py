@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import re
 import sys
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from minigpt.files import note
+from minigpt.files import note, shown
 
 if TYPE_CHECKING:  # torch is loaded when a model is
     from minigpt.config import GenerationConfig, SampleConfig
     from minigpt.generation.writer import Writer
-
-# All but line break and tab, and what turns the direction of writing around.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def visible(text: str) -> str:
-    r"""Text whose control characters are shown, as in \x1b: a model of hostile text may write what a terminal obeys."""
-    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 class Speed:
@@ -66,7 +57,7 @@ class Speed:
 
 def show(text: str) -> None:
     """Print text now; as it is, unless a terminal would obey some of it."""
-    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
+    sys.stdout.write(shown(text))
     sys.stdout.flush()
 
 

@@ -4,6 +4,7 @@ With `--report`: what a run left -> one HTML file.
 """
 
 from minigpt import cli
+from minigpt.files import shown
 
 
 def main(arguments: list[str]) -> None:
@@ -12,13 +13,13 @@ def main(arguments: list[str]) -> None:
     if config.report:
         from minigpt.inspection.run_report import report_run
 
-        print(report_run(config))
+        print(shown(report_run(config)))
         return
     text = config.text if config.file is None else cli.read_text(config.file, "--file")
 
     from minigpt.inspection.model_report import write_inspection
 
-    print(write_inspection(config, text))
+    print(shown(write_inspection(config, text)))
 
 
 if __name__ == "__main__":

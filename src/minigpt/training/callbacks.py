@@ -6,7 +6,6 @@ import contextlib
 import csv
 import io
 import math
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,13 +13,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback
 
 from minigpt.config import Config, UserError
 from minigpt.data.relations import read_json_lines
 from minigpt.data.shards import PreparedData
 from minigpt.data.tokenising import RELATIONS
-from minigpt.files import append, write_csv, write_text
+from minigpt.files import append, shown, write_csv, write_text
 from minigpt.generation.text import encode_prompt
 from minigpt.generation.writer import Writer
 from minigpt.inspection.capture import undisturbed
@@ -37,7 +36,7 @@ from minigpt.training.module import TrainingModule
 from minigpt.training.sharding import whole_model
 
 PLAIN_LINE_SECONDS = 10
-"""Where the output is no terminal, a line of progress comes at most this often."""
+"""Where there is no progress bar, a line of progress comes at most this often."""
 
 COLUMNS = (
     "step",
@@ -50,28 +49,6 @@ COLUMNS = (
     "grad_norm",
     "perf/tokens_per_second",
 )
-
-
-class ProgressBar(TQDMProgressBar):
-    """Lightning's bar, with both losses; for terminals. `Metrics` prints lines where there is none."""
-
-    def init_train_tqdm(self) -> Any:
-        bar = super().init_train_tqdm()
-        bar.mininterval = 0.2
-        return bar
-
-    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        super().on_train_epoch_start(trainer)
-        self.train_progress_bar.set_description("training")  # Lightning's "Epoch 0" would promise others
-
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        metrics = metrics_of(trainer)
-        shown = {
-            "train/loss": f"{metrics.train_loss:.3f}",
-            "val/loss": f"{metrics.val_loss:.3f}",
-            "tokens/s": f"{metrics.tokens_per_second:,.0f}",
-        }
-        return {name: text for name, text in shown.items() if text != "nan"}
 
 
 def seconds_of_training(trainer: L.Trainer) -> float:
@@ -132,7 +109,7 @@ class Metrics(Callback):
         self._write(trainer, step, {name: value for name, value in row.items() if math.isfinite(value)})
         if math.isfinite(loss):
             self.train_loss = loss
-        if not sys.stderr.isatty() and time.monotonic() - self._last_line > PLAIN_LINE_SECONDS:
+        if trainer.progress_bar_callback is None and time.monotonic() - self._last_line > PLAIN_LINE_SECONDS:
             self._print_line(trainer, f"{self.tokens_per_second:,.0f} tokens/s")
 
     def _mean_loss(self, trainer: L.Trainer, module: TrainingModule) -> float:
@@ -247,7 +224,7 @@ class Samples(Callback):
         log_table(trainer.loggers, "samples", ("step", "prompt", "text"), rows, step)
         content = "".join(f"──── step {step}, prompt {prompt!r}\n{text}\n\n" for _, prompt, text in rows)
         write_text(self.folder.samples(step), content)
-        trainer.print(content.split("\n\n──── ")[0].rstrip())
+        trainer.print(shown(content.split("\n\n──── ")[0].rstrip()))
 
 
 class AttentionMaps(Callback):

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from minigpt import cli
 from minigpt.config import Config, UserError
+from minigpt.files import shown
 
 if TYPE_CHECKING:  # all of them load torch, and a mistake in the config is answered before that
     import lightning as L
@@ -80,7 +81,7 @@ def main(arguments: list[str]) -> None:
         for variable in ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR"):  # what libraries write when they are imported
             os.environ.setdefault(variable, folder)
         examine(config, resume, Path(folder), findings)
-    print(findings)
+    print(shown(findings))
     if findings.failures:
         sys.stdout.flush()
         sys.exit(2)

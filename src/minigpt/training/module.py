@@ -15,7 +15,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import Tensor
 
 from minigpt.checkpoint import CHECKPOINT_KEY
-from minigpt.config import Config
+from minigpt.config import Config, UserError
 from minigpt.data.batches import IGNORED
 from minigpt.data.shards import PreparedData
 from minigpt.model.compiling import compiled, compiles
@@ -43,6 +43,7 @@ class TrainingModule(L.LightningModule):
         self.loss: Callable[..., Tensor] = compiled(loss) if is_compiled else loss
         self.recent_losses: list[Tensor] = []
         self.tokens_seen = 0  # predicted in training, over all devices
+        self.has_trained = False  # in this process
         self._began_at_step, self._seen_before = 0, 0
         self.total_norm = torch.tensor(math.nan)  # of the gradient, before clipping
         self.grad_norm = math.nan  # the same as a number; `Anomalies` sets all three for each step
@@ -106,6 +107,7 @@ class TrainingModule(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         tokens, targets = batch
+        self.has_trained = True
         loss = self.loss(tokens, targets)
         self.recent_losses.append(loss.detach())
         # Counting waits for the device, so only where there is padding.
@@ -127,6 +129,15 @@ class TrainingModule(L.LightningModule):
         if gradient_clip_val and not self.left_out and self.grad_norm + 1e-6 > gradient_clip_val:
             gradients = [local(parameter.grad) for parameter in self.model.parameters() if parameter.grad is not None]
             torch._foreach_mul_(gradients, (gradient_clip_val / (self.total_norm + 1e-6)).clamp(max=1.0))
+
+    def on_train_epoch_end(self) -> None:
+        trainer = self.trainer
+        if self.global_step < trainer.max_steps and not trainer.should_stop:
+            raise UserError(
+                f"the batches ran out at step {self.global_step} of trainer.max_steps={trainer.max_steps}: they were "
+                f"made for trainer.accumulate_grad_batches={self.run_config.trainer.accumulate_grad_batches}, and now "
+                f"it is {trainer.accumulate_grad_batches}; a callback must not change it"
+            )
 
     def on_validation_epoch_start(self) -> None:
         self._nats, self._count = 0.0, 0

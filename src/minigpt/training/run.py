@@ -32,24 +32,26 @@ from minigpt.data.prepare import open_data
 from minigpt.data.shards import PreparedData
 from minigpt.data.stdin import keep_stdin
 from minigpt.data.tokenizer import save_tokenizer
-from minigpt.files import write_text
+from minigpt.files import shown, write_text
 from minigpt.run_folder import RunFolder
 from minigpt.signals import SIGNALS
 from minigpt.training.anomalies import Anomalies
 from minigpt.training.averaging import Averaging
-from minigpt.training.callbacks import AttentionMaps, Metrics, ProgressBar, Samples, seconds_of_training
+from minigpt.training.callbacks import AttentionMaps, Metrics, Samples, seconds_of_training
 from minigpt.training.checkpoints import AtomicCheckpointIO, Checkpoints, refuse_shards
-from minigpt.training.class_path import build
+from minigpt.training.class_path import build, find_class
 from minigpt.training.dashboards import check_loggers, finish_dashboards, make_loggers
 from minigpt.training.launchers import check_processes, devices_of, find_launcher
 from minigpt.training.loaders import make_loaders
 from minigpt.training.machine import free_disk
 from minigpt.training.module import TrainingModule
 from minigpt.training.processes import end_started, is_started_by_lightning
+from minigpt.training.progress import ProgressBar
 from minigpt.training.resuming import Reached, begun_before, check_resume, check_text, existing, go_on, with_paths_of
 from minigpt.training.sharding import FSDP2
 from minigpt.training.stopping import SECONDS_TO_EXIT, StopSignals, requeue
 from minigpt.training.threads import choose_threads, denormals_as_zero
+from minigpt.training.user_callbacks import check_callbacks, explained, save_beside
 
 
 def train(config: Config, resume: str | Path | None = None) -> RunFolder:
@@ -128,7 +130,12 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
         if resume is None:
             save_tokenizer(data.tokenizer, folder.tokenizer)
         _announce(config, data, _shares(loaders[0].dataset), module, trainer, folder)
-    dashboard = _fit(trainer, module, loaders, checkpoint, folder)
+    try:
+        dashboard = _fit(trainer, module, loaders, checkpoint, folder)
+    except Exception:
+        if resume is None and is_main and not module.has_trained:
+            shutil.rmtree(folder.path)
+        raise
     if is_main:
         _summarise(folder, module, dashboard)
     return folder
@@ -140,7 +147,9 @@ def _fit(
     """Train, and leave no process behind, however it ends; returns what the dashboard has to say."""
     exit_code: Any = 1
     try:
-        trainer.fit(module, *loaders, ckpt_path=checkpoint)
+        bar = trainer.progress_bar_callback
+        with bar.below_what_is_printed() if isinstance(bar, ProgressBar) else contextlib.nullcontext():
+            trainer.fit(module, *loaders, ckpt_path=checkpoint)
         exit_code = 0
     except SystemExit as end:
         exit_code = end.code
@@ -153,8 +162,11 @@ def _fit(
             time.sleep(SECONDS_TO_EXIT)  # for the same reason; and rank 0, if it knows, says it and ends this process
         end_started(trainer, seconds=0)
         raise
-    except Exception:
+    except Exception as error:
         module.data.check_unchanged()  # other tokens than were prepared make a step fail in their own ways
+        own = [each for each in trainer.callbacks if not type(each).__module__.startswith("minigpt.")]  # type: ignore[attr-defined]
+        if (one_line := explained(error, own, begun=module.has_trained)) is not None:
+            raise one_line from error
         raise
     finally:
         dashboard = finish_dashboards(trainer.loggers, exit_code)
@@ -186,6 +198,7 @@ def check_before_text(config: Config) -> L.Trainer:
     runs_dir = Path(config.runs_dir)
     free_disk(runs_dir, "runs_dir")
     check_loggers(config)  # which are made only once there is a folder for them
+    check_callbacks([find_class(value) for value in config.trainer.callbacks or []], config.trainer)
     silent = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, logger=False))
     trainer = make_trainer(silent, RunFolder(runs_dir / config.name), [])
     if "-" in config.data.sources and trainer.world_size > 1:
@@ -209,7 +222,7 @@ def make_callbacks(config: Config, folder: RunFolder, data: PreparedData, stop: 
         callbacks.append(Averaging(config.optimizer.average_decay))
     if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
         callbacks.append(Checkpoints(folder, config, stop))
-    if config.trainer.enable_progress_bar is not False and sys.stderr.isatty():
+    if config.trainer.enable_progress_bar is not False and sys.stdout.isatty():
         callbacks.insert(0, ProgressBar())  # first, so that its validation bar is gone when the others print
     return callbacks
 
@@ -223,9 +236,11 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
     lightning_defaults = _lightning_defaults()
     given = {f.name: getattr(config.trainer, f.name) for f in dataclasses.fields(TrainerConfig)}
     settings = {name: build(value) for name, value in given.items() if name != "logger"}
-    for made, value in zip(settings["callbacks"] or [], config.trainer.callbacks or [], strict=True):
+    users_callbacks = settings["callbacks"] or []
+    for made, value in zip(users_callbacks, config.trainer.callbacks or [], strict=True):
         if not isinstance(made, L.Callback):
             raise UserError(f"trainer.callbacks: class_path={value['class_path']}: is no callback of Lightning's")
+    save_beside(users_callbacks, folder)
     unknown = [name for name in given if name not in lightning_defaults and given[name] != _our_default(name)]
     if unknown:
         raise UserError(f"trainer.{unknown[0]}: the installed Lightning {L.__version__} has no such argument")
@@ -235,7 +250,7 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
     if launcher is not None:
         settings["devices"] = devices_of(launcher, settings["devices"], settings["num_nodes"])
     settings |= {
-        "callbacks": [*(settings["callbacks"] or []), *callbacks],
+        "callbacks": [*users_callbacks, *callbacks],
         "plugins": [AtomicCheckpointIO(), *(settings["plugins"] or [])],
         "strategy": FSDP2() if settings["strategy"] == "fsdp2" else settings["strategy"],
         "precision": best_precision() if settings["precision"] == "auto" else settings["precision"],
@@ -244,6 +259,7 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
         "val_check_interval": min(interval, n_batches) if isinstance(interval, int) else interval,
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
         "overfit_batches": 0.0,  # the loaders repeat the batches themselves, so that a run stays one epoch
+        "max_epochs": 1,  # else Lightning goes on for ever with epochs of no batches, should they run out
     }
     wanted = _is_main_process() and not config.trainer.fast_dev_run
     settings["logger"] = (make_loggers(config, folder) if wanted else None) or False
@@ -346,15 +362,15 @@ def _announce(
         f"        {100 * part.share:.1f} % from {part.name}, read through {part.epochs:.2f} times\n" for part in shares
     )
     until = f"{p.max_steps} steps" + (f" or {p.max_time}" if p.max_time else "")
-    print(
+    said = (
         f"text    {source}; {data.val} held out\n{mixture}"
         f"model   {module.model.n_parameters:,} parameters, {config.model.n_layer} layers of {config.model.n_head} "
         f"heads, {config.model.n_embd} wide, context {config.model.context_length}, "
         f"vocabulary {config.model.vocab_size}\n"
         f"train   {until} on {trainer.num_devices} {trainer.strategy.root_device.type}, {trainer.precision}, "
-        f"{torch.get_num_threads()} threads -> {folder.path}",
-        flush=True,
+        f"{torch.get_num_threads()} threads -> {folder.path}"
     )
+    print(shown(said), flush=True)
 
 
 def _summarise(folder: RunFolder, module: TrainingModule, dashboard: str | None) -> None:

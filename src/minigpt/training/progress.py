@@ -1,0 +1,106 @@
+"""The progress bar of a terminal, and above it all that is printed while it is there."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+import lightning as L
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+from minigpt.training.callbacks import metrics_of
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar without its epochs, which would promise others; where stdout is no terminal, `Metrics` prints."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._terminal: TextIO = sys.stdout
+
+    @contextlib.contextmanager
+    def below_what_is_printed(self) -> Iterator[None]:
+        """Meanwhile lines of prints, warnings and logging handlers take the bar's place, and the bar comes after them.
+
+        Lightning's `trainer.print` and everybody else's know nothing of the bar: their lines would begin where it ends.
+        """
+        self._terminal = sys.stdout
+        wrapped = {each: _AboveTheBar(each, self._terminal) for each in (sys.stdout, sys.stderr) if each.isatty()}
+        loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+        handlers = [
+            handler
+            for logger in loggers
+            for handler in getattr(logger, "handlers", [])  # a name between two loggers has none
+            if isinstance(handler, logging.StreamHandler) and handler.stream in wrapped
+        ]
+        with contextlib.ExitStack() as undo:
+            for handler in handlers:
+                undo.callback(handler.setStream, handler.setStream(wrapped[handler.stream]))
+            undo.enter_context(contextlib.redirect_stdout(wrapped.get(sys.stdout, sys.stdout)))
+            undo.enter_context(contextlib.redirect_stderr(wrapped.get(sys.stderr, sys.stderr)))
+            for each in wrapped.values():
+                undo.callback(each.flush)
+            undo.callback(self._close)
+            yield
+
+    def _close(self) -> None:
+        """However training ends: the next line is to begin at its own."""
+        for bar in (self._val_progress_bar, self._train_progress_bar):
+            if bar is not None:
+                bar.close()
+
+    def init_sanity_tqdm(self) -> Any:
+        with contextlib.redirect_stdout(self._terminal):
+            return super().init_sanity_tqdm()
+
+    def init_train_tqdm(self) -> Any:
+        with contextlib.redirect_stdout(self._terminal):
+            bar = super().init_train_tqdm()
+        bar.mininterval = 0.2
+        return bar
+
+    def init_validation_tqdm(self) -> Any:
+        with contextlib.redirect_stdout(self._terminal):
+            return super().init_validation_tqdm()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description("training")
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        metrics = metrics_of(trainer)
+        shown = {
+            "train/loss": f"{metrics.train_loss:.3f}",
+            "val/loss": f"{metrics.val_loss:.3f}",
+            "tokens/s": f"{metrics.tokens_per_second:,.0f}",
+        }
+        return {name: text for name, text in shown.items() if text != "nan"}
+
+
+class _AboveTheBar:
+    """A stream of a terminal whose whole lines are written where the bar stands, which is drawn again below them."""
+
+    def __init__(self, stream: TextIO, terminal: TextIO) -> None:
+        self._stream, self._terminal, self._begun = stream, terminal, ""
+
+    def write(self, text: str) -> int:
+        lines, newline, self._begun = (self._begun + text).rpartition("\n")
+        self._put(lines + newline)
+        return len(text)
+
+    def flush(self) -> None:
+        begun, self._begun = self._begun, ""  # as of a debugger, which asks on the same line
+        self._put(begun)
+
+    def _put(self, text: str) -> None:
+        if text:
+            with Tqdm.external_write_mode(file=self._terminal):
+                self._stream.write(text)
+                self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -1,0 +1,131 @@
+"""trainer.callbacks -> objects that do their work in a run here, or one line that names what to use instead.
+
+Lightning's callbacks are written for several epochs, for data loaders and learning rates that a callback may change,
+and for models that save themselves. A run here is one epoch, its batches and learning rates are functions of the step,
+and it saves itself where a resume is exact. What does not fit is refused before the text is prepared.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+
+from minigpt.config import TrainerConfig, UserError
+from minigpt.run_folder import RunFolder
+
+REFUSED = {
+    "BackboneFinetuning": "the model has no backbone to freeze; derive a class from BaseFinetuning",
+    "BasePredictionWriter": "a run predicts nothing; sample.py writes with a trained model",
+    "BatchSizeFinder": "batches are a function of the step; give data.batch_size",
+    "GradientAccumulationScheduler": "an optimizer step has the same number of micro-batches in the whole run; give "
+    "trainer.accumulate_grad_batches",
+    "LearningRateFinder": "the schedule sets the learning rate at each step; give optimizer.learning_rate",
+    "ModelPruning": "it prunes at the end of an epoch, when the only one is over and saved; prune the saved weights",
+    "OnExceptionCheckpoint": "a new run would begin with the file that it left; give checkpoint_every_n_steps or "
+    "checkpoint_every_n_minutes, and --resume",
+    "ProgressBar": "the run has a progress bar of its own, which shows both losses; trainer.enable_progress_bar",
+    "SpikeDetection": "it cannot be resumed; give on_non_finite (finite spikes are noted in anomalies/spikes.csv)",
+    "StochasticWeightAveraging": "it averages over epochs, and a run is one; give optimizer.average_decay",
+    "Timer": "the learning rate would not reach its end by then; give trainer.max_time",
+    "WeightAveraging": "its average is gone when samples and weights are written; give optimizer.average_decay",
+}
+"""Lightning's classes that are refused, and so is what derives from them -> why, and what to use instead."""
+
+REFUSED_AS_IT_IS = {
+    "BaseFinetuning": "freezes nothing by itself; name a class that derives from it",
+    "Callback": "does nothing by itself; name a class that derives from it",
+    "Checkpoint": "saves nothing by itself; the run saves its checkpoints, see checkpoint_every_n_steps",
+    "LambdaCallback": "takes functions, which a recipe cannot hold; name a class that derives from Callback",
+    "ThroughputMonitor": "takes a function, which a recipe cannot hold; perf/tokens_per_second is logged anyway",
+}
+"""Lightning's classes that are refused, while what derives from them may do the work."""
+
+NEED_A_LOGGER = ("DeviceStatsMonitor", "LearningRateMonitor", "ThroughputMonitor")
+"""Lightning's classes that write to a logger alone."""
+
+MONITORED = ("val/loss", "val/bits_per_byte")
+"""What the training module logs for callbacks."""
+
+
+def check_callbacks(classes: list[Any], settings: TrainerConfig) -> None:
+    """Refuse callbacks that cannot do their work in a run here; none is made for that.
+
+    Args:
+        classes: that settings.callbacks name, in that order.
+        settings: of the run.
+
+    Raises:
+        UserError: one cannot.
+    """
+    # Callbacks of the user's own may log what another one monitors.
+    monitored = MONITORED if all(_is_lightnings(kind) for kind in classes) else None
+    for kind, value in zip(classes, settings.callbacks or [], strict=True):
+        why = None
+        if isinstance(kind, type):  # else a function that makes one
+            why = _refusal(kind, settings) or _unknown_monitor(kind, value.get("init_args", {}), monitored)
+        if why is not None:
+            raise UserError(f"trainer.callbacks: class_path={value['class_path']}: {why}")
+
+
+def _refusal(kind: type, settings: TrainerConfig) -> str | None:
+    for name, why in REFUSED.items():
+        if issubclass(kind, _of_lightning(name)):
+            return why
+    for name, why in REFUSED_AS_IT_IS.items():
+        if kind in _of_lightning(name):
+            return why
+    for name in NEED_A_LOGGER:
+        if settings.logger is False and issubclass(kind, _of_lightning(name)):
+            return "writes to a logger, and trainer.logger=false: give tensorboard or wandb, or leave the callback out"
+    return None
+
+
+def _of_lightning(name: str) -> tuple[type, ...]:
+    """Empty where the installed Lightning has no such class."""
+    found = getattr(lightning_callbacks, name, None)
+    return () if found is None else (found,)
+
+
+def _unknown_monitor(kind: type, arguments: dict[str, Any], known: Sequence[str] | None) -> str | None:
+    monitor = arguments.get("monitor")
+    if known is None or monitor is None or monitor in known or not issubclass(kind, EarlyStopping | ModelCheckpoint):
+        return None
+    return f"monitor={monitor}: there are {' and '.join(known)}"
+
+
+def _is_lightnings(kind: Any) -> bool:
+    return str(kind.__module__).startswith("lightning.")
+
+
+def save_beside(callbacks: list[Callback], folder: RunFolder) -> None:
+    """Give ModelCheckpoints without a folder one of their own: in Lightning's, their last.ckpt would be the run's."""
+    for callback in callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            callback.dirpath = str((folder.path / "model_checkpoints").absolute())
+
+
+def explained(error: Exception, callbacks: list[Callback], *, begun: bool) -> UserError | None:
+    """The one line that a failure deserves which is the settings' and not the program's.
+
+    Args:
+        error: what ended training.
+        callbacks: the user's.
+        begun: whether a step was trained; from then on, an error in a class of the user's own keeps its traceback.
+
+    Returns:
+        None: the error stays what it is.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    by = next((each for frame in frames for each in callbacks if frame.f_locals.get("self") is each), None)
+    what = " ".join(str(error).split())
+    if by is None:
+        return UserError(f"trainer: {what}") if isinstance(error, MisconfigurationException) else None
+    if begun and not _is_lightnings(type(by)):
+        return None
+    kind = "" if isinstance(error, MisconfigurationException) else f"{type(error).__name__}: "
+    return UserError(f"trainer.callbacks: {type(by).__module__}.{type(by).__qualname__}: {kind}{what}".rstrip(": "))
