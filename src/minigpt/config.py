@@ -802,7 +802,7 @@ class TrainerConfig:
     ) = "wandb"
     """wandb (online if logged in), tensorboard, false for files alone, {class_path, init_args}, or a list of those."""
     callbacks: list[dict[str, Any]] | None = None
-    """More callbacks, each as {class_path, init_args}."""
+    """More callbacks, each as {class_path, init_args}; those of Lightning's that do not fit a run here are refused."""
     plugins: list[dict[str, Any]] | None = None
     """Plugins, each as {class_path, init_args}."""
     profiler: str | dict[str, Any] | None = None
@@ -810,9 +810,9 @@ class TrainerConfig:
     log_every_n_steps: int | None = 10
     """Write training metrics every so many steps."""
     limit_train_batches: int | float | None = None
-    """Use only this many (int) or this share (float) of the train batches."""
+    """Lightning's; a run here is one epoch, so give max_steps, or overfit_batches to repeat a few batches."""
     limit_val_batches: int | float | None = None
-    """Use only part of the val split: then val/loss is no longer that of the whole."""
+    """Validate on this many (int) or this share (float) of the val batches: then val/loss is not that of the whole."""
     limit_test_batches: int | float | None = None
     """Lightning's; there is no test loop here."""
     limit_predict_batches: int | float | None = None
@@ -822,11 +822,11 @@ class TrainerConfig:
     num_sanity_val_steps: int | None = 0
     """Validation batches before training starts; Lightning's own default is 2."""
     check_val_every_n_epoch: int | None = 1
-    """Lightning's; a run here is one long epoch of max_steps."""
+    """Lightning's; a run here is one epoch, so give val_check_interval."""
     max_epochs: int | None = None
-    """Lightning's; a run here is one long epoch, so use max_steps."""
+    """Lightning's; a run here is one epoch, so give max_steps."""
     min_epochs: int | None = None
-    """Lightning's; a run here is one long epoch, so use max_steps."""
+    """Lightning's; a run here is one epoch, so give min_steps."""
     min_steps: int | None = None
     """Do not stop before this step."""
     fast_dev_run: int | bool = False
@@ -848,11 +848,11 @@ class TrainerConfig:
     detect_anomaly: bool = False
     """Find the operation that made a NaN; slow."""
     barebones: bool = False
-    """Lightning with all conveniences off, for measuring its overhead."""
+    """Lightning's; it switches off what a run here is made of."""
     sync_batchnorm: bool = False
     """Lightning's; there is no batch norm here."""
     reload_dataloaders_every_n_epochs: int = 0
-    """Lightning's; a run here is one long epoch."""
+    """Lightning's; a run here is one epoch."""
     default_root_dir: str | None = None
     """Folder for what Lightning itself writes; the run folder when not given."""
     enable_autolog_hparams: bool = True
@@ -868,6 +868,10 @@ class TrainerConfig:
         _require_at_least("trainer", self, 0, "gradient_clip_val", "overfit_batches")
         _require_at_least("trainer", self, 0, "limit_train_batches", "limit_val_batches")
         _require_at_least("trainer", self, -1, "num_sanity_val_steps")
+        _require(
+            isinstance(self.overfit_batches, int) or self.overfit_batches <= 1,
+            f"trainer.overfit_batches={self.overfit_batches}: a whole number of batches, or a share of at most 1.0",
+        )
         interval = self.val_check_interval
         _require(
             interval is None or (isinstance(interval, int) and interval >= 1) or 0 < interval <= 1,

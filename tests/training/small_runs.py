@@ -3,11 +3,12 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import struct
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -50,6 +51,20 @@ def small_settings(tmp_path: Path, **sections: dict[str, Any]) -> Config:
 def with_trainer(config: Config, **settings: Any) -> Config:
     """The same run with other Trainer settings."""
     return dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, **settings))
+
+
+@contextlib.contextmanager
+def said_by_lightning() -> Iterator[list[str]]:
+    """What Lightning's loggers say meanwhile; its own handler writes to the stderr of when it was imported."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("lightning.pytorch")
+    logger.addHandler(handler)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
 
 
 class PowerCutError(Exception):

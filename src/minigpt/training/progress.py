@@ -18,6 +18,9 @@ from minigpt.training.callbacks import metrics_of
 class ProgressBar(TQDMProgressBar):
     """Lightning's bar without its epochs, which would promise others; where stdout is no terminal, `Metrics` prints."""
 
+    # Lightning's own but for steps a second: so both losses and tokens a second fit in 80 columns.
+    BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
     def __init__(self) -> None:
         super().__init__()
         self._terminal: TextIO = sys.stdout
@@ -35,7 +38,8 @@ class ProgressBar(TQDMProgressBar):
             handler
             for logger in loggers
             for handler in getattr(logger, "handlers", [])  # a name between two loggers has none
-            if isinstance(handler, logging.StreamHandler) and handler.stream in wrapped
+            # Others take what sys.stderr is at the time, which is wrapped itself.
+            if isinstance(handler, logging.StreamHandler) and vars(handler).get("stream") in wrapped
         ]
         with contextlib.ExitStack() as undo:
             for handler in handlers:
@@ -69,7 +73,7 @@ class ProgressBar(TQDMProgressBar):
 
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
         super().on_train_epoch_start(trainer)
-        self.train_progress_bar.set_description("training")
+        self.train_progress_bar.set_description(None)
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         metrics = metrics_of(trainer)

@@ -260,6 +260,7 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
         "overfit_batches": 0.0,  # the loaders repeat the batches themselves, so that a run stays one epoch
         "max_epochs": 1,  # else Lightning goes on for ever with epochs of no batches, should they run out
+        "min_epochs": 0,  # else Lightning takes min_steps for a whole epoch at least, which is all of the run
     }
     wanted = _is_main_process() and not config.trainer.fast_dev_run
     settings["logger"] = (make_loggers(config, folder) if wanted else None) or False
@@ -328,6 +329,8 @@ def _write_config(folder: RunFolder, config: Config) -> None:
 def quieten() -> None:
     """Lightning's advice about things that are chosen on purpose here."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for asked_for in ("callbacks", "profilers"):  # their tables and reports are what the user gave them for
+        logging.getLogger(f"lightning.pytorch.{asked_for}").setLevel(logging.INFO)
     for pattern in (
         ".*smaller than the logging interval.*",
         ".*does not have many workers.*",

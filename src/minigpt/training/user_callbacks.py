@@ -121,7 +121,9 @@ def explained(error: Exception, callbacks: list[Callback], *, begun: bool) -> Us
         None: the error stays what it is.
     """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    by = next((each for frame in frames for each in callbacks if frame.f_locals.get("self") is each), None)
+    # Lightning's loop over callbacks calls each one `callback`.
+    active = [frame.f_locals.get(name) for frame in frames for name in ("self", "callback")]
+    by = next((each for each in callbacks if any(each is one for one in active)), None)
     what = " ".join(str(error).split())
     if by is None:
         return UserError(f"trainer: {what}") if isinstance(error, MisconfigurationException) else None
