@@ -39,7 +39,7 @@ DATA_COMMANDS = {
 
 
 def run(main: Callable[[list[str]], None], *, outlives_reader: bool = True) -> NoReturn:
-    """Call a program's main with the command line; end it with exit code 0, 2 (the user's mistake), or 128 + n by signal n.
+    """Call a program's main with the command line; exit with 0, 2 (the user's mistake) or 128 + the signal's number.
 
     Args:
         main: the program.

@@ -119,9 +119,9 @@ def examine(config: Config, resume: Path | None, temporary: Path, findings: Find
         findings.add("precision", f"{rates} Gflop/s on {device}: {pays} is fastest{used}")
         names = ("torch", "lightning", "datasets", "wandb", "tiktoken")
         findings.add("versions", machine.versions(*names))
-        used = compiles(config.compile, config.trainer.accelerator, config.trainer.max_steps)
+        will = compiles(config.compile, config.trainer.accelerator, config.trainer.max_steps)
         chosen = "" if config.compile is not None else " (compile: null)"
-        findings.add("compile", f"{compiling.result()}; this run {'compiles' if used else 'does not compile'}{chosen}")
+        findings.add("compile", f"{compiling.result()}; this run {'compiles' if will else 'does not compile'}{chosen}")
     findings.add("W&B", _wandb_line(config, wandb))
     silent = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else f"{hub.host} does not answer" * (not hub)
     findings.add("hub", f"{silent}; what was fetched before can be used" if silent else f"{hub.host} answers")
