@@ -11,12 +11,13 @@ import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, LambdaCallback
+from lightning.pytorch.loggers.logger import DummyLogger
 from small_runs import said_by_lightning, small_settings
 
 from minigpt.checkpoint import read_checkpoint
 from minigpt.config import Config, UserError
 from minigpt.run_folder import RunFolder
-from minigpt.training.run import train
+from minigpt.training.run import make_trainer, train
 
 WORK = {
     "EarlyStopping": {"monitor": "val/loss", "stopping_threshold": 100.0, "verbose": True},
@@ -131,9 +132,16 @@ def test_what_needs_a_package_that_is_not_installed_says_so_in_one_line(
 
 @pytest.mark.parametrize("name", ["DeviceStatsMonitor", "LearningRateMonitor"])
 def test_what_writes_to_a_logger_alone_needs_one(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="trainer.logger=false: give tensorboard or wandb"):
+    with pytest.raises(UserError, match="trainer.logger has none: give tensorboard or wandb"):
         train(with_callbacks(tmp_path, f"lightning.pytorch.callbacks.{name}"))
     assert not list(tmp_path.glob("runs/*"))
+
+
+def test_a_monitor_finds_a_logger_on_the_ranks_that_do_not_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = with_callbacks(tmp_path, "lightning.pytorch.callbacks.LearningRateMonitor", logger="tensorboard")
+    monkeypatch.setattr("minigpt.training.run._is_main_process", lambda: False)
+    (logger,) = make_trainer(config, RunFolder(tmp_path), []).loggers
+    assert isinstance(logger, DummyLogger)
 
 
 @pytest.mark.parametrize("name", ["EarlyStopping", "ModelCheckpoint"])

@@ -20,6 +20,7 @@ import lightning as L
 import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import Dataset
 
@@ -262,8 +263,10 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
         "max_epochs": 1,  # else Lightning goes on for ever with epochs of no batches, should they run out
         "min_epochs": 0,  # else Lightning takes min_steps for a whole epoch at least, which is all of the run
     }
-    wanted = _is_main_process() and not config.trainer.fast_dev_run
-    settings["logger"] = (make_loggers(config, folder) if wanted else None) or False
+    settings["logger"] = False
+    if config.trainer.loggers and not config.trainer.fast_dev_run:
+        # Rank 0 logs; Lightning's monitors ask for a logger on each rank.
+        settings["logger"] = (make_loggers(config, folder) if _is_main_process() else [DummyLogger()]) or False
     changed = {k: v for k, v in settings.items() if k in lightning_defaults and v != lightning_defaults[k]}
     try:
         trainer = L.Trainer(**changed)

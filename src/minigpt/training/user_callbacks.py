@@ -80,8 +80,10 @@ def _refusal(kind: type, settings: TrainerConfig) -> str | None:
         if kind in _of_lightning(name):
             return why
     for name in NEED_A_LOGGER:
-        if settings.logger is False and issubclass(kind, _of_lightning(name)):
-            return "writes to a logger, and trainer.logger=false: give tensorboard or wandb, or leave the callback out"
+        if not settings.loggers and issubclass(kind, _of_lightning(name)):
+            return (
+                "writes to a logger, and trainer.logger has none: give tensorboard or wandb, or leave the callback out"
+            )
     return None
 
 
