@@ -11,7 +11,7 @@ from scripts import ROOT
 
 from minigpt import __main__ as minigpt_main
 from minigpt import cli
-from minigpt.command_line import command
+from minigpt.command_line import command, tool
 from minigpt.config import UserError
 
 
@@ -43,6 +43,19 @@ def test_the_python_is_named_by_its_path_where_another_one_comes_first(
     assert command("minigpt.training.doctor") == "'my env/bin/python' -m minigpt.training.doctor"
     monkeypatch.setattr(sys, "executable", "/opt/bin/python3")
     assert command("minigpt.training.doctor") == "/opt/bin/python3 -m minigpt.training.doctor"
+
+
+def test_a_librarys_program_is_that_of_this_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "env" / "bin"
+    own.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(own / "python"))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert tool("wandb", "sync", Path("my runs")) == "wandb sync 'my runs'"  # not installed here: whichever is found
+    (own / "wandb").touch(mode=0o755)
+    assert tool("wandb", "sync") == "env/bin/wandb sync"
+    monkeypatch.setenv("PATH", str(own))
+    assert tool("wandb", "sync") == "wandb sync"
 
 
 @pytest.mark.usefixtures("activated")

@@ -21,8 +21,18 @@ def command(program: str, *arguments: object) -> str:
         program: `train` or `sample`, or the dotted name of a module that is run with `python -m`.
         arguments: of any type; a Path is written so that it is not taken for an option.
     """
-    words = [_python(), *_program(program), *map(_word, arguments)]
-    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+    return _line(_shown("python", Path(sys.executable)), *_program(program), *arguments)
+
+
+def tool(name: str, *arguments: object) -> str:
+    """A command line of a program that a library brings, as `wandb`; otherwise as `command`."""
+    beside = Path(sys.executable).with_name(name)
+    return _line(_shown(name, beside) if beside.exists() else name, *arguments)
+
+
+def _line(*words: object) -> str:
+    texts = [_word(word) for word in words]
+    return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)
 
 
 def _program(name: str) -> list[str]:
@@ -35,15 +45,15 @@ def _program(name: str) -> list[str]:
     return ["-m", "minigpt", name]
 
 
-def _python() -> str:
-    """`python` where that is this Python, as in an activated environment; else where this one lies."""
-    found, running = shutil.which("python"), Path(sys.executable)
-    if not sys.executable or (found and Path(found).absolute().parent == running.parent):
-        return "python"
+def _shown(name: str, path: Path) -> str:
+    """The name of a program of this Python's where it is found by it, as in an activated environment; else its path."""
+    found = shutil.which(name)
+    if not sys.executable or (found and Path(found).absolute().parent == path.parent):
+        return name
     with contextlib.suppress(OSError):  # the working directory was removed
-        if running.is_relative_to(Path.cwd()) and running.parent != Path.cwd():
-            return str(running.relative_to(Path.cwd()))
-    return str(running)
+        if path.is_relative_to(Path.cwd()) and path.parent != Path.cwd():
+            return str(path.relative_to(Path.cwd()))
+    return str(path)
 
 
 def _word(argument: object) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import pytest
 import yaml
@@ -29,6 +28,7 @@ from minigpt.training.dashboards import (
     log_table,
     make_loggers,
 )
+from minigpt.training.module import TrainingModule
 from minigpt.training.run import train
 
 wandb = pytest.importorskip("wandb", reason="W&B is not installed")
@@ -72,7 +72,7 @@ def in_wandb(folder: Path) -> Seen:
     config: dict[str, Any] = {}
     rows: list[dict[str, float]] = []
     parts = sorted((folder / "wandb").glob("offline-run-*"))
-    assert len({part.name.rsplit("-", 1)[-1] for part in parts}) == 1
+    assert len({log.name for part in parts for log in part.glob("*.wandb")}) == 1
     for part in parts:
         records = list(wandb_records(part))
         axes = {r.metric.glob_name: r.metric.step_metric for r in records if r.HasField("metric")}
@@ -188,10 +188,14 @@ def test_several_loggers_get_what_the_metrics_file_has_and_how_the_run_ended(tmp
 def test_a_run_that_ends_in_an_error_is_a_failed_run_for_every_logger(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise UserError("no step")
+    real_step = TrainingModule.training_step
 
-    monkeypatch.setattr(L.Trainer, "_run_stage", fail)
+    def step(self: TrainingModule, batch: Any, batch_idx: int) -> Any:
+        if batch_idx == 3:
+            raise UserError("no step")
+        return real_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(TrainingModule, "training_step", step)
     with pytest.raises(UserError, match="no step"):
         train(small_settings(tmp_path, trainer={"logger": ["wandb", LOGGERS["somebody's own"][0]]}))
     run = tmp_path / "runs" / "small"
@@ -261,23 +265,23 @@ def test_a_run_that_the_user_opened_is_logged_to_and_stays_the_users(tmp_path: P
 
 
 def test_the_command_for_what_was_not_sent_names_every_such_part_and_no_other(tmp_path: Path) -> None:
-    def part(name: str, sent: bool = False) -> Path:
+    def part(name: str, log: str, sent: bool = False) -> Path:
         path = tmp_path / "a run" / "wandb" / name
         path.mkdir(parents=True)
-        (path / f"run-{name[-2:]}.wandb").touch()
+        (path / f"run-{log}.wandb").touch()
         if sent:
-            (path / f"run-{name[-2:]}.wandb.synced").touch()
+            (path / f"run-{log}.wandb.synced").touch()
         return path
 
     def command() -> list[str]:
         return shlex.split(wandb_service.sync_command(wandb_service.unsent_parts(tmp_path / "a run" / "wandb", "aa")))
 
-    part("run-20260101_000000-aa", sent=True)
-    second = part("offline-run-20260102_000000-aa")
+    part("run-20260101_000000-aa", log="aa", sent=True)
+    second = part("offline-run-20260102_000000-aa", log="aa")
     assert command()[1:] == ["sync", str(second.parent)]
-    third = part("run-20260103_000000-aa")
+    third = part("run-20260103_000000-aa-1", log="aa")  # begun in the same second as another part
     assert command()[1:] == ["sync", "--include-online", str(second.parent)]
-    part("offline-run-20260104_000000-bb")  # WANDB_DIR can be that of many runs
+    part("offline-run-20260104_000000-bb", log="bb")  # WANDB_DIR can be that of many runs
     assert command()[1:] == ["sync", "--include-online", str(second), str(third)]
     printed = shlex.join([*command(), "--dry-run"])
     dry = subprocess.run(printed, shell=True, capture_output=True, text=True, check=True, cwd=Path.cwd())

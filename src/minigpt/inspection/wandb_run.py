@@ -95,7 +95,8 @@ def _parts(path: Path) -> list[Path]:
     """The log, and those of the same run that lie beside it: each time that a run is resumed it gets another folder."""
     file = (path if path.is_file() else min(path.glob("*.wandb"))).resolve()
     run_id = file.stem.removeprefix("run-")
-    parts = file.parent.parent.glob(f"*run-*-{glob.escape(run_id)}/{glob.escape(file.name)}")
+    # Where two parts began in the same second, a folder's name ends in -1.
+    parts = file.parent.parent.glob(f"*run-*-{glob.escape(run_id)}*/{glob.escape(file.name)}")
     return sorted({file, *parts}, key=lambda part: part.parent.name.removeprefix("offline-"))
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from minigpt.command_line import tool
 from minigpt.config import Config, UserError
 from minigpt.files import write_text
 from minigpt.markdown import table
@@ -148,7 +149,7 @@ def finish_dashboards(loggers: Sequence[Logger] = (), exit_code: Any = 0) -> str
         if isinstance(logger, WandbLogger):
             lines.append(wandb_service.how_to_see(logger))
         elif isinstance(logger, TensorBoardLogger):
-            lines.append(wandb_service.command("tensorboard", "--logdir", Path(logger.log_dir)))
+            lines.append(tool("tensorboard", "--logdir", Path(logger.log_dir)))
         else:
             lines.append(logger.log_dir)
     return ("\n" + " " * 13).join(line for line in lines if line) or None

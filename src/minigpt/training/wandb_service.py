@@ -12,8 +12,6 @@ import glob
 import netrc
 import os
 import secrets
-import shlex
-import shutil
 import signal
 import sys
 import threading
@@ -26,6 +24,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
 
+from minigpt.command_line import tool
 from minigpt.run_folder import RunFolder
 from minigpt.signals import SIGNALS, handled_by, not_to_children
 
@@ -140,9 +139,9 @@ def _prepare(
         "resume": known.resume or "allow",
     }
     if not {"id", "version"} & set(given):
-        # Runs of earlier versions have their id only at the end of the folder that their first part left.
-        parts = (folder.path / "wandb").glob("*run-*-*")
-        found = earlier.get("id") or next((part.name.rsplit("-", 1)[-1] for part in parts), None)
+        # Runs of earlier versions have their id only in the name of the log that their first part left.
+        logs = (folder.path / "wandb").glob("*run-*/run-*.wandb")
+        found = earlier.get("id") or next((log.stem.removeprefix("run-") for log in logs), None)
         defaults["id"] = known.run_id or found or secrets.token_hex(4)
     if not {"save_dir", "dir"} & set(given):
         defaults["save_dir"] = None if "WANDB_DIR" in os.environ else folder.path
@@ -312,26 +311,20 @@ def _mark_sent(folder: Path) -> None:
 
 def unsent_parts(wandb_dir: Path, run_id: str) -> list[Path]:
     """W&B's folders of a run that it has not received: each time that a run is resumed it gets another folder."""
-    parts = sorted(wandb_dir.glob(f"*run-*-{glob.escape(run_id)}"), key=lambda part: part.name.removeprefix("offline-"))
-    return [part for part in parts if any(not log.with_suffix(SENT).exists() for log in part.glob("*.wandb"))]
+    # The folder's own name ends otherwise where two parts began in the same second.
+    logs = wandb_dir.glob(f"*run-*/run-{glob.escape(run_id)}.wandb")
+    parts = [log.parent for log in logs if not log.with_suffix(SENT).exists()]
+    return sorted(parts, key=lambda part: part.name.removeprefix("offline-"))
 
 
 def sync_command(parts: Sequence[Path]) -> str:
     """The command that sends parts of a run, as it stands."""
     wandb_dir = parts[0].parent
-    run_id = parts[0].name.rsplit("-", 1)[-1]
-    alone = all(part.name.endswith(f"-{run_id}") for part in wandb_dir.glob("*run-*-*"))
+    logs = {log.name for part in parts for log in part.glob("*.wandb")}
+    alone = {log.name for log in wandb_dir.glob("*run-*/*.wandb")} <= logs
     # Without the option, it passes over parts that were meant to be sent at once.
     option = [] if all(part.name.startswith("offline-") for part in parts) else ["--include-online"]
-    return command("wandb", "sync", *option, *([wandb_dir] if alone else parts))
-
-
-def command(program: str, *arguments: str | Path) -> str:
-    """A command line of another program that works as it stands, also when the environment is not activated."""
-    beside = Path(sys.executable).parent / program
-    found = shutil.which(program)
-    shown = program if found or not beside.exists() else _short(beside)
-    return shlex.join(str(_short(each) if isinstance(each, Path) else each) for each in (shown, *arguments))
+    return tool("wandb", "sync", *option, *map(_short, [wandb_dir] if alone else parts))
 
 
 def _end_process(wandb: Any, interrupted: bool = False) -> None:
