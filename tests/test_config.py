@@ -105,6 +105,12 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (DataConfig, {"source": []}, "data.source is empty"),
     (DataConfig, {"source": ["a.txt", ""]}, "data.source is empty"),
     (DataConfig, {"dir": ""}, "data.dir is empty"),
+    *(
+        (DataConfig, {"encoding": x}, f"data.encoding={x}: no encoding that P")
+        for x in ("utf-9", "hex", "idna", "a\0b", "")
+    ),
+    *((DataConfig, {"delimiter": x}, f"data.delimiter={x!r}: give one char") for x in ("", ";;", "\n", '"', "\\n")),
+    (DataConfig, {"streaming": True, "encoding_errors": "skip"}, "data.encoding_errors=skip: not with data.streaming"),
     (DataConfig, {"batch_size": 0}, "data.batch_size=0: must be at least 1"),
     (DataConfig, {"max_documents": 0}, "data.max_documents=0: must be at least 1"),
     (DataConfig, {"num_workers": -1}, "data.num_workers=-1: must be at least 0"),

@@ -6,7 +6,9 @@ torch is loaded. The defaults are the demo recipe (`configs/demo.yaml`) without 
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
+import io
 import math
 import os
 import re
@@ -332,8 +334,12 @@ class DataConfig:
     """Share of the windows that each source gets, one number a source; by their lengths when not given."""
     text_column: str = "text"
     """Column that holds the text in JSON Lines, CSV, Parquet, Arrow and hub datasets."""
+    delimiter: str | None = None
+    """What separates the fields of a CSV file, \\t for a tab; found in the heading when not given."""
+    encoding: str = "utf-8"
+    """Encoding of text, JSON Lines and CSV, any that Python knows: cp1252, utf-16, shift_jis."""
     encoding_errors: Literal["error", "replace", "skip"] = "error"
-    """A file that is not UTF-8: stop, replace what is wrong with U+FFFD, or leave the file out."""
+    """A file that is not in that encoding: stop, replace what is wrong with U+FFFD, or leave the file out."""
     tokenizer: str = "bpe:2048"
     """bytes, chars, bpe:N (trained on the train split), gpt2, cl100k_base, o200k_base, or a tokenizer.json."""
     token_type: Literal["auto", "uint16", "uint32"] = "auto"
@@ -369,6 +375,7 @@ class DataConfig:
             bool(self.source) and all([self.source] if isinstance(self.source, str) else self.source),
             "data.source is empty: name python_stdlib, a file, a folder, a glob or a URL",
         )
+        self._check_reading()
         self._check_mixture()
         self._check_stream()
         _require(
@@ -387,6 +394,22 @@ class DataConfig:
             bpe is None or 257 < int(bpe[1]) <= 1_000_000,
             f"data.tokenizer={self.tokenizer}: a byte-level vocabulary has 256 bytes, one end-of-text token and "
             "at least one merge: N lies between 258 and 1000000",
+        )
+
+    def _check_reading(self) -> None:
+        try:
+            io.TextIOWrapper(io.BytesIO(), encoding=self.encoding).read()  # refuses codecs that do not make text
+            is_known = self.codec not in {"idna", "punycode"}  # names of hosts, one at a time
+        except (LookupError, ValueError):
+            is_known = False
+        _require(
+            is_known,
+            f"data.encoding={self.encoding}: no encoding that Python knows; such are utf-8, cp1252, latin-1, utf-16, "
+            "shift_jis, gb18030",
+        )
+        _require(
+            self.delimiter is None or (len(self.delimiter_character) == 1 and self.delimiter_character not in '\r\n"'),
+            f"data.delimiter={self.delimiter!r}: give one character, such as ';' or \\t for a tab",
         )
 
     def _check_mixture(self) -> None:
@@ -413,12 +436,23 @@ class DataConfig:
             f"num_workers={self.num_workers}": self.num_workers > 0,
             f"max_documents={self.max_documents}": self.max_documents is not None,
             f"tokenizer={self.tokenizer}": self.tokenizer == "chars",
+            f"encoding_errors={self.encoding_errors}": self.encoding_errors == "skip",
         }.items():
             _require(
                 not (self.streaming and given),
                 f"data.{name}: not with data.streaming, which reads one source in its own order, in windows, in the "
                 "main process, and does not know its characters in advance; prepared text can do this",
             )
+
+    @property
+    def codec(self) -> str:
+        """The encoding by Python's name for it; a mark at a file's beginning is dropped in any of them."""
+        return codecs.lookup(self.encoding).name.removesuffix("-sig")
+
+    @property
+    def delimiter_character(self) -> str:
+        """The delimiter, a tab spelled out; empty where none is given."""
+        return "\t" if self.delimiter == "\\t" else self.delimiter or ""
 
     @property
     def sources(self) -> list[str]:

@@ -122,7 +122,7 @@ def make_bomb(folder: Path) -> str:
 
 def make_table(folder: Path) -> str:
     (folder / "text.csv").write_text("id,story\n1,one\n")
-    return "has no column 'text'; give one of these as data.text_column: id, story"
+    return "has no column 'text'; give one of these as data.text_column: 'id', 'story'"
 
 
 ERRORS = {

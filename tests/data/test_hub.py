@@ -192,7 +192,7 @@ def test_a_split_that_the_dataset_does_not_have_is_refused_with_those_it_has(hub
 
 
 def test_a_missing_column_of_a_hub_dataset_names_those_there(hub: Hub, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no column 'story'; give one of these as data\.text_column: id, text"):
+    with pytest.raises(UserError, match=r"no column 'story'; give one of these as data\.text_column: 'id', 'text'"):
         texts("hf:owner/name", tmp_path, text_column="story")
 
 

@@ -328,6 +328,8 @@ def test_a_text_that_is_only_touched_is_not_prepared_again(config: DataConfig, c
         {"max_documents": 20},
         {"token_type": "uint32"},
         {"encoding_errors": "replace"},
+        {"encoding": "cp1252"},
+        {"delimiter": ";"},
         {"val_source": "README.md"},
     ],
     ids=lambda change: next(iter(change)),
@@ -659,13 +661,20 @@ def test_a_text_of_one_character_is_refused(config: DataConfig, tmp_path: Path) 
     assert "the text is too short (1 bytes) to hold out a part of it" in message
 
 
-def test_broken_files_that_are_skipped_are_in_the_manifest(config: DataConfig) -> None:
+def test_broken_files_that_are_skipped_are_in_the_manifest_and_told(
+    config: DataConfig, capsys: pytest.CaptureFixture
+) -> None:
     broken = put(Path(str(config.source)) / "13.txt", b"caf\xe9")
     assert "13.txt is not UTF-8 text (byte 3)" in refusal(config)
     data = prepare(replace(config, encoding_errors="skip"))
     assert data.manifest.skipped_files == (str(broken),)
     assert len(data.train.document_starts) + len(data.val.document_starts) == 29
+    assert f"note: 1 files are skipped, as not utf-8, such as {broken}" in capsys.readouterr().err
     replaced = prepare(replace(config, encoding_errors="replace"))
+    told = f"note: data.source={config.source}: 1 character replaced by U+FFFD, as not utf-8, in {broken}\n"
+    assert told in capsys.readouterr().err
+    prepare(replace(config, encoding_errors="replace"))
+    assert capsys.readouterr().err == ""
     assert "caf\ufffd" in texts_of(replaced.train, replaced.tokenizer) + texts_of(replaced.val, replaced.tokenizer)
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from minigpt.config import DataConfig, UserError
 from minigpt.data import reading, rows, tables
-from minigpt.data.reading import read, refuse_broken_text
+from minigpt.data.reading import read, reading_notes, refuse_broken_text
 from minigpt.data.rows import PIECE
 from minigpt.data.scan import CHUNK, Scans
 from minigpt.data.sources import find_source
@@ -43,7 +43,7 @@ ODD = [
 def documents(path: Path, **settings: object) -> list[str]:
     """The documents of one source, as `prepare` reads them."""
     config = DataConfig(source=str(path), **settings)  # type: ignore[arg-type]
-    found = find_source(str(path), path.parent / "cache")
+    found = find_source(str(path), path.parent / "cache", config.codec)
     source, _ = refuse_broken_text(found, Scans(path.parent / ".memory"), config)
     texts = [""]
     for piece in read(source, config):
@@ -52,6 +52,14 @@ def documents(path: Path, **settings: object) -> list[str]:
             texts.append("")
     assert texts.pop() == ""
     return texts
+
+
+def notes(path: Path, **settings: object) -> list[str]:
+    """What is told of how a source is read."""
+    config = DataConfig(source=str(path), **settings)  # type: ignore[arg-type]
+    scans = Scans(path.parent / ".memory")
+    source, _ = refuse_broken_text(find_source(str(path), path.parent / "cache", config.codec), scans, config)
+    return list(reading_notes(source, config, scans))
 
 
 def refusal(path: Path, **settings: object) -> str:
@@ -132,7 +140,7 @@ def test_the_column_of_a_table_may_have_another_name(name: str, tmp_path: Path) 
 @each_table
 def test_a_missing_column_is_refused_with_those_there(name: str, tmp_path: Path) -> None:
     WRITERS[name](tmp_path / name, ODD, "story")
-    with pytest.raises(UserError, match=r"'text'.* id, story") as caught:
+    with pytest.raises(UserError, match=r"'text'.* 'id', 'story'") as caught:
         documents(tmp_path / name)
     assert "data.text_column" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -261,13 +269,8 @@ def test_a_long_row_comes_in_pieces_cut_as_a_text_file_is(name: str, tmp_path: P
 def test_text_that_is_not_utf8_is_refused_with_file_and_byte(tmp_path: Path) -> None:
     message = refusal(put(tmp_path / "b.txt", b"caf\xe9 au lait"))
     assert "b.txt is not UTF-8 text (byte 3)" in message
-    assert "iconv" in message
+    assert "it is likely cp1252, in which it reads 'café au lait': give --data.encoding cp1252" in message
     assert "data.encoding_errors" in message
-
-
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
-def test_utf16_is_recognised(encoding: str, tmp_path: Path) -> None:
-    assert "(byte 0, it looks like UTF-16)" in refusal(put(tmp_path / "a.txt", "\ufefftext".encode(encoding)))
 
 
 BROKEN = b"x" * (CHUNK - 1) + b"\xe9\xf0\x9f end"
@@ -291,6 +294,97 @@ def test_broken_files_can_be_skipped_and_are_named(tmp_path: Path) -> None:
     config = DataConfig(encoding_errors="skip")
     _, skipped = refuse_broken_text(find_source(str(folder), tmp_path), Scans(tmp_path / "memory"), config)
     assert skipped == [str(folder / "a.txt"), str(folder / "c.txt.gz")]
+
+
+def test_characters_that_are_replaced_are_counted_and_those_of_the_text_are_not(tmp_path: Path) -> None:
+    border = b"x" * (CHUNK - 1) + b"\xe9\xf0\x9f "
+    path = put(tmp_path / "a.txt", "\ufffd \ufffd é".encode() + border + b"\xff" * 1500 + "\ufffd".encode())
+    assert notes(path, encoding_errors="replace") == [f"1,502 characters replaced by U+FFFD, as not utf-8, in {path}"]
+    assert documents(path, encoding_errors="replace")[0].count("\ufffd") == 1505
+    put(path, "é \x81 oh".encode("latin-1"))
+    (note,) = notes(path, encoding_errors="replace", encoding="cp1252")
+    assert note.startswith("1 character replaced by U+FFFD, as not cp1252")
+
+
+LANGUAGES = {
+    "cp1252": "naïve café, “quoted” €\r\n",
+    "cp1251": "Мой дядя\n",
+    "shift_jis": "吾輩は猫である。ソ表\n",  # of the last two the second byte is a backslash
+    "utf-16": "naïve 🙂 日本 Ċ\n",  # of the last one byte is a line's end
+    "utf-16-be": "naïve 🙂 日本 Ċ\n",
+    "utf-32": "naïve 🙂\n",
+    "utf-7": "naïve 🙂 + more\n",
+    "utf-8-sig": "naïve 🙂\n",
+    "iso2022_jp": "吾輩は猫である。\n",
+}
+each_encoding = pytest.mark.parametrize("encoding", LANGUAGES)
+
+
+@each_encoding
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl", "a.csv"])
+def test_text_in_another_encoding_is_the_same_text(
+    name: str, encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minigpt.data.scan.CHUNK", 7)
+    texts = [LANGUAGES[encoding] * 3, LANGUAGES[encoding]]
+    path = tmp_path / name
+    if name.startswith("a.txt"):
+        texts = ["".join(texts)]
+        put(path, texts[0])
+    elif name == "a.jsonl":
+        put(path, "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
+    else:
+        write_csv(path, texts, "text")
+    content = path.read_bytes().decode().encode(encoding)
+    put(path, gzip.compress(content) if name.endswith(".gz") else content)
+    assert documents(path, encoding=encoding) == texts
+    assert notes(path, encoding=encoding) == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-32-be"])
+def test_utf16_is_refused_though_it_is_utf8_too_and_never_replaced(encoding: str, tmp_path: Path) -> None:
+    path = put(tmp_path / "a.txt", "hello\n".encode(encoding))
+    for policy in ("error", "replace"):
+        assert refusal(path, encoding_errors=policy).endswith(f"give --data.encoding {encoding}")
+    assert documents(path, encoding=encoding) == ["hello\n"]
+
+
+def test_half_a_surrogate_pair_that_an_encoding_may_spell_becomes_a_character(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.txt", rb"half \ud83d, whole \ud83d\ude42")
+    assert documents(path, encoding="unicode_escape") == ["half \ufffd, whole 🙂"]
+
+
+def test_in_a_folder_the_file_in_another_encoding_is_named_and_known_to_be_one_of_several(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    put(folder / "a.txt", "naïve")
+    put(folder / "b.txt", "caf\xe9 au lait".encode("latin-1"))
+    put(folder / "c.txt", "hello".encode("utf-16"))
+    message = refusal(folder)
+    assert "b.txt is not UTF-8 text (byte 3); it is likely cp1252" in message
+    assert message.endswith("it is one of 3 files: convert it if it alone is so")
+    (folder / "b.txt").unlink()
+    assert "c.txt is UTF-16 by its byte-order mark" in refusal(folder)
+    (folder / "c.txt").unlink()
+    assert notes(folder, encoding="cp1252") == [
+        f"{folder / 'a.txt'} is valid UTF-8, but read as cp1252 (data.encoding)"
+    ]
+
+
+def test_documents_in_a_folder_of_text_are_left_out_and_named_and_refused_where_they_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    put(folder / "a.txt", "one")
+    put(folder / "b.pdf", b"%PDF-1.4 without a zero byte")
+    put(folder / "picture.png", b"\x89PNG\0\0")
+    assert documents(folder) == ["one"]
+    (note,) = notes(folder)
+    assert note.startswith(
+        f"left out are 1 file ({folder / 'b.pdf'}) of other formats: {folder / 'b.pdf'} is a PDF doc"
+    )
+    assert "is a PDF document: make text of it with `pdftotext" in refusal(folder / "b.pdf")
+    (folder / "a.txt").unlink()
+    assert "the folder holds no text files; left out are 1 file" in refusal(folder)
 
 
 def test_skipping_every_file_is_refused(tmp_path: Path) -> None:
@@ -317,14 +411,14 @@ def test_empty_files_alone_are_refused(tmp_path: Path) -> None:
         ),
         ('{\n  "text": "a"\n}\n', "line 1: not JSON"),
         ('"text"\n', "line 1: not an object; JSON Lines has one object in each line, with a key 'text'"),
-        ('\n\n{"text": ["a"]}\n', "line 3: text is list, not text"),
-        ('{"text": 7}\n', "line 1: text is int, not text"),
+        ('\n\n{"text": ["a"]}\n', "line 3: 'text' is list, not text"),
+        ('{"text": 7}\n', "line 1: 'text' is int, not text"),
         (
             '{"text": "a"}\n{"content": "b", "id": 1}\n',
-            "line 2: no key 'text'; it has content, id: give one as data.text",
+            "line 2: no key 'text'; it has 'content', 'id': give one as data.text",
         ),
         ("{}\n", "line 1: no key 'text'; it has none"),
-        ('{"a\\nb": 1, "%s": 2}\n' % ("long " * 1000), "line 1: no key 'text'; it has a b, "),
+        ('{"a\\nb": 1, "%s": 2}\n' % ("long " * 1000), "line 1: no key 'text'; it has 'a\\nb', "),
         ("[" * 200_000 + "\n", "line 1: not JSON"),
         ('{"text": ' + "9" * 5000 + "}\n", "line 1: not JSON"),
         ("just text\n", "line 1: not JSON"),
@@ -337,10 +431,14 @@ def test_json_that_is_wrong_is_refused_with_its_line(content: str, expected: str
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("id\n1\n", "has no column 'text'; give one of these as data.text_column: id"),
+        ("id\n1\n", "has no column 'text'; give one of these as data.text_column: 'id' (fields separated by ',';"),
         ("", "no text in it, all files are empty"),
         ("\n", "has no column 'text'"),
         ("id,text\n1,a\n2\n", "line 3: no field for 'text'"),
+        ("id,text\n1,a\n2,b, and more\n", "line 3: 3 fields, but the heading names 2 ('id', 'text'): put a text that"),
+        ("text\nhello, world\n", "line 2: 2 fields, but the heading names 1 ('text'): "),
+        ("text,text\na,b\n", "has several columns 'text': rename one"),
+        (" id, body\n1,a\n", "give one of these as data.text_column: ' id', ' body' (fields separated by ',';"),
         ('id,text\n1,"never closed\n2,b\n3,c\n', "line 4: not CSV (unexpected end of data)"),
         ('id,text\n1,"closed" too early\n', "line 2: not CSV ("),
         (
@@ -351,6 +449,56 @@ def test_json_that_is_wrong_is_refused_with_its_line(content: str, expected: str
 )
 def test_csv_that_is_wrong_is_refused_with_its_line(content: str, expected: str, tmp_path: Path) -> None:
     assert expected in refusal(put(tmp_path / "a.csv", content))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.csv.gz"])
+@pytest.mark.parametrize("delimiter", list(",;\t|"))
+def test_the_delimiter_of_csv_is_recognised_and_told(name: str, delimiter: str, tmp_path: Path) -> None:
+    texts = ["one, two; three", "four\tfive | six", "a: b", "plain"]
+    path = tmp_path / "rows"
+    with path.open("w", newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows([["a, b", "text", "c;\nd"], *((t, t, t) for t in texts)])
+    path = put(tmp_path / name, gzip.compress(path.read_bytes()) if name.endswith(".gz") else path.read_bytes())
+    assert documents(path) == texts
+    told = [f"the fields of {path} are separated by {delimiter!r}, by the heading (data.delimiter)"]
+    assert notes(path) == ([] if delimiter == ("\t" if name == "a.tsv" else ",") else told)
+    assert documents(path, delimiter="\\t" if delimiter == "\t" else delimiter) == texts
+    assert notes(path, delimiter=delimiter) == []
+
+
+def test_the_delimiter_that_is_named_is_taken(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.csv", "id^text\n1^one, two\n")
+    assert "(fields separated by ','; data.delimiter sets another)" in refusal(path)
+    assert documents(path, delimiter="^") == ["one, two"]
+    assert "data.text_column: 'id^text'" in refusal(path, delimiter=";")
+
+
+def test_fields_of_csv_that_lose_nothing_may_be_missing_or_empty(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.csv", "text,id,note\none,1,a,,\ntwo,2\nsix\n\n")
+    assert documents(path) == ["one", "two", "six"]
+
+
+def test_empty_shards_among_others_are_read_as_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    empty, full = pa.table({"text": pa.array([], pa.string())}), table(ODD, "text")
+    for kind in (pa.string(), pa.null()):
+        pq.write_table(pa.table({"text": pa.array([], kind)}), folder / f"{kind}.parquet")
+    pq.write_table(pa.table({"other": pa.array([], pa.string())}), folder / "other.parquet")
+    with pq.ParquetWriter(folder / "groups.parquet", full.schema) as file:
+        for part in (full.slice(0, 0), full, full.slice(0, 0)):
+            file.write_table(part)
+    for name, content in {"0.arrow": empty, "1.arrow": pa.table({"text": pa.nulls(0)}), "2.arrow": full}.items():
+        with pa.ipc.new_file(folder / name, content.schema) as file:
+            file.write_table(content)
+    for name in ("a.csv", "a.jsonl"):
+        put(folder / name, "")
+    assert documents(folder) == ODD * 2
+
+
+def test_a_pointer_of_git_lfs_in_a_tables_place_is_named(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.parquet", "version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n")
+    assert "is a pointer of Git LFS, not the file itself: fetch the file with `git lfs pull`" in refusal(path)
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
@@ -386,7 +534,7 @@ def test_a_column_that_is_no_text_is_refused(column: list[object], tmp_path: Pat
         file.write_table(content)
     for name in ("a.parquet", "a.arrow"):
         message = refusal(tmp_path / name)
-        assert f"the column text holds {str(content.schema.types[0]).split('<')[0]}" in message
+        assert f"the column 'text' holds {str(content.schema.types[0]).split('<')[0]}" in message
         assert message.endswith(", not text")
 
 

@@ -222,9 +222,3 @@ def test_a_glob_may_lead_through_a_folder_whose_name_looks_like_one(tmp_path: Pa
         put(tmp_path / name)
     source = find_source(str(tmp_path / "[D_DATA]" / "*.txt"), tmp_path / "data")
     assert [file.path for file in source.files] == [tmp_path / "[D_DATA]" / "a.txt"]
-
-
-@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz", "a.TGZ", "a.7z"])
-def test_an_archive_is_refused(name: str, tmp_path: Path) -> None:
-    put(tmp_path / name)
-    assert "is an archive: unpack it, and name the folder" in refusal(str(tmp_path / name))

@@ -54,6 +54,31 @@ def test_targets_are_the_tokens_one_later(config: DataConfig) -> None:
     assert torch.equal(tokens[:, 1:], targets[:, :-1])
 
 
+def test_a_stream_in_another_encoding_is_the_same_stream(config: DataConfig, tmp_path: Path) -> None:
+    rows = "".join(json.dumps({"text": f"naïve {text(i)}"}, ensure_ascii=False) + "\n" for i in range(N_DOCUMENTS))
+    path = Path(config.source)  # type: ignore[arg-type]
+    path.write_text(rows)
+    expected = windows_of(batches_of(config), 9)
+    path.write_text(rows, encoding="utf-16")
+    wide = replace(config, encoding="utf-16", dir=str(tmp_path / "wide"))
+    assert windows_of(batches_of(wide), 9) == expected
+    (tmp_path / "val.txt").write_text("held out, naïve", encoding="utf-16")
+    assert prepare_head(replace(wide, val_source=str(tmp_path / "val.txt"))).manifest.val.n_documents == 1
+    with pytest.raises(UserError, match="by its byte-order mark: give --data.encoding utf-16"):
+        prepare_head(config)
+    path.write_text(rows, encoding="cp1252")
+    with pytest.raises(UserError, match=r"is not UTF-8 text \(byte 12\); it is likely cp1252"):
+        prepare_head(config)
+
+
+def test_what_is_taken_of_a_stream_is_told_once(config: DataConfig, capsys: pytest.CaptureFixture) -> None:
+    path = Path(config.source).with_name("rows.csv")  # type: ignore[arg-type]
+    path.write_text("id;text\n" + "".join(f"{i};{text(i)}\n" for i in range(N_DOCUMENTS)))
+    for told in (1, 0):
+        prepare_head(replace(config, source=str(path)))
+        assert capsys.readouterr().err.count("are separated by ';'") == told
+
+
 @pytest.mark.parametrize("passes", [1, 3])
 def test_windows_are_the_training_documents_cut_once_a_pass_and_shuffled_nearby(
     passes: int, config: DataConfig
@@ -165,7 +190,7 @@ def test_a_hub_dataset_is_streamed_like_a_file(hub: DataConfig, config: DataConf
 
 
 def test_a_missing_column_or_dataset_of_the_hub_is_one_line(hub: DataConfig) -> None:
-    with pytest.raises(UserError, match=r"no column 'body'; give one of these as data\.text_column: text"):
+    with pytest.raises(UserError, match=r"no column 'body'; give one of these as data\.text_column: 'text'"):
         prepare_head(replace(hub, text_column="body"))
     with pytest.raises(UserError, match="the hub has no dataset nobody/nothing"):
         prepare_head(replace(hub, source="hf:nobody/nothing"))

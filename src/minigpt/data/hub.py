@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.config import UserError
+from minigpt.data.tables import listed
 from minigpt.files import note, write_text
 
 ANSWER_SECONDS = 5
@@ -76,8 +77,10 @@ def open_dataset_stream(name: str, column: str, cache: Path) -> Any:
     except Exception as error:
         raise UserError(f"data.source={name}: could not be opened ({_reason(error)})") from None
     if stream.column_names and column not in stream.column_names:
-        names = ", ".join(stream.column_names)
-        raise UserError(f"data.source={name}: no column {column!r}; give one of these as data.text_column: {names}")
+        raise UserError(
+            f"data.source={name}: no column {column!r}; give one of these as data.text_column: "
+            f"{listed(stream.column_names)}"
+        )
     return stream.select_columns([column])
 
 

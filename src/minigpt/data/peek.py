@@ -38,7 +38,7 @@ def peek(data: PreparedData, config: Config) -> str:
         lines.append(f"           {manifest.duplicates_left_out} more documents are in train too, and kept out of val")
     if manifest.skipped_files:
         skipped = manifest.skipped_files
-        lines.append(f"skipped    {len(skipped)} files that are not UTF-8, such as {skipped[0]}")
+        lines.append(f"skipped    {len(skipped)} files that are not text in data.encoding, such as {skipped[0]}")
     n_batches = config.trainer.max_steps * config.trainer.accumulate_grad_batches
     batches = train_batches(config, data, n_batches=n_batches)
     lines += ["", *_shares(batches, config), "", *_frequent(data), "", *_batch(batches, data.tokenizer)]

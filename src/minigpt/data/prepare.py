@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from minigpt.config import DataConfig, UserError
-from minigpt.data.reading import refuse_broken_text
+from minigpt.data.reading import reading_notes, refuse_broken_text
 from minigpt.data.scan import Scans
 from minigpt.data.shards import FORMAT, SCANS, Manifest, PreparedData, open_prepared
 from minigpt.data.sources import MANIFEST, Source, find_source, is_prepared, local_path
@@ -49,7 +49,7 @@ def prepare(config: DataConfig, *, quiet: bool = False) -> PreparedData:
     prepared folder, which is opened as it is.
 
     Raises:
-        UserError: no text, text that is not UTF-8, a text too short to hold out a part, a folder that cannot be
+        UserError: no text, text in another encoding, a text too short to hold out a part, a folder that cannot be
             written, or a prepared file that is damaged.
     """
     root = Path(config.dir)
@@ -69,6 +69,8 @@ def prepare(config: DataConfig, *, quiet: bool = False) -> PreparedData:
                 if folder.exists():
                     raise UserError(f"{folder} has no {MANIFEST}: delete the folder, and it will be prepared anew")
                 _sweep(root)
+                if not quiet:
+                    _say_how_it_is_read(config, text, scans)
                 Tokenising(config, text, folder, quiet).run(
                     lambda: _fingerprint(text.train, text.val, scans) == text.fingerprint
                 )
@@ -93,6 +95,17 @@ def find_prepared(config: DataConfig) -> tuple[PreparedData | None, int]:
     folder = root / f"{_readable_name(config)}-{_key(config, text)}"
     data = open_prepared(folder, scans) if (folder / MANIFEST).is_file() else None
     return data, sum(scan.n_bytes for scan in scans.of(files))
+
+
+def _say_how_it_is_read(config: DataConfig, text: Text, scans: Scans) -> None:
+    for setting, sources in (("source", text.train), ("val_source", text.val)):
+        for source in sources:
+            for line in reading_notes(source, config, scans):
+                print(f"note: data.{setting}={source.name}: {line}", file=sys.stderr)
+    if skipped := text.skipped_files:
+        print(
+            f"note: {len(skipped)} files are skipped, as not {config.encoding}, such as {skipped[0]}", file=sys.stderr
+        )
 
 
 def _say_what_is_held_out(config: DataConfig, folder: Path) -> None:
@@ -127,7 +140,7 @@ def find_text(config: DataConfig, scans: Scans) -> Text:
 
     def sources(names: Iterable[str]) -> Iterator[Source]:
         for name in names:
-            source, left_out = refuse_broken_text(find_source(name, Path(config.dir)), scans, config)
+            source, left_out = refuse_broken_text(find_source(name, Path(config.dir), config.codec), scans, config)
             skipped.extend(left_out)
             yield source
 
@@ -145,7 +158,8 @@ def _fingerprint(train: Sequence[Source], val: Sequence[Source], scans: Scans) -
         made_by = [source.synthetic, source.seed, SYNTHETIC_VERSION] if source.synthetic else []
         digest.update(json.dumps([*made_by, len(source.files)]).encode())
         for file, scan in zip(source.files, scans.of(source.files), strict=True):
-            digest.update(f"{file.kind} {file.compression} {scan.sha256}\n".encode())
+            encoding = "" if file.encoding == "utf-8" else f"{file.encoding} "
+            digest.update(f"{file.kind} {file.compression} {encoding}{scan.sha256}\n".encode())
     return digest.hexdigest()
 
 

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from minigpt.config import DataConfig, UserError
 from minigpt.data.pieces import cut_up, grouped
 from minigpt.data.relations import Relation
-from minigpt.data.rows import PIECE, Row, read_rows
-from minigpt.data.scan import Scans, chunks
+from minigpt.data.rows import DELIMITERS, PIECE, Row, csv_delimiter, read_rows
+from minigpt.data.scan import Scans, not_in_encoding
 from minigpt.data.sources import SYNTHETIC_DOCUMENTS, File, Source
 from minigpt.data.synthetic import SYNTHETIC
 from minigpt.data.tables import ROWS
@@ -41,10 +41,8 @@ def read(source: Source, config: DataConfig) -> Iterator[Piece]:
         for (text, relations), _ in zip(documents, range(n_documents), strict=False):
             yield Piece(text, True, relations)
         return
-    if source.name == "python_stdlib":
-        groups = _groups(source.files, config.text_column, config.encoding_errors)  # needs no package
-    else:
-        groups = _dataset_groups(source, config)
+    needs_no_package = source.name == "python_stdlib"
+    groups = _groups(source.files, config) if needs_no_package else _dataset_groups(source, config)
     begins = True
     for group in groups:
         for text, ends in zip(group["text"], group["ends"], strict=True):
@@ -61,29 +59,59 @@ def refuse_broken_text(source: Source, scans: Scans, config: DataConfig) -> tupl
     """The source without the files that data.encoding_errors=skip leaves out, and their names.
 
     Raises:
-        UserError: a file is not UTF-8 and the policy is `error`, or no text is left.
+        UserError: a file is not text in data.encoding and the policy is `error`, or no text is left.
     """
     found = scans.of(source.files)
     if source.files and not sum(scan.n_bytes for scan in found):
         raise UserError(f"data.source={source.name}: no text in it, all files are empty")
-    broken = [(f, scan.bad_byte) for f, scan in zip(source.files, found, strict=True) if scan.bad_byte is not None]
-    if broken and config.encoding_errors == "error":
-        file, place = broken[0]
-        raise UserError(
-            f"data.source: {file.path} is not UTF-8 text (byte {place}{_hint(file)}); convert it, for example with "
-            "iconv -t utf-8, or set data.encoding_errors to replace or skip"
-        )
+    # Else one advice follows another: the encoding of one file is wrong for the next.
+    others = f"; it is one of {len(found)} files: convert it if it alone is so" if len(found) > 1 else ""
+    broken = []
+    for file, scan in zip(source.files, found, strict=True):
+        if scan.other is not None and config.encoding_errors != "skip":  # replacing would make garbage of it
+            raise UserError(f"data.source: {file.path} {scan.other}{others}")
+        if scan.bad_byte is not None and config.encoding_errors == "error":
+            raise UserError(f"{not_in_encoding(file, scan.bad_byte)}{others}")
+        if scan.other is not None or scan.bad_byte is not None:
+            broken.append(file)
     if config.encoding_errors != "skip" or not broken:
         return source, []
-    left = tuple(file for file in source.files if file not in {f for f, _ in broken})
+    left = tuple(file for file in source.files if file not in set(broken))
     if not left:
-        raise UserError(f"data.source={source.name}: no file of it is UTF-8 text, so skipping them leaves nothing")
-    return Source(source.name, left), [str(file.path) for file, _ in broken]
+        name = "UTF-8" if config.codec == "utf-8" else config.encoding
+        raise UserError(f"data.source={source.name}: no file of it is {name} text, so skipping them leaves nothing")
+    return replace(source, files=left), [str(file.path) for file in broken]
 
 
-def _hint(file: File) -> str:
-    start = next(iter(chunks(file)))[:2]
-    return ", it looks like UTF-16" if start in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE} else ""
+def reading_notes(source: Source, config: DataConfig, scans: Scans | None = None) -> Iterator[str]:
+    """What to tell the user of how a source is read, a line each, where it may not be what they expect.
+
+    Args:
+        source: found, without the files that are skipped.
+        config: how it is read.
+        scans: of its files; without them nothing is said of their encoding.
+    """
+    files = source.files
+    yield from source.notes
+    delimiters = {file: csv_delimiter(file, config) for file in files if file.kind in DELIMITERS}
+    if config.delimiter is None:
+        for character in sorted(set(delimiters.values())):
+            these = [f for f, found in delimiters.items() if found == character != DELIMITERS[f.kind][0]]
+            if these:
+                yield f"the fields of {_some(these)} are separated by {character!r}, by the heading (data.delimiter)"
+    looks = dict(zip(files, scans.of(files), strict=True)) if scans else {}
+    replaced = [file for file, scan in looks.items() if scan.bad_byte is not None]
+    if replaced:
+        n_replaced = sum(looks[file].n_replaced for file in replaced)
+        plural = "" if n_replaced == 1 else "s"
+        yield f"{n_replaced:,} character{plural} replaced by U+FFFD, as not {config.encoding}, in {_some(replaced)}"
+    if utf8 := [file for file, scan in looks.items() if scan.is_utf8]:
+        yield f"{_some(utf8)} is valid UTF-8, but read as {config.encoding} (data.encoding)"
+
+
+def _some(files: Sequence[File]) -> str:
+    """The first of some files, and how many more there are."""
+    return str(files[0].path) + (f" and {len(files) - 1} more" if len(files) > 1 else "")
 
 
 Group = dict[str, list[Any]]
@@ -92,7 +120,7 @@ Group = dict[str, list[Any]]
 
 def _dataset_groups(source: Source, config: DataConfig) -> Iterator[Group]:
     """Rows through `datasets`."""
-    kept = {"files": list(source.files), "column": config.text_column, "errors": config.encoding_errors}
+    kept = {"files": list(source.files), "config": config}
     yield from _import_datasets(config).IterableDataset.from_generator(_groups, gen_kwargs=kept)
 
 
@@ -106,7 +134,7 @@ def open_stream(source: Source, config: DataConfig) -> Any:
     """
     if source.synthetic is not None:
         raise UserError(f"data.source={source.name}: is made here and needs no data.streaming")
-    kept = {"files": list(source.files), "column": config.text_column, "errors": config.encoding_errors, "whole": True}
+    kept = {"files": list(source.files), "config": config, "whole": True}
     return _import_datasets(config).IterableDataset.from_generator(_groups, gen_kwargs=kept)
 
 
@@ -123,9 +151,9 @@ def _import_datasets(config: DataConfig) -> Any:
     return datasets
 
 
-def _groups(files: Sequence[File], column: str, errors: str, whole: bool = False) -> Iterator[Group]:
+def _groups(files: Sequence[File], config: DataConfig, whole: bool = False) -> Iterator[Group]:
     """Rows of files of any kind; on demand with the pieces of a long document joined."""
-    rows = chain.from_iterable(read_rows(file, column, errors) for file in files)
+    rows = chain.from_iterable(read_rows(file, config) for file in files)
     for group in grouped(_joined(rows) if whole else rows, lambda row: len(row[0] or ""), PIECE, ROWS):
         texts, ends = zip(*group, strict=True)
         yield {"text": list(texts), "ends": list(ends)}

@@ -1,4 +1,4 @@
-"""A file -> its bytes, in bounded memory; and what one look at all of them says: digest, length, broken UTF-8."""
+"""A file -> its bytes, in bounded memory; and what one look at all of them says: digest, length, wrong encoding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from minigpt.config import UserError
-from minigpt.data.sources import File
+from minigpt.data.encodings import HEAD, TextDecoder, lfs, likely_encoding, other_format, other_unicode
+from minigpt.data.sources import PLAIN_TEXT, File
 from minigpt.files import reason, write_text
 
 CHUNK = 1 << 20
@@ -38,7 +39,13 @@ class Scan:
     n_bytes: int
     """Length once decompressed."""
     bad_byte: int | None
-    """Where it stops being UTF-8, in decompressed bytes; None where it never does, or is no text."""
+    """Where it stops being text in its encoding, in decompressed bytes; None where it never does, or is no text."""
+    n_replaced: int
+    """Characters U+FFFD that data.encoding_errors=replace puts for what is wrong."""
+    other: str | None
+    """What it is instead of text in its encoding, and what to do with it; None where its beginning does not say."""
+    is_utf8: bool
+    """Whether a file that is to be read in another encoding is UTF-8, beyond ASCII."""
 
 
 _SCAN_FIELDS = {field.name for field in fields(Scan)}
@@ -95,7 +102,7 @@ def _state(file: File) -> list[Any]:
         stat = file.path.stat()
     except OSError as error:
         raise _unreadable(file, error) from None
-    return [file.kind, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    return [file.kind, file.encoding, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def scan(file: File) -> Scan:
@@ -105,8 +112,7 @@ def scan(file: File) -> Scan:
         UserError: it cannot be read, or decompresses to more than is credible.
     """
     digest = hashlib.sha256()
-    is_text = file.kind in {"text", "jsonl", "csv", "tsv"}
-    utf8 = _UTF8()
+    look = _Look(file)
     n_bytes = 0
     try:
         with file.path.open("rb") as raw:
@@ -114,16 +120,34 @@ def scan(file: File) -> Scan:
                 digest.update(chunk)
                 if not file.compression:
                     n_bytes += len(chunk)
-                    if is_text:
-                        utf8.feed(chunk)
+                    look.feed(chunk)
     except OSError as error:
         raise _unreadable(file, error) from None
     if file.compression:
         for chunk in chunks(file):
             n_bytes += len(chunk)
-            utf8.feed(chunk)
-    utf8.feed(b"", final=True)
-    return Scan(digest.hexdigest(), n_bytes, utf8.bad_byte)
+            look.feed(chunk)
+    look.feed(b"", final=True)
+    return Scan(digest.hexdigest(), n_bytes, look.bad_byte, look.n_replaced, look.other, look.is_utf8)
+
+
+def what_else(head: bytes, file: File) -> str | None:
+    """What a file is by its first bytes, other than text in its encoding; None where they do not say."""
+    return other_format(head, file.path) or other_unicode(head, file.encoding)
+
+
+def not_in_encoding(file: File, place: int) -> UserError:
+    """The error of a file that is not text in its encoding, from a byte on."""
+    start, stop = max(0, place - HEAD // 2) // 4 * 4, place + HEAD
+    sample, seen = b"", 0
+    for chunk in chunks(file):
+        sample += chunk[max(0, start - seen) : max(0, stop - seen)]
+        seen += len(chunk)
+        if seen >= stop:
+            break
+    name = "UTF-8" if file.encoding == "utf-8" else file.encoding
+    advice = likely_encoding(sample, place - start, file.encoding)
+    return UserError(f"data.source: {file.path} is not {name} text (byte {place}); {advice}")
 
 
 def chunks(file: File) -> Iterator[bytes]:
@@ -192,23 +216,43 @@ _DECOMPRESSORS: dict[str, Callable[[IO[bytes]], Any]] = {
 }
 
 
-class _UTF8:
-    """Finds the first byte that is not UTF-8, piece by piece."""
+class _Look:
+    """What the bytes of a text file say of its encoding, piece by piece; nothing of other files."""
 
-    def __init__(self) -> None:
-        self.bad_byte: int | None = None
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self._seen = 0
+    def __init__(self, file: File) -> None:
+        self.file = file
+        self.n_replaced, self.other, self.is_utf8 = 0, None, False
+        self._strict = TextDecoder(file.encoding)
+        self._lenient: list[codecs.IncrementalDecoder] = []
+        self._utf8 = None if file.encoding == "utf-8" else TextDecoder("utf-8")
+        self._begins = True
+
+    @property
+    def bad_byte(self) -> int | None:
+        return self._strict.bad_byte
 
     def feed(self, chunk: bytes, *, final: bool = False) -> None:
-        if self.bad_byte is not None:
+        if self._begins and chunk:
+            self.other = what_else(chunk[:HEAD], self.file) if self.file.kind in PLAIN_TEXT else lfs(chunk)
+            self._begins = False
+        if self.other or self.file.kind not in PLAIN_TEXT:
             return
-        pending = len(self._decoder.getstate()[0])
-        try:
-            self._decoder.decode(chunk, final)
-        except UnicodeDecodeError as error:
-            self.bad_byte = self._seen - pending + error.start
-        self._seen += len(chunk)
+        if self.bad_byte is None:
+            try:
+                self._strict.decode(chunk, final)
+            except UnicodeError:
+                self._lenient = list(self._strict.lenient())
+        if self._lenient:
+            replaced, ignored = (decoder.decode(chunk, final).count("\ufffd") for decoder in self._lenient)
+            self.n_replaced += replaced - ignored
+        self._feed_utf8(chunk, final)
+
+    def _feed_utf8(self, chunk: bytes, final: bool) -> None:
+        if self._utf8 is not None:
+            try:
+                self.is_utf8 |= not self._utf8.decode(chunk, final).isascii()
+            except UnicodeError:
+                self._utf8, self.is_utf8 = None, False
 
 
 def _unreadable(file: File, error: OSError) -> UserError:

@@ -171,7 +171,7 @@ class Manifest:
     duplicates_left_out: int
     """Documents kept out of val because train has the same text."""
     skipped_files: tuple[str, ...]
-    """Files left out because they are not UTF-8."""
+    """Files left out because they are not text in data.encoding."""
     files: dict[str, dict[str, Any]]
     """Name -> {n_bytes, sha256} of every other file of the folder."""
     format: int = FORMAT

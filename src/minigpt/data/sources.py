@@ -7,15 +7,18 @@ import glob
 import os
 import re
 import sysconfig
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minigpt.config import UserError
+from minigpt.data.encodings import is_wide, other_format
+from minigpt.data.layouts import chosen_split, saved_files, snapshot
 from minigpt.data.synthetic import SYNTHETIC
+from minigpt.data.walk import each_once, files_under, matches
 from minigpt.files import reason
 
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
-ARCHIVES = {".tar", ".tgz", ".zip", ".7z", ".rar"}
 TABLES = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -27,6 +30,8 @@ TABLES = {
 }
 """Endings of files with one text in each row; every other file is one text."""
 NEVER_PLAIN_TEXT = {"parquet", "arrow"}
+PLAIN_TEXT = {"text", "jsonl", "csv", "tsv"}
+"""Kinds of files that are text in some encoding."""
 MANIFEST, TOKENIZER, STARTS = "manifest.json", "minigpt_tokenizer.json", "train.documents.npy"
 """Names of files in every prepared folder."""
 OLD_TOKENIZER = "tokenizer.json"
@@ -47,6 +52,8 @@ class File:
     kind: str
     compression: str | None = None
     """`.gz`, `.zst`, `.bz2`, `.xz`, or None."""
+    encoding: str = "utf-8"
+    """Codec of its text, where it is text, JSON Lines or CSV."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +66,27 @@ class Source:
     """Name in the table of synthetic sources."""
     seed: int = 0
     """Of a synthetic source."""
+    notes: tuple[str, ...] = ()
+    """What was taken and what was left out where that may not be what the user expects, a clause each."""
 
 
-def find_source(name: str, cache: Path) -> Source:
+def find_source(name: str, cache: Path, encoding: str = "utf-8") -> Source:
     """What a source's name stands for; downloads what is not on this machine.
 
     Args:
         name: one entry of data.source.
         cache: folder where `datasets` keeps downloads.
+        encoding: data.encoding, of its text.
 
     Raises:
         UserError: nothing is there, with the reason.
     """
+    source = _find(name, cache)
+    files = (replace(file, encoding=encoding) if file.kind in PLAIN_TEXT else file for file in source.files)
+    return replace(source, files=tuple(files))
+
+
+def _find(name: str, cache: Path) -> Source:
     if name == "python_stdlib":
         return Source(name, _python_stdlib())
     if match := re.fullmatch(rf"({'|'.join(SYNTHETIC)})(?::(\d{{1,9}}))?", name):
@@ -85,7 +101,7 @@ def find_source(name: str, cache: Path) -> Source:
         from minigpt.data.hub import download_file
 
         return Source(name, (_file(Path(name.split("?")[0]), lies_at=download_file(name, cache)),))
-    return Source(name, tuple(_local_files(name, cache)))
+    return _local_files(name, cache)
 
 
 def is_prepared(folder: Path) -> bool:
@@ -114,16 +130,17 @@ def _python_stdlib() -> tuple[File, ...]:
     return tuple(File(path, "python") for path in sorted(files, key=lambda path: path.relative_to(root).as_posix()))
 
 
-def _local_files(name: str, cache: Path) -> list[File]:
+def _local_files(name: str, cache: Path) -> Source:
     """One file, folder or glob -> files, sorted by path."""
     try:
         path = local_path(name)
         is_folder = path.is_dir()
-        matches = [path] if path.exists() else map(Path, glob.glob(_pattern(path), recursive=True))
-        found = [p for p in matches if not p.is_dir()]
+        found = [p for p in ([path] if path.exists() else matches(_pattern(path))) if not p.is_dir()]
     except OSError as error:
         raise UserError(f"data.source={name[:MOST_SHOWN]}: {reason(error)}") from None
     except (RuntimeError, ValueError) as error:  # ~somebody who is not here; a zero character
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"data.source={name}: not the name of a file ({error})") from None
     if is_folder:
         return _folder(name, path, cache)
@@ -135,9 +152,8 @@ def _local_files(name: str, cache: Path) -> list[File]:
     if not found:
         kind = "no file matches the glob" if glob.has_magic(name) else "no such file or folder"
         raise UserError(f"data.source={name}: {kind} (relative to {Path.cwd()}){_hint(name)}")
-    if archive := next((p for p in found if _is_archive(p)), None):
-        raise UserError(f"data.source={name}: {archive.name} is an archive: unpack it, and name the folder")
-    return [_file(p) for p in sorted(found, key=str)]
+    once, again = each_once(found)
+    return Source(name, tuple(map(_file, once)), notes=_link_notes(again, ()))
 
 
 def local_path(name: str) -> Path:
@@ -146,16 +162,10 @@ def local_path(name: str) -> Path:
     return path if path.exists() else path.expanduser()
 
 
-def _pattern(path: Path) -> str:
+def _pattern(path: Path) -> Path:
     """The glob of a path in which a folder that is there means itself, also with [, ? or * in its name."""
     there = next((parent for parent in path.parents if parent.is_dir()), Path())
-    return str(Path(glob.escape(str(there))) / path.relative_to(there))
-
-
-def _is_archive(path: Path) -> bool:
-    """By the last ending, or the one before that of a compression: book.tar.gz, but not book.zip.txt."""
-    name = path.with_suffix("") if _compressed(path) else path
-    return not ARCHIVES.isdisjoint({path.suffix.lower(), name.suffix.lower()})
+    return Path(glob.escape(str(there))) / path.relative_to(there)
 
 
 def _hint(name: str) -> str:
@@ -167,33 +177,69 @@ def _hint(name: str) -> str:
     return f"; a hub dataset is written hf:{name}" if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else ""
 
 
-def _folder(name: str, folder: Path, cache: Path) -> list[File]:
-    """Every text file of a folder; or its tables, if it holds nothing else that could be meant.
+def _folder(name: str, top: Path, cache: Path) -> Source:
+    """Every text file of a folder; or its tables, if it holds nothing else that could be meant; of splits, train.
 
     What minigpt wrote itself is never meant: data.dir and the folders of runs may well lie in the folder of the texts.
     """
-    if is_prepared(folder):
+    if is_prepared(top):
         raise UserError(f"data.source={name}: was prepared already, and can only be the one source, with its own val")
-    inside = [p for p in folder.rglob("*") if p.is_file() and not _hidden(p.relative_to(folder))]
+    folder = snapshot(top)
+    entries = files_under(folder)
+    inside = [p for p in entries if p.is_file()]
     own = {cache.absolute() / kept for kept in KEPT}
     own |= {p.parent.absolute() for p in inside if p.name == MANIFEST and is_prepared(p.parent)}
     own |= {p.parent.absolute() for p in inside if p.name == "config.yaml" and (p.parent / "metrics.csv").is_file()}
     inside = [p for p in inside if not own.intersection(p.absolute().parents)]
     tables = [p for p in inside if _kind(p) != "text" and not _describes(p)]
     texts = [p for p in inside if _kind(p) == "text" and not _describes(p) and (_compressed(p) or _is_text(p))]
-    if tables and not texts:
-        chosen = [_file(p) for p in tables]
+    notes: tuple[str, ...] = ()
+    kind = None
+    if saved := saved_files(folder):
+        chosen = saved
+    elif split := chosen_split(name, folder, tables, texts):
+        chosen, notes = split[0], (split[1],)
+    elif tables and not texts:
+        chosen = tables
     elif strict := [p for p in tables if _kind(p) in NEVER_PLAIN_TEXT or ".jsonl" in p.suffixes]:
         raise UserError(
             f"data.source={name}: the folder holds tables ({strict[0].name}) and plain text ({texts[0].name}); "
             f"say which is meant, for example {folder}/**/*{strict[0].suffix}"
         )
     else:
-        plain = [p for p in inside if _compressed(p) or _is_text(p)]
-        chosen = [_file(p, kind="text") for p in plain]
+        chosen, kind = [p for p in inside if _compressed(p) or _is_text(p)], "text"
+        notes = _format_notes(set(inside) - set(chosen))
     if not chosen:
-        raise UserError(f"data.source={name}: the folder holds no text files")
-    return sorted(chosen, key=lambda file: str(file.path))
+        raise UserError(f"data.source={name}: the folder holds no text files" + "".join(f"; {n}" for n in notes))
+    once, again = each_once(chosen)
+    notes += _link_notes(again, [p for p in entries if p.is_symlink() and not p.exists()])
+    return Source(name, tuple(_file(p, kind=kind) for p in once), notes=notes)
+
+
+def _link_notes(again: Sequence[Path], nowhere: Sequence[Path]) -> tuple[str, ...]:
+    """What to say of names that are left out because of the file that they lead to."""
+    notes = []
+    if again:
+        notes.append(f"left out are {_counted(again, 'duplicate')}, links to or other names of files that are read")
+    if nowhere:
+        notes.append(f"left out are {_counted(nowhere, 'link')} to nothing")
+    return tuple(notes)
+
+
+def _format_notes(paths: Iterable[Path]) -> tuple[str, ...]:
+    """What to say of documents and archives that are left out of a folder: their text may be meant."""
+    found = [(path, what) for path in sorted(paths) if (what := other_format(_head(path), path))]
+    if not found:
+        return ()
+    return (
+        f"left out are {_counted([path for path, _ in found], 'file')} of other formats: {found[0][0]} {found[0][1]}",
+    )
+
+
+def _counted(paths: Sequence[Path], what: str) -> str:
+    """3 files (a, b, …)."""
+    shown = ", ".join(str(path) for path in paths[:2]) + (", …" if len(paths) > 2 else "")
+    return f"{len(paths)} {what}{'' if len(paths) == 1 else 's'} ({shown})"
 
 
 def _file(path: Path, *, kind: str | None = None, lies_at: Path | None = None) -> File:
@@ -216,17 +262,26 @@ def _compressed(path: Path) -> bool:
 
 def _describes(path: Path) -> bool:
     """Whether a file says something about the data beside it: what `datasets` and hubs put there."""
-    return path.stem.upper() in {"README", "LICENSE"} or path.name in {"dataset_info.json", "state.json"}
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
+    return path.stem.upper() in {"README", "LICENSE"} or path.name in {
+        "dataset_info.json",
+        "dataset_infos.json",
+        "dataset_dict.json",
+        "state.json",
+    }
 
 
 def _is_text(path: Path) -> bool:
-    """Git's rule: a zero byte near the start means binary. Only folders are filtered; a file named is a file meant."""
+    """Git's rule: a zero byte near the start means binary, but in UTF-16; neither are formats that are known.
+
+    Only folders are filtered; a file named is a file meant.
+    """
+    head = _head(path)
+    return other_format(head, path) is None and (b"\0" not in head or is_wide(head))
+
+
+def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return b"\0" not in file.read(8192)
+            return file.read(8192)
     except OSError as error:
         raise UserError(f"data.source: {path}: {reason(error)}") from None

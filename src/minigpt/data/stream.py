@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -26,9 +27,9 @@ from minigpt.data.hub import open_dataset_stream
 from minigpt.data.order import mixed, shuffled
 from minigpt.data.pieces import grouped
 from minigpt.data.prepare import prepare
-from minigpt.data.reading import open_stream
+from minigpt.data.reading import open_stream, reading_notes
 from minigpt.data.shards import PreparedData, Split
-from minigpt.data.sources import find_source
+from minigpt.data.sources import Source, find_source
 from minigpt.data.splitting import val_threshold
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.files import write_atomically
@@ -45,9 +46,13 @@ def prepare_head(config: DataConfig, *, quiet: bool = False) -> PreparedData:
     Raises:
         UserError: the stream cannot be read, or holds too little to hold out a part.
     """
-    key = json.dumps([config.source, config.text_column, config.encoding_errors, _lengths(config)])
+    reading = [config.text_column, config.codec, config.encoding_errors, config.delimiter]
+    key = json.dumps([config.source, *reading, _lengths(config)])
     head = Path(config.dir) / "streams" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
     if not head.is_file():
+        if not quiet and not config.sources[0].startswith("hf:"):
+            for line in reading_notes(_local(config), config):
+                print(f"note: data.source={config.sources[0]}: {line}", file=sys.stderr)
         write_atomically(head, lambda path: _write_head(path, config))
     data = prepare(dataclasses.replace(config, source=str(head), streaming=False), quiet=quiet)
     if config.val_source is None and len(data.train.document_starts) + len(data.val.document_starts) < 3:
@@ -60,7 +65,8 @@ def prepare_head(config: DataConfig, *, quiet: bool = False) -> PreparedData:
 
 def _write_head(path: Path, config: DataConfig) -> None:
     size = 0
-    with path.open("w", encoding="utf-8") as file:
+    # In the encoding of the other text, which is read with the same settings; json spells in ASCII.
+    with path.open("w", encoding=config.codec) as file:
         for texts in _texts(_open(config), config):
             for text in texts:
                 file.write(json.dumps({config.text_column: text}) + "\n")
@@ -181,7 +187,11 @@ def _lengths(config: DataConfig) -> list[int]:
     """Bytes of each local file, in place of the digests that would take reading them; none of a hub dataset."""
     if config.sources[0].startswith("hf:"):
         return []
-    return [file.path.stat().st_size for file in find_source(config.sources[0], Path(config.dir)).files]
+    return [file.path.stat().st_size for file in _local(config).files]
+
+
+def _local(config: DataConfig) -> Source:
+    return find_source(config.sources[0], Path(config.dir), config.codec)
 
 
 def _open(config: DataConfig) -> Any:
@@ -189,7 +199,7 @@ def _open(config: DataConfig) -> Any:
     name = config.sources[0]
     if name.startswith("hf:"):
         return open_dataset_stream(name, config.text_column, Path(config.dir))
-    return open_stream(find_source(name, Path(config.dir)), config)
+    return open_stream(_local(config), config)
 
 
 def _texts(stream: Any, config: DataConfig) -> Iterator[list[str]]:

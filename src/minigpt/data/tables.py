@@ -70,12 +70,14 @@ def _parquet_batches(file: File, column: str) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(file.path, memory_map=True) as table:
+        if not table.metadata.num_rows:
+            return  # an empty shard, whose columns often have no type
         _require_text(file, column, table.schema_arrow)
         longest = 1
         for number in range(table.num_row_groups):
             group = table.metadata.row_group(number)
             for part in map(group.column, range(group.num_columns)):
-                if part.path_in_schema == column:
+                if part.path_in_schema == column and group.num_rows:
                     longest = max(longest, _longest_value(file, column, number, group.num_rows, part))
         for batch in table.iter_batches(max(1, min(ROWS, MOST_AT_ONCE // longest)), columns=[column]):
             yield batch.column(0)
@@ -107,11 +109,12 @@ def _arrow_batches(file: File, column: str) -> Iterator[Any]:
         is_stream = source.read(6) != b"ARROW1"
         source.seek(0)
         reader = pa.ipc.open_stream(source) if is_stream else pa.ipc.open_file(source)
-        _require_text(file, column, reader.schema)
-        place = reader.schema.names.index(column)
         batches = reader if is_stream else map(reader.get_batch, range(reader.num_record_batches))
         for batch in batches:
-            rows = batch.column(place)
+            if not len(batch):
+                continue
+            _require_text(file, column, reader.schema)
+            rows = batch.column(reader.schema.names.index(column))
             # Views of one text are as good as entries of a dictionary, but nothing counts what they unpack to.
             step = 1 if pa.types.is_string_view(rows.type) else len(rows)
             for first in range(0, len(rows), step or 1):
@@ -128,17 +131,20 @@ def _require_text(file: File, column: str, schema: Any) -> None:
     kind = schema.types[schema.names.index(column)]
     held = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not any(is_text(held) for is_text in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
-        raise UserError(f"data.source: {file.path}: the column {column} holds {kind}, not text")
+        raise UserError(f"data.source: {file.path}: the column {column!r} holds {kind}, not text")
 
 
-def require_column(file: File, column: str, names: Sequence[str]) -> None:
-    """Raise UserError, with the columns that there are, unless a table has this one."""
+def require_column(file: File, column: str, names: Sequence[str], hint: str = "") -> None:
+    """Raise UserError, with the columns that there are, unless a table has this one, once."""
+    if list(names).count(column) > 1:
+        raise UserError(f"data.source: {file.path} has several columns {column!r}: rename one")
     if column not in names:
         raise UserError(
-            f"data.source: {file.path} has no column {column!r}; give one of these as data.text_column: {listed(names)}"
+            f"data.source: {file.path} has no column {column!r}; give one of these as data.text_column: "
+            f"{listed(names)}{hint}"
         )
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names on one line; a table without a heading has a text in its place."""
-    return shorten(", ".join(names), 300, placeholder=" …") or "none"
+    """Names in quotation marks on one line; a table without a heading has a text in its place."""
+    return shorten(", ".join(map(repr, names)), 300, placeholder=" …") or "none"

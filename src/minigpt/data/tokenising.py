@@ -65,7 +65,7 @@ class Text:
 
 def settings(config: DataConfig) -> dict[str, Any]:
     """The settings that tokens depend on, besides the text and the tokenizer."""
-    names = ("text_column", "encoding_errors", "token_type", "val_fraction", "max_documents")
+    names = ("text_column", "encoding", "encoding_errors", "delimiter", "token_type", "val_fraction", "max_documents")
     return {name: getattr(config, name) for name in names}
 
 
