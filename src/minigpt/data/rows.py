@@ -156,9 +156,9 @@ def _decoded(file: File, errors: str) -> Iterator[str]:
     decoder = TextDecoder(file.encoding, "replace" if errors == "replace" else "strict")
     begins = True
     try:
-        for chunk in chain(chunks(file), [b""]):
+        for number, chunk in enumerate(chain(chunks(file), [b""])):
             # The scan has asked this of prepared text; a stream is read without one.
-            if begins and chunk and (what := what_else(chunk[:HEAD], file)):
+            if number == 0 and chunk and (what := what_else(chunk[:HEAD], file)):
                 raise UserError(f"data.source: {file.path} {what}")
             text = decoder.decode(chunk, final=not chunk)
             yield _whole_pairs(text.removeprefix("\ufeff") if begins else text)

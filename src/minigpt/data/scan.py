@@ -221,7 +221,8 @@ class _Look:
 
     def __init__(self, file: File) -> None:
         self.file = file
-        self.n_replaced, self.other, self.is_utf8 = 0, None, False
+        self.n_replaced, self.is_utf8 = 0, False
+        self.other: str | None = None
         self._strict = TextDecoder(file.encoding)
         self._lenient: list[codecs.IncrementalDecoder] = []
         self._utf8 = None if file.encoding == "utf-8" else TextDecoder("utf-8")

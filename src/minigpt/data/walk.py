@@ -41,7 +41,9 @@ def each_once(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
 
     A file goes by its own path rather than a link's.
     """
-    first, again, seen = [], [], set()
+    first: list[Path] = []
+    again: list[Path] = []
+    seen = set()
     for path in sorted(set(paths), key=lambda path: (path.is_symlink(), str(path))):
         identity = identify(path)
         (again if identity in seen else first).append(path)
