@@ -45,6 +45,13 @@ def test_equal_input_is_the_same_source_again_and_other_sources_stay(
     assert kept[0][1] == "a.txt"
 
 
+def test_json_lines_are_known_in_another_encoding_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe_in('{"text": "naïve"}\n'.encode("utf-16"), monkeypatch)
+    config = keep_stdin(DataConfig(source="-", encoding="utf-16", dir=str(tmp_path)))
+    source = find_source(config.sources[0], tmp_path, config.codec)
+    assert [piece.text for piece in read(source, config)] == ["naïve"]
+
+
 def test_without_standard_input_as_a_source_nothing_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     config = DataConfig(source="a.txt", dir=str(tmp_path / "data"))

@@ -53,12 +53,12 @@ _MAGIC = (
         (0, magic, (f"compressed ({ending})", _RENAME.format(ending=ending)))
         for magic, ending in (
             (b"\x1f\x8b\x08", ".gz"),
-            (b"BZh", ".bz2"),
             (b"\xfd7zXZ\0", ".xz"),
             (b"\x28\xb5\x2f\xfd", ".zst"),
         )
     ),
-    (0, b"PAR1", ("a Parquet table", _RENAME.format(ending=".parquet"))),
+    (4, b"1AY&SY", ("compressed (.bz2)", _RENAME.format(ending=".bz2"))),
+    (0, b"PAR1\x15", ("a Parquet table", _RENAME.format(ending=".parquet"))),
     (0, b"ARROW1\0\0", ("an Arrow table", _RENAME.format(ending=".arrow"))),
 )
 """(Place, bytes, format): https://en.wikipedia.org/wiki/List_of_file_signatures."""

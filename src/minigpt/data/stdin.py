@@ -54,7 +54,7 @@ def keep_stdin(config: DataConfig) -> DataConfig:
                 digest.update(chunk)
                 file.write(chunk)
                 chunk = sys.stdin.buffer.read(1 << 20)
-        ending = _ending(temporary)
+        ending = _ending(temporary, config.codec)
         kept = folder / f"{digest.hexdigest()[:16]}{ending}"
         temporary.replace(kept)
     except OSError as error:
@@ -67,7 +67,7 @@ def keep_stdin(config: DataConfig) -> DataConfig:
     return dataclasses.replace(config, source=[str(kept) if name == "-" else name for name in config.sources])
 
 
-def _ending(path: Path) -> str:
+def _ending(path: Path, encoding: str) -> str:
     """The ending of a file's name that says how it is read."""
     with path.open("rb") as file:
         head = file.read(1 << 20)
@@ -79,6 +79,9 @@ def _ending(path: Path) -> str:
             head = next(chunks(File(path, "text", binary)), b"")
         except UserError:  # is damaged, which reading says with the file's own name
             return binary
+    head = head.decode(encoding, "ignore").encode(
+        errors="replace"
+    )  # what is no text in it comes to light when it is read
     return (".jsonl" if _is_json_lines(head) else ".txt") + binary
 
 
