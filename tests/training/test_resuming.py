@@ -199,11 +199,3 @@ def test_the_same_text_with_another_tokenizer_or_split_is_another_run(tmp_path: 
     saved["tokenizer"] = {"kind": "chars", "alphabet": "abc"}
     with pytest.raises(UserError, match="the tokenizer is another one"):
         check_text({CHECKPOINT_KEY: saved}, folder, data)
-
-
-def test_a_run_without_validation_is_saved_at_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = train(settings_in(tmp_path, limit_val_batches=0, max_steps=3))
-    assert read_checkpoint(folder.last)["global_step"] == 3
-    output = capsys.readouterr().out
-    assert "s of training, no validation" in output
-    assert "nan" not in output

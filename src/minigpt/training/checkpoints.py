@@ -81,7 +81,7 @@ class Checkpoints(Checkpoint):
         if validates and (is_last or not number):
             return
         every = self.config.checkpoint_every_n_steps
-        if number or is_time or is_last or (every and step % every == 0):
+        if number or is_time or (every and step % every == 0):
             self.validation_due = validates
             self._save_last(trainer, pl_module)
         if number:

@@ -7,7 +7,6 @@ import glob
 import json
 import math
 import os
-import pydoc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from minigpt.config import Config, UserError
 from minigpt.data.shards import PreparedData
 from minigpt.run_folder import RunFolder
 from minigpt.training.checkpoints import Checkpoints
+from minigpt.training.class_path import find_class
 
 SAME_TEXT = {"data.source", "data.val_source", "data.tokenizer"}
 """Settings that say where text and tokenizer lie: what they hold is compared, however they are named."""
@@ -96,8 +96,8 @@ def _stoppers(config: Config) -> tuple[list[str], list[dict[str, Any]]]:
     """The names of the configured callbacks that end a run again where they did before, and the other callbacks."""
     names, others = list[str](), list[dict[str, Any]]()
     for value in config.trainer.callbacks or []:
-        found = pydoc.locate(str(value["class_path"]))
-        if isinstance(found, type) and issubclass(found, EarlyStopping | Timer):
+        found = find_class(value)
+        if issubclass(found, EarlyStopping):
             names.append(found.__name__)
         else:
             others.append(value)
