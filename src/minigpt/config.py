@@ -42,7 +42,8 @@ def _require_finite(prefix: str, config: Any) -> None:
 
 def _require_types(prefix: str, config: Any) -> None:
     """For settings that are given in Python, where no parser looks at them; a tuple becomes the list it stands for."""
-    for name, wanted in _hints(type(config)).items():
+    section: Any = type(config)
+    for name, wanted in _hints(section).items():
         value = getattr(config, name)
         if isinstance(value, tuple):
             value = list(value)
@@ -52,7 +53,7 @@ def _require_types(prefix: str, config: Any) -> None:
 
 
 @cache
-def _hints(section: type) -> dict[str, Any]:
+def _hints(section: Any) -> dict[str, Any]:
     return get_type_hints(section)
 
 

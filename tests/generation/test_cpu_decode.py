@@ -6,8 +6,15 @@ import pytest
 import torch
 from test_engine import KINDS, make
 
-from minigpt.generation import cpu_decode
-from minigpt.generation.cpu_decode import ONE_THREAD, CPUDecode, _by_columns, _openblas, _product_of_int8, can_decode
+from minigpt.generation.cpu_decode import (
+    ONE_THREAD,
+    CPUDecode,
+    _by_columns,
+    _Forms,
+    _openblas,
+    _product_of_int8,
+    can_decode,
+)
 from minigpt.model.cache import KVCache
 
 TAKEN = [
@@ -29,10 +36,7 @@ def test_the_usual_kinds_are_taken_and_others_are_left_to_the_model() -> None:
 
 @pytest.mark.parametrize("columns", [False, True])
 @pytest.mark.parametrize("kind", TAKEN, ids=str)
-def test_logits_are_the_models_whatever_comes_at_once(
-    kind: dict[str, Any], columns: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cpu_decode, "COLUMNS_FROM", 0)
+def test_logits_are_the_models_whatever_comes_at_once(kind: dict[str, Any], columns: bool) -> None:
     model = make(kind)
     tokens = torch.randint(0, 50, (3, 24))
     with torch.inference_mode():
@@ -63,10 +67,10 @@ def test_padding_is_not_heard_and_positions_count_from_behind_it(kind: dict[str,
 
 @pytest.mark.parametrize("shape", [(1, 1), (64, 3), (200, 7)])
 def test_a_matrix_by_columns_has_the_same_values(shape: tuple[int, int]) -> None:
-    matrix = torch.randn(shape).numpy()
+    matrix = torch.randn(shape)
     found = _by_columns(matrix)
     assert found.flags.f_contiguous
-    assert (found == matrix).all()
+    assert (found == matrix.numpy()).all()
 
 
 def test_threads_of_the_library_are_as_they_were_afterwards() -> None:
@@ -101,7 +105,7 @@ def test_eight_bits_change_the_logits_little(kind: dict[str, Any]) -> None:
 
 def test_a_product_with_eight_bits_is_that_of_the_rounded_weights_for_each_vector_on_its_own() -> None:
     weight, bias, x = torch.randn(20, 11), torch.randn(20), torch.randn(5, 11) * torch.logspace(-3, 3, 5)[:, None]
-    product = _product_of_int8(weight, bias, before={}, packed={})
+    product = _product_of_int8(weight, bias, forms=_Forms())
     found = product(x.numpy())
     scale = weight.abs().amax(dim=1, keepdim=True) / 127
     expected = x @ ((weight / scale).round() * scale).T + bias

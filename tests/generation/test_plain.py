@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from minigpt.config import UserError
-from minigpt.generation import engine
+from minigpt.generation import cpu_decode, engine
 from minigpt.generation.cpu_decode import CPUDecode, can_decode, obstacle
 from minigpt.generation.engine import CompiledDecode
 from minigpt.inspection.ablation import without_head
@@ -17,7 +17,7 @@ from minigpt.inspection.capture import capture_attention
 from minigpt.model.blocks import SwiGLU
 from minigpt.model.gpt import GPT
 
-PROMPT, SETTINGS = [1, 2, 3], {"max_new_tokens": 12, "temperature": 0}
+PROMPT, SETTINGS = [1, 2, 3], {"max_new_tokens": 32, "temperature": 0}  # enough for matrices by columns
 
 
 class LoRA(nn.Module):
@@ -199,11 +199,22 @@ def test_weights_that_change_after_loading_are_what_is_written_with(change: Call
     assert found == written(changed, [PROMPT], reader=CPUDecode(changed, int8=int8), **SETTINGS) != plain
 
 
-def test_matrices_that_did_not_change_are_not_rounded_again() -> None:
+@pytest.mark.parametrize("settings", [{"int8": True}, {"n_tokens": 200}], ids=str)
+def test_only_matrices_that_changed_are_brought_into_their_form_again(
+    settings: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[int, ...]] = []
+    for name in ("_packed_int8", "_by_columns"):
+        make_form = getattr(cpu_decode, name)
+        monkeypatch.setattr(
+            cpu_decode, name, lambda weight, form=make_form: made.append(tuple(weight.shape)) or form(weight)
+        )
     model = make({})
-    reader = CPUDecode(model, int8=True)
-    before = dict(reader._packed)
-    model.blocks[0].mlp.proj.weight.data[3, 4] += 1
+    CPUDecode(model, **settings)
+    reader = CPUDecode(model, **settings)
+    made.clear()
     assert reader.ready()
-    assert sum(reader._packed[key] is packed for key, packed in before.items() if key in reader._packed) == 8
-    assert len(reader._packed) == len(before) == 9
+    assert made == []
+    model.blocks[0].attn.qkv.weight.data[3, 4] += 1
+    assert reader.ready()
+    assert made == [(96, 32)]

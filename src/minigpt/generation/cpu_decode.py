@@ -12,9 +12,10 @@ import contextlib
 import math
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -44,8 +45,12 @@ SMALL = 2_000_000
 """Bytes of a matrix up to which a second thread saves nothing, and costs much where it has to wait for a core."""
 
 
-COLUMNS_FROM, COLUMNS_PAY_FROM = 1_000_000, 64
-"""Bytes of a matrix, and tokens of a text, from which laying it out by columns saves more than it takes."""
+COLUMNS_PAY_FROM = 32
+"""Tokens of a text from which laying out matrices by columns saves more than it takes."""
+
+KEPT = 100_000_000
+"""Bytes of a model up to which its matrices by columns are kept for the next text: a small model's text takes little
+longer than to lay them out."""
 
 
 def can_decode(model: GPT) -> bool:
@@ -67,11 +72,12 @@ def obstacle(model: GPT) -> str | None:
     return None
 
 
-def _by_columns(matrix: Array) -> Array:
+def _by_columns(weight: Tensor) -> Array:
     """A copy that is kept column by column: its product with a vector adds long columns instead of summing short rows.
 
     In strips, as both sides of a strip fit the cache: in one go, numpy and PyTorch take three to five times as long.
     """
+    matrix = _array(weight)
     columns = np.empty(matrix.shape[::-1], dtype=matrix.dtype)
     for start in range(0, len(matrix), 64):
         columns[:, start : start + 64] = matrix[start : start + 64].T
@@ -114,6 +120,35 @@ def _openblas() -> list[Any]:
     return found
 
 
+class _Forms:
+    """Matrices in another form, each made anew only where its weights have changed."""
+
+    def __init__(self) -> None:
+        self._before, self._now = dict[bytes, Any](), dict[bytes, Any]()
+
+    def renew(self) -> None:
+        """Forget what was not asked for since the last time."""
+        self._before, self._now = self._now, {}
+
+    def of(self, weight: Tensor, make: Callable[[Tensor], Any]) -> Any:
+        """`make(weight)`, or what it made of the same weights before."""
+        # A product with a fixed vector changes where any weight does by more than float32 can tell in a product. It
+        # reads a matrix at the speed of memory, which is a fraction of the time that any other form takes.
+        key = repr(weight.shape).encode() + (_array(weight) @ _fixed_vector(weight.shape[1])).tobytes()
+        if key not in self._now:
+            self._now[key] = self._before[key] if key in self._before else make(weight)
+        return self._now[key]
+
+
+@cache
+def _fixed_vector(C: int) -> Array:
+    return np.random.default_rng(0).standard_normal(C, dtype=np.float32)
+
+
+_COLUMNS: WeakKeyDictionary[GPT, _Forms] = WeakKeyDictionary()
+"""Of small models that have written, their matrices by columns."""
+
+
 class CPUDecode:
     """A model's weights, as numpy reads them: it shares them with the model, or has a copy in another form."""
 
@@ -123,14 +158,15 @@ class CPUDecode:
         Args:
             model: is one that `can_decode`.
             int8: round its matrices to 8 bits, which are read faster.
-            n_tokens: that will be read one by one. For a long text large matrices are copied, by columns: on 2 cores of
-                an AMD EPYC a matrix from memory is then multiplied in 0.7 to 0.9 of the time.
+            n_tokens: that will be read one by one. For many, matrices of more rows than columns are copied, by columns:
+                on an AMD EPYC one from memory is then multiplied in 0.7 (one thread) to 0.9 (two) of the time.
 
         Raises:
             UserError: PyTorch was built without products of 8 bits.
         """
         self.model, self.int8, self.n_tokens = model, int8, n_tokens
-        self._packed: dict[bytes, Any] = {}
+        n_bytes = sum(parameter.nbytes for parameter in model.parameters())
+        self._forms = _COLUMNS.setdefault(model, _Forms()) if not int8 and n_bytes <= KEPT else _Forms()
         self._read()
 
     def ready(self) -> bool:
@@ -147,10 +183,11 @@ class CPUDecode:
         return why is None
 
     def _read(self) -> None:
-        model, config, packed = self.model, self.model.config, dict[bytes, Any]()
-        product = partial(_product, by_columns=self.n_tokens >= COLUMNS_PAY_FROM)
+        model, config = self.model, self.model.config
         if self.int8:
-            product = partial(_product_of_int8, before=self._packed, packed=packed)
+            product: Product = partial(_product_of_int8, forms=self._forms)
+        else:
+            product = partial(_product, by_columns=self._forms if self.n_tokens >= COLUMNS_PAY_FROM else None)
         head = model.head_weight[: config.vocab_size]
         self.head = product(head, None)
         self.embedding = _array(model.token_embedding.weight)
@@ -166,7 +203,7 @@ class CPUDecode:
         self.head_bytes = 0 if self.int8 else head.nbytes
         sizes = (parameter.nbytes for block in blocks for parameter in block.parameters())
         self.block_bytes = 0 if self.int8 else max(sizes)
-        self._packed = packed
+        self._forms.renew()
 
     def takes(self, tokens: Tensor, texts: Tensor | None) -> bool:
         """Whether these tokens are better read here than by the model, (B, T) as for `hidden`."""
@@ -278,11 +315,11 @@ def _rotate(x: Array, table: Array) -> Array:
     return turned
 
 
-def _product(weight: Tensor, bias: Tensor | None, *, by_columns: bool = False) -> Function:
+def _product(weight: Tensor, bias: Tensor | None, *, by_columns: _Forms | None = None) -> Function:
     """x W^T + bias; one vector on its own is what BLAS has a kernel for."""
     matrix = _array(weight)
-    if by_columns and matrix.nbytes >= COLUMNS_FROM and matrix.shape[0] > matrix.shape[1]:
-        matrix = _by_columns(matrix)
+    if by_columns is not None and matrix.shape[0] > matrix.shape[1]:
+        matrix = by_columns.of(weight, _by_columns)
     transposed, added = matrix.T, None if bias is None else _array(bias)
 
     def product(x: Array) -> Array:
@@ -294,25 +331,13 @@ def _product(weight: Tensor, bias: Tensor | None, *, by_columns: bool = False) -
     return product
 
 
-def _product_of_int8(
-    weight: Tensor, bias: Tensor | None, *, before: Mapping[bytes, Any], packed: dict[bytes, Any]
-) -> Function:
+def _product_of_int8(weight: Tensor, bias: Tensor | None, *, forms: _Forms) -> Function:
     """x W^T + bias with 8 bits a weight and a scale a row; x is rounded to 7 bits, as AVX2's sums of products need.
 
     FBGEMM rounds all vectors of a call by their common range. A vector is to be the same whatever is beside it, so each
     is brought to the range from -1 to 1, and two more channels, of weight 0, hold the ends of that range.
-
-    Args:
-        weight: (N, C).
-        bias: (N,).
-        before: matrices packed before, by what tells their weights apart.
-        packed: takes this one.
     """
-    C = weight.shape[1]
-    # A product with a fixed vector changes where any weight does by more than float32 can tell in a product. It is read
-    # from memory at full speed; to round the weights again takes 30 times as long.
-    key = repr(weight.shape).encode() + (_array(weight) @ _fixed_vector(C)).tobytes()
-    matrix = packed[key] = before[key] if key in before else _packed_int8(weight)
+    C, matrix = weight.shape[1], forms.of(weight, _packed_int8)
     width = _width_of_int8(C)
     added = None if bias is None else _array(bias)
 
@@ -348,11 +373,6 @@ def _packed_int8(weight: Tensor) -> Any:
             return torch.ops.quantized.linear_prepack(rounded, None)
     except (RuntimeError, AttributeError) as error:
         raise UserError(f"int8: not to be had here ({str(error).splitlines()[0]}); leave it out") from None
-
-
-@cache
-def _fixed_vector(C: int) -> Array:
-    return np.random.default_rng(0).standard_normal(C, dtype=np.float32)
 
 
 def _norm(module: nn.Module) -> Function:

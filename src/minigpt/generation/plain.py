@@ -97,7 +97,8 @@ def _intervention_in(module: nn.Module) -> str | None:
         return "is captured"
     if module.training and _dropout(module):
         return "drops out, in train mode"
-    names = _names(type(module))
+    kind: Any = type(module)
+    names = _names(kind)
     if not names.isdisjoint(own):
         return f"has a {min(names & own.keys())} of its own"
     return None
@@ -108,7 +109,7 @@ def _dropout(module: nn.Module) -> float:
 
 
 @cache
-def _names(kind: type) -> frozenset[str]:
+def _names(kind: Any) -> frozenset[str]:
     """Of a class's methods and other attributes; an instance with one of them has been patched."""
     return frozenset(dir(kind)) - {"__dict__", "__doc__", "__module__"}
 
@@ -121,7 +122,7 @@ def _patched_method(kind: type) -> str | None:
     return None
 
 
-def _is_patched(kind: type, function: FunctionType) -> bool:
+def _is_patched(kind: type, function: Any) -> bool:
     home = (kind.__module__, f"{kind.__qualname__}.{function.__name__}")
     return (function.__module__, function.__qualname__) != home or hasattr(function, "__wrapped__")
 
