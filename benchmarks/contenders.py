@@ -50,7 +50,7 @@ def prepared(changes: Sequence[str], folder: Path) -> tuple[Config, Path]:
     import numpy as np
 
     from minigpt.data.prepare import open_data
-    from minigpt.training.run import with_vocabulary
+    from minigpt.training.run import filled_in
 
     config = parse(changes)
     data = open_data(config.data, quiet=True)
@@ -58,7 +58,7 @@ def prepared(changes: Sequence[str], folder: Path) -> tuple[Config, Path]:
     path = folder / f"{data.manifest.text_fingerprint[:12]}-{data.tokenizer.vocab_size}.bin"
     ends = data.tokenizer.end_of_text if config.data.tokenizer == "chars" else None  # no token of nanoGPT's there
     tokens[tokens != ends].astype(np.uint16).tofile(path)
-    return with_vocabulary(config, data), path
+    return filled_in(config, data), path
 
 
 def ours(changes: Sequence[str], terminal: bool, turn: Turn) -> None:
@@ -100,13 +100,13 @@ def raw(changes: Sequence[str], turn: Turn) -> None:
     from minigpt.data.prepare import open_data
     from minigpt.training.module import TrainingModule
     from minigpt.training.optimizer import learning_rate
-    from minigpt.training.run import with_vocabulary
+    from minigpt.training.run import filled_in
     from minigpt.training.threads import denormals_as_zero
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     config = parse(changes)
     data = open_data(config.data, quiet=True)
-    config = with_vocabulary(config, data)
+    config = filled_in(config, data)
     module = TrainingModule(config, data)
     trainer = L.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
     module.trainer = trainer  # whose number of devices the module asks for

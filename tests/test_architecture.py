@@ -16,12 +16,13 @@ HEAVY = {"lightning", "pytorch_lightning", "wandb"}
 MAY_IMPORT = {
     "config": set(),
     "cores": set(),
+    "environment": set(),
     "files": {"config"},
     "markdown": set(),
     "signals": set(),
     "streams": set(),
     "command_line": set(),
-    "cli": {"config", "files", "signals", "streams"},
+    "cli": {"config", "environment", "files", "signals", "streams"},
     "data": {"config", "cores", "files", "signals"},
     "model": {"config", "files"},
     "run_folder": {"config", "files"},
@@ -31,7 +32,7 @@ MAY_IMPORT = {
     "interop": {"config", "files", "data", "model", "checkpoint"},
     "training": {"config", "cores", "cli", "files", "markdown", "signals", "run_folder", "data", "model", "checkpoint"}
     | {"generation", "inspection", "command_line"},
-    "commands": {"cli", "files", "generation", "inspection", "training"},
+    "commands": {"cli", "files", "run_folder", "generation", "inspection", "training"},
     "__main__": {"cli", "commands"},
 }
 """The parts of minigpt that each part may import, besides itself."""

@@ -1,6 +1,7 @@
 """The command line: each mistake is one line that names it, and later words win over earlier ones."""
 
 import ast
+import io
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from scripts import ROOT, run_script
 
 from minigpt import cli
 from minigpt.config import Config, GenerationConfig, SampleConfig, UserError
+from minigpt.environment import _advice
 
 TRAINING_MISTAKES: list[tuple[list[str], list[str]]] = [
     (["--modle.n_layer", "3"], ["unknown option --modle.n_layer", "did you mean --model.n_layer?"]),
@@ -276,6 +278,63 @@ def test_a_prompt_may_begin_with_a_dash() -> None:
     assert cli.parse_sampling(["r", "--prompt=--x"]).prompt == "--x"
 
 
+@pytest.mark.parametrize("script", ["train.py", "sample.py"])
+@pytest.mark.parametrize("folder", [ROOT, Path("/")])
+def test_a_python_without_the_packages_is_told_what_to_do(script: str, folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", "-I", ROOT / script, "runs/x"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "has no package 'minigpt': " in line
+    assert ".venv/bin/activate" in line or "make demo" in line
+
+
+def test_a_package_that_minigpt_misses_is_one_line_and_what_others_miss_is_raised(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sample.py"])
+    monkeypatch.setitem(sys.modules, "tqdm", None)  # as if it were not installed
+
+    def ours(_: list[str]) -> None:
+        from minigpt.generation.texts_file import _write
+
+        _write(io.BytesIO(), [], None, 1, [], 0)  # type: ignore[arg-type]
+
+    def theirs(_: list[str]) -> None:
+        import tqdm  # noqa: F401
+
+    with pytest.raises(SystemExit) as end:
+        cli.run(ours)
+    assert end.value.code == 2
+    assert "has no package 'tqdm': " in capsys.readouterr().err
+    with pytest.raises(ModuleNotFoundError):
+        cli.run(theirs)
+
+
+@pytest.mark.parametrize(
+    ("made", "prefix", "folder", "expected"),
+    [
+        (True, "/usr", ".", "activate the environment with `. .venv/bin/activate`"),
+        (True, "/usr", "/usr", "activate the environment with `. '{root}/.venv/bin/activate'`"),
+        (True, ".venv", ".", "complete the environment with `make demo`"),
+        (False, "/usr", ".", "install minigpt with `make demo`"),
+    ],
+)
+def test_the_advice_fits_the_environment_there_is(
+    made: bool, prefix: str, folder: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "a clone"
+    (root / ".venv" / "bin").mkdir(parents=True)
+    if made:
+        (root / ".venv" / "bin" / "activate").touch()
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(sys, "prefix", str(root / prefix))
+    monkeypatch.chdir(root / folder)
+    assert _advice(root).startswith(expected.format(root=root))
+
+
 def test_the_options_of_sample_py_reach_its_config() -> None:
     argv = ["r", "--max_new_tokens", "5", "--temperature", "0", "--top_k", "null"]
     argv += ["--num_samples", "2", "--seed", "3", "--device", "cuda:1"]
@@ -470,5 +529,7 @@ def test_importing_a_script_does_nothing(script: str) -> None:
     """Nothing but imports, functions and the guard stands at the top of a script."""
     body = ast.parse((ROOT / script).read_text()).body[1:]
     allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef)
-    assert all(isinstance(node, allowed) for node in body[:-1])
+    tried = [each for node in body if isinstance(node, ast.Try) for each in node.body]  # where a package may be missing
+    assert all(isinstance(node, (*allowed, ast.Try)) for node in body[:-1])
+    assert all(isinstance(node, ast.ImportFrom) for node in tried)
     assert ast.unparse(body[-1]).startswith("if __name__ == '__main__':")

@@ -38,6 +38,12 @@ def test_the_commands_run_in_the_order_they_stand_in_and_what_they_made_serves_t
     assert "2 torch.Size([1, 2, 14, 14])" in result.stdout
 
 
+def test_the_environment_is_activated_before_the_first_command_of_ours() -> None:
+    first = min(README.index(line) for line in ("python train.py", "python sample.py", "python -m minigpt"))
+    typed = README[: README.index("python -m venv")]
+    assert README.index("make demo") < typed.index(". .venv/bin/activate") < first
+
+
 def test_the_callback_block_is_a_recipe(tmp_path: Path) -> None:
     from minigpt.cli import parse_training
 

@@ -26,7 +26,7 @@ from minigpt.model.gpt import GPT
 from minigpt.run_folder import RunFolder
 
 Content = TypeVar("Content")
-Weights = tuple[dict[str, Tensor], Config, Tokenizer]
+Weights = tuple[dict[str, Tensor], Config, Tokenizer, int | None]
 
 CHECKPOINT_KEY = "minigpt"
 """Where our own part lies in a Lightning checkpoint: {config, tokenizer, text_fingerprint, ...}."""
@@ -51,6 +51,8 @@ class LoadedModel:
     tokenizer: Tokenizer
     config: Config
     path: Path
+    step: int | None = None
+    """Optimizer steps that the weights have seen; None for a file that does not say."""
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedModel:
@@ -63,7 +65,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedMo
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:  # an unknown name, or a build without that device
         raise UserError(f"device={device}: not to be had here ({str(error).splitlines()[0]})") from None
-    file, (state, config, tokenizer) = first_intact(weights_files(path), _read_weights)
+    file, (state, config, tokenizer, step) = first_intact(weights_files(path), _read_weights)
     try:
         model = GPT(config.model)
         model.load_state_dict(state)
@@ -74,7 +76,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedMo
         model = model.to(device)
     except (RuntimeError, NotImplementedError) as error:
         raise UserError(f"device={device}: cannot hold the model ({str(error).splitlines()[0]})") from None
-    return LoadedModel(model.eval(), tokenizer, config, file)
+    return LoadedModel(model.eval(), tokenizer, config, file, step)
 
 
 def weights_files(path: str | Path) -> list[Path]:
@@ -192,8 +194,8 @@ def _n_bytes(value: Any) -> int:
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors_in(value)}.values())
 
 
-def save_weights(path: str | Path, model: GPT, config: Config, tokenizer: Tokenizer) -> None:
-    """Write a safetensors file that needs no other file: config, tokenizer and checksum travel in its header.
+def save_weights(path: str | Path, model: GPT, config: Config, tokenizer: Tokenizer, step: int | None = None) -> None:
+    """Write a safetensors file that needs no other file: config, tokenizer, step and checksum travel in its header.
 
     Raises:
         UserError: it cannot be written; what was there before is.
@@ -206,6 +208,7 @@ def save_weights(path: str | Path, model: GPT, config: Config, tokenizer: Tokeni
         "config": json.dumps(config.to_dict()),
         "tokenizer": json.dumps(tokenizer.to_dict()),
         CHECKSUM: "0" * 64,
+        **({} if step is None else {"step": str(step)}),
     }
 
     def write(temporary: Path) -> None:
@@ -282,23 +285,23 @@ def _read_weights(path: Path) -> Weights:
     """What a model is made of; everything is looked at here, so that another file can stand in for a damaged one."""
     read = _read_safetensors if path.suffix == ".safetensors" else _read_checkpoint
     try:
-        state, config, tokenizer = read(path)
-        return state, Config.from_dict(config), tokenizer_from_dict(tokenizer)
+        state, config, tokenizer, step = read(path)
+        return state, Config.from_dict(config), tokenizer_from_dict(tokenizer), None if step is None else int(step)
     except UserError as error:
         raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     except (KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a model of minigpt's ({type(error).__name__}: {error})") from None
 
 
-def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any], Any]:
     content = read_checkpoint(path)
     prefix = "model."
     state = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
     ours = content[CHECKPOINT_KEY]
-    return state, ours["config"], ours["tokenizer"]
+    return state, ours["config"], ours["tokenizer"], content.get("global_step")
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any], Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -315,4 +318,4 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], di
     has_checksum = place is not None or bool(set(header) - {"format", "config", "tokenizer"})
     if has_checksum and (place is None or place[1] != checksum):
         raise UserError(f"{path}: {_DAMAGED}")
-    return state, json.loads(header["config"]), json.loads(header["tokenizer"])
+    return state, json.loads(header["config"]), json.loads(header["tokenizer"]), header.get("step")

@@ -24,6 +24,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from minigpt.config import CompareConfig, Config, GenerationConfig, InspectConfig, ProofConfig, SampleConfig, UserError
+from minigpt.environment import is_ours, refuse_missing
 from minigpt.files import reason, refuse_url, shown
 from minigpt.signals import SIGNALS, exit_by_signal, handled_by
 from minigpt.streams import drop, outlive_reader
@@ -66,6 +67,10 @@ def run(main: Callable[[list[str]], None], *, outlives_reader: bool = True) -> N
     except KeyboardInterrupt:
         _flush()
         sys.exit(130)
+    except ModuleNotFoundError as error:
+        if not is_ours(error):
+            raise
+        refuse_missing(error)
     except BrokenPipeError:
         if outlives_reader:  # it was another pipe, say that of a worker
             raise
@@ -145,7 +150,10 @@ def parse_sampling(argv: Sequence[str], program: str = "sample.py") -> SampleCon
     words = ("interactive", "int8", "compile")
     parser.add_class_arguments(SampleConfig, None, as_positional=True, skip={*words})
     _add_words(parser, SampleConfig, *words)
-    return SampleConfig(**parse(parser, SampleConfig, argv))
+    values = parse(parser, SampleConfig, argv)
+    if values["prompt"] is None:  # where a text or nothing is expected, jsonargparse reads the text "null" as nothing
+        values["prompt"] = next(reversed(list(_all_options("--prompt", argv))), None)
+    return SampleConfig(**values)
 
 
 def change(config: GenerationConfig, settings: Mapping[str, Any], others: Iterable[str] = ()) -> GenerationConfig:

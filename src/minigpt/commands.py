@@ -56,9 +56,12 @@ def sample(arguments: list[str], program: str = "sample.py") -> None:
     elif config.explain is not None:
         from minigpt.generation.terminal import show
         from minigpt.inspection.explanation import explain
+        from minigpt.run_folder import name_of
 
         require_page(Path(config.explain))
-        written, page = explain(load(config.run), prompt, config, title=config.run)
+        writer = load(config.run)
+        prompt = writer.first_prompt if prompt is None else prompt
+        written, page = explain(writer, prompt, config, title=name_of(config.run))
         write_text(Path(config.explain), page)  # before the text is shown, which ends with whoever reads it
         show(f"{prompt}{written.text}\n")
         note(f"{config.explain}: why each of these {len(written.tokens)} tokens was written")

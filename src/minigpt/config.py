@@ -589,8 +589,8 @@ class GenerationConfig:
 class SamplingConfig(GenerationConfig):
     """Text written at each validation."""
 
-    prompts: list[str] = field(default_factory=lambda: ["def ", "class ", "import "])
-    """Prompts continued at each validation; [] for none."""
+    prompts: list[str] | None = None
+    """Prompts continued at each validation; beginnings of the val text when not given, [] for none."""
     max_new_tokens: int = 96
     """Tokens to write after each prompt; the text may end sooner, where the model ends its document."""
     seed: int = 1
@@ -607,8 +607,8 @@ class SampleConfig(GenerationConfig):
 
     run: str
     """A run folder such as runs/demo, or a .ckpt or .safetensors file."""
-    prompt: str = "\n"
-    """Text to continue; an empty one starts a new document."""
+    prompt: str | None = None
+    """Text to continue; the run's first prompt when not given, and an empty one starts a new document."""
     prompt_file: str | None = None
     """Read the prompt from this file, or from standard input if it is '-'."""
     num_samples: int = 1
@@ -652,8 +652,7 @@ class SampleConfig(GenerationConfig):
             self.prompts is None or self.out is not None, "prompts: name a file for the texts, as in --out texts.jsonl"
         )
         _require(self.out is None or self.prompts is not None, "out: is for what follows --prompts FILE; leave it out")
-        sources = [name for name in ("prompts", "prompt_file") if getattr(self, name) is not None]
-        sources += ["prompt"] if self.prompt != type(self).prompt else []
+        sources = [name for name in ("prompts", "prompt_file", "prompt") if getattr(self, name) is not None]
         _require(len(sources) < 2, f"{' and '.join(sources)} are given together: give one of them")
         single = next((name for name in ("explain", "checkpoints") if getattr(self, name)), None)
         _require(

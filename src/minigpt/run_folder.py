@@ -29,6 +29,13 @@ from minigpt.config import UserError
 from minigpt.files import locked, reason, refuse_url, require_writable, sweep
 
 
+def name_of(path: str | Path) -> str:
+    """What a run, or a checkpoint in its folder, is called on a page: tiny, or tiny/checkpoints/last.ckpt."""
+    path = Path(path).resolve()
+    run = next((folder for folder in (path, *path.parents) if (folder / "config.yaml").is_file()), path)
+    return path.relative_to(run.parent).as_posix()
+
+
 @dataclass(frozen=True, init=False)
 class RunFolder:
     """The paths of one run."""

@@ -57,6 +57,20 @@ def test_a_text_that_the_other_model_cannot_read_has_no_score(
     assert "no score by two: character 'z'" in capsys.readouterr().out.replace(" │", "").replace("\n", " ")
 
 
+@pytest.mark.parametrize(("prompts", "begin"), [(("a", "b"), "a"), (("z", "b"), "b"), (("z", "z"), "")])
+def test_without_a_prompt_both_continue_the_first_that_both_can_read(
+    prompts: tuple[str, str], begin: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "163")
+    first = Writer(real(), BYTES, first_prompt=prompts[0])
+    second = Writer(real(vocab_size=10), LETTERS, first_prompt=prompts[1])
+    config = SampleConfig("one", compare="two", temperature=0.0, max_new_tokens=2)
+    compare((first, second), None, config)
+    said = capsys.readouterr().out
+    compare((first, second), begin, config)
+    assert said == capsys.readouterr().out
+
+
 def test_a_prompt_that_one_model_refuses_names_its_run() -> None:
     writers = Writer(real(), BYTES), Writer(Counting(10), LETTERS)
     with pytest.raises(UserError, match=r"^runs/two: character 'z'"):

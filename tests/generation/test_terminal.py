@@ -39,6 +39,13 @@ def test_a_pipe_gets_the_text_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
         assert stream.getvalue() == expected
 
 
+def test_where_no_prompt_is_given_the_runs_first_one_is_continued(capsys: pytest.CaptureFixture) -> None:
+    writer = Writer(Counting(10), LETTERS, first_prompt="ab")  # type: ignore[arg-type]
+    for prompt, expected in ((None, "abcde\n"), ("b", "bcde\n")):
+        write(writer, prompt, SampleConfig("r", temperature=0.0, max_new_tokens=3))
+        assert capsys.readouterr().out == expected
+
+
 def test_the_text_is_on_stdout_and_its_speed_on_stderr(capsys: pytest.CaptureFixture) -> None:
     writer = Writer(Counting(10), LETTERS)  # type: ignore[arg-type]
     write(writer, "ab", SampleConfig("r", temperature=0.0, max_new_tokens=3))

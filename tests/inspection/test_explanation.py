@@ -306,6 +306,16 @@ class HostileTokenizer(BytesTokenizer):
         return list(range(len(HOSTILE)))
 
 
+def test_at_the_load_event_the_heads_are_drawn(browser: Any, tmp_path: Path) -> None:
+    path = tmp_path / "why.html"
+    path.write_text(explain(writer_of(), "abc def", GenerationConfig(**ALL))[1], encoding="ascii")
+    page = browser.new_page()
+    page.add_init_script("addEventListener('load', () => { window.early = !document.documentElement.dataset.ready; })")
+    page.goto(path.as_uri())
+    assert page.evaluate("window.early") is False
+    page.close()
+
+
 def test_hostile_tokens_and_titles_stay_text(show: Any) -> None:
     writer = Writer(make({"vocab_size": len(HOSTILE) + 1}), HostileTokenizer())
     config = GenerationConfig(max_new_tokens=14, min_new_tokens=14, temperature=5.0, stop="x</script><script>")

@@ -171,5 +171,5 @@ def test_hostile_paths_and_texts_stay_text(run: RunFolder, tmp_path: Path, show:
     stop = GenerationConfig(max_new_tokens=4, stop="<script>alert(1)<&")
     view = show(film(path, "<a>\n", stop))
     assert view.page.locator("img").count() == 0
-    assert view.text("h1").startswith(str(path))
+    assert view.text("h1").startswith(path.name)
     assert "<script>alert(1)<&" in view.text("dl")

@@ -1,6 +1,7 @@
 """`python -m minigpt.inspection`: the page and the table that it says, and one line for whatever it cannot do."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from minigpt.inspection.model_report import inspect_runs, relation_lines, write_
 from minigpt.inspection.relations import RelationScore
 from minigpt.inspection.snapshot import Snapshot
 from minigpt.model.gpt import GPT
+from minigpt.run_folder import name_of
 
 CODE = "def add(first, second):\n    return add(second, (first))\n" * 4
 
@@ -26,13 +28,19 @@ def weights(tmp_path: Path) -> Path:
     return make(tmp_path / "run" / "model.safetensors")
 
 
-def make(path: Path, tokenizer: BytesTokenizer | CharsTokenizer | None = None, seed: int = 0, **changes: int) -> Path:
+def make(
+    path: Path,
+    tokenizer: BytesTokenizer | CharsTokenizer | None = None,
+    seed: int = 0,
+    step: int | None = None,
+    **changes: int,
+) -> Path:
     tokenizer = tokenizer or BytesTokenizer()
     sizes = {"vocab_size": tokenizer.vocab_size, "context_length": 64, "n_layer": 2, "n_head": 2, "n_embd": 16}
     torch.manual_seed(seed)
     model = GPT(GPTConfig(**sizes | changes))
     path.parent.mkdir(exist_ok=True)
-    save_weights(path, model, dataclasses.replace(Config(), model=model.config), tokenizer)
+    save_weights(path, model, dataclasses.replace(Config(), model=model.config), tokenizer, step)
     return path
 
 
@@ -66,8 +74,38 @@ def test_two_models_are_shown_on_one_text(weights: Path, tmp_path: Path) -> None
     write_inspection(InspectConfig(run=str(weights), compare=str(other), out=str(out)), CODE)
     alone = tmp_path / "alone.html"
     write_inspection(InspectConfig(run=str(weights), out=str(alone)), CODE)
-    assert str(other) in out.read_text()
+    assert "<title>model.safetensors (A) and other.safetensors (B)</title>" in out.read_text()
     assert out.stat().st_size > alone.stat().st_size + 4 * 64 * 64 / 4
+
+
+def test_of_two_models_each_has_its_step_and_its_tables_and_then_comes_the_difference(tmp_path: Path) -> None:
+    first = make(tmp_path / "run" / "model.safetensors", step=60)
+    (tmp_path / "run" / "config.yaml").touch()
+    second = make(tmp_path / "run" / "step_000030.safetensors", seed=1, step=30)
+    found = inspect_runs(InspectConfig(run=str(first.parent), compare=str(second)), CODE)
+    parts = [part.splitlines() for part in found.table.split("\n\n")]
+    headings = [part[0] for part in parts if len(part) == 1 and "   " not in part[0]]
+    assert headings == ["A: run, step 60", "B: run/step_000030.safetensors, step 30", "A - B"]
+    a, b, change = ({row.split()[1]: row for row in part[2:]} for part in parts if part[0].startswith("| head"))
+    for head, row in change.items():
+        (mine, other, difference) = (float(each.split("|")[-2]) for each in (a[head], b[head], row))
+        assert mine - other == pytest.approx(difference, abs=0.0015)
+    sizes = [abs(float(row.split("|")[-2])) for row in change.values()]
+    assert sizes == sorted(sizes, reverse=True)
+    assert "<title>run (A) and run/step_000030.safetensors (B)</title>" in found.page
+    assert [
+        run["steps"] for run in json.loads(found.page.split('"application/json">')[1].split("</script>")[0])["runs"]
+    ] == [[60], [30]]
+
+
+@pytest.mark.parametrize("name", [".", "../run", "../run/"])
+def test_a_run_is_called_by_its_name_wherever_the_command_is_typed(
+    name: str, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (weights.parent / "config.yaml").touch()
+    monkeypatch.chdir(weights.parent)
+    assert name_of(name) == "run"
+    assert name_of(Path(name) / "checkpoints" / "last.ckpt") == "run/checkpoints/last.ckpt"
 
 
 def test_a_second_model_of_a_shorter_context_is_asked_for_the_relations_that_fit_into_it(weights: Path) -> None:

@@ -149,6 +149,41 @@ def test_clicking_a_token_selects_it_and_dims_what_it_cannot_see(view):
     assert deaf == list(range(4, 12))
 
 
+def readout(view):
+    """[query, key] that the readout tells, and the row that is marked on the map."""
+    pair = [int(view.text(f"#readout-{name}")[1:]) for name in ("row", "column")]
+    return pair, round(float(view.page.locator("#line-mark").evaluate("mark => mark.style.top")[:-1]) / 100 * 12)
+
+
+def test_readout_and_marks_follow_whatever_selects_another_token(view):
+    view.select(HALF)
+    token = view.page.locator("#tokens span")
+    token.nth(9).hover()
+    assert readout(view) == ([11, 9], 11)
+    token.nth(9).click()
+    assert readout(view) == ([9, 0], 9), "the strongest pair of the token that was clicked"
+    assert view.page.locator("#cell-mark").is_hidden()
+    token.nth(5).hover()
+    assert readout(view) == ([9, 5], 9)
+    view.page.keyboard.press("[")
+    assert readout(view) == ([8, 5], 8), "the pointer still rests on token 5"
+    view.page.get_by_text("who listens to it").dispatch_event("click")
+    assert readout(view)[0] == [8, 8], "token 5 cannot listen to token 8"
+    token.nth(9).hover()
+    assert readout(view)[0] == [9, 8]
+
+
+def test_at_the_load_event_everything_is_drawn_for_programs_that_print_or_capture(browser, tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text(render_page(history(), title=TITLE), encoding="utf-8")
+    page = browser.new_page()
+    page.add_init_script("addEventListener('load', () => { window.early = !document.documentElement.dataset.ready; })")
+    page.goto(path.as_uri())
+    assert page.evaluate("window.early") is False
+    assert page.locator("iframe").count() == 0
+    page.close()
+
+
 def test_the_other_direction_shows_who_listens(view):
     view.select(PREVIOUS)
     view.page.locator("#tokens span").nth(4).click()

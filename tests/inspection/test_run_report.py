@@ -2,6 +2,7 @@
 
 import csv
 import html
+import io
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from pages import HOSTILE, View, history
+from PIL import Image
 from scripts import run_script
 
 from minigpt.config import InspectConfig
@@ -122,7 +124,7 @@ def test_the_report_of_a_real_run_shows_its_numbers_texts_and_heads(
     losses = [float(first["train/loss"]), float(second["val/loss"])]
     assert view.values(0) == [f"{loss:.4g} at step 30" for loss in losses]
     assert "2 layers" in view.text("dl")
-    sample = RunFolder(tiny_run).samples(60).read_text().partition("\n")[2].removesuffix("\n\n")
+    sample = RunFolder(tiny_run).samples(60).read_text().partition("\n")[2].partition("\n\n──── ")[0]
     assert view.page.locator(".text").first.text_content() == sample
     frame = view.page.frame_locator("iframe")
     frame.locator(".thumb").nth(3).click()
@@ -249,7 +251,15 @@ def test_the_attention_page_works_inside(show: Any) -> None:
     frame.locator("#large").scroll_into_view_if_needed()
     painted = "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((level) => level)"
     assert frame.locator("#large").evaluate(painted)
-    assert frame.locator("#large").evaluate("() => window.origin") == "null"  # apart from the report
+
+
+def test_a_picture_of_the_whole_report_shows_the_attention_page(show: Any) -> None:
+    view = show(RECORD)
+    box = view.page.locator("iframe").bounding_box()
+    assert box["y"] > view.page.viewport_size["height"], "out of sight"
+    picture = Image.open(io.BytesIO(view.page.screenshot(full_page=True)))
+    inside = picture.crop([int(box[k]) + 30 for k in "xy"] + [int(box["x"] + 600), int(box["y"] + 500)])  # type: ignore[arg-type]
+    assert len(inside.getcolors(1 << 20) or []) > 20
 
 
 def test_the_report_works_in_a_sandboxed_frame(browser: Any, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from minigpt.training.anomalies import _rows_again
 from minigpt.training.loss import model_loss
 from minigpt.training.module import TrainingModule
 from minigpt.training.optimizer import follow_schedule, make_optimizer
-from minigpt.training.run import train, with_vocabulary
+from minigpt.training.run import filled_in, train
 
 NAN, INF = "nan", "inf"
 At = dict[int, tuple[Any, str]]
@@ -51,7 +51,7 @@ def plain_loop(config: Config, left_out: set[int], back_to: dict[int, int] | Non
     Micro-batches of several devices are those of one that accumulates them.
     """
     data = open_data(config.data, quiet=True)
-    config = with_vocabulary(config, data)
+    config = filled_in(config, data)
     n_devices = config.trainer.devices if isinstance(config.trainer.devices, int) else 1
     accumulate, n_steps = config.trainer.accumulate_grad_batches * n_devices, config.trainer.max_steps
     torch.manual_seed(config.seed)
@@ -308,7 +308,7 @@ def test_a_report_names_the_documents_the_layers_and_the_scores(tmp_path: Path) 
     )
     assert np.shape(rank["micro_batches"][0]["largest_scores"]) == (2, 2)
     prepared = open_data(config.data, quiet=True)
-    tokens, targets = train_batches(with_vocabulary(config, prepared), prepared, n_batches=24)[4]
+    tokens, targets = train_batches(filled_in(config, prepared), prepared, n_batches=24)[4]
     for row, own, own_targets in zip(rank["micro_batches"][0]["rows"], tokens, targets, strict=True):
         assert row["text"] == decode(prepared.tokenizer, [*own.tolist(), int(own_targets[-1])])
         letters = row["text"].replace("<|endoftext|>", "")

@@ -1,22 +1,28 @@
 """What happens beside training, in this process."""
 
 import csv
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from small_runs import small_settings
 
 from minigpt.checkpoint import load_model, read_checkpoint
-from minigpt.config import UserError
+from minigpt.cli import parse_sampling
+from minigpt.command_line import command
+from minigpt.config import Config, SampleConfig, UserError
+from minigpt.data.prepare import open_data
 from minigpt.data.relations import Relation, to_json_line
+from minigpt.generation.writer import Writer
 from minigpt.inspection.snapshot import Snapshot
 from minigpt.model import compiling
 from minigpt.model.compiling import compiles
 from minigpt.training.callbacks import Metrics
 from minigpt.training.module import TrainingModule
-from minigpt.training.run import train
+from minigpt.training.run import _prompt_arguments, filled_in, train
 
 
 def test_looking_changes_nothing_final_weights_are_bit_identical(tmp_path: Path) -> None:
@@ -209,6 +215,53 @@ def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_made(tmp_path:
     with pytest.raises(UserError, match="sampling.prompts.*reads at most 16"):
         train(config)
     assert not (tmp_path / "runs" / "small").exists()
+
+
+def test_prompts_that_the_user_leaves_out_are_beginnings_of_the_val_text_and_stay_with_the_run(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("Однажды в студёную зимнюю пору\n" * 40)
+    config = small_settings(
+        tmp_path, data={"tokenizer": "chars"}, model={"context_length": 48}, sampling={"prompts": None}
+    )
+    run = train(config)
+    saved = Config.from_dict(yaml.safe_load(run.config.read_text()))
+    prompts = saved.sampling.prompts or []
+    assert "Однажды в" in prompts
+    assert filled_in(config, open_data(config.data)).sampling == saved.sampling, "the same where the run goes on"
+    for step in (6, 12):
+        assert [f"prompt {prompt!r}\n{prompt}" in run.samples(step).read_text() for prompt in prompts] == [True] * 3
+    assert Writer.load(run.path).first_prompt == prompts[0]
+
+
+@pytest.mark.parametrize(
+    "prompt", ["def ", 'it\'s "quoted"', "$(echo no) `no` \\", "-x", "--seed 3", "null", "日本", " # a", "!!"]
+)
+def test_the_printed_prompt_is_what_a_shell_hands_to_sample_py(prompt: str, tmp_path: Path) -> None:
+    config = small_settings(tmp_path, sampling={"prompts": [prompt]})
+    line = command("sample", "runs/x", *_prompt_arguments(config)).partition("sample")[2].removeprefix(".py")
+    assert parse_sampling(shlex.split(line)) == SampleConfig("runs/x", prompt=prompt)
+
+
+@pytest.mark.parametrize("prompts", [[], [""], ["\n"], ["\x1b[2J"]])
+def test_a_prompt_that_cannot_be_printed_is_left_to_the_default(prompts: list[str], tmp_path: Path) -> None:
+    assert _prompt_arguments(small_settings(tmp_path, sampling={"prompts": prompts})) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"sampling": {"prompts": ["1", "日"]}},
+            ["sampling.prompts[1]='日': character '日'", "leave sampling.prompts out"],
+        ),
+        ({"attention": {"text": "日"}}, ["attention.text: character '日'", "data.tokenizer bytes"]),
+    ],
+)
+def test_characters_that_only_the_user_asked_for_are_refused_by_the_settings_name(
+    settings: dict[str, Any], words: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as refused:
+        train(small_settings(tmp_path, data={"tokenizer": "chars"}, **settings))
+    assert all(word in str(refused.value) for word in words), refused.value
 
 
 def test_a_context_longer_than_the_text_is_refused(tmp_path: Path) -> None:

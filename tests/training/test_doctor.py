@@ -104,7 +104,7 @@ def test_one_screen_says_what_a_run_would_be(arguments: list[str], tmp_path: Pat
         (["--data.dir=/proc/here"], ["data.dir=/proc/here", "cannot be written", "name another"]),
         (["--model.context_length=100000"], ["needs 100001: give more text or a shorter context"]),
         (["--model.vocab_size=10"], ["model.vocab_size=10: the tokenizer has 257 tokens"]),
-        (["--data.tokenizer=chars", "--sampling.prompts=[日]"], ["sampling.prompts: ", "'日'"]),
+        (["--data.tokenizer=chars", "--sampling.prompts=[日]"], ["sampling.prompts[0]='日': "]),
         (["--trainer.accelerator=tpux"], ["trainer.accelerator=tpux"]),
         (
             [*FSDP, "--trainer.accelerator=cpu"],

@@ -129,7 +129,7 @@ class CharsTokenizer:
             i = int(unknown.argmax())
             raise UserError(
                 f"character {text[i]!r} (U+{ord(text[i]):04X}) at position {i} is not among the {len(self.alphabet)} "
-                "characters this tokenizer was made from; leave it out, or train with bytes or bpe:N, which know all"
+                "characters this tokenizer was made from: write without it, or train with data.tokenizer bytes or bpe:N"
             )
         return tokens
 

@@ -33,12 +33,12 @@ COMMANDS = ("again", "help", "more", "quit", "settings")
 SETTINGS = tuple(each.name for each in dataclasses.fields(GenerationConfig))
 
 
-def converse(writer: Writer, prompt: str, config: SampleConfig, change: Change) -> None:
+def converse(writer: Writer, prompt: str | None, config: SampleConfig, change: Change) -> None:
     """Answer lines until they end: typed ones with a history in memory, or those of a pipe, without a prompt sign.
 
     Args:
         writer: the model.
-        prompt: is written after at once, unless it is the one that stands for none.
+        prompt: is written after at once, if there is one.
         config: how, until settings are changed.
         change: makes settings of what is typed.
     """
@@ -51,7 +51,7 @@ def converse(writer: Writer, prompt: str, config: SampleConfig, change: Change) 
         note("/help lists the commands, Ctrl-D ends")
     sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     conversation = Conversation(writer, config, change)
-    steps: list[Callable[[], None]] = [lambda: conversation.write(prompt)] if prompt != SampleConfig.prompt else []
+    steps: list[Callable[[], None]] = [] if prompt is None else [lambda: conversation.write(prompt)]
     while True:
         try:
             if steps:

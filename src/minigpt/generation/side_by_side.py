@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import unicodedata
 from collections.abc import Iterator
@@ -19,8 +20,8 @@ LEAST_WIDTH = 12
 """Of a column; a narrower terminal breaks lines itself."""
 
 
-def compare(writers: tuple[Writer, Writer], prompt: str, config: SampleConfig) -> None:
-    """Print what both models write after a prompt, with the same seeds.
+def compare(writers: tuple[Writer, Writer], prompt: str | None, config: SampleConfig) -> None:
+    """Print what both models write after a prompt, with the same seeds; by default the first of a run's own.
 
     Under each text stand the bits per byte that each model gives it, with its prompt: a model finds its own texts
     likely, so the better one is known by what it gives to the other's.
@@ -29,6 +30,7 @@ def compare(writers: tuple[Writer, Writer], prompt: str, config: SampleConfig) -
         UserError: a prompt or a setting that one of them refuses, naming the run.
     """
     names = (config.run, str(config.compare))
+    prompt = _common_prompt(writers, config) if prompt is None else prompt
     for name, writer in zip(names, writers, strict=True):
         try:
             writer.check(prompt, config)
@@ -47,6 +49,16 @@ def compare(writers: tuple[Writer, Writer], prompt: str, config: SampleConfig) -
         scores = [[_scored(writer, name, text) for writer, name in zip(writers, names, strict=True)] for text in texts]
         for line in columns("\n".join(scores[0]), "\n".join(scores[1]), width):
             print(line, flush=True)
+
+
+def _common_prompt(writers: tuple[Writer, Writer], config: SampleConfig) -> str:
+    """The first prompt of a run that both models can read; the empty one where there is none."""
+    for prompt in [writer.first_prompt for writer in writers]:
+        with contextlib.suppress(UserError):
+            for writer in writers:
+                writer.check(prompt, config)
+            return prompt
+    return ""
 
 
 def columns(left: str, right: str, width: int) -> Iterator[str]:

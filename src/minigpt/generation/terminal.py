@@ -61,13 +61,13 @@ def show(text: str) -> None:
     sys.stdout.flush()
 
 
-def write(writer: Writer, prompt: str, config: SampleConfig) -> None:
-    """Print the prompt and what follows it, as it is written, for each sample.
+def write(writer: Writer, prompt: str | None, config: SampleConfig) -> None:
+    """Print the prompt, by default the run's first one, and what follows it, as it is written, for each sample.
 
     Raises:
         UserError: a prompt or a setting that is refused; nothing is printed then.
     """
-    speed = Speed()
+    speed, prompt = Speed(), writer.first_prompt if prompt is None else prompt
     for number in range(config.num_samples):
         settings = config.of_sample(number)
         texts = speed.stream(writer, prompt, settings)

@@ -59,7 +59,13 @@ class Writer:
     """A trained model, ready to write."""
 
     def __init__(
-        self, model: GPT, tokenizer: Tokenizer, *, from_start: bool = False, reader: Reader | None = None
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        *,
+        from_start: bool = False,
+        reader: Reader | None = None,
+        first_prompt: str = "",
     ) -> None:
         """Open a model for writing.
 
@@ -68,8 +74,10 @@ class Writer:
             tokenizer: that it was trained with.
             from_start: for models of whole texts (data.mode=examples): a prompt is the beginning of one.
             reader: see `engine.generate`.
+            first_prompt: of those that were continued while the model trained; `sample.py` writes after it by default.
         """
         self.model, self.tokenizer, self.from_start, self.reader = model, tokenizer, from_start, reader
+        self.first_prompt = first_prompt
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu", *, int8: bool = False, compile: bool = False) -> Writer:
@@ -97,7 +105,9 @@ class Writer:
             reader = CPUDecode(model, int8=True)
         elif compile:
             reader = CompiledDecode(model)
-        return cls(model, loaded.tokenizer, from_start=loaded.config.data.mode == "examples", reader=reader)
+        from_start, prompts = loaded.config.data.mode == "examples", loaded.config.sampling.prompts or []
+        first_prompt = prompts[0] if prompts else ""
+        return cls(model, loaded.tokenizer, from_start=from_start, reader=reader, first_prompt=first_prompt)
 
     @cached_property
     def token_texts(self) -> list[bytes]:

@@ -271,6 +271,13 @@ function listen() {
   }).observe(document.body);
 }
 
+// The load event waits while a document in a frame is open, and programs that print or capture a page wait for it.
+function holdLoad() {
+  const frame = document.body.appendChild(make("iframe", { hidden: true }));
+  frame.contentDocument?.open();                         // there is none inside a sandbox
+  return () => frame.remove();
+}
+
 async function main() {
   levels = await inflate(data.levels);
   build();
@@ -279,6 +286,7 @@ async function main() {
   document.documentElement.dataset.ready = "1";
 }
 
-main().catch((error) => {
+const release = holdLoad();
+main().finally(release).catch((error) => {
   $("intro").textContent = `This browser could not draw the page (${error.message}). Chrome 105, Firefox 121, Safari 16.4 or newer can.`;
 });

@@ -15,7 +15,7 @@ from minigpt.inspection.documents import document, policy_of
 from minigpt.inspection.page import Page
 from minigpt.inspection.run_record import curves_of, metric_rows
 from minigpt.inspection.written import ENDS, mean, n_kept, scale_html, settings_text, tokens_html
-from minigpt.run_folder import RunFolder
+from minigpt.run_folder import RunFolder, name_of
 
 KEEP = "train with --keep_every_n_steps 50, say, to keep one every 50 steps"
 _MEASURES = {"val/loss": "nats a token", "val/bits_per_byte": "bits a byte"}
@@ -33,12 +33,14 @@ class _Frame:
     """Surprise of each token that was written."""
 
 
-def film(run: str | Path, prompt: str, config: GenerationConfig | None = None, device: str = "cpu") -> Page:
+def film(
+    run: str | Path, prompt: str | None = None, config: GenerationConfig | None = None, device: str = "cpu"
+) -> Page:
     """Let every checkpoint of a run write after the same prompt with the same seed.
 
     Args:
         run: a run folder.
-        prompt: text.
+        prompt: text; the run's first prompt when not given.
         config: how to write.
         device: where to compute.
 
@@ -51,6 +53,7 @@ def film(run: str | Path, prompt: str, config: GenerationConfig | None = None, d
     folder, config, notes = RunFolder(run), config or GenerationConfig(), list[str]()
     frames = []
     for step, writer in _opened(folder, device, notes):
+        prompt = writer.first_prompt if prompt is None else prompt
         try:
             frames.append(_frame(step, writer, prompt, config))
         except UserError as error:
@@ -67,7 +70,7 @@ def film(run: str | Path, prompt: str, config: GenerationConfig | None = None, d
             "film",
             policy_of("film", shared=["written"]),
             shared="written",
-            title=html.escape(f"{run}: the same prompt, step by step"),
+            title=html.escape(f"{name_of(run)}: the same prompt, step by step"),
             facts="".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in facts.items()),
             notes="".join(f"<p>{html.escape(note)}</p>" for note in notes),
             scale=scale_html(),

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from minigpt import markdown
 from minigpt.checkpoint import LoadedModel, load_model
@@ -15,12 +16,12 @@ from minigpt.config import InspectConfig, UserError
 from minigpt.data.relations import read_json_lines
 from minigpt.data.tokenizer import decode
 from minigpt.files import require_page, write_text
-from minigpt.inspection.heads import FEWEST_LINKS, label_heads, look
-from minigpt.inspection.page import Page, render_page
+from minigpt.inspection.heads import FEWEST_LINKS, Seen, label_heads, look
+from minigpt.inspection.page import Labels, Page, render_page
 from minigpt.inspection.probes import Probe, read_examples
 from minigpt.inspection.relations import Link, RelationScore, within
 from minigpt.inspection.snapshot import Snapshot
-from minigpt.run_folder import RunFolder
+from minigpt.run_folder import RunFolder, name_of
 
 COLUMNS = ("induction", "duplicate_token", "previous_token", "current_token", "first_token", "entropy")
 """Scores of the table; the page has all."""
@@ -54,21 +55,37 @@ def inspect_runs(config: InspectConfig, text: str | None = None) -> Inspection:
     tokens, known = _tokens(loaded, config, text)
     context_length = loaded.config.model.context_length
     probe = Probe.of(loaded.tokenizer, tokens, context_length, config.max_tokens, MEASURED, known)
-    seen = look(loaded.model, loaded.tokenizer, probe, 0, everything=True)
-    snapshot = seen.snapshot
-    other: list[Snapshot] = []
+    seen = look(loaded.model, loaded.tokenizer, probe, loaded.step or 0, everything=True)
+    labels, names = label_heads(seen.snapshot.scores), _names(config)
+    lines, other = _lines(seen), None
     if config.compare is not None:
-        other = [_second(load_model(config.compare, config.device), loaded, probe)]
-    labels = label_heads(snapshot.scores)
+        second = load_model(config.compare, config.device)
+        other = _second(second, loaded, probe)
+        lines = [_heading("A", names[0], loaded), *lines, _heading("B", names[1], second), *_lines(other)]
+        lines += ["A - B", difference_lines(seen.snapshot, other.snapshot)]
     page = render_page(
-        [snapshot], title=_title(config), links=probe.links, labels=[labels] if labels else (), other=other
+        [seen.snapshot],
+        title=names[0] if other is None else f"{names[0]} (A) and {names[1]} (B)",
+        links=probe.links,
+        labels=[labels] if labels else (),
+        other=[] if other is None else [other.snapshot],
     )
-    lines = [
-        head_lines(snapshot),
-        relation_lines(seen.relations),
-        number_line(snapshot.numbers),
-    ]
     return Inspection(page, "\n\n".join(line for line in lines if line))
+
+
+def _lines(seen: Seen) -> list[str]:
+    """Tables and numbers of one model."""
+    return [head_lines(seen.snapshot), relation_lines(seen.relations), number_line(seen.snapshot.numbers)]
+
+
+def _heading(letter: str, name: str, loaded: LoadedModel) -> str:
+    return f"{letter}: {name}" + (f", step {loaded.step}" if loaded.step else "")
+
+
+def difference_lines(a: Snapshot, b: Snapshot) -> str:
+    """Scores of each head in A minus those in B; heads first whose ablation differs most."""
+    scores = {name: a.scores[name] - b.scores[name] for name in a.scores if name in b.scores}
+    return _head_table(a, scores, labels=[], signed=True)
 
 
 def write_inspection(config: InspectConfig, text: str | None) -> str:
@@ -83,19 +100,24 @@ def write_inspection(config: InspectConfig, text: str | None) -> str:
 
 def head_lines(snapshot: Snapshot) -> str:
     """Every head with its label and main scores, those first whose absence the model would miss most."""
-    scores = snapshot.scores
-    labels = label_heads(scores)
+    return _head_table(snapshot, snapshot.scores, label_heads(snapshot.scores))
+
+
+def _head_table(
+    snapshot: Snapshot, scores: Mapping[str, npt.NDArray[np.floating]], labels: Labels, *, signed: bool = False
+) -> str:
     columns = [name for name in COLUMNS if name in scores]
     change = scores.get("ablation")
-    header = ["head", "label", *(name.replace("_", " ") for name in columns)]
+    header = ["head", *(["label"] if labels else []), *(name.replace("_", " ") for name in columns)]
+    header += ["loss without it"] if change is not None else []
     rows = []
     for layer, head in np.ndindex(snapshot.weights.shape[:2]):
-        cells = [f"{layer}.{head}", labels[layer][head] or "" if labels else ""]
-        cells += [_shown(float(scores[name][layer, head]), ".2f") for name in columns]
+        cells = [f"{layer}.{head}", *([labels[layer][head] or ""] if labels else [])]
+        cells += [_shown(float(scores[name][layer, head]), "+.2f" if signed else ".2f") for name in columns]
+        missed = 0.0 if change is None else float(change[layer, head])
         if change is not None:
-            cells.append(_shown(float(change[layer, head]), "+.3f"))
-        rows.append((-float(change[layer, head]) if change is not None else 0.0, cells))
-    header += ["loss without it"] if change is not None else []
+            cells.append(_shown(missed, "+.3f"))
+        rows.append((-abs(missed) if signed else -missed, cells))
     return markdown.table(header, [cells for _, cells in sorted(rows, key=lambda row: row[0])])
 
 
@@ -133,7 +155,7 @@ def _tokens_of_text(loaded: LoadedModel, text: str) -> list[int]:
     return [*start, *loaded.tokenizer.encode(text)]
 
 
-def _second(loaded: LoadedModel, first: LoadedModel, probe: Probe) -> Snapshot:
+def _second(loaded: LoadedModel, first: LoadedModel, probe: Probe) -> Seen:
     sizes = [(each.model.config.n_layer, each.model.config.n_head) for each in (first, loaded)]
     if sizes[0] != sizes[1]:
         raise UserError(
@@ -149,7 +171,7 @@ def _second(loaded: LoadedModel, first: LoadedModel, probe: Probe) -> Snapshot:
     T = loaded.model.config.context_length
     links = tuple(within(own, 0, T) for own in probe.window_links)
     second = replace(probe, windows=probe.windows[:, : T + 1], window_links=links)
-    return look(loaded.model, loaded.tokenizer, second, 0, everything=True).snapshot
+    return look(loaded.model, loaded.tokenizer, second, loaded.step or 0, everything=True)
 
 
 def _tokens_of_run(loaded: LoadedModel, run: Path) -> list[int]:
@@ -174,8 +196,12 @@ def _folder(run: Path) -> Path:
     return run if run.is_dir() else run.parent
 
 
-def _title(config: InspectConfig) -> str:
-    return config.run if config.compare is None else f"{config.run} (A) and {config.compare} (B)"
+def _names(config: InspectConfig) -> tuple[str, str]:
+    """Of both runs, the second one empty where there is none; as they were typed where their names are the same."""
+    if config.compare is None:
+        return name_of(config.run), ""
+    names = name_of(config.run), name_of(config.compare)
+    return names if names[0] != names[1] else (config.run, config.compare)
 
 
 def _shown(value: float, form: str) -> str:

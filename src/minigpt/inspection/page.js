@@ -13,7 +13,7 @@ const state = { frame: steps.length - 1, layer: 0, head: 0, token: T - 1, direct
   score: names.length ? 0 : -1, order: "place", minimum: 0,       // score: place in names; minimum: percent of its range
   values: false, view: "a", relation: -1 };                       // view: a, b or diff; relation: place in data.links
 let shown;                                // what the maps show, see look()
-let hover = null;                         // [query, key] under the pointer
+let under = null;                         // what the pointer is on: { token } of the text, or { cell } of the large map
 let pointed = -1;                         // head whose curve is under the pointer
 let timer = 0;
 
@@ -256,9 +256,18 @@ function drawRanking() {
   }));
 }
 
+// [query, key] under the pointer, for the token that is selected now; null where there is no weight to tell.
+function hovered() {
+  const { token, direction, hide } = state;
+  if (!under) return null;
+  if (under.token === 0 && hide && direction === "from") return null;
+  const [query, key] = under.cell ?? (direction === "from" ? [token, under.token] : [under.token, token]);
+  return key <= query ? [query, key] : null;
+}
+
 // Where nothing is hovered, the readout tells the strongest pair of the selected token.
 function drawReadout() {
-  const { layer, head, token, direction } = state;
+  const { layer, head, token, direction } = state, hover = hovered();
   let pair = hover;
   if (!pair) {
     const list = related((q, k) => levelAt(layer, head, q, k));
@@ -572,7 +581,9 @@ function drawAll() {
   $("slider").value = state.frame;
   $("slider").setAttribute("aria-valuetext", `step ${steps[state.frame]}`);
   $("step").textContent = steps[state.frame];
-  $("other-step").textContent = B ? `B: step ${B.steps[frameOf(B)]}` : "";
+  $("other-step").textContent = B ? [[A, "A"], [B, "B"]].map(([run, name]) => [name, run.steps[frameOf(run)]])
+    .filter(([name, step]) => step && (name === "B" || steps.length === 1))    // A's own stands at the slider; 0 is not known
+    .map(([name, step]) => `${name}: step ${step}`).join(", ") : "";
   drawGrid();
   drawBar();
   drawHead();
@@ -634,8 +645,8 @@ function cellUnder(event) {
     .map((x) => clamp(Math.floor(x * T), 0, T - 1));
 }
 
-function point(pair) {
-  hover = pair && pair[1] <= pair[0] ? pair : null;     // above the diagonal there is nothing to tell
+function point(at) {
+  under = at;
   drawReadout();
 }
 
@@ -675,17 +686,20 @@ function build() {
 
 function listen() {
   const tokenOf = (event) => (event.target.dataset.token === undefined ? null : Number(event.target.dataset.token));
-  const select = (event) => { if (tokenOf(event) !== null) set({ token: tokenOf(event) }); };
+  const select = (event) => {
+    if (tokenOf(event) === null) return;
+    under = null;                                        // the pointer is on the selected token: tell its strongest pair
+    set({ token: tokenOf(event) });
+  };
   $("tokens").addEventListener("click", select);
   $("tokens").addEventListener("keydown", (event) => {
     if (event.key === "Enter" || event.key === " ") { event.preventDefault(); select(event); }
   });
   $("tokens").addEventListener("pointerover", (event) => {
-    const other = tokenOf(event), { token, direction, hide } = state;
-    if (other === null || (hide && direction === "from" && other === 0)) point(null);
-    else point(direction === "from" ? [token, other] : [other, token]);
+    const token = tokenOf(event);
+    point(token === null ? null : { token });
   });
-  $("large").addEventListener("pointermove", (event) => point(cellUnder(event)));
+  $("large").addEventListener("pointermove", (event) => point({ cell: cellUnder(event) }));
   $("large").addEventListener("click", (event) => {
     const [query, key] = cellUnder(event);
     set({ token: state.direction === "from" ? query : key });
@@ -720,6 +734,13 @@ function listen() {
   }).observe(document.body);
 }
 
+// The load event waits while a document in a frame is open, and programs that print or capture a page wait for it.
+function holdLoad() {
+  const frame = document.body.appendChild(make("iframe", { hidden: true }));
+  frame.contentDocument?.open();                         // there is none inside a sandbox
+  return () => frame.remove();
+}
+
 async function main() {
   await decode();
   document.querySelector("main").hidden = false;
@@ -734,6 +755,7 @@ async function main() {
   document.documentElement.dataset.ready = "1";
 }
 
-main().catch((error) => {
+const release = holdLoad();
+main().finally(release).catch((error) => {
   $("intro").textContent = `This browser could not draw the page (${error.message}). Chrome 105, Firefox 121, Safari 16.4 or newer can.`;
 });

@@ -199,15 +199,18 @@ class Samples(Callback):
     def __init__(self, folder: RunFolder, config: Config, data: PreparedData) -> None:
         """Raises UserError for a prompt that the tokenizer or the context cannot hold."""
         self.folder, self.settings, self.tokenizer = folder, config.sampling, data.tokenizer
-        self.from_start = config.data.mode == "examples"
-        for prompt in self.settings.prompts:
+        self.from_start, self.prompts = config.data.mode == "examples", config.sampling.prompts or []
+        for i, prompt in enumerate(self.prompts):
             try:
                 encode_prompt(data.tokenizer, prompt, config.model.context_length, from_start=self.from_start)
             except UserError as error:
-                raise UserError(f"sampling.prompts: {error}") from None
+                raise UserError(
+                    f"sampling.prompts[{i}]={prompt!r}: {error}; or leave sampling.prompts out, for beginnings of the "
+                    "val text"
+                ) from None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking or not self.settings.prompts:
+        if trainer.sanity_checking or not self.prompts:
             return
         assert isinstance(pl_module, TrainingModule)
         model = whole_model(pl_module.model)
@@ -216,11 +219,9 @@ class Samples(Callback):
         with undisturbed(model):
             # Each prompt with the seed of the settings, as if it were alone.
             writer = Writer(model, self.tokenizer, from_start=self.from_start)
-            texts = [
-                sample.prompt + sample.text for sample in writer.generate_many(self.settings.prompts, self.settings)
-            ]
+            texts = [sample.prompt + sample.text for sample in writer.generate_many(self.prompts, self.settings)]
         step = trainer.global_step
-        rows = [(step, prompt, text) for prompt, text in zip(self.settings.prompts, texts, strict=True)]
+        rows = [(step, prompt, text) for prompt, text in zip(self.prompts, texts, strict=True)]
         log_table(trainer.loggers, "samples", ("step", "prompt", "text"), rows, step)
         content = "".join(f"──── step {step}, prompt {prompt!r}\n{text}\n\n" for _, prompt, text in rows)
         write_text(self.folder.samples(step), content)
@@ -293,7 +294,10 @@ def _probe(config: Config, data: PreparedData) -> Probe:
     ground_truth = data.folder / f"val{RELATIONS}"
     known = None
     if settings.text is not None:
-        tokens = data.tokenizer.encode(settings.text)
+        try:
+            tokens = data.tokenizer.encode(settings.text)
+        except UserError as error:
+            raise UserError(f"attention.text: {error}") from None
     elif settings.relations is not None or ground_truth.is_file():
         try:
             tokens, known = read_examples(data.tokenizer, read_json_lines(settings.relations or ground_truth), enough)

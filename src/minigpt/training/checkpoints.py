@@ -132,7 +132,7 @@ class Checkpoints(Checkpoint):
     def _save_weights(self, trainer: L.Trainer, module: L.LightningModule, file: Path) -> None:
         assert isinstance(module, TrainingModule)
         model = whole_model(module.model)
-        on_first(trainer, lambda: save_weights(file, model, self.config, module.data.tokenizer))
+        on_first(trainer, lambda: save_weights(file, model, self.config, module.data.tokenizer, trainer.global_step))
 
     def _save_last(self, trainer: L.Trainer, module: L.LightningModule, *, is_best: bool = False) -> None:
         """Whenever the process dies in here, last.ckpt is there, and where there are two, one before it.

@@ -200,13 +200,13 @@ def measure_speeds(recipes: dict[str, Config], rounds: int = 9) -> dict[str, flo
     from minigpt.model.gpt import GPT
     from minigpt.training.loss import model_loss
     from minigpt.training.optimizer import make_optimizer
-    from minigpt.training.run import with_vocabulary
+    from minigpt.training.run import filled_in
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models = {}
     for name, config in recipes.items():
         torch.manual_seed(config.seed)
-        filled = with_vocabulary(config, open_data(config.data, quiet=True))
+        filled = filled_in(config, open_data(config.data, quiet=True))
         model = GPT(filled.model).to(device)
         shape = (config.data.batch_size, config.model.context_length + 1)
         tokens = torch.randint(filled.model.vocab_size or 1, shape, device=device)

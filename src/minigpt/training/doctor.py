@@ -128,7 +128,7 @@ def examine(config: Config, resume: Path | None, temporary: Path, findings: Find
     if resume is not None and resume != Path(cli.AUTO):
         config = findings.check(_with_paths, config, resume) or config
     data = findings.check(_text, config, temporary, not silent, findings)
-    config = _with_vocabulary(config, data, findings)
+    config = _filled_in(config, data, findings)
     if data is not None:
         findings.check(_start, config, data, trainer, resume, findings)
     _plan(config, data, trainer, speeds["float32"], disk["runs_dir"], findings)
@@ -221,11 +221,11 @@ def _require_source(name: str, hub: bool) -> None:
         )
 
 
-def _with_vocabulary(config: Config, data: PreparedData | None, findings: Findings) -> Config:
+def _filled_in(config: Config, data: PreparedData | None, findings: Findings) -> Config:
     """The config with a size of the vocabulary, guessed where only the text could say."""
-    from minigpt.training.run import with_vocabulary
+    from minigpt.training.run import filled_in
 
-    known = data and findings.check(with_vocabulary, config, data)
+    known = data and findings.check(filled_in, config, data)
     name = config.data.tokenizer
     sizes = {"bytes": 257, "chars": 100, "gpt2": 50257, "cl100k_base": 100277, "o200k_base": 200019}
     guess = config.model.vocab_size or sizes.get(name) or int(name.removeprefix("bpe:") if "bpe:" in name else 50257)

@@ -33,6 +33,7 @@ from minigpt.data.prepare import open_data
 from minigpt.data.shards import PreparedData
 from minigpt.data.stdin import keep_stdin
 from minigpt.data.tokenizer import save_tokenizer
+from minigpt.data.val_prompts import val_prompts
 from minigpt.files import shown, write_text
 from minigpt.run_folder import RunFolder
 from minigpt.signals import SIGNALS
@@ -59,7 +60,7 @@ def train(config: Config, resume: str | Path | None = None) -> RunFolder:
     """Prepare the text, train, and leave everything in a run folder.
 
     Args:
-        config: the run; model.vocab_size is filled in from the tokenizer.
+        config: the run; model.vocab_size and sampling.prompts are filled in from the text.
         resume: continue this run folder instead of making a new one; "auto": the newest of the config's name that has
             saved something, if there is one, so that the same command can be started again and again; where that one
             is done, nothing happens but a line that says so.
@@ -99,7 +100,7 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
     data = open_data(config.data)
     if resume is not None:
         check_text(content, RunFolder(resume), data)
-    config = with_vocabulary(config, data)
+    config = filled_in(config, data)
     if resume is not None:
         changes = check_resume(config, content, RunFolder(resume))
         if is_main:
@@ -310,8 +311,8 @@ def _our_default(name: str) -> Any:
     return next(f.default for f in dataclasses.fields(TrainerConfig) if f.name == name)
 
 
-def with_vocabulary(config: Config, data: PreparedData) -> Config:
-    """The config with what the model takes from the tokenizer.
+def filled_in(config: Config, data: PreparedData) -> Config:
+    """The config with what it leaves to the text: the vocabulary, and prompts.
 
     Raises:
         UserError: a vocabulary smaller than the tokenizer's.
@@ -322,7 +323,11 @@ def with_vocabulary(config: Config, data: PreparedData) -> Config:
     filled: dict[str, Any] = {"vocab_size": given or needed}
     if config.model.document_mask and config.model.end_of_text is None:
         filled["end_of_text"] = data.tokenizer.end_of_text
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, **filled))
+    sampling = config.sampling
+    if sampling.prompts is None:
+        prompts = val_prompts(data, config.model.context_length, documents_only=config.data.mode == "examples")
+        sampling = dataclasses.replace(sampling, prompts=prompts)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **filled), sampling=sampling)
 
 
 def _write_config(folder: RunFolder, config: Config) -> None:
@@ -379,6 +384,14 @@ def _announce(
     print(shown(said), flush=True)
 
 
+def _prompt_arguments(config: Config) -> list[str]:
+    """The first prompt for a command line; none where it cannot be printed, as `sample.py` takes it by itself."""
+    prompt = next(iter(config.sampling.prompts or []), "")
+    if not prompt or not prompt.isprintable():
+        return []
+    return [f"--prompt={prompt}"] if prompt.startswith("-") else ["--prompt", prompt]
+
+
 def _summarise(folder: RunFolder, module: TrainingModule, dashboard: str | None) -> None:
     val = f"val/loss {module.val_loss:.4f} = {module.val_bits_per_byte:.4f} bits per byte"
     print(
@@ -397,7 +410,7 @@ def _summarise(folder: RunFolder, module: TrainingModule, dashboard: str | None)
         ("metrics", folder.metrics, str(folder.metrics)),
         ("checkpoint", folder.last, best if folder.best.exists() else str(folder.last)),
         ("dashboard", folder.path if dashboard else None, dashboard),
-        ("write", folder.last, command("sample", folder.path, "--prompt", "def ")),
+        ("write", folder.last, command("sample", folder.path, *_prompt_arguments(module.run_config))),
         ("go on", folder.last, go_on(folder, module.run_config, Reached.of_trainer(module.trainer))),
     ]
     for name, needed, text in rows:
