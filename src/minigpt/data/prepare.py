@@ -22,7 +22,7 @@ from minigpt.data.sources import MANIFEST, Source, find_source, is_prepared, loc
 from minigpt.data.synthetic import SYNTHETIC_VERSION
 from minigpt.data.tokenising import Text, Tokenising, settings
 from minigpt.data.tokenizer import load_tokenizer
-from minigpt.files import reason, sweep
+from minigpt.files import note, reason, sweep
 
 STALE_SECONDS = 7 * 86400
 """Age at which what a killed preparation left behind is swept away, if nobody went on with it."""
@@ -101,11 +101,9 @@ def _say_how_it_is_read(config: DataConfig, text: Text, scans: Scans) -> None:
     for setting, sources in (("source", text.train), ("val_source", text.val)):
         for source in sources:
             for line in reading_notes(source, config, scans):
-                print(f"note: data.{setting}={source.name}: {line}", file=sys.stderr)
+                note(f"note: data.{setting}={source.name}: {line}")
     if skipped := text.skipped_files:
-        print(
-            f"note: {len(skipped)} files are skipped, as not {config.encoding}, such as {skipped[0]}", file=sys.stderr
-        )
+        note(f"note: {len(skipped)} files are skipped, as not {config.encoding}, such as {skipped[0]}")
 
 
 def _say_what_is_held_out(config: DataConfig, folder: Path) -> None:

@@ -10,7 +10,6 @@ import copy
 import dataclasses
 import hashlib
 import json
-import sys
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -32,7 +31,7 @@ from minigpt.data.shards import PreparedData, Split
 from minigpt.data.sources import Source, find_source
 from minigpt.data.splitting import val_threshold
 from minigpt.data.tokenizer import Tokenizer
-from minigpt.files import write_atomically
+from minigpt.files import note, write_atomically
 
 TOGETHER = 1 << 20
 """Characters that are tokenised together."""
@@ -52,7 +51,7 @@ def prepare_head(config: DataConfig, *, quiet: bool = False) -> PreparedData:
     if not head.is_file():
         if not quiet and not config.sources[0].startswith("hf:"):
             for line in reading_notes(_local(config), config):
-                print(f"note: data.source={config.sources[0]}: {line}", file=sys.stderr)
+                note(f"note: data.source={config.sources[0]}: {line}")
         write_atomically(head, lambda path: _write_head(path, config))
     data = prepare(dataclasses.replace(config, source=str(head), streaming=False), quiet=quiet)
     if config.val_source is None and len(data.train.document_starts) + len(data.val.document_starts) < 3:
