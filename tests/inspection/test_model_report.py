@@ -153,6 +153,15 @@ def test_what_was_looked_at_while_a_run_trained_is_looked_at_again(weights: Path
     assert '"tokens":["\\u003c|endoftext|\\u003e","a","b","(","c",")","\\u003c|endoftext|\\u003e","d"' in page
 
 
+def test_tokens_that_are_parts_of_characters_are_looked_at_again_as_they_were(weights: Path) -> None:
+    ids = tuple("Однажды".encode())
+    causal = np.tril(np.ones((2, 2, len(ids), len(ids)), dtype=np.float32))
+    snapshot = Snapshot(3, ("\ufffd",) * len(ids), causal / causal.sum(-1, keepdims=True), token_ids=ids)
+    snapshot.save(weights.parent / "attention" / "step_000003.npz")
+    by_itself, given = (inspect_runs(InspectConfig(run=str(weights.parent)), text) for text in (None, "Однажды"))
+    assert by_itself.page == given.page
+
+
 def test_one_character_is_enough(weights: Path) -> None:
     assert "ablation" not in write_inspection(InspectConfig(run=str(weights)), "a")
 

@@ -154,7 +154,7 @@ def test_the_offline_wandb_run_holds_losses_table_image_and_page(tiny_run: Path)
     (table,) = [row for row in rows if row.get("trainer/global_step") == 60 and "samples._type" in row]
     content = json.loads((media / table["samples.path"]).read_text())
     assert content["columns"] == ["step", "prompt", "text"]
-    assert content["data"][0][:2] == [60, "def "]
+    assert content["data"][0][:2] == [60, load_model(tiny_run).config.sampling.prompts[0]]
     assert content["data"][0][2] in RunFolder(tiny_run).samples(60).read_text()
 
 

@@ -122,6 +122,7 @@ def probe(model: GPT, tokenizer: Tokenizer, tokens: Sequence[int], step: int) ->
         torch.stack(weights).numpy(),
         value_norms=torch.stack(norms).numpy(),
         next_tokens=tuple(following),
+        token_ids=tuple(tokens),
     )
 
 

@@ -175,18 +175,22 @@ def _second(loaded: LoadedModel, first: LoadedModel, probe: Probe) -> Seen:
 
 
 def _tokens_of_run(loaded: LoadedModel, run: Path) -> list[int]:
-    """What was looked at while a run trained; a snapshot has texts of tokens, which are encoded again."""
+    """What was looked at while a run trained; where an older snapshot has texts alone, they are encoded again."""
     files = RunFolder(_folder(run)).snapshots
     if not files:
         raise UserError(f"{run}: nothing was looked at while it trained; give a text as --text or --file")
     try:
-        texts = Snapshot.load(files[-1]).tokens
+        snapshot = Snapshot.load(files[-1])
     except ValueError as error:
         raise UserError(f"{error}; give a text as --text or --file") from None
+    if snapshot.token_ids:
+        if not 0 <= min(snapshot.token_ids) <= max(snapshot.token_ids) < loaded.tokenizer.vocab_size:
+            raise UserError(f"{files[-1]}: is of another tokenizer; give a text as --text or --file")
+        return list(snapshot.token_ids)
     end_of_text = loaded.tokenizer.end_of_text
     mark = decode(loaded.tokenizer, [end_of_text])
     tokens: list[int] = []
-    for is_end, group in groupby(texts, lambda text: text == mark):
+    for is_end, group in groupby(snapshot.tokens, lambda text: text == mark):
         own = list(group)
         tokens += [end_of_text] * len(own) if is_end else loaded.tokenizer.encode("".join(own))
     return tokens

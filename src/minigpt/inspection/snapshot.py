@@ -54,12 +54,19 @@ class Snapshot:
     `tokens`."""
     numbers: Mapping[str, float] = field(default_factory=dict)
     """What is known of the whole model, by name: finite numbers, the points of curves over training."""
+    token_ids: tuple[int, ...] = ()
+    """Ids of the tokens, or none where they are not known: a token that is half a character has no text of its own."""
 
     def __post_init__(self) -> None:
         # frozen forbids plain assignment; what follows only gives each field its exact type
         object.__setattr__(self, "step", int(self.step))
         object.__setattr__(self, "tokens", tuple(self.tokens))
         object.__setattr__(self, "weights", np.ascontiguousarray(self.weights, dtype=np.float32))
+        object.__setattr__(self, "token_ids", tuple(map(int, self.token_ids)))
+        if len(self.token_ids) not in {0, len(self.tokens)}:
+            raise ValueError(
+                f"token_ids must be one for each of the {len(self.tokens)} tokens, got {len(self.token_ids)}"
+            )
         if self.step < 0:
             raise ValueError(f"step must be 0 or more, got {self.step}")
         if not self.tokens or not all(isinstance(token, str) for token in self.tokens):
@@ -86,6 +93,8 @@ class Snapshot:
             "next_tokens": _text_array(self.next_tokens),
             "numbers": _text_array(self.numbers),
         }
+        if self.token_ids:
+            arrays["token_ids"] = np.array(self.token_ids, dtype=np.int64)
         if self.scores:
             arrays["scores"] = np.stack(list(self.scores.values()))
         if self.value_norms is not None:
@@ -113,6 +122,7 @@ class Snapshot:
                 names = _text_of(stored["score_names"]) if "score_names" in stored else []
                 return cls(
                     step=int(stored["step"]),
+                    token_ids=tuple(stored["token_ids"].tolist()) if "token_ids" in stored else (),
                     tokens=tokens,
                     weights=packing.unpack(stored["levels"], len(tokens)),
                     scores=dict(zip(names, stored["scores"], strict=True)) if names else {},
