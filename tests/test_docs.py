@@ -1,13 +1,11 @@
-"""docs/: commands and code run as they stand there, and pictures and numbers are those of the code."""
+"""docs/: code blocks run, and pictures and numbers are those of the code; test_commands.py types the commands."""
 
 import dataclasses
 import json
 import re
-from pathlib import Path
 
-import pytest
 import torch
-from scripts import ROOT, cold_too, run_line, run_script
+from scripts import ROOT, run_script
 
 from minigpt.config import GenerationConfig
 from minigpt.data.sources import COMPRESSED, TABLES
@@ -25,23 +23,6 @@ DATA = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 def python_block(containing: str) -> str:
     (block,) = [text for language, text in BLOCKS if language == "python" and containing in text]
     return block
-
-
-@pytest.mark.parametrize("page", ["attention.md", "data.md", "generation.md"])
-@cold_too
-def test_the_commands_run_and_what_they_made_serves_the_python_block(page: str, cold: bool, tmp_path: Path) -> None:
-    for name in ("train.py", "sample.py", "configs", "README.md"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
-    wanted = re.compile(r"train\.py|minigpt\.data|sample\.py")
-    commands = [line for block in blocks for line in block.splitlines() if wanted.search(line)]
-    assert len(commands) >= 2
-    for command in commands:
-        result = run_line(command, tmp_path, cold)
-        assert result.returncode == 0, f"{command}\n{result.stderr}"
-    for block in re.findall(r"```python\n(import minigpt\n.*?)```", text, re.DOTALL):
-        run_script("-c", block, cwd=tmp_path, cold=cold, check=True)
 
 
 def test_every_setting_of_writing_is_named() -> None:

@@ -1,41 +1,13 @@
-"""The README's commands run, as they stand there."""
+"""README: its recipe, links, tree and length. test_commands.py types its commands."""
 
 import re
 import subprocess
 from pathlib import Path
 
-from scripts import ROOT, cold_too, run_line, run_script
+from scripts import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
-
-
-def commands() -> list[str]:
-    """Lines of the shell blocks that start our programs, without the demo and what trains for longer."""
-    lines = [
-        line.split("  #")[0].strip() for language, text in BLOCKS if language == "sh" for line in text.splitlines()
-    ]
-    return [
-        line
-        for line in lines
-        if re.search(r"python .*(\.py|minigpt\.inspection|training\.doctor)", line) and "demo" not in line
-    ]
-
-
-@cold_too
-def test_the_commands_run_in_the_order_they_stand_in_and_what_they_made_serves_the_python_block(
-    cold: bool, tmp_path: Path
-) -> None:
-    for name in ("train.py", "sample.py", "configs", "README.md"):  # as a clone has them, and no run
-        (tmp_path / name).symlink_to(ROOT / name)
-    assert len(commands()) >= 7
-    for command in commands():
-        result = run_line(command, tmp_path, cold)
-        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
-    (block,) = [text for language, text in BLOCKS if language == "python" and "minigpt.load" in text]
-    result = run_script("-c", block, cwd=tmp_path, cold=cold)
-    assert result.returncode == 0, result.stderr
-    assert "2 torch.Size([1, 2, 14, 14])" in result.stdout
 
 
 def test_the_environment_is_activated_before_the_first_command_of_ours() -> None:

@@ -1,0 +1,93 @@
+"""README and docs: every command runs, in the order in which a reader types them, in one folder like a fresh clone."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from scripts import ROOT, cold_too, ready_python, run_line, run_script
+
+PAGES = ("README.md", "docs/data.md", "docs/attention.md", "docs/generation.md", "docs/reliability.md")
+"""In reading order; `test_every_page_with_commands_is_typed` finds any other."""
+NOT_TYPED = {
+    "python -m venv .venv && . .venv/bin/activate": "the tests have an environment",
+    ". .venv/bin/activate": "the tests have an environment",
+    "pip install -c constraints.txt torch": "the tests have an environment",
+    "pip install -c constraints.txt -e .": "the tests have an environment",
+    "python train.py --config configs/demo.yaml": "the same as `make demo`, which is typed",
+}
+SLOW = re.compile(r"prove_resume")
+"""Minutes of processes that are killed and resumed; `make test-slow` types these too."""
+RECIPES_COMPARED = ("scaled_dot.yaml", "uniform.yaml")
+
+
+def shell_lines(page: str) -> list[str]:
+    """The lines of a page's shell blocks, without comments."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    lines = [re.sub(r"\s+#\s.*", "", line).strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def python_blocks(page: str) -> list[str]:
+    """The Python blocks that open a run."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(r"```python\n(import minigpt\n.*?)```", text, re.DOTALL)
+
+
+def clone(folder: Path) -> None:
+    """What a fresh clone has; recipes with fewer steps, and two of those that are compared."""
+    for name in ("train.py", "sample.py", "README.md", "Makefile", "pyproject.toml", "constraints.txt", "src"):
+        (folder / name).symlink_to(ROOT / name)
+    for recipe in (ROOT / "configs").rglob("*.yaml"):
+        if recipe.parent.name == "attention" and recipe.name not in RECIPES_COMPARED:
+            continue
+        settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        trainer = settings.setdefault("trainer", {})
+        trainer["max_steps"] = min(trainer.get("max_steps", 600), 60 if recipe.stem == "tiny" else 4)
+        trainer["val_check_interval"] = min(trainer.get("val_check_interval", 200), trainer["max_steps"])
+        trainer.pop("max_time", None)
+        target = folder / recipe.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(yaml.safe_dump(settings), encoding="utf-8")
+
+
+def typed(line: str, cold: bool) -> str:
+    """The line as the shell gets it: `make` takes the tests' environment and installs nothing."""
+    python = Path(sys.executable if cold else ready_python())
+    return re.sub(r"^make ", f"make -o .venv/installed BIN={python.parent} ", line)
+
+
+@cold_too
+def test_every_command_runs_in_the_order_in_which_a_reader_types_it(cold: bool, tmp_path: Path) -> None:
+    clone(tmp_path)
+    for page in PAGES:
+        for line in shell_lines(page):
+            if line in NOT_TYPED or (SLOW.search(line) and not cold):
+                continue
+            result = run_line(typed(line, cold), tmp_path, cold)
+            said = f"{page}: {line}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
+            assert result.returncode == 0, said
+            assert "Traceback" not in result.stderr, said
+            # A page that trains a name again makes another folder, and then shows the first one.
+            assert not list((tmp_path / "runs").glob("*-[0-9]")), f"{page}: {line}: a second run of one name"
+        for block in python_blocks(page):
+            result = run_script("-c", block, cwd=tmp_path, cold=cold)
+            assert result.returncode == 0, f"{page}\n{result.stderr}"
+            if page == "README.md":
+                assert "torch.Size([1, 2, 14, 14])" in result.stdout
+
+
+def test_every_page_with_commands_is_typed() -> None:
+    listed = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for page in listed.stdout.split():
+        assert page in PAGES or not shell_lines(page), page
+
+
+def test_what_is_not_typed_stands_on_a_page_and_make_demo_does_what_it_stands_for() -> None:
+    lines = {line for page in PAGES for line in shell_lines(page)}
+    assert set(NOT_TYPED) <= lines
+    recipe = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "train.py --config configs/demo.yaml" in recipe
+    assert os.access(ROOT / "train.py", os.R_OK)
