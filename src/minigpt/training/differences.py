@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def _recipe(first: Path, second: Path) -> Iterator[str]:
 
 def _page(first: Path, second: Path) -> Iterator[str]:
     """A page has the run's name, that of its folder, in its title."""
-    texts = [path.read_text(encoding="utf-8").replace(f"{path.parent.name}:", ":") for path in (first, second)]
+    texts = [re.sub(r"(<title>|<h1>)[^<]*", r"\1", path.read_text(encoding="utf-8")) for path in (first, second)]
     if texts[0] != texts[1]:
         yield "another page"
 
