@@ -18,8 +18,8 @@ NOT_TYPED = {
     "pip install -c constraints.txt -e .": "the tests have an environment",
     "python train.py --config configs/demo.yaml": "the same as `make demo`, which is typed",
 }
-SLOW = re.compile(r"prove_resume")
-"""Minutes of processes that are killed and resumed; `make test-slow` types these too."""
+SLOW = re.compile(r"prove_resume|training\.compare")
+"""Minutes of trainings in processes of their own; `make test-slow` types these too."""
 RECIPES_COMPARED = ("scaled_dot.yaml", "uniform.yaml")
 
 
@@ -37,7 +37,7 @@ def python_blocks(page: str) -> list[str]:
 
 
 def clone(folder: Path) -> None:
-    """What a fresh clone has; recipes with fewer steps, and two of those that are compared."""
+    """What a fresh clone has; recipes with fewer steps and less text, and two of those that are compared."""
     for name in ("train.py", "sample.py", "README.md", "Makefile", "pyproject.toml", "constraints.txt", "src"):
         (folder / name).symlink_to(ROOT / name)
     for recipe in (ROOT / "configs").rglob("*.yaml"):
@@ -48,6 +48,8 @@ def clone(folder: Path) -> None:
         trainer["max_steps"] = min(trainer.get("max_steps", 600), 60 if recipe.stem == "tiny" else 4)
         trainer["val_check_interval"] = min(trainer.get("val_check_interval", 200), trainer["max_steps"])
         trainer.pop("max_time", None)
+        if settings.setdefault("data", {}).get("source", "python_stdlib") == "python_stdlib":
+            settings["data"].setdefault("max_documents", 40)
         target = folder / recipe.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(yaml.safe_dump(settings), encoding="utf-8")

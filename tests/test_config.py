@@ -284,7 +284,7 @@ def test_a_dictionary_of_another_version_is_refused_by_key(settings: dict[str, A
 
 
 def test_a_config_cannot_be_changed_and_its_dictionary_is_a_copy() -> None:
-    original = Config()
+    original = Config(sampling=SamplingConfig(prompts=["a"]))
     before = copy.deepcopy(original)
     original.to_dict()["sampling"]["prompts"].append("changed")
     assert original == before
