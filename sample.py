@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 try:
-    from minigpt import cli
-    from minigpt.commands import sample as main
+    from minigpt.cli import parsing
+    from minigpt.cli.commands import sample as main
 except ModuleNotFoundError as error:
     sys.path.append(str(Path(__file__).resolve().parent / "src"))  # minigpt itself may be what is missing
     from minigpt.environment import refuse_missing
@@ -14,4 +14,4 @@ except ModuleNotFoundError as error:
 
 
 if __name__ == "__main__":
-    cli.run(main, outlives_reader=False)
+    parsing.run(main, outlives_reader=False)

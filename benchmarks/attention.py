@@ -27,12 +27,12 @@ import torch.nn.functional as F
 from harness import Block, Spread, Table, ratios
 from torch import Tensor
 
-from minigpt import cli
-from minigpt.config import UserError
-from minigpt.model import kernels, linear_attention
-from minigpt.model import similarities as sim
+from minigpt.cli import parsing
+from minigpt.errors import UserError
 from minigpt.model.attention import attend
-from minigpt.model.graphs import Causal, Documents, Graph, Prefix, Window
+from minigpt.model.variants import kernels, linear_attention
+from minigpt.model.variants import similarities as sim
+from minigpt.model.variants.graphs import Causal, Documents, Graph, Prefix, Window
 
 BOUND = 1.15
 """Times the plain fused call that a similarity may take which only chooses another query, key and scale."""
@@ -287,4 +287,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    parsing.run(main)

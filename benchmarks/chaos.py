@@ -16,10 +16,10 @@ from harness import RESULTS, Parser, Table, machine
 from scripts import ready_python
 from small_runs import small_settings, small_text
 
-from minigpt import cli
+from minigpt.cli import parsing
 from minigpt.files import write_text
-from minigpt.training.place import PHASES
-from minigpt.training.prove_resume import Proof, prove
+from minigpt.lab.place import PHASES
+from minigpt.lab.prove_resume import Proof, prove
 
 STEPS = 40
 COMMON: dict[str, Any] = {
@@ -123,4 +123,4 @@ def merged(one: Any, other: Any) -> Any:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    parsing.run(main)

@@ -19,7 +19,7 @@ from unittest import mock
 import nanogpt
 from harness import Turn
 
-from minigpt import cli
+from minigpt.cli import parsing
 from minigpt.config import Config
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +31,7 @@ SIDE = 2048
 
 def parse(changes: Sequence[str]) -> Config:
     """Changes as of `train.py`'s command line, without the dashes; those to the default model where no recipe is."""
-    return cli.parse_training([f"--{change}" for change in changes])[0]
+    return parsing.parse_training([f"--{change}" for change in changes])[0]
 
 
 def characters(chosen: Namespace) -> Path:

@@ -34,13 +34,14 @@ from attention import resident
 from harness import Block, Spread, Table, cpu_seconds, ratios
 from torch.utils.data import DataLoader
 
-from minigpt import cli
-from minigpt.config import Config, DataConfig, UserError
+from minigpt.cli import parsing
+from minigpt.config import Config, DataConfig
 from minigpt.data.batches import TrainBatches, train_batches
-from minigpt.data.bpe import BPETokenizer
 from minigpt.data.prepare import prepare as prepare_text
 from minigpt.data.shards import SourceRange, Split, TokenFile, Tokens, open_prepared
-from minigpt.data.tokenizer import save_tokenizer
+from minigpt.data.tokenizers.base import save_tokenizer
+from minigpt.data.tokenizers.bpe import BPETokenizer
+from minigpt.errors import UserError
 from minigpt.model.gpt import GPT
 from minigpt.training.loss import next_token_loss
 from minigpt.training.optimizer import make_optimizer
@@ -230,7 +231,7 @@ def feeding(chosen: Namespace) -> Iterator[Block]:
     for model in ("demo", "10M"):
         for text, settings in texts.items():
             changes = [f"data.dir={chosen.folder}", *(shape if model == "10M" else []), *settings]
-            config, _ = cli.parse_training(["--config=configs/demo.yaml", *(f"--{change}" for change in changes)])
+            config, _ = parsing.parse_training(["--config=configs/demo.yaml", *(f"--{change}" for change in changes)])
             steps, feeds, n_parameters, n_tokens = train(config, 8 if chosen.quick else 64)
             share = sum(feeds) / sum(steps)
             row = [f"{model}, {n_parameters / 1e6:.1f}M", text, f"{n_tokens:.0f}", Spread([1e3 * s for s in steps])]
@@ -400,4 +401,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    parsing.run(main)

@@ -19,14 +19,14 @@ import torch.nn.functional as F
 from harness import Block, Contender, Spread, Table, Turn, ratios, turns
 from torch import Tensor
 
-from minigpt import cli
+from minigpt.cli import parsing
 from minigpt.config import Config, GenerationConfig, GPTConfig
 from minigpt.data.batches import IGNORED, ValBatches
 from minigpt.data.prepare import open_data
-from minigpt.generation.cpu_decode import CPUDecode
+from minigpt.generation.cpu_backend import CPUDecode
 from minigpt.generation.engine import Row, generate
+from minigpt.generation.generator import Writer
 from minigpt.generation.sampling import draw, narrowed
-from minigpt.generation.writer import Writer
 from minigpt.model.cache import KVCache
 from minigpt.model.gpt import GPT
 
@@ -236,7 +236,7 @@ def rates_table(title: str, names: Sequence[str], taken: dict[str, list[float]],
 def trained(chosen: Namespace) -> Iterator[Block]:
     """What only a trained model shows: how often drafts are right, and what 8 bits cost."""
     writer, rounded = Writer.load(chosen.run), Writer.load(chosen.run, int8=True)
-    config = cli.parse_training(["--resume", str(chosen.run)])[0]
+    config = parsing.parse_training(["--resume", str(chosen.run)])[0]
     text = Path(__file__).read_text(encoding="utf-8")
     n_prompt = writer.model.config.context_length // 2
     prompts = [text[i : i + n_prompt] for i in range(0, len(text), len(text) // (4 if chosen.quick else 16))]
@@ -298,4 +298,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    parsing.run(main)

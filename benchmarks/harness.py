@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from minigpt.config import UserError
+from minigpt.errors import UserError
 from minigpt.files import write_text
 
 RESULTS = Path(__file__).parent / "results"

@@ -18,7 +18,7 @@ import harness
 import lightning as L
 from harness import Block, Spread, Table
 
-from minigpt import cli
+from minigpt.cli import parsing
 from minigpt.training import run as training
 from minigpt.training.callbacks import AttentionMaps
 
@@ -68,7 +68,7 @@ def trained(folder: Path, n_steps: int, between: int | None) -> tuple[float, lis
     changes = [f"data.dir={folder}/data", f"runs_dir={folder}/runs", "trainer.max_time=null", "sampling.prompts=[]"]
     changes += [f"trainer.max_steps={WARM_UP + n_steps + 1}", "trainer.limit_val_batches=1"]
     changes += ["attention.enabled=false"] if between is None else [f"attention.every_n_steps={between}"]
-    config, _ = cli.parse_training(["--config=configs/demo.yaml", *(f"--{change}" for change in changes)])
+    config, _ = parsing.parse_training(["--config=configs/demo.yaml", *(f"--{change}" for change in changes)])
     clock, make_callbacks, own = Clock(), training.make_callbacks, []
 
     def looked(self: AttentionMaps, trainer: L.Trainer, module: L.LightningModule, *, is_last: bool) -> None:
@@ -93,4 +93,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    parsing.run(main)

@@ -22,8 +22,8 @@ from attention import resident
 from harness import Block, Spread, Table, ratios
 from torch import Tensor
 
-from minigpt import cli
-from minigpt.config import UserError
+from minigpt.cli import parsing
+from minigpt.errors import UserError
 from minigpt.training import loss
 
 PLAIN, OWN = "plain", "torch's own, 256 rows"
@@ -137,4 +137,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    parsing.run(main)

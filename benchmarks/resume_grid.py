@@ -28,10 +28,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny models lose 
 
 from small_runs import small_settings, train_and_die
 
-from minigpt import cli
-from minigpt.config import UserError
+from minigpt.cli import parsing
+from minigpt.errors import UserError
 from minigpt.files import write_text
-from minigpt.run_folder import RunFolder
+from minigpt.runs.folder import RunFolder
 
 STEPS = 12
 
@@ -100,7 +100,7 @@ def main(arguments: list[str]) -> None:
 
 def tried(cells: list[Cell], folder: Path) -> Iterator[tuple[Cell, list[str], int]]:
     """Each cell with its differences and the number of its validation points, those at equal settings one by one."""
-    from minigpt.training.differences import differences
+    from minigpt.lab.differences import differences
 
     for straight, group in itertools.groupby(sorted(cells, key=order), key=lambda cell: cell.straight):
         reference, run = (RunFolder(folder / "runs" / name) for name in ("small", "small-2"))
@@ -161,4 +161,4 @@ def config_of(cell: Cell, folder: Path) -> Any:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    parsing.run(main)

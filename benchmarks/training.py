@@ -24,8 +24,9 @@ from contenders import CHARS, ENDLESS, ROOT, SIDE, characters, like, ours, parse
 from harness import Block, Contender, Spread, Table, ratios, turns
 from time_to_loss import BOUNDS, loss
 
-from minigpt import cli
-from minigpt.config import GPTConfig, UserError
+from minigpt.cli import parsing
+from minigpt.config import GPTConfig
+from minigpt.errors import UserError
 
 GPT2 = [
     "model.position=learned",
@@ -232,4 +233,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    parsing.run(main)

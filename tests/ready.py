@@ -27,7 +27,7 @@ import datasets  # noqa: F401
 import wandb.cli.cli
 import wandb.sdk.launch  # noqa: F401
 
-import minigpt.cli
+import minigpt.cli.parsing
 import minigpt.training.run  # noqa: F401
 
 PYTHON = f"""#!{sys.executable} -IS

@@ -18,7 +18,8 @@ import time_to_loss
 import training
 from harness import Block, Spread, Table, Turn
 
-from minigpt.config import GPTConfig, UserError
+from minigpt.config import GPTConfig
+from minigpt.errors import UserError
 
 
 def worker(log: Path, turn: Turn) -> None:

@@ -10,9 +10,9 @@ import pytest
 from scripts import ROOT
 
 from minigpt import __main__ as minigpt_main
-from minigpt import cli
+from minigpt.cli import parsing
 from minigpt.command_line import command, tool
-from minigpt.config import UserError
+from minigpt.errors import UserError
 
 
 @pytest.fixture
@@ -40,9 +40,9 @@ def test_the_python_is_named_by_its_path_where_another_one_comes_first(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "my env" / "bin" / "python"))
-    assert command("minigpt.training.doctor") == "'my env/bin/python' -m minigpt.training.doctor"
+    assert command("minigpt.lab.doctor") == "'my env/bin/python' -m minigpt.lab.doctor"
     monkeypatch.setattr(sys, "executable", "/opt/bin/python3")
-    assert command("minigpt.training.doctor") == "/opt/bin/python3 -m minigpt.training.doctor"
+    assert command("minigpt.lab.doctor") == "/opt/bin/python3 -m minigpt.lab.doctor"
 
 
 def test_a_librarys_program_is_that_of_this_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,11 +66,11 @@ def test_any_name_of_a_run_is_understood_as_it_was_meant(
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir(parents=True)
     (tmp_path / name / "config.yaml").write_text("seed: 5\n")
-    config, resume = cli.parse_training(shlex.split(command("train", "--resume", Path(name)))[4:])
+    config, resume = parsing.parse_training(shlex.split(command("train", "--resume", Path(name)))[4:])
     assert config.seed == 5
     assert resume is not None
     assert resume.absolute() == tmp_path / name
-    run = cli.parse_sampling(shlex.split(command("sample", Path(name)))[4:]).run
+    run = parsing.parse_sampling(shlex.split(command("sample", Path(name)))[4:]).run
     assert Path(run).absolute() == tmp_path / name
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from scripts import ROOT
 
-from minigpt import cli, config
+from minigpt import config
+from minigpt.cli import parsing
 from minigpt.config import (
     AttentionConfig,
     CompareConfig,
@@ -24,8 +25,8 @@ from minigpt.config import (
     SampleConfig,
     SamplingConfig,
     TrainerConfig,
-    UserError,
 )
+from minigpt.errors import UserError
 
 SECTIONS: list[type] = [
     Config,
@@ -327,7 +328,7 @@ def test_the_defaults_are_the_demo_recipe_but_for_its_time_limit() -> None:
     path = ROOT / "configs" / "demo.yaml"
     if not path.exists():
         pytest.skip("there is no configs/demo.yaml")
-    recipe = cli.parse_training([f"--config={path}"])[0].to_dict()
+    recipe = parsing.parse_training([f"--config={path}"])[0].to_dict()
     recipe["trainer"]["max_time"] = None
     recipe["name"] = Config().name
     assert recipe == Config().to_dict()

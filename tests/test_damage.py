@@ -18,20 +18,21 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from minigpt import cli
-from minigpt.checkpoint import CHECKPOINT_KEY, load_model, newest_checkpoint, save_checkpoint, save_weights
-from minigpt.config import Config, DataConfig, GenerationConfig, GPTConfig, InspectConfig, UserError
+from minigpt.cli import parsing
+from minigpt.config import Config, DataConfig, GenerationConfig, GPTConfig, InspectConfig
 from minigpt.data.prepare import prepare
-from minigpt.data.scan import Scans
 from minigpt.data.shards import PreparedData, open_prepared
-from minigpt.data.tokenizer import CharsTokenizer, load_tokenizer
-from minigpt.generation.writer import Writer
-from minigpt.inspection.film import film
-from minigpt.inspection.model_report import inspect_runs
-from minigpt.inspection.run_report import report_run
+from minigpt.data.sources.scan import Scans
+from minigpt.data.tokenizers.base import CharsTokenizer, load_tokenizer
+from minigpt.errors import UserError
+from minigpt.generation.generator import Writer
 from minigpt.inspection.snapshot import Snapshot
 from minigpt.model.gpt import GPT
-from minigpt.run_folder import RunFolder
+from minigpt.pages.film import film
+from minigpt.pages.model_report import inspect_runs
+from minigpt.pages.report import report_run
+from minigpt.runs.folder import RunFolder
+from minigpt.runs.loading import CHECKPOINT_KEY, load_model, newest_checkpoint, save_checkpoint, save_weights
 from minigpt.training.checkpoints import AtomicCheckpointIO
 from minigpt.training.run import train
 
@@ -251,7 +252,7 @@ def test_a_folder_of_shards_is_never_opened(opener: str, tmp_path: Path, proof: 
         lambda url: film(url, "abc"),
         lambda url: inspect_runs(InspectConfig(run=url), "abc"),
         lambda url: report_run(InspectConfig(run=url, report=True)),
-        lambda url: cli.parse_training(["--resume", url]),
+        lambda url: parsing.parse_training(["--resume", url]),
         lambda url: train(CONFIG, Path(url)),
     ],
 )
@@ -342,4 +343,4 @@ def test_other_files_that_could_hold_a_pickle_are_never_unpickled(
     recipe = tmp_path / "config.yaml"
     recipe.write_text(f"name: !!python/object/apply:os.system ['touch {proof}']\n")
     with pytest.raises(UserError, match="YAML tag"):
-        cli.parse_training(["--resume", str(tmp_path)])
+        parsing.parse_training(["--resume", str(tmp_path)])

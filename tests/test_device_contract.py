@@ -11,14 +11,15 @@ import torch
 from pretended_mps import pretended_mps
 from small_runs import small_settings, with_trainer
 
-from minigpt.config import GenerationConfig, InspectConfig, UserError
-from minigpt.generation.writer import Writer
-from minigpt.inspection.explanation import explain
-from minigpt.inspection.model_report import write_inspection
+from minigpt.config import GenerationConfig, InspectConfig
+from minigpt.errors import UserError
+from minigpt.generation.generator import Writer
 from minigpt.model.classics import fit_width, regress
-from minigpt.model.graphs import Causal
 from minigpt.model.reference import attend_slowly
-from minigpt.model.similarities import Cosine
+from minigpt.model.variants.graphs import Causal
+from minigpt.model.variants.similarities import Cosine
+from minigpt.pages.explanation import explain
+from minigpt.pages.model_report import write_inspection
 from minigpt.training.run import check_before_text, train
 
 DEVICE = "mps:0"

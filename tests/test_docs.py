@@ -8,12 +8,12 @@ import torch
 from scripts import ROOT, run_script
 
 from minigpt.config import GenerationConfig
-from minigpt.data.sources import COMPRESSED, TABLES
-from minigpt.data.synthetic import SYNTHETIC
-from minigpt.data.tokenizer import TIKTOKEN_NAMES
-from minigpt.model import similarities
+from minigpt.data.sources.names import COMPRESSED, TABLES
+from minigpt.data.synthetic.texts import SYNTHETIC
+from minigpt.data.tokenizers.base import TIKTOKEN_NAMES
 from minigpt.model.attention import attend
-from minigpt.model.graphs import Causal, Documents, Full, Prefix, Window
+from minigpt.model.variants import similarities
+from minigpt.model.variants.graphs import Causal, Documents, Full, Prefix, Window
 
 PAGE = (ROOT / "docs" / "attention.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", PAGE, re.DOTALL)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt.config import UserError
+from minigpt.errors import UserError
 from minigpt.files import require_page, write_atomically
 
 

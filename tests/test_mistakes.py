@@ -25,8 +25,8 @@ PROGRAMS = {
     "sample": "sample",
     "data": "minigpt.data.__main__",
     "inspect": "minigpt.inspection.__main__",
-    "doctor": "minigpt.training.doctor",
-    "prove": "minigpt.training.prove_resume",
+    "doctor": "minigpt.lab.doctor",
+    "prove": "minigpt.lab.prove_resume",
 }
 OBJECT = "an object is {class_path: module.Class, init_args: {name: value}}"
 EARLY_STOPPING = "lightning.pytorch.callbacks.EarlyStopping"
@@ -222,13 +222,13 @@ def state(folder: Path) -> dict[str, str]:
 
 def make(command: list[str]) -> Answer:
     """Run a program in this process."""
-    from minigpt import cli
+    from minigpt.cli import parsing
 
     before, err, trace, code = state(Path.cwd()), io.StringIO(), "", -1
     sys.argv = command
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
-            cli.run(importlib.import_module(PROGRAMS[command[0]]).main)
+            parsing.run(importlib.import_module(PROGRAMS[command[0]]).main)
     except SystemExit as end:
         code = int(end.code or 0)
     except BaseException:
@@ -240,10 +240,10 @@ def make(command: list[str]) -> Answer:
 
 def make_what_training_makes() -> None:
     """A run's weights, and the text as it is prepared; not in the test's own process, to spare it torch."""
-    from minigpt.checkpoint import save_weights
     from minigpt.config import Config, GPTConfig
-    from minigpt.data.tokenizer import BytesTokenizer
+    from minigpt.data.tokenizers.base import BytesTokenizer
     from minigpt.model.gpt import GPT
+    from minigpt.runs.loading import save_weights
 
     assert make(["data", "prepare", *PLAIN]).code == 0
     shape = GPTConfig(vocab_size=257, context_length=32, n_layer=2, n_head=2, n_embd=32)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import minigpt
-from minigpt.checkpoint import load_model, read_checkpoint, save_checkpoint, save_weights, weights_files
 from minigpt.config import (
     AttentionConfig,
     CompareConfig,
@@ -19,19 +18,20 @@ from minigpt.config import (
     ProofConfig,
     SampleConfig,
     TrainerConfig,
-    UserError,
 )
 from minigpt.data.relations import read_json_lines
 from minigpt.data.shards import Manifest, open_prepared
-from minigpt.data.tokenizer import BytesTokenizer, load_tokenizer, save_tokenizer
+from minigpt.data.tokenizers.base import BytesTokenizer, load_tokenizer, save_tokenizer
+from minigpt.errors import UserError
 from minigpt.files import append, write_csv, write_text
-from minigpt.inspection.film import film
-from minigpt.inspection.model_report import inspect_runs, write_inspection
-from minigpt.inspection.run_record import read_run_folder
-from minigpt.inspection.run_report import read_run, report_run
 from minigpt.inspection.snapshot import Snapshot, read_numbers
 from minigpt.model.gpt import GPT
-from minigpt.run_folder import RunFolder
+from minigpt.pages.film import film
+from minigpt.pages.model_report import inspect_runs, write_inspection
+from minigpt.pages.report import read_run, report_run
+from minigpt.pages.run_record import read_run_folder
+from minigpt.runs.folder import RunFolder
+from minigpt.runs.loading import load_model, read_checkpoint, save_checkpoint, save_weights, weights_files
 from minigpt.training.resuming import existing
 from minigpt.training.run import train
 

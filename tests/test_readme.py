@@ -17,7 +17,7 @@ def test_the_environment_is_activated_before_the_first_command_of_ours() -> None
 
 
 def test_the_callback_block_is_a_recipe(tmp_path: Path) -> None:
-    from minigpt.cli import parse_training
+    from minigpt.cli.parsing import parse_training
 
     (block,) = [text for language, text in BLOCKS if language == "yaml"]
     (tmp_path / "recipe.yaml").write_text(block)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from scripts import ROOT
 
-from minigpt.cli import parse_training
+from minigpt.cli.parsing import parse_training
 from minigpt.config import Config
 
 RECIPES = sorted((ROOT / "configs").glob("**/*.yaml"))

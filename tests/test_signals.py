@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from minigpt import cli
+from minigpt.cli import parsing
 from minigpt.signals import SIGNALS, exit_by_signal, handled_by, not_to_children
 
 
@@ -22,7 +22,7 @@ def test_any_program_ends_with_the_code_of_the_signal_that_stopped_it(number: in
 
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stopped:
-        cli.run(main)
+        parsing.run(main)
     assert stopped.value.code == 128 + number
     assert cleaned_up
     assert signal.getsignal(number) == before

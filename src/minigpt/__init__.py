@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from minigpt.generation.writer import Writer
+    from minigpt.generation.generator import Writer
 
 __version__ = "0.1.0"
 
@@ -22,8 +22,8 @@ def load(path: str | Path, device: str = "cpu", *, int8: bool = False, compile: 
         compile: through torch.compile, for a GPU.
 
     Raises:
-        minigpt.config.UserError: nothing is there, or it is not ours, damaged or incomplete.
+        minigpt.errors.UserError: nothing is there, or it is not ours, damaged or incomplete.
     """
-    from minigpt.generation.writer import Writer  # torch is loaded when a model is
+    from minigpt.generation.generator import Writer  # torch is loaded when a model is
 
     return Writer.load(path, device, int8=int8, compile=compile)

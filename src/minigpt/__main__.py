@@ -2,7 +2,7 @@
 
 import sys
 
-from minigpt import cli, commands
+from minigpt.cli import commands, parsing
 
 PROGRAM = "python -m minigpt"
 COMMANDS = {
@@ -18,10 +18,10 @@ def main(arguments: list[str]) -> None:
         lines = [f"  {each:<8}{what}" for each, (_, what) in COMMANDS.items()]
         print("\n".join([f"usage: {PROGRAM} COMMAND ...; each has its own --help", *lines]))
         return
-    cli.require_command(name, COMMANDS, PROGRAM)
+    parsing.require_command(name, COMMANDS, PROGRAM)
     run, _ = COMMANDS[name]
     run(rest, f"{PROGRAM} {name}")
 
 
 if __name__ == "__main__":
-    cli.run(main, outlives_reader=sys.argv[1:2] != ["sample"])
+    parsing.run(main, outlives_reader=sys.argv[1:2] != ["sample"])

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from minigpt.config import UserError
+from minigpt.errors import UserError
 
 try:
     import fcntl

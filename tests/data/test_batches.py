@@ -12,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.config import GPTConfig, UserError
+from minigpt.config import GPTConfig
 from minigpt.data.batches import IGNORED, TrainBatches, ValBatches
 from minigpt.data.shards import SourceRange, Split, TokenFile, Tokens
+from minigpt.errors import UserError
 from minigpt.model.gpt import GPT
 from minigpt.training.loss import next_token_loss
 

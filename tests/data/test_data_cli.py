@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from scripts import ROOT, run_script
 
-from minigpt.cli import parse_data
-from minigpt.config import UserError
+from minigpt.cli.parsing import parse_data
+from minigpt.errors import UserError
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.config import UserError
 from minigpt.data.order import BLOCK, Mixture, mixed, shuffled
+from minigpt.errors import UserError
 
 
 def surprise(counts: np.ndarray, expected: float) -> float:

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minigpt.config import Config, DataConfig, GPTConfig, UserError
+from minigpt.config import Config, DataConfig, GPTConfig
 from minigpt.data.peek import END, PADDING, peek
 from minigpt.data.prepare import prepare
 from minigpt.data.shards import PreparedData
+from minigpt.errors import UserError
 
 TEXTS = [f"{'ab' * (i + 1)}\n\t{i} \x1b[31m" for i in range(20)]
 

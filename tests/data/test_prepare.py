@@ -17,16 +17,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minigpt.config import DataConfig, UserError
+from minigpt.config import DataConfig
 from minigpt.data import prepare as prepare_module
-from minigpt.data import scan as scan_module
 from minigpt.data import tokenising
 from minigpt.data.prepare import prepare
 from minigpt.data.relations import read_json_lines
-from minigpt.data.rows import PIECE
 from minigpt.data.shards import Split
-from minigpt.data.synthetic import SYNTHETIC
-from minigpt.data.tokenizer import BytesTokenizer, Tokenizer, decode, save_tokenizer
+from minigpt.data.sources.names import scan as scan_module
+from minigpt.data.sources.rows import PIECE
+from minigpt.data.synthetic.texts import SYNTHETIC
+from minigpt.data.tokenizers.base import BytesTokenizer, Tokenizer, decode, save_tokenizer
+from minigpt.errors import UserError
 
 TEXTS = [f"document {i}: " + "naïve words " * (i + 1) for i in range(30)]
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minigpt.config import DataConfig, UserError
-from minigpt.data import scan as scan_module
+from minigpt.config import DataConfig
 from minigpt.data import tokenising
 from minigpt.data.prepare import prepare
 from minigpt.data.shards import Manifest, PreparedData, ShardWriter, TokenFile, Tokens, open_prepared
-from minigpt.data.sources import is_prepared
-from minigpt.data.tokenizer import BytesTokenizer, CharsTokenizer, save_tokenizer
+from minigpt.data.sources.names import is_prepared
+from minigpt.data.sources.names import scan as scan_module
+from minigpt.data.tokenizers.base import BytesTokenizer, CharsTokenizer, save_tokenizer
+from minigpt.errors import UserError
 
 
 @pytest.fixture

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pytest
 
-from minigpt.config import DataConfig, UserError
-from minigpt.data.reading import Piece
+from minigpt.config import DataConfig
+from minigpt.data.sources.reading import Piece
 from minigpt.data.splitting import LEFT_OUT, TRAIN, VAL, Survey, assign, cut_single_text, survey
+from minigpt.errors import UserError
 
 MANY = [f"text number {i}" for i in range(400)]
 

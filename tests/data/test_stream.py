@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from minigpt.config import DataConfig, UserError
+from minigpt.config import DataConfig
 from minigpt.data import stream
 from minigpt.data.stream import StreamBatches, prepare_head
-from minigpt.data.tokenizer import decode
+from minigpt.data.tokenizers.base import decode
+from minigpt.errors import UserError
 
 N_DOCUMENTS = 300
 
@@ -32,7 +33,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
     monkeypatch.setattr(stream, "HEAD_BYTES", 4000)
     monkeypatch.setattr(stream, "TOGETHER", 200)
     monkeypatch.setattr(stream, "BATCHES_PER_POOL", 4)
-    monkeypatch.setattr("minigpt.data.reading.ROWS", 3)
+    monkeypatch.setattr("minigpt.data.sources.reading.ROWS", 3)
     return DataConfig(
         source=str(path), tokenizer="bytes", streaming=True, batch_size=2, val_fraction=0.1, dir=str(tmp_path / "data")
     )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.config import GPTConfig
-from minigpt.data.tokenizer import BPETokenizer, BytesTokenizer, CharsTokenizer, Tokenizer
+from minigpt.data.tokenizers.base import BPETokenizer, BytesTokenizer, CharsTokenizer, Tokenizer
 from minigpt.model.gpt import GPT
 
 BYTES = BytesTokenizer()

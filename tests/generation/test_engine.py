@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from minigpt.config import GenerationConfig, GPTConfig, UserError
+from minigpt.config import GenerationConfig, GPTConfig
+from minigpt.errors import UserError
 from minigpt.generation import engine
-from minigpt.generation.cpu_decode import CPUDecode
+from minigpt.generation.cpu_backend import CPUDecode
 from minigpt.generation.engine import CompiledDecode, Reader, Row, generate, window_start
 from minigpt.generation.lookup import lookup
 from minigpt.generation.sampling import draw, narrowed

@@ -8,9 +8,10 @@ from test_engine import make, written, written_slowly
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from minigpt.config import UserError
-from minigpt.generation import cpu_decode, engine
-from minigpt.generation.cpu_decode import CPUDecode, can_decode, obstacle
+from minigpt.errors import UserError
+from minigpt.generation import cpu_backend as cpu_decode
+from minigpt.generation import engine
+from minigpt.generation.cpu_backend import CPUDecode, can_decode, obstacle
 from minigpt.generation.engine import CompiledDecode
 from minigpt.inspection.ablation import without_head
 from minigpt.inspection.capture import capture_attention

@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from minigpt.config import GPTConfig, UserError
-from minigpt.data.tokenizer import BytesTokenizer, decode
-from minigpt.generation.writer import Writer
+from minigpt.config import GPTConfig
+from minigpt.data.tokenizers.base import BytesTokenizer, decode
+from minigpt.errors import UserError
+from minigpt.generation.generator import Writer
 from minigpt.inspection.capture import capture_attention, probe, tapped, value_norms
 from minigpt.model import attention
 from minigpt.model.gpt import GPT
-from minigpt.model.similarities import SIMILARITIES
+from minigpt.model.variants.similarities import SIMILARITIES
 
 TINY: dict[str, Any] = {"vocab_size": 61, "context_length": 24, "n_layer": 2, "n_head": 4, "n_embd": 32}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minigpt.config import GPTConfig
-from minigpt.data.tokenizer import BytesTokenizer
+from minigpt.data.tokenizers.base import BytesTokenizer
 from minigpt.inspection import measuring, statistics
 from minigpt.inspection.ablation import losses
 from minigpt.inspection.capture import capture_attention

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from minigpt.data.relations import Example, Relation
-from minigpt.data.tokenizer import BytesTokenizer
+from minigpt.data.tokenizers.base import BytesTokenizer
 from minigpt.inspection.probes import PROBE_TOKENS, Probe, read_examples
 from minigpt.inspection.relations import Link
 

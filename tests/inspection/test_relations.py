@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.data.relations import Relation, Span
-from minigpt.data.synthetic import references
-from minigpt.data.tokenizer import BPETokenizer, BytesTokenizer, CharsTokenizer, Tokenizer, decode
+from minigpt.data.synthetic.texts import references
+from minigpt.data.tokenizers.base import BPETokenizer, BytesTokenizer, CharsTokenizer, Tokenizer, decode
 from minigpt.inspection.relations import Link, _characters, by_distance, links, score_relations, token_spans
 
 TEXT = "the café, the naïve 東京 and 🙂🙂 the e\u0301 the café\r\n" * 2

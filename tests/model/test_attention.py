@@ -10,14 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from minigpt.config import GPTConfig, UserError
-from minigpt.model import attention, kernels, linear_attention
+from minigpt.config import GPTConfig
+from minigpt.errors import UserError
+from minigpt.model import attention
 from minigpt.model.attention import attend, attention_scores, attention_weights
-from minigpt.model.graphs import Adjacency, Causal, Documents, Full, Graph, Padding, Prefix, Window
-from minigpt.model.linear_attention import causal_linear_attention, full_linear_attention
-from minigpt.model.positions import alibi_bias, alibi_slopes
 from minigpt.model.reference import attend_slowly
-from minigpt.model.similarities import (
+from minigpt.model.variants import kernels, linear_attention
+from minigpt.model.variants.graphs import Adjacency, Causal, Documents, Full, Graph, Padding, Prefix, Window
+from minigpt.model.variants.linear_attention import causal_linear_attention, full_linear_attention
+from minigpt.model.variants.positions import alibi_bias, alibi_slopes
+from minigpt.model.variants.similarities import (
     SIMILARITIES,
     Cosine,
     Gaussian,

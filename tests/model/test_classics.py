@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minigpt.config import UserError
+from minigpt.errors import UserError
 from minigpt.model.classics import fit_width, hopfield_energy, leave_one_out_error, regress, retrieve, train_lookup
-from minigpt.model.similarities import Gaussian, Hard, Linear, ScaledDot, Similarity, Uniform
+from minigpt.model.variants.similarities import Gaussian, Hard, Linear, ScaledDot, Similarity, Uniform
 
 
 def truth(x: Tensor) -> Tensor:

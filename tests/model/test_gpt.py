@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from minigpt.config import GPTConfig, OptimizerConfig, UserError
+from minigpt.config import GPTConfig, OptimizerConfig
+from minigpt.errors import UserError
 from minigpt.model import gpt
 from minigpt.model.cache import KVCache
 from minigpt.model.gpt import GPT
-from minigpt.model.similarities import SIMILARITIES
+from minigpt.model.variants.similarities import SIMILARITIES
 from minigpt.training.loss import next_token_loss
 from minigpt.training.optimizer import make_optimizer
 

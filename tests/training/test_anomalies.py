@@ -18,15 +18,16 @@ from scripts import ROOT, run_script
 from small_runs import small_settings, small_text, train_and_die
 from test_resume import assert_same_run, metrics
 
-from minigpt.checkpoint import read_checkpoint, tensors_in
-from minigpt.config import Config, UserError
+from minigpt.config import Config
 from minigpt.data.batches import train_batches
 from minigpt.data.prepare import open_data
-from minigpt.data.tokenizer import decode
+from minigpt.data.tokenizers.base import decode
+from minigpt.errors import UserError
 from minigpt.inspection.capture import tapped
 from minigpt.model.attention import attention_scores
 from minigpt.model.gpt import GPT
-from minigpt.run_folder import RunFolder
+from minigpt.runs.folder import RunFolder
+from minigpt.runs.loading import read_checkpoint, tensors_in
 from minigpt.training.anomalies import _rows_again
 from minigpt.training.loss import model_loss
 from minigpt.training.module import TrainingModule

@@ -11,11 +11,12 @@ from small_runs import small_settings, train_and_die
 from test_resume import assert_same_run
 from torch import Tensor
 
-from minigpt.checkpoint import load_model, read_checkpoint
-from minigpt.config import Config, UserError
+from minigpt.config import Config
 from minigpt.data.batches import ValBatches
 from minigpt.data.prepare import open_data
-from minigpt.run_folder import RunFolder
+from minigpt.errors import UserError
+from minigpt.runs.folder import RunFolder
+from minigpt.runs.loading import load_model, read_checkpoint
 from minigpt.training import run
 from minigpt.training.loss import next_token_loss
 from minigpt.training.run import train

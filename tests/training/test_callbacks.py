@@ -10,16 +10,17 @@ import torch
 import yaml
 from small_runs import small_settings
 
-from minigpt.checkpoint import load_model, read_checkpoint
-from minigpt.cli import parse_sampling
+from minigpt.cli.parsing import parse_sampling
 from minigpt.command_line import command
-from minigpt.config import Config, SampleConfig, UserError
+from minigpt.config import Config, SampleConfig
 from minigpt.data.prepare import open_data
 from minigpt.data.relations import Relation, to_json_line
-from minigpt.generation.writer import Writer
+from minigpt.errors import UserError
+from minigpt.generation.generator import Writer
 from minigpt.inspection.snapshot import Snapshot
 from minigpt.model import compiling
 from minigpt.model.compiling import compiles
+from minigpt.runs.loading import load_model, read_checkpoint
 from minigpt.training.callbacks import Metrics
 from minigpt.training.module import TrainingModule
 from minigpt.training.run import _prompt_arguments, filled_in, train

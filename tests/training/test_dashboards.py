@@ -16,8 +16,9 @@ import yaml
 from lightning.pytorch.loggers import Logger
 from small_runs import items, small_settings, wandb_history, wandb_records, with_trainer
 
-from minigpt.config import Config, UserError
-from minigpt.run_folder import RunFolder
+from minigpt.config import Config
+from minigpt.errors import UserError
+from minigpt.runs.folder import RunFolder
 from minigpt.training import wandb_service
 from minigpt.training.dashboards import (
     check_loggers,

@@ -12,8 +12,8 @@ from scripts import bare_environment, run_script
 from small_runs import small_settings
 from test_resume import assert_same_run, assert_same_weights
 
-from minigpt.checkpoint import load_model
-from minigpt.run_folder import RunFolder
+from minigpt.runs.folder import RunFolder
+from minigpt.runs.loading import load_model
 
 STRATEGIES = {1: "auto", 2: "ddp"}
 FSDP2 = {"optimizer": {"name": "adamw", "beta2": 0.99}, "trainer": {"gradient_clip_val": None}}

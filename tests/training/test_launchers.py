@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from scripts import ROOT
 from small_runs import small_settings, with_trainer
 
-from minigpt.config import UserError
+from minigpt.errors import UserError
 from minigpt.training import launchers
 from minigpt.training.run import check_before_text, train
 

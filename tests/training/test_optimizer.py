@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from minigpt.config import GPTConfig, OptimizerConfig, UserError
+from minigpt.config import GPTConfig, OptimizerConfig
+from minigpt.errors import UserError
 from minigpt.model.gpt import GPT
 from minigpt.training.loss import next_token_loss
 from minigpt.training.muon import BASE_WIDTH, LIKE_ADAMW, Muon, orthogonalised, update_scale

@@ -24,7 +24,7 @@ from fake_wandb import FakeWandb
 from scripts import ROOT, ready_python
 from small_runs import small_settings, wandb_history, wandb_tool
 
-from minigpt.checkpoint import RunFolder, read_checkpoint
+from minigpt.runs.loading import RunFolder, read_checkpoint
 
 pytest.importorskip("wandb", reason="W&B is not installed")
 PATIENCE_SECONDS = 240

@@ -21,8 +21,8 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 from small_runs import small_settings
 
-from minigpt.config import UserError
-from minigpt.generation.writer import Writer
+from minigpt.errors import UserError
+from minigpt.generation.generator import Writer
 from minigpt.training.run import train
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\r\u202e"

@@ -15,11 +15,12 @@ import yaml
 from scripts import ROOT, ready_python
 from small_runs import small_settings, small_text, train_and_die, with_trainer
 
-from minigpt.checkpoint import load_model, read_checkpoint
-from minigpt.config import Config, UserError
+from minigpt.config import Config
 from minigpt.data import stream
-from minigpt.run_folder import RunFolder
-from minigpt.training.differences import differences
+from minigpt.errors import UserError
+from minigpt.lab.differences import differences
+from minigpt.runs.folder import RunFolder
+from minigpt.runs.loading import load_model, read_checkpoint
 from minigpt.training.run import train
 
 

@@ -10,11 +10,12 @@ import pytest
 from small_runs import small_settings, with_trainer
 from test_stopping import signal_in
 
-from minigpt import cli
-from minigpt.checkpoint import CHECKPOINT_KEY, read_checkpoint
-from minigpt.config import Config, UserError
+from minigpt.cli import parsing
+from minigpt.config import Config
 from minigpt.data.prepare import prepare
-from minigpt.run_folder import RunFolder
+from minigpt.errors import UserError
+from minigpt.runs.folder import RunFolder
+from minigpt.runs.loading import CHECKPOINT_KEY, read_checkpoint
 from minigpt.training.module import TrainingModule
 from minigpt.training.resuming import Reached, begun_before, check_text
 from minigpt.training.run import train
@@ -46,7 +47,9 @@ def settings_in(tmp_path: Path, **trainer: Any) -> Config:
 def typed(line: str) -> tuple[Config, Path | None]:
     """What `train` is asked for by a command line that was printed."""
     words = shlex.split(line)
-    return cli.parse_training(words[words.index("train") + 1 if "train" in words else words.index("train.py") + 1 :])
+    return parsing.parse_training(
+        words[words.index("train") + 1 if "train" in words else words.index("train.py") + 1 :]
+    )
 
 
 def printed(output: str, before: str) -> str:
@@ -85,7 +88,7 @@ def test_the_printed_command_goes_on_and_without_its_change_the_run_is_refused(
     if arguments:
         before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
         with pytest.raises(UserError) as refused:
-            train(*cli.parse_training(["--resume", str(folder.path)]))
+            train(*parsing.parse_training(["--resume", str(folder.path)]))
         assert line.rpartition(" ")[0] in str(refused.value)  # a little more of the time was used up when it was saved
         assert before == {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
     train(*typed(line))
@@ -167,18 +170,18 @@ def test_a_text_is_the_same_wherever_it_lies_and_however_it_is_named(
     config = small_settings(home, data=data, trainer={"max_steps": 2}, runs_dir="runs", attention={"enabled": False})
     folder = train(config).path.absolute()
     monkeypatch.chdir(elsewhere)
-    train(*cli.parse_training(["--resume", str(folder), "--trainer.max_steps", "3"]))
+    train(*parsing.parse_training(["--resume", str(folder), "--trainer.max_steps", "3"]))
     assert f"now data.source={home / 'text.txt'} (was text.txt)" in capsys.readouterr().out
     assert not list(elsewhere.iterdir())
     (home / "text.txt").rename(elsewhere / "moved.txt")
     more = ["--resume", str(folder), "--trainer.max_steps", "4"]
     with pytest.raises(UserError, match=r"text\.txt: no such file"):
-        train(*cli.parse_training(more))
-    train(*cli.parse_training([*more, "--data.source", "moved.txt"]))
+        train(*parsing.parse_training(more))
+    train(*parsing.parse_training([*more, "--data.source", "moved.txt"]))
     assert read_checkpoint(RunFolder(folder).last)["global_step"] == 4
     (elsewhere / "moved.txt").write_text("another text\n" * 400)
     with pytest.raises(UserError, match="the text has changed"):
-        train(*cli.parse_training(["--resume", str(folder), "--trainer.max_steps", "5"]))
+        train(*parsing.parse_training(["--resume", str(folder), "--trainer.max_steps", "5"]))
 
 
 def test_the_same_text_with_another_tokenizer_or_split_is_another_run(tmp_path: Path) -> None:

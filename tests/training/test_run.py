@@ -14,12 +14,12 @@ from safetensors import safe_open
 from scripts import run_script
 from small_runs import wandb_history
 
-from minigpt.checkpoint import load_model
 from minigpt.config import Config
 from minigpt.data.batches import IGNORED, ValBatches
 from minigpt.data.prepare import prepare
 from minigpt.data.shards import Tokens
-from minigpt.run_folder import RunFolder
+from minigpt.runs.folder import RunFolder
+from minigpt.runs.loading import load_model
 from minigpt.training.loss import next_token_loss
 
 

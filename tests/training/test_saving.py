@@ -22,8 +22,12 @@ from scripts import ROOT
 from small_runs import small_settings, train_and_die, with_trainer
 from test_resume import assert_same_run
 
-from minigpt import checkpoint as checkpoint_module
-from minigpt.checkpoint import (
+from minigpt.config import Config
+from minigpt.errors import UserError
+from minigpt.files import append, link_or_copy, locked, sweep
+from minigpt.runs import loading as checkpoint_module
+from minigpt.runs.folder import RunFolder
+from minigpt.runs.loading import (
     first_intact,
     load_model,
     newest_checkpoint,
@@ -31,9 +35,6 @@ from minigpt.checkpoint import (
     save_checkpoint,
     weights_files,
 )
-from minigpt.config import Config, UserError
-from minigpt.files import append, link_or_copy, locked, sweep
-from minigpt.run_folder import RunFolder
 from minigpt.training.checkpoints import AtomicCheckpointIO, Checkpoints, refuse_shards
 from minigpt.training.module import TrainingModule
 from minigpt.training.run import train
@@ -382,7 +383,7 @@ def test_what_a_living_process_writes_is_never_swept_and_what_a_dead_one_left_is
 def test_a_second_process_on_one_run_is_refused_by_name_until_the_first_is_dead(config: Config, run: RunFolder) -> None:
     assert not (run.path / ".lock").exists()
     program = (
-        "import sys, time; from pathlib import Path; from minigpt.run_folder import RunFolder\n"
+        "import sys, time; from pathlib import Path; from minigpt.runs.folder import RunFolder\n"
         "with RunFolder(Path(sys.argv[1])).occupied():\n    print('ready', flush=True); time.sleep(60)"
     )
     process = start(program, run.path)

@@ -17,9 +17,9 @@ from scripts import ROOT, bare_environment, ready_python
 from small_runs import small_settings, wandb_history, with_trainer
 from test_resume import assert_same_run
 
-from minigpt.checkpoint import read_checkpoint
-from minigpt.config import UserError
-from minigpt.run_folder import RunFolder
+from minigpt.errors import UserError
+from minigpt.runs.folder import RunFolder
+from minigpt.runs.loading import read_checkpoint
 from minigpt.signals import SIGNALS
 from minigpt.training import run
 from minigpt.training.callbacks import Samples

@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from small_runs import said_by_lightning, small_settings
 
-from minigpt.config import TrainerConfig, UserError
+from minigpt.config import TrainerConfig
+from minigpt.errors import UserError
 from minigpt.training.run import train
 
 REFUSED = {

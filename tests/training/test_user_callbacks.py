@@ -14,9 +14,10 @@ from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler,
 from lightning.pytorch.loggers.logger import DummyLogger
 from small_runs import said_by_lightning, small_settings
 
-from minigpt.checkpoint import read_checkpoint
-from minigpt.config import Config, UserError
-from minigpt.run_folder import RunFolder
+from minigpt.config import Config
+from minigpt.errors import UserError
+from minigpt.runs.folder import RunFolder
+from minigpt.runs.loading import read_checkpoint
 from minigpt.training.run import make_trainer, train
 
 WORK = {

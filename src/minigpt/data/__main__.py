@@ -1,15 +1,15 @@
 """`python -m minigpt.data prepare|peek --data.source FILES`: text -> a folder of tokens, and a look at it."""
 
-from minigpt import cli
+from minigpt.cli import parsing
 from minigpt.files import shown
 
 
 def main(arguments: list[str]) -> None:
     """Parse, prepare, and say what there is; nothing heavy is imported before the config is known to be good."""
-    command, config = cli.parse_data(arguments)
+    command, config = parsing.parse_data(arguments)
 
     from minigpt.data.prepare import open_data
-    from minigpt.data.stdin import keep_stdin
+    from minigpt.data.sources.stdin import keep_stdin
 
     data = open_data(keep_stdin(config.data))
     if config.data.streaming:
@@ -23,4 +23,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    parsing.run(main)

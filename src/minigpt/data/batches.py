@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from minigpt.config import Config, UserError
+from minigpt.config import Config
 from minigpt.data.order import Mixture, mixed, shuffled
 from minigpt.data.shards import PreparedData, SourceRange, Split, Tokens
+from minigpt.errors import UserError
 
 IGNORED = -1
 """Target of positions without a loss, such as padding; cross-entropy's `ignore_index`."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minigpt.config import UserError
+from minigpt.errors import UserError
 
 BLOCK = 1000
 """Items in which a mixture has exactly its shares."""

@@ -9,7 +9,7 @@ import numpy as np
 from minigpt.config import Config
 from minigpt.data.batches import IGNORED, TrainBatches, train_batches
 from minigpt.data.shards import PreparedData, Split
-from minigpt.data.tokenizer import Tokenizer
+from minigpt.data.tokenizers.base import Tokenizer
 
 MOST_FREQUENT = 12
 """Tokens that are listed."""

@@ -14,14 +14,15 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from minigpt.config import DataConfig, UserError
-from minigpt.data.reading import reading_notes, refuse_broken_text
-from minigpt.data.scan import Scans
+from minigpt.config import DataConfig
 from minigpt.data.shards import FORMAT, SCANS, Manifest, PreparedData, open_prepared
-from minigpt.data.sources import MANIFEST, Source, find_source, is_prepared, local_path
-from minigpt.data.synthetic import SYNTHETIC_VERSION
+from minigpt.data.sources.names import MANIFEST, Source, find_source, is_prepared, local_path
+from minigpt.data.sources.reading import reading_notes, refuse_broken_text
+from minigpt.data.sources.scan import Scans
+from minigpt.data.synthetic.texts import SYNTHETIC_VERSION
 from minigpt.data.tokenising import Text, Tokenising, settings
-from minigpt.data.tokenizer import load_tokenizer
+from minigpt.data.tokenizers.base import load_tokenizer
+from minigpt.errors import UserError
 from minigpt.files import note, reason, sweep
 
 STALE_SECONDS = 7 * 86400

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from minigpt.config import UserError
+from minigpt.errors import UserError
 from minigpt.files import reason
 
 Span = tuple[int, int]

@@ -19,10 +19,10 @@ from typing import IO, Any
 
 import numpy as np
 
-from minigpt.config import UserError
-from minigpt.data.scan import Scans
-from minigpt.data.sources import MANIFEST, OLD_TOKENIZER, TOKENIZER, File
-from minigpt.data.tokenizer import Tokenizer, load_tokenizer
+from minigpt.data.sources.names import MANIFEST, OLD_TOKENIZER, TOKENIZER, File
+from minigpt.data.sources.scan import Scans
+from minigpt.data.tokenizers.base import Tokenizer, load_tokenizer
+from minigpt.errors import UserError
 from minigpt.files import reason
 
 FORMAT = 2

@@ -9,9 +9,10 @@ from itertools import chain
 
 import numpy as np
 
-from minigpt.config import DataConfig, UserError
-from minigpt.data.reading import Piece, read
-from minigpt.data.sources import Source
+from minigpt.config import DataConfig
+from minigpt.data.sources.names import Source
+from minigpt.data.sources.reading import Piece, read
+from minigpt.errors import UserError
 
 TRAIN, VAL, LEFT_OUT = range(3)
 

@@ -20,17 +20,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from minigpt.config import DataConfig, UserError
+from minigpt.config import DataConfig
 from minigpt.data.batches import BATCHES_PER_POOL
-from minigpt.data.hub import open_dataset_stream
 from minigpt.data.order import mixed, shuffled
-from minigpt.data.pieces import grouped
 from minigpt.data.prepare import prepare
-from minigpt.data.reading import open_stream, reading_notes
 from minigpt.data.shards import PreparedData, Split
-from minigpt.data.sources import Source, find_source
+from minigpt.data.sources.chunking import grouped
+from minigpt.data.sources.hub import open_dataset_stream
+from minigpt.data.sources.names import Source, find_source
+from minigpt.data.sources.reading import open_stream, reading_notes
 from minigpt.data.splitting import val_threshold
-from minigpt.data.tokenizer import Tokenizer
+from minigpt.data.tokenizers.base import Tokenizer
+from minigpt.errors import UserError
 from minigpt.files import note, write_atomically
 
 TOGETHER = 1 << 20

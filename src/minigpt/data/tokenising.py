@@ -21,14 +21,15 @@ from typing import IO, Any
 import numpy as np
 from tqdm import tqdm
 
-from minigpt.config import DataConfig, UserError
-from minigpt.data.pieces import grouped
-from minigpt.data.reading import Piece, read
+from minigpt.config import DataConfig
 from minigpt.data.relations import to_json_line
 from minigpt.data.shards import Manifest, ShardWriter, SourceRange, SplitFiles
-from minigpt.data.sources import MANIFEST, TOKENIZER, Source
+from minigpt.data.sources.chunking import grouped
+from minigpt.data.sources.names import MANIFEST, TOKENIZER, Source
+from minigpt.data.sources.reading import Piece, read
 from minigpt.data.splitting import TRAIN, Documents, assign, survey, text_changed
-from minigpt.data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, save_tokenizer
+from minigpt.data.tokenizers.base import Tokenizer, load_tokenizer, make_tokenizer, save_tokenizer
+from minigpt.errors import UserError
 from minigpt.files import write_atomically, write_text
 
 UNIT_BYTES = 256 << 20

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from minigpt.config import UserError
 from minigpt.data.shards import PreparedData
-from minigpt.data.tokenizer import Tokenizer
+from minigpt.data.tokenizers.base import Tokenizer
+from minigpt.errors import UserError
 
 N_PROMPTS = 3
 LONGEST = 24

@@ -15,8 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from minigpt.config import GenerationConfig, UserError
-from minigpt.generation.cpu_decode import CPUDecode, can_decode
+from minigpt.config import GenerationConfig
+from minigpt.errors import UserError
+from minigpt.generation.cpu_backend import CPUDecode, can_decode
 from minigpt.generation.lookup import lookup
 from minigpt.generation.plain import changes_forward, intervention
 from minigpt.generation.sampling import Choice, Mask, draw, narrowed

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from minigpt.config import GenerationConfig, UserError
+from minigpt.config import GenerationConfig
+from minigpt.errors import UserError
 
 FIRST = 256
 """Likeliest tokens that are sorted for top_p at first: sorting all of a large vocabulary costs more than the model."""

@@ -10,8 +10,8 @@ from typing import SupportsIndex
 import numpy as np
 from torch import Tensor
 
-from minigpt.config import UserError
-from minigpt.data.tokenizer import Tokenizer
+from minigpt.data.tokenizers.base import Tokenizer
+from minigpt.errors import UserError
 from minigpt.generation.sampling import Mask
 
 Prompt = str | Sequence[int] | Tensor

@@ -3,24 +3,24 @@
 With `--report`: what a run left -> one HTML file.
 """
 
-from minigpt import cli
+from minigpt.cli import parsing
 from minigpt.files import shown
 
 
 def main(arguments: list[str]) -> None:
     """Parse, look, write the page, print the table; nothing heavy is imported before the arguments are known good."""
-    config = cli.parse_inspecting(arguments)
+    config = parsing.parse_inspecting(arguments)
     if config.report:
-        from minigpt.inspection.run_report import report_run
+        from minigpt.pages.report import report_run
 
         print(shown(report_run(config)))
         return
-    text = config.text if config.file is None else cli.read_text(config.file, "--file")
+    text = config.text if config.file is None else parsing.read_text(config.file, "--file")
 
-    from minigpt.inspection.model_report import write_inspection
+    from minigpt.pages.model_report import write_inspection
 
     print(shown(write_inspection(config, text)))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    parsing.run(main)

@@ -9,11 +9,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from minigpt.data.tokenizer import Tokenizer, decode
+from minigpt.data.tokenizers.base import Tokenizer, decode
 from minigpt.inspection.snapshot import Snapshot
 from minigpt.model.attention import Attention, How, attention_weights
 from minigpt.model.gpt import GPT
-from minigpt.model.kernels import repeat_heads
+from minigpt.model.variants.kernels import repeat_heads
 
 EXPECTED = 5
 """Next tokens that are kept with their probabilities."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from minigpt.data.tokenizer import Tokenizer
+from minigpt.data.tokenizers.base import Tokenizer
 from minigpt.inspection import capture, statistics
 from minigpt.inspection.ablation import ablation
 from minigpt.inspection.circuits import copying, symmetry

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minigpt.data.relations import Example
-from minigpt.data.tokenizer import Tokenizer, decode
+from minigpt.data.tokenizers.base import Tokenizer, decode
 from minigpt.inspection.python_relations import python_relations
 from minigpt.inspection.relations import Link, links, moved, token_spans, within
 

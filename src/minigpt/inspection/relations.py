@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt.data.relations import Relation, Span
-from minigpt.data.tokenizer import Tokenizer
+from minigpt.data.tokenizers.base import Tokenizer
 from minigpt.inspection.packing import Weights
 
 Heads = npt.NDArray[np.float64]

@@ -15,14 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt.config import GPTConfig, UserError, check_attention
+from minigpt.config import GPTConfig, check_attention
+from minigpt.errors import UserError
 from minigpt.model.cache import LayerCache
-from minigpt.model.graphs import Causal, Full, Graph
-from minigpt.model.kernels import by_blocks, chunked, fused, has_triton, repeat_heads
-from minigpt.model.linear_attention import causal_linear_attention, full_linear_attention, full_product
 from minigpt.model.norms import make_norm
-from minigpt.model.positions import rotate
-from minigpt.model.similarities import SIMILARITIES, Hard, Linear, Scores, Similarity
+from minigpt.model.variants.graphs import Causal, Full, Graph
+from minigpt.model.variants.kernels import by_blocks, chunked, fused, has_triton, repeat_heads
+from minigpt.model.variants.linear_attention import causal_linear_attention, full_linear_attention, full_product
+from minigpt.model.variants.positions import rotate
+from minigpt.model.variants.similarities import SIMILARITIES, Hard, Linear, Scores, Similarity
 
 
 class How(TypedDict):

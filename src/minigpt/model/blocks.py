@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from minigpt.config import GPTConfig
 from minigpt.model.attention import Attention
 from minigpt.model.cache import LayerCache
-from minigpt.model.graphs import Graph
 from minigpt.model.norms import make_norm
+from minigpt.model.variants.graphs import Graph
 
 
 class GELU(nn.Module):

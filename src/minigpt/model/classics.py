@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.model.attention import attend
-from minigpt.model.graphs import Adjacency, Full, Graph
-from minigpt.model.similarities import Gaussian, Hopfield, Similarity
+from minigpt.model.variants.graphs import Adjacency, Full, Graph
+from minigpt.model.variants.similarities import Gaussian, Hopfield, Similarity
 
 
 def regress(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt.model.kernels import has_triton
+from minigpt.model.variants.kernels import has_triton
 
 PAYING_STEPS = 1000
 """Steps of a run on a GPU from which on the minute of compiling comes back; on a CPU it takes longer to."""

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from minigpt.config import GPTConfig
 from minigpt.model.blocks import Block
 from minigpt.model.cache import KVCache
-from minigpt.model.graphs import Adjacency, Causal, Documents, Full, Graph, Window
 from minigpt.model.norms import make_norm
-from minigpt.model.positions import alibi_bias, alibi_slopes, rotary_table, sinusoidal_table
+from minigpt.model.variants.graphs import Adjacency, Causal, Documents, Full, Graph, Window
+from minigpt.model.variants.positions import alibi_bias, alibi_slopes, rotary_table, sinusoidal_table
 
 VOCABULARY_MULTIPLE = 64
 """Tables of the vocabulary have a multiple of this many rows: matrix products of odd sizes are slow on GPUs."""

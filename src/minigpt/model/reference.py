@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minigpt.model.graphs import Graph
-from minigpt.model.similarities import Cosine, Gaussian, Hard, Hopfield, Linear, ScaledDot, Similarity, Uniform
+from minigpt.model.variants.graphs import Graph
+from minigpt.model.variants.similarities import Cosine, Gaussian, Hard, Hopfield, Linear, ScaledDot, Similarity, Uniform
 
 
 def attend_slowly(

@@ -15,16 +15,17 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from minigpt.checkpoint import newest_checkpoint, read_checkpoint
 from minigpt.command_line import command
-from minigpt.config import Config, UserError
+from minigpt.config import Config
 from minigpt.data.batches import IGNORED, TrainBatches
-from minigpt.data.tokenizer import decode
+from minigpt.data.tokenizers.base import decode
+from minigpt.errors import UserError
 from minigpt.files import append, write_csv, write_text
 from minigpt.inspection.capture import tapped, undisturbed
 from minigpt.model.attention import How, attention_scores
 from minigpt.model.gpt import GPT
-from minigpt.run_folder import RunFolder
+from minigpt.runs.folder import RunFolder
+from minigpt.runs.loading import newest_checkpoint, read_checkpoint
 from minigpt.training.averaging import Averaging
 from minigpt.training.callbacks import keep_rows_up_to
 from minigpt.training.loss import model_loss

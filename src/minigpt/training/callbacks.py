@@ -15,21 +15,22 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from minigpt.config import Config, UserError
+from minigpt.config import Config
 from minigpt.data.relations import read_json_lines
 from minigpt.data.shards import PreparedData
 from minigpt.data.tokenising import RELATIONS
+from minigpt.errors import UserError
 from minigpt.files import append, shown, write_csv, write_text
+from minigpt.generation.generator import Writer
 from minigpt.generation.text import encode_prompt
-from minigpt.generation.writer import Writer
 from minigpt.inspection.capture import undisturbed
-from minigpt.inspection.grid import grid_image, save_png
 from minigpt.inspection.heads import head_table, label_heads, look
-from minigpt.inspection.page import render_page
 from minigpt.inspection.probes import PROBE_TOKENS, Probe, read_examples
-from minigpt.inspection.scores_image import scores_image
 from minigpt.inspection.snapshot import Snapshot, history_of
-from minigpt.run_folder import RunFolder
+from minigpt.pages.attention import render_page
+from minigpt.pages.grid import grid_image, save_png
+from minigpt.pages.scores_image import scores_image
+from minigpt.runs.folder import RunFolder
 from minigpt.training.checkpoints import not_finite
 from minigpt.training.dashboards import log_image, log_page, log_scalars, log_table
 from minigpt.training.module import TrainingModule

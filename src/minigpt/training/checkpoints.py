@@ -13,10 +13,11 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from minigpt.checkpoint import read_checkpoint, save_checkpoint, save_weights, tensors_in
-from minigpt.config import Config, UserError
+from minigpt.config import Config
+from minigpt.errors import UserError
 from minigpt.files import link_or_copy
-from minigpt.run_folder import RunFolder
+from minigpt.runs.folder import RunFolder
+from minigpt.runs.loading import read_checkpoint, save_checkpoint, save_weights, tensors_in
 from minigpt.training.module import TrainingModule
 from minigpt.training.processes import any_process, largest, on_first
 from minigpt.training.sharding import local, whole_model

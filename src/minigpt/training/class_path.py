@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from minigpt.config import UserError
+from minigpt.errors import UserError
 
 
 def build(value: Any) -> Any:

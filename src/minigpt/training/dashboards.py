@@ -19,10 +19,11 @@ import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from minigpt.command_line import tool
-from minigpt.config import Config, UserError
+from minigpt.config import Config
+from minigpt.errors import UserError
 from minigpt.files import write_text
 from minigpt.markdown import table
-from minigpt.run_folder import RunFolder
+from minigpt.runs.folder import RunFolder
 from minigpt.training import wandb_service
 from minigpt.training.class_path import build, find_class
 

@@ -19,7 +19,7 @@ from lightning.fabric.plugins.environments.mpi import MPIEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
-from minigpt.config import UserError
+from minigpt.errors import UserError
 from minigpt.training.stopping import SECONDS_TO_EXIT
 
 NAMES: dict[type[ClusterEnvironment], str] = {

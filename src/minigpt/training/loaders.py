@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from minigpt.config import Config, UserError
+from minigpt.config import Config
 from minigpt.data.batches import IGNORED, TrainBatches, ValBatches, train_batches
 from minigpt.data.shards import PreparedData
 from minigpt.data.stream import StreamBatches
+from minigpt.errors import UserError
 from minigpt.training.module import TrainingModule
 from minigpt.training.stopping import leave_stopping_to_the_main_process
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from minigpt.config import UserError
+from minigpt.errors import UserError
 from minigpt.files import reason
 
 WITHDRAWN = {"lightning": {"2.6.2", "2.6.3"}}

@@ -14,12 +14,13 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import Tensor
 
-from minigpt.checkpoint import CHECKPOINT_KEY
-from minigpt.config import Config, UserError
+from minigpt.config import Config
 from minigpt.data.batches import IGNORED
 from minigpt.data.shards import PreparedData
+from minigpt.errors import UserError
 from minigpt.model.compiling import compiled, compiles
 from minigpt.model.gpt import GPT
+from minigpt.runs.loading import CHECKPOINT_KEY
 from minigpt.training.averaging import Averaging
 from minigpt.training.loss import model_loss
 from minigpt.training.optimizer import follow_schedule, make_optimizer

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt.config import UserError
+from minigpt.errors import UserError
 
 BASE_WIDTH = 128
 """Width at which one learning rate changes logits equally through Muon, AdamW's matrices and the output head."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 
-from minigpt.config import UserError
+from minigpt.errors import UserError
 
 Result = TypeVar("Result")
 

@@ -15,11 +15,12 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
-from minigpt.checkpoint import CHECKPOINT_KEY, newest_checkpoint
 from minigpt.command_line import command
-from minigpt.config import Config, UserError
+from minigpt.config import Config
 from minigpt.data.shards import PreparedData
-from minigpt.run_folder import RunFolder
+from minigpt.errors import UserError
+from minigpt.runs.folder import RunFolder
+from minigpt.runs.loading import CHECKPOINT_KEY, newest_checkpoint
 from minigpt.training.checkpoints import Checkpoints
 from minigpt.training.class_path import find_class
 

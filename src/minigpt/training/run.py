@@ -24,18 +24,18 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import Dataset
 
-from minigpt.checkpoint import CHECKPOINT_KEY, newest_checkpoint
-from minigpt.cli import AUTO
 from minigpt.command_line import command
-from minigpt.config import Config, TrainerConfig, UserError
+from minigpt.config import AUTO, Config, TrainerConfig
 from minigpt.data.batches import Share, TrainBatches
 from minigpt.data.prepare import open_data
 from minigpt.data.shards import PreparedData
-from minigpt.data.stdin import keep_stdin
-from minigpt.data.tokenizer import save_tokenizer
+from minigpt.data.sources.stdin import keep_stdin
+from minigpt.data.tokenizers.base import save_tokenizer
 from minigpt.data.val_prompts import val_prompts
+from minigpt.errors import UserError
 from minigpt.files import shown, write_text
-from minigpt.run_folder import RunFolder
+from minigpt.runs.folder import RunFolder
+from minigpt.runs.loading import CHECKPOINT_KEY, newest_checkpoint
 from minigpt.signals import SIGNALS
 from minigpt.training.anomalies import Anomalies
 from minigpt.training.averaging import Averaging
@@ -72,7 +72,9 @@ def train(config: Config, resume: str | Path | None = None) -> RunFolder:
         UserError: anything of the user's that cannot work, before training starts where possible.
     """
     if not isinstance(config, Config):
-        raise UserError(f"config={config!r}: expected a Config, as minigpt.cli.parse_training makes one of a recipe")
+        raise UserError(
+            f"config={config!r}: expected a Config, as minigpt.cli.parsing.parse_training makes one of a recipe"
+        )
     resume = None if resume is None else RunFolder(resume).path
     with denormals_as_zero(), StopSignals().listening() as stop, contextlib.ExitStack() as held:
         return _train(config, resume, stop, held)

@@ -15,8 +15,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
-from minigpt.config import TrainerConfig, UserError
-from minigpt.run_folder import RunFolder
+from minigpt.config import TrainerConfig
+from minigpt.errors import UserError
+from minigpt.runs.folder import RunFolder
 
 REFUSED = {
     "BackboneFinetuning": "the model has no backbone to freeze; derive a class from BaseFinetuning",

@@ -25,7 +25,7 @@ from typing import Any
 from lightning.pytorch.loggers import WandbLogger
 
 from minigpt.command_line import tool
-from minigpt.run_folder import RunFolder
+from minigpt.runs.folder import RunFolder
 from minigpt.signals import SIGNALS, handled_by, not_to_children
 
 CONNECT_SECONDS = 8

@@ -1,0 +1,1 @@
+"""The command line: parsing, messages of one line, and the commands themselves."""

@@ -1,0 +1,487 @@
+"""A command line -> a checked config, or one line that says what is wrong and exit code 2.
+
+jsonargparse does the parsing; what is added here is that every mistake becomes one line naming the file, the key and
+the fix. Nothing heavy is imported, so that a mistake is answered at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import errno
+import functools
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import docstring_parser
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+
+from minigpt.cli.streams import drop, outlive_reader
+from minigpt.config import AUTO, CompareConfig, Config, GenerationConfig, InspectConfig, ProofConfig, SampleConfig
+from minigpt.environment import is_ours, refuse_missing
+from minigpt.errors import UserError
+from minigpt.files import reason, refuse_url, shown
+from minigpt.signals import SIGNALS, exit_by_signal, handled_by
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+DATA_COMMANDS = {
+    "prepare": "Tokenise text into a folder, once; training then starts at once.",
+    "peek": "Show what is in a text: how much, which tokens, and what a batch looks like.",
+}
+
+
+def run(main: Callable[[list[str]], None], *, outlives_reader: bool = True) -> NoReturn:
+    """Call a program's main with the command line; exit with 0, 2 (the user's mistake) or 128 + the signal's number.
+
+    Args:
+        main: the program.
+        outlives_reader: go on without standard output once nobody reads it (`train.py | head`); else end, quietly,
+            as befits a program whose work is what it prints.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by the caller, as in `sample.py <&-`
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123 (open to the end)
+    for stream in (sys.stdout, sys.stderr):  # where a pipe takes ASCII alone, other characters are written as \\u00e9
+        with contextlib.suppress(AttributeError, OSError):  # what was put in its place may not be able to
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    outlive_reader("stderr")
+    if outlives_reader:
+        outlive_reader("stdout")
+    try:
+        with handled_by(exit_by_signal, set(SIGNALS) - {signal.SIGINT}):  # Ctrl-C is Python's KeyboardInterrupt
+            main(sys.argv[1:])
+        sys.stdout.flush()
+    except UserError as error:
+        _flush()
+        print(f"error: {shown(error, sys.stderr)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _flush()
+        sys.exit(130)
+    except ModuleNotFoundError as error:
+        if not is_ours(error):
+            raise
+        refuse_missing(error)
+    except BrokenPipeError:
+        if outlives_reader:  # it was another pipe, say that of a worker
+            raise
+        drop(sys.stdout.fileno())  # else Python would complain again at exit, about what it could not write
+        sys.exit(0)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        drop(sys.stdout.fileno())
+        print(f"error: what was to be written has no room ({reason(error)})", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)
+
+
+def _flush() -> None:
+    """Write what was printed, where somebody still reads it: at exit, a pipe without a reader changes the exit code."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        drop(sys.stdout.fileno())
+
+
+def parse_training(
+    argv: Sequence[str], program: str = "train.py", what: str = "Train a GPT; later arguments win over earlier ones."
+) -> tuple[Config, Path | None]:
+    """The command line of `train.py`, and of what takes the same arguments.
+
+    Returns:
+        The config, and the run folder to continue, if `--resume RUN` was given: then the run's own config comes first
+        and the other arguments change it. `--resume auto` leaves the config as it is and returns the path "auto".
+
+    Raises:
+        UserError: for anything that cannot be understood, naming it.
+    """
+    parser = _config_parser(program, what, resumes=True)
+    run_folder = next(reversed(list(_all_options("--resume", argv))), None)
+    if run_folder is not None and run_folder != AUTO:
+        if not run_folder:
+            raise UserError("--resume is empty: name the folder of a run, such as runs/demo")
+        refuse_url(run_folder, "a run")
+        saved = Path(run_folder) / "config.yaml"
+        if not saved.is_file():
+            raise UserError(f"--resume {run_folder}: there is no {saved}; name the folder of a run, such as runs/demo")
+        argv = [f"--config={saved}", *argv]
+    values = parse(parser, Config, argv)
+    resume = values.pop("resume", None)
+    return Config.from_dict(values), None if resume is None else Path(resume)
+
+
+@functools.cache  # making one takes a third of a second, and a program may parse several recipes
+def _config_parser(program: str, what: str, *, resumes: bool = False, more: type | None = None) -> ArgumentParser:
+    parser = _parser(program, what)
+    parser.add_argument("--config", action="config", help="A YAML recipe; may be repeated, the later one wins.")
+    if resumes:
+        parser.add_argument(
+            "--resume",
+            metavar="RUN",
+            help="Continue this run folder where it stopped; auto: the run that this command began, or else a new one.",
+        )
+    if more is not None:
+        parser.add_class_arguments(more, None)
+    parser.add_class_arguments(Config, None)
+    return parser
+
+
+def _parser(prog: str, description: str) -> ArgumentParser:
+    return ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False, description=description)
+
+
+def parse_sampling(argv: Sequence[str], program: str = "sample.py") -> SampleConfig:
+    """The command line of `sample.py`.
+
+    Raises:
+        UserError: for anything that cannot be understood, naming it.
+    """
+    parser = _parser(program, "Write text with a trained model.")
+    words = ("interactive", "int8", "compile")
+    parser.add_class_arguments(SampleConfig, None, as_positional=True, skip={*words})
+    _add_words(parser, SampleConfig, *words)
+    values = parse(parser, SampleConfig, argv)
+    if values["prompt"] is None:  # where a text or nothing is expected, jsonargparse reads the text "null" as nothing
+        values["prompt"] = next(reversed(list(_all_options("--prompt", argv))), None)
+    return SampleConfig(**values)
+
+
+def change(config: GenerationConfig, settings: Mapping[str, Any], others: Iterable[str] = ()) -> GenerationConfig:
+    """A config with single settings changed, each a text as on the command line, or a value as of a JSON file.
+
+    Args:
+        config: left as it is.
+        settings: by name.
+        others: what else may stand beside them, for suggestions.
+
+    Raises:
+        UserError: for a setting that there is not, or that is refused.
+    """
+    types = _field_types(GenerationConfig)
+    for name in settings:
+        if name not in types:
+            known = [*others, *types]
+            hint = _did_you_mean(name, known) or f"; there are {', '.join(known)}"
+            raise UserError(f"unknown setting {name}{hint}")
+    try:
+        values = _plain(_generation_parser().parse_object(dict(settings), defaults=False))
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise UserError(_explain(str(error), set(types), types)) from None
+    _refuse_nulls(values, types)
+    return dataclasses.replace(config, **values)
+
+
+@functools.cache
+def _generation_parser() -> ArgumentParser:
+    parser = _parser("settings", "")
+    parser.add_class_arguments(GenerationConfig, None)
+    return parser
+
+
+def parse_inspecting(argv: Sequence[str]) -> InspectConfig:
+    """The command line of `python -m minigpt.inspection`.
+
+    Raises:
+        UserError: for anything that cannot be understood, naming it.
+    """
+    parser = _parser(
+        "python -m minigpt.inspection",
+        "Show what the attention of a trained model does: a page, and a table of its heads. Or report on a whole run.",
+    )
+    parser.add_class_arguments(InspectConfig, None, as_positional=True, skip={"report"})
+    _add_words(parser, InspectConfig, "report")
+    return InspectConfig(**parse(parser, InspectConfig, argv))
+
+
+def _add_words(parser: ArgumentParser, schema: type, *names: str) -> None:
+    """Options that are a word alone (jsonargparse would want `--report true`), with the field's docstring as help."""
+    described = {each.arg_name: each.description for each in docstring_parser.parse_from_object(schema).params}
+    for name in names:
+        parser.add_argument(f"--{name}", action="store_true", help=described[name])
+
+
+def read_text(name: str, option: str) -> str:
+    """The whole of a UTF-8 file, or of standard input ('-').
+
+    Raises:
+        UserError: it cannot be read, naming the option that it was given by.
+    """
+    try:
+        return (sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()).decode("utf-8")
+    except OSError as error:
+        raise UserError(f"{option} {name}: {reason(error)}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{option} {name}: not UTF-8 text (byte {error.start})") from None
+
+
+def parse_comparing(argv: Sequence[str]) -> CompareConfig:
+    """The command line of `python -m minigpt.lab.compare`.
+
+    Raises:
+        UserError: for anything that cannot be understood, naming it.
+    """
+    parser = _parser(
+        "python -m minigpt.lab.compare",
+        "Train recipes on the same text, seeds and budget, and make one table of them.",
+    )
+    parser.add_argument("recipes", nargs="+", type=str, help="YAML recipes that differ in model or optimizer alone.")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2], help="Each recipe is trained with each seed.")
+    parser.add_class_arguments(CompareConfig, None, skip={"recipes", "seeds"})
+    return CompareConfig(**parse(parser, CompareConfig, argv))
+
+
+def parse_proof(argv: Sequence[str]) -> tuple[Config, ProofConfig]:
+    """The command line of `python -m minigpt.lab.prove_resume`.
+
+    Raises:
+        UserError: for anything that cannot be understood, naming it.
+    """
+    parser = _config_parser(
+        "python -m minigpt.lab.prove_resume",
+        "Train a config straight and with kills, compare everything; settings and recipes are those of train.py.",
+        more=ProofConfig,
+    )
+    values = parse(parser, Config, argv, more=ProofConfig)
+    asked = {field.name: values.pop(field.name) for field in dataclasses.fields(ProofConfig)}
+    return Config.from_dict(values), ProofConfig(**asked)
+
+
+def parse_data(argv: Sequence[str]) -> tuple[str, Config]:
+    """The command line of `python -m minigpt.data`.
+
+    Returns:
+        The command, `prepare` or `peek`, and the config: the settings of `train.py`, so that a recipe serves both.
+
+    Raises:
+        UserError: for anything that cannot be understood, naming it.
+    """
+    command, *rest = argv or [""]
+    if command in {"-h", "--help"}:
+        command, rest = "prepare", ["--help"]
+    require_command(
+        command,
+        DATA_COMMANDS,
+        "python -m minigpt.data",
+        ", then settings such as --data.source FILE --data.tokenizer gpt2",
+    )
+    parser = _config_parser(
+        f"python -m minigpt.data {command}",
+        f"{DATA_COMMANDS[command]} Settings and recipes are those of train.py; data.* are what counts.",
+    )
+    return command, Config.from_dict(parse(parser, Config, rest))
+
+
+def require_command(name: str, known: Iterable[str], program: str, more: str = "") -> None:
+    """Refuse a word that is none of a program's commands.
+
+    Args:
+        name: the word.
+        known: the commands.
+        program: which has them.
+        more: what to write after the command.
+
+    Raises:
+        UserError: it is none.
+    """
+    if name not in known:
+        raise UserError(
+            f"{program} {name}".rstrip() + f": write {' or '.join(known)}{more}{_did_you_mean(name, known)}"
+        )
+
+
+def parse(parser: ArgumentParser, schema: type, argv: Sequence[str], *, more: type | None = None) -> dict[str, Any]:
+    """Parse a command line into plain nested dictionaries, without the `config` option itself.
+
+    Args:
+        parser: with exit_on_error=False.
+        schema: the dataclass whose (nested) fields the options are; used to explain mistakes.
+        argv: the arguments, without the program's name.
+        more: another dataclass whose fields are options, but no settings of a recipe.
+    """
+    settings = _field_types(schema)
+    types = settings | (_field_types(more) if more else {})
+    options = {action.dest for action in parser._actions} | set(types)
+    for argument in argv:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:  # Python stands lone surrogates for bytes that it could not read
+            raise UserError(f"the argument {argument!a} is not UTF-8 text") from None
+    if "config" in options:
+        for file in _all_options("--config", argv):
+            check_yaml(file, options, settings)
+    try:
+        namespace = parser.parse_args(_with_literal_paths(argv, types))
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise UserError(_explain(str(error), options, types)) from None
+    values = _plain(namespace)
+    values.pop("config", None)
+    _refuse_nulls(values, types)
+    return values
+
+
+def _with_literal_paths(argv: Sequence[str], types: Mapping[str, str]) -> list[str]:
+    """The arguments, where a path that is there but reads as a list, as the folder [texts], begins with ./ instead."""
+    options = {f"--{name}" for name, kind in types.items() if kind.startswith("str | list[str]")}
+    literal, before = list(argv), ""
+    for i, argument in enumerate(argv):
+        option, _, value = argument.partition("=") if "=" in argument else (before, "", argument)
+        with contextlib.suppress(OSError, ValueError, yaml.YAMLError):  # no path, or not read as anything
+            if option in options and isinstance(yaml.safe_load(value), list) and Path(value).exists():
+                literal[i] = argument.removesuffix(value) + f"./{value}"
+        before = argument
+    return literal
+
+
+def _refuse_nulls(values: dict[str, Any], types: dict[str, str], prefix: str = "") -> None:
+    """jsonargparse lets a recipe's null pass for any type."""
+    for name, value in values.items():
+        key = prefix + name
+        if isinstance(value, dict) and types.get(key) == "group":
+            _refuse_nulls(value, types, f"{key}.")
+        elif value is None and key in types and "None" not in types[key]:
+            raise UserError(f"{key}=null: expected {_readable(types[key])}")
+
+
+def check_yaml(file: str, options: set[str], settings: Iterable[str]) -> None:
+    """Refuse a recipe that is missing, is not YAML, or has a key that is no setting, naming file and line.
+
+    Args:
+        file: its path.
+        options: all options of the command line, for suggestions.
+        settings: those of them that a recipe may give.
+    """
+    path = Path(file)
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        recipes = sorted(Path("configs").glob("**/*.yaml"))
+        namesake = next((p for p in recipes if p.name == path.name), None)
+        close = difflib.get_close_matches(file, [str(p) for p in recipes], n=1)
+        guess = namesake or next(iter(close), None)
+        hint = f": did you mean {guess}?" if guess else ""
+        if not hint and recipes:
+            hint = f"; there are {', '.join(str(p) for p in recipes if len(p.parts) == 2)}"
+        why = reason(error) if file else "needs the name of a file"
+        raise UserError(f"--config {file}: {why}{hint}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(root, yaml.MappingNode):
+        found = "it holds no settings; " if root is None else ""
+        raise UserError(f"{path}: {found}a recipe is a mapping such as 'model: {{n_layer: 6}}'")
+    _check_keys(path, root, "", options, set(settings))
+
+
+def _check_keys(path: Path, node: yaml.MappingNode, prefix: str, options: set[str], settings: set[str]) -> None:
+    lines: dict[str, int] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        where = f"{path}:{line}"
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise UserError(f"{where}: a setting's name is one word, not a list or a mapping")
+        key = f"{prefix}{key_node.value}"
+        if key in lines:
+            raise UserError(f"{where}: {key} was given already in line {lines[key]}: keep one of them")
+        lines[key] = line
+        if value_node.tag not in yaml.SafeLoader.yaml_constructors:
+            raise UserError(f"{where}: {key} has the YAML tag {value_node.tag}: write a plain value")
+        if key not in options:
+            raise UserError(f"{where}: unknown setting {key}{_did_you_mean(key, options)}")
+        if key not in settings and value_node.value != "null":  # --print_config writes `resume: null`
+            raise UserError(f"{where}: {key} belongs on the command line, as --{key}, not in a recipe")
+        if any(setting.startswith(f"{key}.") for setting in settings):
+            if not isinstance(value_node, yaml.MappingNode):
+                raise UserError(f"{where}: {key} is a group of settings: write 'name: value' lines under it")
+            _check_keys(path, value_node, f"{key}.", options, settings)
+
+
+def _all_options(name: str, argv: Sequence[str]) -> Iterator[str]:
+    for i, argument in enumerate(argv):
+        if argument.startswith(f"{name}="):
+            yield argument[len(name) + 1 :]
+        elif argument == name and i + 1 < len(argv):
+            yield argv[i + 1]
+
+
+def _field_types(schema: type, prefix: str = "") -> dict[str, str]:
+    """Dotted field name -> its type as written in the source."""
+    types: dict[str, str] = {}
+    for field in dataclasses.fields(schema):
+        factory = field.default_factory
+        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
+            types[prefix + field.name] = "group"
+            types |= _field_types(factory, f"{prefix}{field.name}.")
+        else:
+            types[prefix + field.name] = str(field.type)
+    return types
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Namespace):
+        return {key: _plain(item) for key, item in vars(value).items()}
+    return value
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    if not close:
+        # A forgotten or wrong section: `n_layer` or `train.n_layer` for `model.n_layer`.
+        last = name.rsplit(".", 1)[-1]
+        close = [option for option in sorted(known) if option.rsplit(".", 1)[-1] == last][:1]
+    return f": did you mean {close[0]}?" if close else ""
+
+
+def _explain(message: str, options: set[str], types: dict[str, str]) -> str:
+    """jsonargparse's message, made one line that names the option, the value and what is expected."""
+    if match := re.match(r"unrecognized arguments: (\S+)", message):
+        word = match[1].split("=", 1)[0]
+        if not word.startswith("-"):
+            return f"cannot place the argument {word!r}: options are written --name value; see --help"
+        if word.lstrip("-") in types:
+            return f"{word.lstrip('-')} is written without {word}; see --help"
+        guess = _did_you_mean(word.lstrip("-"), options).replace("did you mean ", "did you mean --")
+        return f"unknown option {word}{guess or '; --help lists all'}"
+    if match := re.match(r"Group '([^']+)' does not accept option '([^']+)'", message):
+        key = f"{match[1]}.{match[2]}"
+        return f"unknown setting {key}{_did_you_mean(key, options)}"
+    if match := re.match(r'Parser key "([^"]+)"(?: element \d+)?:', message):
+        key = match[1]
+        if types.get(key) == "group":
+            return f"--{key} is a group of settings: write --{key}.name value, or the name of a YAML file with them"
+        got = re.findall(r"(?:Got|Given) value: (.*)", message)
+        if key in types and got:
+            if nested := re.match(r"NestedArg\(key='([^']*)'", got[-1]):
+                return f"unknown option --{key}.{nested[1]}: did you mean --{key}?"
+            if "float" in types[key] and re.fullmatch(r"[-+]?\.?(nan|inf|infinity)", got[-1].lower()):
+                return f"{key}={got[-1]}: must be a finite number"
+            quotes = " (in YAML, text that looks like something else needs quotes)" if "str" in types[key] else ""
+            return f"{key}={got[-1]}: expected {_readable(types[key])}{quotes}"
+    if match := re.search(r"the following arguments are required: (.*)", message):
+        return f"{match[1]} is missing; see --help"
+    if match := re.match(r"argument (--[^\s/]+)\S*: expected one argument", message):
+        return f"{match[1]} needs a value (one that begins with '-' is written {match[1]}=-...)"
+    return " ".join(message.split())
+
+
+def _readable(annotation: str) -> str:
+    """`Literal["a", "b"] | None` -> `a, b or null`; the rest of a type says itself."""
+    annotation = (
+        re.sub(r"Literal\[([^\]]*)\]", lambda m: m[1].replace(", ", " | "), annotation)
+        .replace('"', "")
+        .replace("'", "")
+    )
+    annotation = annotation.replace("dict[str, Any]", "{class_path: …, init_args: …}")
+    words = [word.strip() for word in annotation.replace("None", "null").replace("bool", "true | false").split(" | ")]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"

@@ -1,0 +1,31 @@
+"""Every setting of the project, as frozen dataclasses that refuse bad values when they are built.
+
+The line under a field is its `--help`. No heavy import belongs here: the command line is parsed and checked before
+torch is loaded. The defaults are the demo recipe (`configs/demo.yaml`) without its time limit.
+"""
+
+from minigpt.config.attention import AttentionConfig
+from minigpt.config.commands import CompareConfig, InspectConfig, ProofConfig, SampleConfig
+from minigpt.config.data import DataConfig
+from minigpt.config.model import GPTConfig, check_attention
+from minigpt.config.optimizer import OptimizerConfig
+from minigpt.config.run import AUTO, Config
+from minigpt.config.sampling import GenerationConfig, SamplingConfig
+from minigpt.config.trainer import TrainerConfig
+
+__all__ = [
+    "AUTO",
+    "AttentionConfig",
+    "CompareConfig",
+    "Config",
+    "DataConfig",
+    "GPTConfig",
+    "GenerationConfig",
+    "InspectConfig",
+    "OptimizerConfig",
+    "ProofConfig",
+    "SampleConfig",
+    "SamplingConfig",
+    "TrainerConfig",
+    "check_attention",
+]

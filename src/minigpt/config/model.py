@@ -1,0 +1,222 @@
+"""`model`: the shape of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from minigpt.config.checks import require, require_at_least, require_finite, require_types
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Shape of the model. The defaults are the modern family; `gpt2_family` names the other one."""
+
+    vocab_size: int | None = None
+    """Number of token ids; taken from the tokenizer when not given."""
+    context_length: int = 128
+    """Longest sequence the model can read, in tokens."""
+    n_layer: int = 4
+    """Number of transformer blocks."""
+    n_head: int = 4
+    """Number of query heads in a block."""
+    n_kv_head: int | None = None
+    """Number of key/value heads (grouped-query attention); n_head when not given, 1 is multi-query."""
+    n_embd: int = 192
+    """Width of the residual stream."""
+    head_dim: int | None = None
+    """Width of one head; n_embd / n_head when not given."""
+    mlp_hidden: int | None = None
+    """Width inside the MLP; when not given 4 x n_embd, or for swiglu 8/3 x n_embd rounded up to 64."""
+    position: Literal["rotary", "learned", "sinusoidal", "alibi", "none"] = "rotary"
+    """rotary turns queries and keys, learned and sinusoidal add a vector, alibi lowers the scores of far keys."""
+    rotary_base: float = 10_000.0
+    """Longest wavelength of rotary positions is about 2 pi times this, in tokens."""
+    similarity: Literal["scaled_dot", "cosine", "gaussian", "hopfield", "symmetric", "uniform", "linear", "hard"] = (
+        "scaled_dot"
+    )
+    """How much a query weighs a key; docs/attention.md shows and compares them."""
+    softmax_temperature: float = 1.0
+    """Divides the scores of scaled_dot, symmetric and hard, besides sqrt(head_dim): above 1 is flatter."""
+    hopfield_beta: float | None = None
+    """Inverse temperature of hopfield; 1 / sqrt(head_dim) when not given."""
+    hopfield_steps: int = 2
+    """Updates of a query by hopfield; 1 is the scaled dot product."""
+    hard_choice: Literal["best", "sampled"] = "best"
+    """The one key of hard attention: the best, or in training one sampled by its probability."""
+    window: int | list[int | None] | None = None
+    """Tokens that attention reaches back, itself included, or a pattern that repeats over the layers; null is all."""
+    logit_softcap: float | None = None
+    """Bend attention scores into (-softcap, softcap) by a tanh, as Gemma 2 does with 50; not when not given."""
+    document_mask: bool = False
+    """Keep documents apart: a token never attends across the end of one, and absolute positions start anew."""
+    end_of_text: int | None = None
+    """Token id at which document_mask begins a new document; taken from the tokenizer when not given."""
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    """Normalisation before attention, before the MLP and at the end."""
+    mlp: Literal["swiglu", "gelu", "gelu_exact"] = "swiglu"
+    """The MLP's nonlinearity: gated SiLU, GPT-2's GELU (tanh approximation), or GELU itself, as in nanoGPT."""
+    qk_norm: bool = True
+    """Normalise queries and keys per head before their product: bounds the scores."""
+    bias: bool = False
+    """Biases in linear layers and LayerNorm."""
+    tie_embeddings: bool = False
+    """Use the token embedding as the output head."""
+    dropout: float = 0.0
+    """Probability of dropping an attention weight, a residual update or an embedding in training."""
+
+    def __post_init__(self) -> None:
+        require_types("model", self)
+        require_finite("model", self)
+        require_at_least(
+            "model",
+            self,
+            1,
+            "vocab_size",
+            "context_length",
+            "n_layer",
+            "n_head",
+            "n_kv_head",
+            "n_embd",
+            "head_dim",
+        )
+        require_at_least("model", self, 1, "mlp_hidden", "rotary_base", "hopfield_steps")
+        require_at_least("model", self, 0, "end_of_text")
+        require(
+            self.vocab_size is None or self.end_of_text is None or self.end_of_text < self.vocab_size,
+            f"model.end_of_text={self.end_of_text}: the vocabulary has {self.vocab_size} tokens",
+        )
+        for name in ("softmax_temperature", "hopfield_beta", "logit_softcap"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"model.{name}={value}: must be above 0")
+        require(0 <= self.dropout < 1, f"model.dropout={self.dropout}: must be at least 0 and below 1")
+        if self.head_dim is None:
+            require(
+                self.n_embd % self.n_head == 0,
+                f"model.n_embd={self.n_embd} is not divisible by model.n_head={self.n_head}: "
+                "change one of them, or give model.head_dim",
+            )
+        kv = self.kv_heads
+        require(
+            self.n_head % kv == 0,
+            f"model.n_kv_head={kv} does not divide model.n_head={self.n_head}: each key/value head serves an equal "
+            "number of query heads",
+        )
+        require(
+            self.position != "rotary" or self.width_per_head % 2 == 0,
+            f"model.position=rotary rotates pairs of channels: the head width {self.width_per_head} must be even",
+        )
+        self._check_windows()
+        self._check_similarity()
+
+    def _check_windows(self) -> None:
+        pattern = self.window if isinstance(self.window, list) else [self.window]
+        require(
+            all(window is None or window >= 1 for window in pattern),
+            f"model.window={self.window}: a window is at least 1 token, the token itself",
+        )
+        require(
+            0 < len(pattern) <= self.n_layer,
+            f"model.window={self.window}: a pattern has 1 to {self.n_layer} entries, for {self.n_layer} layers",
+        )
+
+    def _check_similarity(self) -> None:
+        settings = {
+            "softmax_temperature": (self.softmax_temperature != 1.0, {"scaled_dot", "symmetric", "hard"}),
+            "hopfield_beta": (self.hopfield_beta is not None, {"hopfield"}),
+            "hopfield_steps": (self.hopfield_steps != 2, {"hopfield"}),
+            "hard_choice": (self.hard_choice != "best", {"hard"}),
+        }
+        for name, (given, users) in settings.items():
+            require(
+                not given or self.similarity in users,
+                f"model.{name}={getattr(self, name)}: only similarity {' or '.join(sorted(users))} uses it, "
+                f"not {self.similarity}",
+            )
+        require(
+            self.similarity != "symmetric" or self.kv_heads == self.n_head,
+            f"model.n_kv_head={self.n_kv_head}: with similarity=symmetric queries are the keys, so there are as many "
+            f"of one as of the other: leave it out or give {self.n_head}",
+        )
+        require(
+            self.similarity != "uniform" or self.position != "rotary",
+            "model.position=rotary turns queries and keys, and similarity=uniform has none: use learned, sinusoidal, "
+            "alibi or none",
+        )
+        check_attention(
+            self.similarity,
+            softcap=self.logit_softcap,
+            dropout=self.dropout,
+            alibi=self.position == "alibi",
+            names=("model.logit_softcap", "model.dropout", "model.position=alibi"),
+        )
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The window of each layer; None where attention reaches all that came before."""
+        pattern = self.window if isinstance(self.window, list) else [self.window]
+        return tuple(pattern[layer % len(pattern)] for layer in range(self.n_layer))
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key/value heads."""
+        return self.n_head if self.n_kv_head is None else self.n_kv_head
+
+    @property
+    def width_per_head(self) -> int:
+        """Width of one head (the axis D)."""
+        return self.n_embd // self.n_head if self.head_dim is None else self.head_dim
+
+    @property
+    def mlp_width(self) -> int:
+        """Width inside the MLP. SwiGLU has three matrices instead of two, so 8/3 keeps the parameter count."""
+        if self.mlp_hidden is not None:
+            return self.mlp_hidden
+        return 4 * self.n_embd if self.mlp != "swiglu" else -(-8 * self.n_embd // 3 // 64) * 64
+
+    @classmethod
+    def gpt2_family(cls, **overrides: Any) -> GPTConfig:
+        """GPT-2's choices (Radford et al. 2019), by default of the smallest model: 124,439,808 parameters."""
+        settings: dict[str, Any] = {
+            "vocab_size": 50257,
+            "context_length": 1024,
+            "n_layer": 12,
+            "n_head": 12,
+            "n_embd": 768,
+            "position": "learned",
+            "norm": "layernorm",
+            "mlp": "gelu",
+            "qk_norm": False,
+            "bias": True,
+            "tie_embeddings": True,
+        }
+        return cls(**(settings | overrides))
+
+
+def check_attention(
+    similarity: str,
+    *,
+    softcap: float | None,
+    dropout: float,
+    alibi: bool,
+    names: tuple[str, str, str] = ("softcap", "dropout", "key_bias"),
+) -> None:
+    """Refuse what a kind of attention cannot do, with the reason; `names` are the settings' names in the message.
+
+    Raises:
+        UserError: the combination has no meaning, or would change one that has.
+    """
+    no_scores = {"uniform": "has no scores", "linear": "has no softmax and so no scores"}
+    shifted = {"gaussian": "counts distances, of which a softmax sees only the differences; a cap would change them"}
+    weightless = {
+        "linear": "never forms the weights",
+        "hard": "puts all weight on one key, and without it is nothing left",
+    }
+    for name, value, reasons in (
+        (names[0], softcap, no_scores | shifted),
+        (names[1], dropout, weightless),
+        (names[2], alibi, {"linear": no_scores["linear"]}),
+    ):
+        shown = name if value is True else f"{name}={value}"
+        require(not value or similarity not in reasons, f"{shown}: similarity={similarity} {reasons.get(similarity)}")
+    require(softcap is None or softcap > 0, f"{names[0]}={softcap}: must be above 0")

@@ -1,0 +1,1 @@
+"""Files, folders, hubs and standard input -> documents."""

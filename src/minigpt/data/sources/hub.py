@@ -1,0 +1,169 @@
+"""A URL, or a hub dataset's name -> files on this machine, through `datasets`; without network, those of before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from minigpt.data.sources.tables import listed
+from minigpt.errors import UserError
+from minigpt.files import note, write_text
+
+ANSWER_SECONDS = 5
+"""How long the hub may take to say that a dataset is there; `datasets` itself tries for half a minute."""
+
+
+def download_file(url: str, cache: Path) -> Path:
+    """Fetch a URL, or what it gave last time when it cannot be reached.
+
+    Raises:
+        UserError: it cannot be reached and was never fetched.
+    """
+    kept = cache / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:16]
+
+    def fetch() -> list[Path]:
+        datasets = _datasets()
+        # The same address may give another text each day, and servers without ETag do not say so.
+        settings = datasets.DownloadConfig(cache_dir=str(cache / "huggingface" / "downloads"), force_download=True)
+        downloaded = Path(datasets.DownloadManager(download_config=settings).download(url))
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(downloaded, kept)
+        return [kept]
+
+    return _fetched_or_remembered(url, cache, fetch)[0]
+
+
+def download_dataset(name: str, cache: Path) -> list[Path]:
+    """Fetch a split of a hub dataset, whole: its Arrow files.
+
+    Args:
+        name: hf:NAME[:CONFIG[:SPLIT]]; the split is train when not given.
+        cache: folder where `datasets` keeps it.
+
+    Raises:
+        UserError: there is no such dataset, configuration or split, or the hub cannot be reached and the dataset was
+            never fetched.
+    """
+
+    def fetch() -> list[Path]:
+        path, config, split = parse_name(name)
+        require_dataset(name, path)
+        try:
+            table = _datasets().load_dataset(path, config, split=split, cache_dir=str(cache / "huggingface"))
+        except (ValueError, RuntimeError) as error:  # an unknown configuration or split, or data that need a program
+            raise UserError(f"data.source={name}: {_reason(error)}") from None
+        return [Path(file["filename"]) for file in table.cache_files]
+
+    return _fetched_or_remembered(name, cache, fetch)
+
+
+def open_dataset_stream(name: str, column: str, cache: Path) -> Any:
+    """A split of a hub dataset as an IterableDataset with that one column, fetched as it is read.
+
+    Raises:
+        UserError: there is no such dataset, configuration, split or column, or the hub cannot be reached.
+    """
+    path, config, split = parse_name(name)
+    try:
+        require_dataset(name, path)
+        kept = str(cache / "huggingface")
+        stream = _datasets().load_dataset(path, config, split=split, streaming=True, cache_dir=kept)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"data.source={name}: could not be opened ({_reason(error)})") from None
+    if stream.column_names and column not in stream.column_names:
+        raise UserError(
+            f"data.source={name}: no column {column!r}; give one of these as data.text_column: "
+            f"{listed(stream.column_names)}"
+        )
+    return stream.select_columns([column])
+
+
+def parse_name(name: str) -> tuple[str, str | None, str]:
+    """hf:NAME[:CONFIG[:SPLIT]] -> the three of them.
+
+    Raises:
+        UserError: it has another form.
+    """
+    path, config, split, *rest = [*name.removeprefix("hf:").split(":"), "", ""]
+    if not path or any(rest) or "[" in split:
+        raise UserError(
+            f"data.source={name}: a hub dataset is written hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT; "
+            "data.max_documents takes a part of it"
+        )
+    return path, config or None, split or "train"
+
+
+def require_dataset(name: str, path: str) -> None:
+    """Ask the hub for a dataset.
+
+    Raises:
+        UserError: the hub answers that there is none.
+        Exception: of the network, of many types, when it does not answer.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        HfApi().dataset_info(path, timeout=ANSWER_SECONDS)
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"data.source={name}: the hub has no dataset {path}, or shows it only to those who are logged in "
+            "(`hf auth login`)"
+        ) from None
+
+
+def is_kept(name: str, cache: Path) -> bool:
+    """Whether a URL or a dataset was fetched before, so that it can be used without network."""
+    return bool(_remembered(_memory(name, cache)))
+
+
+def _memory(name: str, cache: Path) -> Path:
+    return cache / "downloads" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+
+
+def _fetched_or_remembered(name: str, cache: Path, fetch: Callable[[], list[Path]]) -> list[Path]:
+    memory = _memory(name, cache)
+    try:
+        files = fetch()
+    except UserError:
+        raise
+    except Exception as error:  # networks, hubs and servers fail in many types
+        reason = _reason(error)
+        remembered = _remembered(memory)
+        if not remembered:
+            raise UserError(
+                f"data.source={name}: could not be fetched ({reason}); without network, use files on this machine"
+            ) from None
+        note(f"data.source={name}: could not be reached ({reason}); what was fetched before is used")
+        return remembered
+    write_text(memory, json.dumps([str(file.absolute()) for file in files]))
+    return files
+
+
+def _remembered(memory: Path) -> list[Path]:
+    try:
+        paths = [Path(file) for file in json.loads(memory.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError):
+        return []
+    return paths if all(path.is_file() for path in paths) else []
+
+
+def _reason(error: Exception) -> str:
+    cause = error.__cause__ or error
+    return f"{type(cause).__name__}: {(str(cause) or 'no answer').splitlines()[0]}"[:200]
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            "data.source: fetching URLs and datasets needs the package 'datasets': pip install datasets"
+        ) from None
+    return datasets

@@ -1,0 +1,176 @@
+"""A folder as `datasets` or a hub lays it out -> the files of its train split, which is what `hf:NAME` reads too."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from minigpt.data.sources.walk import matches
+from minigpt.errors import UserError
+
+_SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""Split -> the words that stand for it in the names of files and folders, as for `datasets`."""
+_WORD = re.compile(rf"(?<![a-z])({'|'.join(word for words in _SPLITS.values() for word in words)})(?![a-z])")
+_SHARD = re.compile(r"(\w+)[-.]\d{5}-of-\d{5}[-.]")
+"""A file as `datasets` names it where it uploads: train-00000-of-00001.parquet."""
+
+
+def snapshot(folder: Path) -> Path:
+    """Of a dataset in the hub's cache (datasets--owner--name) the folder of its files; else the folder itself."""
+    try:
+        revision = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return folder
+    newest = folder / "snapshots" / revision
+    return newest if revision.isalnum() and newest.is_dir() else folder
+
+
+def saved_files(folder: Path) -> list[Path] | None:
+    """The files of a dataset that `save_to_disk` wrote, without those of an earlier one; None for other folders."""
+    state = _json(folder / "state.json")
+    try:
+        return [folder / entry["filename"] for entry in state["_data_files"]]
+    except (KeyError, TypeError):
+        return None
+
+
+def chosen_split(
+    name: str, folder: Path, tables: Sequence[Path], texts: Sequence[Path]
+) -> tuple[list[Path], str] | None:
+    """The files of a folder's train split, or of its only one, and what to tell the user; None without splits.
+
+    Args:
+        name: the entry of data.source, for messages.
+        folder: it.
+        tables, texts: the files of the folder that may be meant.
+
+    Raises:
+        UserError: it has several splits or configurations, and none that goes first.
+    """
+    saved = _saved_splits(folder)
+    splits = saved or _card_splits(name, folder) or _named_splits(folder, tables, texts)
+    if not splits:
+        return None
+    chosen = "train" if "train" in splits else next(iter(splits))
+    if len(splits) > 1 and chosen != "train":
+        raise UserError(
+            f"data.source={name}: the folder has the splits {_quoted(splits)} and no 'train': name the files of one, "
+            f"such as {_pattern(splits[chosen])}"
+        )
+    others = {split: files for split, files in splits.items() if split != chosen}
+    note = f"the split {chosen!r} is read"
+    if others:
+        first = others.get("validation") or next(iter(others.values()))
+        note += f", {_quoted(others)} not; to validate on one: --data.val_source {_pattern(first)}"
+    unnamed = set(tables) - {file for files in splits.values() for file in files}
+    if unnamed and not saved:
+        more = f" and {len(unnamed) - 1} more" if len(unnamed) > 1 else ""
+        note += f"; left out, as of no split: {min(unnamed)}{more}"
+    return splits[chosen], note
+
+
+def _saved_splits(folder: Path) -> dict[str, list[Path]]:
+    """Of a DatasetDict that `save_to_disk` wrote."""
+    listed = _json(folder / "dataset_dict.json")
+    if not isinstance(listed, dict) or not isinstance(listed.get("splits"), list):
+        return {}
+    return {
+        str(split): saved_files(folder / str(split)) or sorted((folder / str(split)).glob("*.arrow"))
+        for split in listed["splits"]
+    }
+
+
+def _card_splits(name: str, folder: Path) -> dict[str, list[Path]]:
+    """Of a hub's dataset whose card (README.md) says which files are which split."""
+    configs = {str(config.get("config_name", "default")): config for config in _configs(folder)}
+    if not configs:
+        return {}
+    default = [title for title, config in configs.items() if config.get("default") is True or title == "default"]
+    if len(configs) > 1 and not default:
+        example = next(_pattern(files) for files in _files_of(next(iter(configs.values())), folder).values())
+        raise UserError(
+            f"data.source={name}: the folder has the configurations {_quoted(configs)}: name the files of one, such as "
+            f"{example}"
+        )
+    return _files_of(configs[(default or list(configs))[0]], folder)
+
+
+def _configs(folder: Path) -> list[dict[str, Any]]:
+    """The entries of the card that name files which are there."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        head = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else None
+    except (OSError, ValueError, IndexError, yaml.YAMLError, RecursionError):
+        return []
+    configs = head.get("configs") if isinstance(head, dict) else None
+    listed = [config for config in configs if isinstance(config, dict)] if isinstance(configs, list) else []
+    return [config for config in listed if _files_of(config, folder)]
+
+
+def _files_of(config: dict[str, Any], folder: Path) -> dict[str, list[Path]]:
+    """A card's `data_files`: a pattern, patterns, or entries of {split, path}."""
+    entries = config.get("data_files")
+    splits: dict[str, list[Path]] = {}
+    for entry in entries if isinstance(entries, list) else [entries]:
+        split, paths = (entry.get("split"), entry.get("path")) if isinstance(entry, dict) else ("train", entry)
+        for pattern in paths if isinstance(paths, list) else [paths]:
+            if not isinstance(split, str) or not isinstance(pattern, str):
+                continue
+            if not Path(pattern).is_absolute() and ".." not in Path(pattern).parts:
+                found = sorted(p for p in matches(Path(glob.escape(str(folder)), pattern)) if p.is_file())
+                splits[split] = [*splits.get(split, []), *found]
+    return {split: files for split, files in splits.items() if files}
+
+
+def _named_splits(folder: Path, tables: Sequence[Path], texts: Sequence[Path]) -> dict[str, list[Path]]:
+    """Of files whose names say so. Beside other texts this counts only where the names are those of `datasets`."""
+    sharded = {path: shard[1] for path in tables if (shard := _SHARD.search(path.name))}
+    if splits := _by_word(sharded):
+        return splits
+    splits = {} if texts else _by_word({path: str(path.relative_to(folder)) for path in tables})
+    return splits if len(splits) > 1 else {}
+
+
+def _by_word(names: dict[Path, str]) -> dict[str, list[Path]]:
+    """Files by the split that is in their names; none where no name says train."""
+    splits: dict[str, list[Path]] = {}
+    for path, name in names.items():
+        if split := _split_of(name.lower()):
+            splits.setdefault(split, []).append(path)
+    return splits if "train" in splits else {}
+
+
+def _split_of(name: str) -> str | None:
+    word = _WORD.search(name)
+    return next(split for split, words in _SPLITS.items() if word[1] in words) if word else None
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _quoted(names: Any) -> str:
+    return ", ".join(map(repr, names))
+
+
+def _pattern(files: Sequence[Path]) -> str:
+    """What stands for some files on a command line: a glob where it matches no more than them, else the first."""
+    prefix = os.path.commonprefix([str(file) for file in files])  # noqa: RUF071 (of names, not of folders)
+    if len(files) > 1 and set(matches(Path(f"{glob.escape(prefix)}*"))) == set(files):
+        return shlex.quote(f"{glob.escape(prefix)}*")
+    return shlex.quote(str(files[0]))

@@ -1,0 +1,287 @@
+"""A source's name -> the files it stands for, in an order that depends on neither the machine nor its file system."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+import re
+import sysconfig
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from minigpt.data.sources.encodings import is_wide, other_format
+from minigpt.data.sources.layouts import chosen_split, saved_files, snapshot
+from minigpt.data.sources.walk import each_once, files_under, matches
+from minigpt.data.synthetic.texts import SYNTHETIC
+from minigpt.errors import UserError
+from minigpt.files import reason
+
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+TABLES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+"""Endings of files with one text in each row; every other file is one text."""
+NEVER_PLAIN_TEXT = {"parquet", "arrow"}
+PLAIN_TEXT = {"text", "jsonl", "csv", "tsv"}
+"""Kinds of files that are text in some encoding."""
+MANIFEST, TOKENIZER, STARTS = "manifest.json", "minigpt_tokenizer.json", "train.documents.npy"
+"""Names of files in every prepared folder."""
+OLD_TOKENIZER = "tokenizer.json"
+"""What TOKENIZER was called once, as if Hugging Face's tools could open it."""
+KEPT = ("downloads", "huggingface", "stdin", "streams")
+"""Folders in data.dir that hold what was fetched."""
+MOST_SHOWN = 100
+"""Characters that are shown of a name that cannot be one."""
+SYNTHETIC_DOCUMENTS = 20_000
+"""Documents of a synthetic source when data.max_documents does not say how many."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A local file and how it is read: text, python, jsonl, csv, tsv, parquet or arrow."""
+
+    path: Path
+    kind: str
+    compression: str | None = None
+    """`.gz`, `.zst`, `.bz2`, `.xz`, or None."""
+    encoding: str = "utf-8"
+    """Codec of its text, where it is text, JSON Lines or CSV."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one entry of data.source stands for: files, or a generator of documents."""
+
+    name: str
+    files: tuple[File, ...] = ()
+    synthetic: str | None = None
+    """Name in the table of synthetic sources."""
+    seed: int = 0
+    """Of a synthetic source."""
+    notes: tuple[str, ...] = ()
+    """What was taken and what was left out where that may not be what the user expects, a clause each."""
+
+
+def find_source(name: str, cache: Path, encoding: str = "utf-8") -> Source:
+    """What a source's name stands for; downloads what is not on this machine.
+
+    Args:
+        name: one entry of data.source.
+        cache: folder where `datasets` keeps downloads.
+        encoding: data.encoding, of its text.
+
+    Raises:
+        UserError: nothing is there, with the reason.
+    """
+    source = _find(name, cache)
+    files = (replace(file, encoding=encoding) if file.kind in PLAIN_TEXT else file for file in source.files)
+    return replace(source, files=tuple(files))
+
+
+def _find(name: str, cache: Path) -> Source:
+    if name == "python_stdlib":
+        return Source(name, _python_stdlib())
+    if match := re.fullmatch(rf"({'|'.join(SYNTHETIC)})(?::(\d{{1,9}}))?", name):
+        return Source(name, synthetic=match[1], seed=int(match[2] or 0))
+    if name == "-":
+        raise UserError("data.source=-: standard input was not read; this is a program's mistake")  # see data/stdin.py
+    if name.startswith("hf:"):
+        from minigpt.data.sources.hub import download_dataset  # heavy, and not needed by the others
+
+        return Source(name, tuple(File(path, "arrow") for path in download_dataset(name, cache)))
+    if name.startswith(("http://", "https://")):
+        from minigpt.data.sources.hub import download_file
+
+        return Source(name, (_file(Path(name.split("?")[0]), lies_at=download_file(name, cache)),))
+    return _local_files(name, cache)
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder is one that `prepare` made; others may have a manifest.json of their own."""
+    try:
+        folder = local_path(str(folder))
+        return (folder / MANIFEST).is_file() and any(
+            (folder / name).is_file() for name in (TOKENIZER, OLD_TOKENIZER, STARTS)
+        )
+    except (OSError, RuntimeError):  # a name that is too long, or of somebody who is not here
+        return False
+
+
+def _python_stdlib() -> tuple[File, ...]:
+    """The running interpreter's own library, without its tests and without installed packages."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+    files = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if name not in skipped]
+        files += [Path(folder, name) for name in names if name.endswith(".py")]
+    if not files:
+        raise UserError(
+            f"data.source=python_stdlib: no .py files under {root}, as in an embedded Python; name files instead"
+        )
+    return tuple(File(path, "python") for path in sorted(files, key=lambda path: path.relative_to(root).as_posix()))
+
+
+def _local_files(name: str, cache: Path) -> Source:
+    """One file, folder or glob -> files, sorted by path."""
+    try:
+        path = local_path(name)
+        is_folder = path.is_dir()
+        found = [p for p in ([path] if path.exists() else matches(_pattern(path))) if not p.is_dir()]
+    except OSError as error:
+        raise UserError(f"data.source={name[:MOST_SHOWN]}: {reason(error)}") from None
+    except (RuntimeError, ValueError) as error:  # ~somebody who is not here; a zero character
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"data.source={name}: not the name of a file ({error})") from None
+    if is_folder:
+        return _folder(name, path, cache)
+    if special := next((p for p in found if not p.is_file()), None):
+        raise UserError(
+            f"data.source={name}: {special} is no regular file, and text is read more than once; "
+            "pipe it in, with --data.source -"
+        )
+    if not found:
+        kind = "no file matches the glob" if glob.has_magic(name) else "no such file or folder"
+        raise UserError(f"data.source={name}: {kind} (relative to {Path.cwd()}){_hint(name)}")
+    once, again = each_once(found)
+    return Source(name, tuple(map(_file, once)), notes=_link_notes(again, ()))
+
+
+def local_path(name: str) -> Path:
+    """The path of a file or folder; a leading ~ means a home folder, but where that very name is there."""
+    path = Path(name)
+    return path if path.exists() else path.expanduser()
+
+
+def _pattern(path: Path) -> Path:
+    """The glob of a path in which a folder that is there means itself, also with [, ? or * in its name."""
+    there = next((parent for parent in path.parents if parent.is_dir()), Path())
+    return Path(glob.escape(str(there))) / path.relative_to(there)
+
+
+def _hint(name: str) -> str:
+    """What may have been meant by a name that nothing has."""
+    if "://" in name:
+        return "; what is fetched begins with http://, https:// or hf:"
+    if close := difflib.get_close_matches(name, ["python_stdlib", *SYNTHETIC], n=1):
+        return f": did you mean {close[0]}?"
+    return f"; a hub dataset is written hf:{name}" if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else ""
+
+
+def _folder(name: str, top: Path, cache: Path) -> Source:
+    """Every text file of a folder; or its tables, if it holds nothing else that could be meant; of splits, train.
+
+    What minigpt wrote itself is never meant: data.dir and the folders of runs may well lie in the folder of the texts.
+    """
+    if is_prepared(top):
+        raise UserError(f"data.source={name}: was prepared already, and can only be the one source, with its own val")
+    folder = snapshot(top)
+    entries = files_under(folder)
+    inside = [p for p in entries if p.is_file()]
+    own = {cache.absolute() / kept for kept in KEPT}
+    own |= {p.parent.absolute() for p in inside if p.name == MANIFEST and is_prepared(p.parent)}
+    own |= {p.parent.absolute() for p in inside if p.name == "config.yaml" and (p.parent / "metrics.csv").is_file()}
+    inside = [p for p in inside if not own.intersection(p.absolute().parents)]
+    tables = [p for p in inside if _kind(p) != "text" and not _describes(p)]
+    texts = [p for p in inside if _kind(p) == "text" and not _describes(p) and (_compressed(p) or _is_text(p))]
+    notes: tuple[str, ...] = ()
+    kind = None
+    if saved := saved_files(folder):
+        chosen = saved
+    elif split := chosen_split(name, folder, tables, texts):
+        chosen, notes = split[0], (split[1],)
+    elif tables and not texts:
+        chosen = tables
+    elif strict := [p for p in tables if _kind(p) in NEVER_PLAIN_TEXT or ".jsonl" in p.suffixes]:
+        raise UserError(
+            f"data.source={name}: the folder holds tables ({strict[0].name}) and plain text ({texts[0].name}); "
+            f"say which is meant, for example {folder}/**/*{strict[0].suffix}"
+        )
+    else:
+        chosen, kind = [p for p in inside if _compressed(p) or _is_text(p)], "text"
+        notes = _format_notes(set(inside) - set(chosen))
+    if not chosen:
+        raise UserError(f"data.source={name}: the folder holds no text files" + "".join(f"; {n}" for n in notes))
+    once, again = each_once(chosen)
+    notes += _link_notes(again, [p for p in entries if p.is_symlink() and not p.exists()])
+    return Source(name, tuple(_file(p, kind=kind) for p in once), notes=notes)
+
+
+def _link_notes(again: Sequence[Path], nowhere: Sequence[Path]) -> tuple[str, ...]:
+    """What to say of names that are left out because of the file that they lead to."""
+    notes = []
+    if again:
+        notes.append(f"left out are {_counted(again, 'duplicate')}, links to or other names of files that are read")
+    if nowhere:
+        notes.append(f"left out are {_counted(nowhere, 'link')} to nothing")
+    return tuple(notes)
+
+
+def _format_notes(paths: Iterable[Path]) -> tuple[str, ...]:
+    """What to say of documents and archives that are left out of a folder: their text may be meant."""
+    found = [(path, what) for path in sorted(paths) if (what := other_format(_head(path), path))]
+    if not found:
+        return ()
+    return (
+        f"left out are {_counted([path for path, _ in found], 'file')} of other formats: {found[0][0]} {found[0][1]}",
+    )
+
+
+def _counted(paths: Sequence[Path], what: str) -> str:
+    """3 files (a, b, …)."""
+    shown = ", ".join(str(path) for path in paths[:2]) + (", …" if len(paths) > 2 else "")
+    return f"{len(paths)} {what}{'' if len(paths) == 1 else 's'} ({shown})"
+
+
+def _file(path: Path, *, kind: str | None = None, lies_at: Path | None = None) -> File:
+    """A file as its name says that it is read; a download lies at another name."""
+    kind = kind or _kind(path)
+    compressed = _compressed(path) and kind not in NEVER_PLAIN_TEXT
+    return File(lies_at or path, kind, path.suffix.lower() if compressed else None)
+
+
+def _kind(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return TABLES.get(suffixes[-1], "text") if suffixes else "text"
+
+
+def _compressed(path: Path) -> bool:
+    return path.suffix.lower() in COMPRESSED
+
+
+def _describes(path: Path) -> bool:
+    """Whether a file says something about the data beside it: what `datasets` and hubs put there."""
+    return path.stem.upper() in {"README", "LICENSE"} or path.name in {
+        "dataset_info.json",
+        "dataset_infos.json",
+        "dataset_dict.json",
+        "state.json",
+    }
+
+
+def _is_text(path: Path) -> bool:
+    """Git's rule: a zero byte near the start means binary, but in UTF-16; neither are formats that are known.
+
+    Only folders are filtered; a file named is a file meant.
+    """
+    head = _head(path)
+    return other_format(head, path) is None and (b"\0" not in head or is_wide(head))
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(8192)
+    except OSError as error:
+        raise UserError(f"data.source: {path}: {reason(error)}") from None

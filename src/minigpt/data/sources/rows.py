@@ -1,0 +1,192 @@
+"""A file of any kind -> its rows: texts, long ones of a text file in pieces.
+
+`datasets` has readers of its own, but they turn \\r\\n into \\n, hold a whole file as one string, guess types, and
+name no line of an error.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+import tokenize
+from collections.abc import Iterator
+from itertools import chain, islice
+
+from minigpt.config import DataConfig
+from minigpt.data.sources.chunking import cut_up
+from minigpt.data.sources.encodings import HEAD, TextDecoder
+from minigpt.data.sources.names import File
+from minigpt.data.sources.scan import chunks, not_in_encoding, what_else
+from minigpt.data.sources.tables import LONGEST_ROW, listed, require_column, table_rows
+from minigpt.errors import UserError
+from minigpt.files import reason
+
+DELIMITERS = {"csv": ",;\t|", "tsv": "\t,;|"}
+"""What may separate the fields of a CSV file, by the file's kind, the usual one first."""
+HEADING_LINES = 20
+"""Lines that a heading may have, whose names may hold line ends in quotation marks."""
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+PIECE = 1 << 20
+"""Characters that a document is handed on in at most; a longer one comes in pieces."""
+
+Row = tuple[str | None, bool]
+"""A text, or a piece of one, and whether it ends there."""
+
+
+def read_rows(file: File, config: DataConfig) -> Iterator[Row]:
+    """Rows of a file of any kind, found by `find_source`.
+
+    Raises:
+        UserError: the file cannot be read or understood; named, with the line where that is known.
+    """
+    match file.kind:
+        case "text":
+            yield from _text_rows(file, config.encoding_errors)
+        case "python":
+            yield from _python_rows(file)
+        case "jsonl":
+            yield from _json_rows(file, config.text_column, config.encoding_errors)
+        case "parquet" | "arrow":
+            for text in table_rows(file, config.text_column):
+                yield text, True
+        case _:
+            yield from _csv_rows(file, config)
+
+
+def _text_rows(file: File, errors: str) -> Iterator[Row]:
+    """A file is one document; a mark of byte order at its start is no part of it."""
+    text = ""
+    for part in _decoded(file, errors):
+        *pieces, text = cut_up(text + part, PIECE // 2, PIECE)
+        for piece in pieces:
+            yield piece, False
+    yield text, True
+
+
+def _python_rows(file: File) -> Iterator[Row]:
+    try:
+        with tokenize.open(file.path) as source:  # honours a source file's own encoding line
+            yield source.read(), True
+    except OSError as error:
+        raise UserError(f"data.source: {file.path}: {reason(error)}") from None
+    except (SyntaxError, UnicodeDecodeError):
+        return  # a file with a broken encoding on purpose, as lib2to3 has in some versions
+
+
+def _json_rows(file: File, column: str, errors: str) -> Iterator[Row]:
+    def wrong(number: int, what: str) -> UserError:
+        return UserError(f"data.source: {file.path}, line {number}: {what}")
+
+    lines = "JSON Lines has one object in each line"
+    of_an_array = f"{lines}; an array is made into lines with: jq -c '.[]' {shlex.quote(str(file.path))} > lines.jsonl"
+    for number, line in enumerate(_lines(file, errors), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            array = number == 1 and line.lstrip().startswith("[")
+            raise wrong(number, f"not JSON; {of_an_array if array else f'{lines} ({error})'}") from None
+        if isinstance(row, list):
+            raise wrong(number, f"an array; {of_an_array}")
+        if not isinstance(row, dict):
+            raise wrong(number, f"not an object; {lines}, with a key {column!r}")
+        if column not in row:
+            raise wrong(number, f"no key {column!r}; it has {listed(list(row))}: give one as data.text_column")
+        text = row[column]
+        if text is not None and not isinstance(text, str):
+            raise wrong(number, f"{column!r} is {type(text).__name__}, not text")
+        if text and "\\u" in line:  # JSON may spell half a surrogate pair, which is no character
+            text = text.encode("utf-8", "replace").decode()
+        yield text, True
+
+
+def _csv_rows(file: File, config: DataConfig) -> Iterator[Row]:
+    column, delimiter = config.text_column, csv_delimiter(file, config)
+    # Strict: else a quotation mark that nothing closes makes one text of all rows behind it.
+    rows = csv.reader(_lines(file, config.encoding_errors), delimiter=delimiter, strict=True)
+
+    def wrong(what: str) -> UserError:
+        return UserError(f"data.source: {file.path}, line {rows.line_num}: {what}")
+
+    try:
+        names = next(rows, None)
+        if names is None:
+            return  # an empty file among others
+        require_column(file, column, names, f" (fields separated by {delimiter!r}; data.delimiter sets another)")
+        i = names.index(column)
+        for row in rows:
+            if row:
+                if any(row[len(names) :]):
+                    raise wrong(
+                        f"{len(row)} fields, but the heading names {len(names)} ({listed(names)}): put a text that has "
+                        f"the delimiter {delimiter!r} in it in quotation marks, or set data.delimiter"
+                    )
+                if len(row) <= i:
+                    raise wrong(f"no field for {column!r}")
+                yield row[i], True
+    except csv.Error as error:
+        raise wrong(f"not CSV ({error})") from None
+
+
+def csv_delimiter(file: File, config: DataConfig) -> str:
+    """What separates the fields of a CSV file: data.delimiter, or what finds the column's name in the heading.
+
+    Of several the file's usual one is taken. `csv.Sniffer` counts characters in the rows, and prose leads it astray.
+    """
+    if config.delimiter is not None:
+        return config.delimiter_character
+    csv.field_size_limit(LONGEST_ROW)
+    lines = list(islice(_lines(file, config.encoding_errors), HEADING_LINES))
+    headings = {character: _heading(lines, character) for character in DELIMITERS[file.kind]}
+    with_column = (character for character, names in headings.items() if config.text_column in names)
+    return next(with_column, None) or max(headings, key=lambda character: len(headings[character]))
+
+
+def _heading(lines: list[str], delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader(lines, delimiter=delimiter, strict=True), [])
+    except csv.Error:
+        return []
+
+
+def _decoded(file: File, errors: str) -> Iterator[str]:
+    """A file's text, a part at a time, without a mark of byte order."""
+    decoder = TextDecoder(file.encoding, "replace" if errors == "replace" else "strict")
+    begins = True
+    try:
+        for number, chunk in enumerate(chain(chunks(file), [b""])):
+            # The scan has asked this of prepared text; a stream is read without one.
+            if number == 0 and chunk and (what := what_else(chunk[:HEAD], file)):
+                raise UserError(f"data.source: {file.path} {what}")
+            text = decoder.decode(chunk, final=not chunk)
+            yield _whole_pairs(text.removeprefix("\ufeff") if begins else text)
+            begins = begins and not text
+    except UnicodeError:
+        raise not_in_encoding(file, decoder.bad_byte or 0) from None
+
+
+def _whole_pairs(text: str) -> str:
+    """Text without halves of surrogate pairs, which utf-7 and unicode_escape may spell; they are no characters."""
+    if _HALF_PAIR.search(text):
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _lines(file: File, errors: str) -> Iterator[str]:
+    """Lines with their ends; only \\n ends a line."""
+    parts: list[str] = []
+    length = 0
+    for text in _decoded(file, errors):
+        *whole, rest = text.split("\n")
+        for line in whole:
+            yield "".join([*parts, line, "\n"])
+            parts, length = [], 0
+        parts.append(rest)
+        length += len(rest)
+        if length > LONGEST_ROW:
+            raise UserError(f"data.source: {file.path} has a line of more than {LONGEST_ROW >> 20} MB: is it text?")
+    if length:
+        yield "".join(parts)

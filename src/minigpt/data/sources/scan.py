@@ -1,0 +1,260 @@
+"""A file -> its bytes, in bounded memory; and what one look at all of them says: digest, length, wrong encoding."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import hashlib
+import json
+import lzma
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import IO, Any
+
+from minigpt.data.sources.encodings import HEAD, TextDecoder, lfs, likely_encoding, other_format, other_unicode
+from minigpt.data.sources.names import PLAIN_TEXT, File
+from minigpt.errors import UserError
+from minigpt.files import reason, write_text
+
+CHUNK = 1 << 20
+"""Bytes read at a time."""
+MOST_EXPANSION = 100
+"""A compressed file may hold so many times its own length: text shrinks to a tenth, hostile files to a thousandth."""
+ALWAYS_ALLOWED = 64 << 20
+"""Bytes that a file of any length may decompress to."""
+_ZSTANDARD_STEP = 1 << 10
+"""Compressed bytes at a time: four of them may stand for a block of 128 KB."""
+NOT_COMPRESSED = (OSError, EOFError, zlib.error, lzma.LZMAError)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one look at a file's bytes says."""
+
+    sha256: str
+    """Of the file as it lies there."""
+    n_bytes: int
+    """Length once decompressed."""
+    bad_byte: int | None
+    """Where it stops being text in its encoding, in decompressed bytes; None where it never does, or is no text."""
+    n_replaced: int
+    """Characters U+FFFD that data.encoding_errors=replace puts for what is wrong."""
+    other: str | None
+    """What it is instead of text in its encoding, and what to do with it; None where its beginning does not say."""
+    is_utf8: bool
+    """Whether a file that is to be read in another encoding is UTF-8, beyond ASCII."""
+
+
+_SCAN_FIELDS = {field.name for field in fields(Scan)}
+
+
+class Scans:
+    """Scans of files, remembered in a small file: a file is read again only when it has changed.
+
+    Changed means its length, times or inode, as in git's index; the time of a change of state cannot be set back by
+    copying. The small file may be lost or damaged: then everything is read once more.
+    """
+
+    def __init__(self, memory: Path, *, read_only: bool = False) -> None:
+        """Args: memory, the file to remember in, or only to read what others remember."""
+        self.memory, self.read_only = memory, read_only
+        self._known: dict[str, Any] = {}
+        try:
+            known = json.loads(memory.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return
+        if isinstance(known, dict):
+            self._known = known
+
+    def of(self, files: Iterable[File]) -> list[Scan]:
+        """A scan of each file.
+
+        Raises:
+            UserError: a file cannot be read, or decompresses to more than is credible.
+        """
+        scans, changed = [], False
+        for file in files:
+            state = _state(file)
+            known = self._known.get(str(file.path.absolute()))
+            if not isinstance(known, dict) or known.get("state") != state or not known.keys() >= _SCAN_FIELDS:
+                known = {"state": state, **asdict(scan(file))}
+                if _state(file) != state:
+                    raise UserError(f"data.source: {file.path} changes while it is read: wait until it is complete")
+                self._known[str(file.path.absolute())] = known
+                changed = True
+            scans.append(Scan(**{name: known[name] for name in _SCAN_FIELDS}))
+        if changed and not self.read_only:
+            self._remember()
+        return scans
+
+    def _remember(self) -> None:
+        try:
+            write_text(self.memory, json.dumps(self._known))
+        except UserError:
+            return  # a folder that cannot be written: the next program looks again
+
+
+def _state(file: File) -> list[Any]:
+    try:
+        stat = file.path.stat()
+    except OSError as error:
+        raise _unreadable(file, error) from None
+    return [file.kind, file.encoding, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def scan(file: File) -> Scan:
+    """Read a whole file once.
+
+    Raises:
+        UserError: it cannot be read, or decompresses to more than is credible.
+    """
+    digest = hashlib.sha256()
+    look = _Look(file)
+    n_bytes = 0
+    try:
+        with file.path.open("rb") as raw:
+            while chunk := raw.read(CHUNK):
+                digest.update(chunk)
+                if not file.compression:
+                    n_bytes += len(chunk)
+                    look.feed(chunk)
+    except OSError as error:
+        raise _unreadable(file, error) from None
+    if file.compression:
+        for chunk in chunks(file):
+            n_bytes += len(chunk)
+            look.feed(chunk)
+    look.feed(b"", final=True)
+    return Scan(digest.hexdigest(), n_bytes, look.bad_byte, look.n_replaced, look.other, look.is_utf8)
+
+
+def what_else(head: bytes, file: File) -> str | None:
+    """What a file is by its first bytes, other than text in its encoding; None where they do not say."""
+    return other_format(head, file.path) or other_unicode(head, file.encoding)
+
+
+def not_in_encoding(file: File, place: int) -> UserError:
+    """The error of a file that is not text in its encoding, from a byte on."""
+    start, stop = max(0, place - HEAD // 2) // 4 * 4, place + HEAD
+    sample, seen = b"", 0
+    for chunk in chunks(file):
+        sample += chunk[max(0, start - seen) : max(0, stop - seen)]
+        seen += len(chunk)
+        if seen >= stop:
+            break
+    name = "UTF-8" if file.encoding == "utf-8" else file.encoding
+    advice = likely_encoding(sample, place - start, file.encoding)
+    return UserError(f"data.source: {file.path} is not {name} text (byte {place}); {advice}")
+
+
+def chunks(file: File) -> Iterator[bytes]:
+    """A file's bytes, decompressed, a piece at a time.
+
+    Raises:
+        UserError: it cannot be read, is damaged, or decompresses to more than is credible.
+    """
+    n_bytes = 0
+    try:
+        with file.path.open("rb") as raw:
+            most = max(ALWAYS_ALLOWED, MOST_EXPANSION * file.path.stat().st_size)
+            stream: Any = _DECOMPRESSORS[file.compression](raw) if file.compression else raw
+            while chunk := stream.read(CHUNK):
+                n_bytes += len(chunk)
+                if file.compression and n_bytes > most:
+                    raise UserError(
+                        f"data.source: {file.path} decompresses to more than {MOST_EXPANSION} times its length, which "
+                        "text hardly does; if it is meant, decompress it yourself"
+                    )
+                yield chunk
+    except NOT_COMPRESSED as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise _unreadable(file, error) from None
+        raise UserError(f"data.source: {file.path} is damaged or not a {file.compression} file ({error})") from None
+
+
+def _zstandard(raw: IO[bytes]) -> Any:
+    try:
+        import zstandard
+    except ImportError:
+        raise UserError("data.source: reading .zst files needs the package zstandard: pip install zstandard") from None
+
+    class Reader:
+        """Frames one after another; zstandard's own `stream_reader` takes a file that is cut off for a whole one."""
+
+        def __init__(self) -> None:
+            self.frame: Any = None
+            self.ahead = b""
+
+        def read(self, size: int) -> bytes:
+            """Some bytes, none at the end; each call decompresses so little that a bomb stays below 50 MB."""
+            while content := self.ahead or raw.read(_ZSTANDARD_STEP):
+                self.frame = self.frame or zstandard.ZstdDecompressor(max_window_size=1 << 30).decompressobj()
+                try:
+                    whole = self.frame.decompress(content)
+                except zstandard.ZstdError as error:
+                    raise EOFError(str(error)) from None
+                self.ahead = self.frame.unused_data
+                if self.frame.eof:
+                    self.frame = None
+                if whole:
+                    return whole
+            if self.frame is not None:
+                raise EOFError("it ends in the middle")
+            return b""
+
+    return Reader()
+
+
+_DECOMPRESSORS: dict[str, Callable[[IO[bytes]], Any]] = {
+    ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".zst": _zstandard,
+}
+
+
+class _Look:
+    """What the bytes of a text file say of its encoding, piece by piece; nothing of other files."""
+
+    def __init__(self, file: File) -> None:
+        self.file = file
+        self.n_replaced, self.is_utf8 = 0, False
+        self.other: str | None = None
+        self._strict = TextDecoder(file.encoding)
+        self._lenient: list[codecs.IncrementalDecoder] = []
+        self._utf8 = None if file.encoding == "utf-8" else TextDecoder("utf-8")
+        self._begins = True
+
+    @property
+    def bad_byte(self) -> int | None:
+        return self._strict.bad_byte
+
+    def feed(self, chunk: bytes, *, final: bool = False) -> None:
+        if self._begins and chunk:
+            self.other = what_else(chunk[:HEAD], self.file) if self.file.kind in PLAIN_TEXT else lfs(chunk)
+            self._begins = False
+        if self.other or self.file.kind not in PLAIN_TEXT:
+            return
+        if self.bad_byte is None:
+            try:
+                self._strict.decode(chunk, final)
+            except UnicodeError:
+                self._lenient = list(self._strict.lenient())
+        if self._lenient:
+            replaced, ignored = (decoder.decode(chunk, final).count("\ufffd") for decoder in self._lenient)
+            self.n_replaced += replaced - ignored
+        self._feed_utf8(chunk, final)
+
+    def _feed_utf8(self, chunk: bytes, final: bool) -> None:
+        if self._utf8 is not None:
+            try:
+                self.is_utf8 |= not self._utf8.decode(chunk, final).isascii()
+            except UnicodeError:
+                self._utf8, self.is_utf8 = None, False
+
+
+def _unreadable(file: File, error: OSError) -> UserError:
+    return UserError(f"data.source: {file.path}: {reason(error)}")

@@ -1,0 +1,98 @@
+"""Standard input -> a file in data.dir, named after what came in."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+from minigpt.config import DataConfig
+from minigpt.data.sources.names import File
+from minigpt.data.sources.scan import chunks
+from minigpt.errors import UserError
+from minigpt.files import note, reason
+
+_BEGINNINGS = {
+    rb"\x1f\x8b": ".gz",
+    rb"BZh[1-9]1AY&SY": ".bz2",
+    rb"\xfd7zXZ\0": ".xz",
+    rb"\x28\xb5\x2f\xfd": ".zst",
+    rb"PAR1\x15": ".parquet",
+    rb"ARROW1\0\0": ".arrow",
+}
+"""Regex of the first bytes of what is no plain text -> the ending that says how it is read."""
+
+
+def keep_stdin(config: DataConfig) -> DataConfig:
+    """The config with standard input, if it is a source, replaced by a file in data.dir that holds what came in.
+
+    Text is read more than once, and again when a run is resumed. Compressed text, JSON Lines, Parquet and Arrow are
+    known by their content, as there is no name to say it.
+
+    Raises:
+        UserError: nothing is piped in, or the folder cannot be written.
+    """
+    if "-" in config.val_sources:
+        raise UserError("data.val_source=-: standard input can only be data.source; name a file to validate on")
+    if "-" not in config.sources:
+        return config
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UserError("data.source=-: nothing is piped into this program; give it as in `cat FILE | ...`")
+    chunk = sys.stdin.buffer.read(1 << 20)
+    if not chunk:
+        raise UserError("data.source=-: nothing came in; give it as in `cat FILE | ...`")
+    digest, folder = hashlib.sha256(), Path(config.dir) / "stdin"
+    temporary = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".stdin-", delete=False) as file:
+            temporary = Path(file.name)
+            while chunk:
+                digest.update(chunk)
+                file.write(chunk)
+                chunk = sys.stdin.buffer.read(1 << 20)
+        ending = _ending(temporary, config.codec)
+        kept = folder / f"{digest.hexdigest()[:16]}{ending}"
+        temporary.replace(kept)
+    except OSError as error:
+        raise UserError(f"data.dir={config.dir}: standard input cannot be kept ({reason(error)})") from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+    if ending != ".txt":
+        note(f"standard input is read as a {ending} file, by its content")
+    return dataclasses.replace(config, source=[str(kept) if name == "-" else name for name in config.sources])
+
+
+def _ending(path: Path, encoding: str) -> str:
+    """The ending of a file's name that says how it is read."""
+    with path.open("rb") as file:
+        head = file.read(1 << 20)
+    binary = next((ending for first, ending in _BEGINNINGS.items() if re.match(first, head)), "")
+    if binary in {".parquet", ".arrow"}:
+        return binary
+    if binary:
+        try:
+            head = next(chunks(File(path, "text", binary)), b"")
+        except UserError:  # is damaged, which reading says with the file's own name
+            return binary
+    head = head.decode(encoding, "ignore").encode(
+        errors="replace"
+    )  # what is no text in it comes to light when it is read
+    return (".jsonl" if _is_json_lines(head) else ".txt") + binary
+
+
+def _is_json_lines(head: bytes) -> bool:
+    """Whether a text begins with JSON objects, one a line, or as an array, which is refused when it is read."""
+    head = head.removeprefix(b"\xef\xbb\xbf")
+    if re.match(rb'\s*\[\s*\{\s*"[^"\n]*"\s*:', head):
+        return True
+    lines = [line for line in head.split(b"\n") if line.strip()][:2]
+    try:
+        return bool(lines) and all(isinstance(json.loads(line), dict) for line in lines)
+    except (ValueError, RecursionError):
+        return False

@@ -1,0 +1,150 @@
+"""A Parquet or Arrow file -> the texts of one column, in bounded memory whatever the file says of itself.
+
+The readers of `datasets` unpack all that a hostile table points at; these look before they unpack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from textwrap import shorten
+from typing import Any
+
+from minigpt.data.sources.names import File
+from minigpt.data.sources.scan import ALWAYS_ALLOWED, MOST_EXPANSION
+from minigpt.errors import UserError
+
+ROWS = 1000
+"""Rows that are handed on together at most."""
+LONGEST_ROW = 256 << 20
+"""Characters of a row beyond which it is refused: it has to be held whole."""
+MOST_AT_ONCE = 64 << 20
+"""Bytes of rows that are unpacked together, if they are more than one."""
+ALWAYS_UNPACKED = 1 << 30
+"""Characters that a table of any length may hold: where rows share entries of a dictionary, it may be very short."""
+
+
+def table_rows(file: File, column: str) -> Iterator[str | None]:
+    """Rows of a Parquet or Arrow file, whose entries of a dictionary are held once, however many rows point at them.
+
+    Raises:
+        UserError: the column is missing or no text; the file is damaged, or unpacks to far more than its length.
+    """
+    import pyarrow as pa
+
+    most = max(ALWAYS_UNPACKED, MOST_EXPANSION * file.path.stat().st_size)
+    n_characters = 0
+    try:
+        for batch in _parquet_batches(file, column) if file.kind == "parquet" else _arrow_batches(file, column):
+            step = 1 if batch.nbytes > MOST_AT_ONCE else max(1, len(batch))
+            for start in range(0, len(batch), step):
+                for text in _texts(batch[start : start + step]):
+                    if len(text or "") > LONGEST_ROW:
+                        raise UserError(
+                            f"data.source: {file.path} has a row of more than {LONGEST_ROW >> 20} MB: is it text?"
+                        )
+                    n_characters += len(text or "")
+                    if n_characters > most:
+                        raise UserError(f"data.source: {file.path} unpacks to far more than its length; is it text?")
+                    yield text
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"data.source: {file.path} is damaged or not {file.kind.title()} ({reason})") from None
+
+
+def _texts(column: Any) -> list[str | None]:
+    """An Arrow array as Python strings."""
+    import pyarrow as pa
+
+    if not pa.types.is_dictionary(column.type):
+        return column.to_pylist()
+    places = column.indices.to_pylist()
+    used = list({place for place in places if place is not None})
+    entries = dict(zip(used, column.dictionary.take(pa.array(used, pa.int64())).to_pylist(), strict=True))
+    return [None if place is None else entries[place] for place in places]
+
+
+def _parquet_batches(file: File, column: str) -> Iterator[Any]:
+    """Arrow arrays of so few rows that they fit into memory, whatever they unpack to."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(file.path, memory_map=True) as table:
+        if not table.metadata.num_rows:
+            return  # an empty shard, whose columns often have no type
+        _require_text(file, column, table.schema_arrow)
+        longest = 1
+        for number in range(table.num_row_groups):
+            group = table.metadata.row_group(number)
+            for part in map(group.column, range(group.num_columns)):
+                if part.path_in_schema == column and group.num_rows:
+                    longest = max(longest, _longest_value(file, column, number, group.num_rows, part))
+        for batch in table.iter_batches(max(1, min(ROWS, MOST_AT_ONCE // longest)), columns=[column]):
+            yield batch.column(0)
+
+
+def _longest_value(file: File, column: str, group: int, n_rows: int, part: Any) -> int:
+    """Bytes that a row of one part of a Parquet column may unpack to, on average or at most."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    size = part.total_uncompressed_size
+    if size > max(ALWAYS_ALLOWED, MOST_EXPANSION * part.total_compressed_size):
+        raise UserError(f"data.source: {file.path} unpacks to far more than its length; it is not read")
+    if "DELTA_BYTE_ARRAY" in part.encodings:
+        return size  # each value may repeat the one before
+    if not part.has_dictionary_page:
+        return size // max(1, n_rows)
+    # All rows may point at one entry. The dictionary comes with the first row, so it is known before it is unpacked.
+    with pq.ParquetFile(file.path, memory_map=True, read_dictionary=[column]) as table:
+        first = next(table.iter_batches(1, row_groups=[group], columns=[column])).column(0)
+    return max(size // max(1, n_rows), pc.max(pc.binary_length(first.dictionary)).as_py() or 0)
+
+
+def _arrow_batches(file: File, column: str) -> Iterator[Any]:
+    """Arrow arrays of an IPC file or, as `datasets` keeps them, of a stream; their bytes stay on disk until read."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(file.path)) as source:
+        is_stream = source.read(6) != b"ARROW1"
+        source.seek(0)
+        reader = pa.ipc.open_stream(source) if is_stream else pa.ipc.open_file(source)
+        batches = reader if is_stream else map(reader.get_batch, range(reader.num_record_batches))
+        for batch in batches:
+            if not len(batch):
+                continue
+            _require_text(file, column, reader.schema)
+            rows = batch.column(reader.schema.names.index(column))
+            # Views of one text are as good as entries of a dictionary, but nothing counts what they unpack to.
+            step = 1 if pa.types.is_string_view(rows.type) else len(rows)
+            for first in range(0, len(rows), step or 1):
+                some = rows[first : first + step]
+                some.validate(full=True)  # Arrow takes what a file says on trust: damage would end the process
+                for start in range(0, step, ROWS):
+                    yield some[start : start + ROWS]
+
+
+def _require_text(file: File, column: str, schema: Any) -> None:
+    import pyarrow as pa
+
+    require_column(file, column, schema.names)
+    kind = schema.types[schema.names.index(column)]
+    held = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not any(is_text(held) for is_text in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
+        raise UserError(f"data.source: {file.path}: the column {column!r} holds {kind}, not text")
+
+
+def require_column(file: File, column: str, names: Sequence[str], hint: str = "") -> None:
+    """Raise UserError, with the columns that there are, unless a table has this one, once."""
+    if list(names).count(column) > 1:
+        raise UserError(f"data.source: {file.path} has several columns {column!r}: rename one")
+    if column not in names:
+        raise UserError(
+            f"data.source: {file.path} has no column {column!r}; give one of these as data.text_column: "
+            f"{listed(names)}{hint}"
+        )
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in quotation marks on one line; a table without a heading has a text in its place."""
+    return shorten(", ".join(map(repr, names)), 300, placeholder=" …") or "none"

@@ -1,0 +1,306 @@
+"""Choices -> a short story in which every word that refers back does so without doubt, and to what is known."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+from minigpt.data.relations import Example, Relation, Span
+from minigpt.data.synthetic import story_words as words
+
+_T = TypeVar("_T")
+
+
+class Choices:
+    """Choices by seeding with a string and `random()` alone: Python keeps these the same in all its versions.
+
+    https://docs.python.org/3/library/random.html#notes-on-reproducibility
+    """
+
+    def __init__(self, seed: str) -> None:
+        self.random = random.Random(seed).random
+
+    def choose(self, items: Sequence[_T]) -> _T:
+        return items[int(self.random() * len(items))]
+
+    def chance(self, probability: float) -> bool:
+        return self.random() < probability
+
+
+class _Verb(NamedTuple):
+    """The forms after one and after several: present, then past."""
+
+    forms: tuple[str, str, str, str]
+
+
+class _Slot(NamedTuple):
+    """Where a line mentions a role, in the form that "he" has there; without a form, a phrase of that kind."""
+
+    role: str
+    form: str
+
+
+_Line = tuple[str | _Verb | _Slot, ...]
+
+
+def _inflect(verb: str) -> _Verb:
+    if verb in words.IRREGULAR:
+        return _Verb(words.IRREGULAR[verb])
+    y_after_consonant = verb[-1] == "y" and verb[-2] not in "aeiou"
+    stem = verb[:-1] + "i" if y_after_consonant else verb
+    singular = stem + ("es" if y_after_consonant or verb.endswith(("ch", "o", "s", "sh", "x")) else "s")
+    past = words.PAST.get(verb, stem + ("d" if verb.endswith("e") else "ed"))
+    return _Verb((singular, verb, past, past))
+
+
+def _parse_line(line: str) -> _Line:
+    parts: list[str | _Verb | _Slot] = []
+    for text, role, form, phrase, verb in re.findall(r"([^{<]+)|\{([A-Z])(?:\.(\w+))?\}|\{([a-z]+)\}|<(\w+)>", line):
+        parts.append(text or (_inflect(verb) if verb else _Slot(role, form or "he") if role else _Slot(phrase, "")))
+    return tuple(parts)
+
+
+def _parse_lines(text: str) -> list[_Line]:
+    return [() if line == "-" else _parse_line(line) for line in text.splitlines()]
+
+
+class _Plot(NamedTuple):
+    belongs: dict[str, str]
+    """Who owns whom or what, by role."""
+    stages: list[list[_Line]]
+
+
+def _parse_plot(text: str) -> _Plot:
+    roles, _, stages = text.partition("\n")
+    belongs = dict(role.split("/") for role in roles.split() if "/" in role)
+    return _Plot(belongs, [_parse_lines(stage) for stage in stages.split("\n\n")])
+
+
+_PARSED_PLOTS = [_parse_plot(plot) for plot in words.PLOTS.split("\n===\n")]
+_PARSED_ASIDES = {
+    kind: _parse_lines(text)
+    for kind, text in (("person", words.PERSON_ASIDES), ("animal", words.ANIMAL_ASIDES), ("thing", words.THING_ASIDES))
+}
+
+
+@dataclass(eq=False, slots=True)
+class _Entity:
+    """Somebody or something in a story."""
+
+    kind: str
+    """person, animal, thing or place."""
+    pronoun: str
+    noun: str = ""
+    look: str = ""
+    name: str = ""
+    owner: _Entity | None = None
+    plural: bool = False
+    """Whether the noun is."""
+    kin: bool = False
+    """Whether the noun is nothing without its owner."""
+
+
+class _Cast(dict[str, _Entity]):
+    """Role -> entity, invented when a story first asks for it. No two share a name, nor noun and look."""
+
+    def __init__(self, choices: Choices, belongs: dict[str, str]) -> None:
+        self.choices, self.belongs = choices, belongs
+
+    def __missing__(self, role: str) -> _Entity:
+        invent = {"A": self.lead, "B": self.companion, "D": self.animal, "L": self.place, "M": self.place}
+        entity = self[role] = invent.get(role, self.thing)()
+        if role in self.belongs:
+            entity.owner = self[self.belongs[role]]
+        return entity
+
+    def fresh(self, words: Sequence[str]) -> str:
+        """A word that is neither the name nor the noun of anybody yet."""
+        while True:
+            word = self.choices.choose(words)
+            if all(word not in (other.name, other.noun) for other in self.values()):
+                return word
+
+    def person(self, pronouns: Sequence[str] = ("he", "he", "she", "she", "they")) -> _Entity:
+        pronoun = self.choices.choose(pronouns)
+        return _Entity("person", pronoun, name=self.fresh(words.PEOPLE[pronoun]))
+
+    def lead(self) -> _Entity:
+        lead = self.person()
+        if self.choices.chance(0.25):
+            lead.noun = self.choices.choose(words.NOUNS["trade"])
+        return lead
+
+    def companion(self) -> _Entity:
+        others = [pronoun for pronoun in ("he", "she", "they") if pronoun != self["A"].pronoun]
+        companion = self.person(others) if self.choices.chance(0.5) else self.person()
+        if self.choices.chance(0.5):
+            companion.owner, companion.kin = self["A"], True
+            companion.noun = self.choices.choose(words.KIN[companion.pronoun])
+            if sum(companion.noun in nouns for nouns in words.KIN.values()) == 1 and self.choices.chance(0.3):
+                companion.name = ""
+        return companion
+
+    def animal(self) -> _Entity:
+        animal = _Entity("animal", "it", self.choices.choose(words.NOUNS["animal"]))
+        if self.choices.chance(0.7):
+            animal.pronoun = self.choices.choose(("he", "he", "she", "she", "it"))
+            animal.name = self.fresh(words.ANIMAL_NAMES[animal.pronoun])
+        if self.choices.chance(0.4):
+            animal.look = self.choices.choose(words.LOOKS["animal"])
+        return animal
+
+    def thing(self) -> _Entity:
+        other = next((thing for thing in self.values() if thing.kind == "thing" and thing.look), None)
+        if other and self.choices.chance(0.25):
+            look = self.choices.choose([look for look in words.LOOKS["thing"] if look != other.look])
+            return _Entity("thing", other.pronoun, other.noun, look, plural=other.plural)
+        plural = self.choices.chance(0.2)
+        noun = self.fresh(words.NOUNS["things" if plural else "thing"])
+        look = self.choices.choose(words.LOOKS["thing"]) if self.choices.chance(0.6) else ""
+        return _Entity("thing", "they" if plural else "it", noun, look, plural=plural)
+
+    def place(self) -> _Entity:
+        return _Entity("place", "it", self.fresh(words.NOUNS["place"]))
+
+
+class _Story:
+    """A story as it is told: its text, its mentions, and who has been mentioned."""
+
+    def __init__(self, choices: Choices, cast: _Cast) -> None:
+        self.choices, self.cast = choices, cast
+        self.past = choices.chance(0.65)
+        self.text = ""
+        self.mentions: list[tuple[_Entity, str, Span]] = []
+        """Entity, relation (none for its first mention) and where."""
+        self.seen: dict[_Entity, int] = {}
+        """Everybody mentioned so far -> the sentence of the last mention."""
+        self.n_sentences = 0
+        self.plural = False
+        self.told: set[_Line] = set()
+
+    def tell_all(self, stages: list[list[_Line]]) -> bool:
+        """Tell one line of each stage, with asides in between; False if no line of some stage can be told."""
+        for i, lines in enumerate(stages):
+            first = self.choices.choose(range(len(lines)))
+            if not any(self.tell(line) for line in lines[first:] + lines[:first]):
+                return False
+            if i + 1 < len(stages) and self.n_sentences + len(stages) - i <= 8 and self.choices.chance(0.3):
+                self.cast["X"] = self.choices.choose([entity for entity in self.seen if entity.kind != "place"])
+                self.tell(self.choices.choose(_PARSED_ASIDES[self.cast["X"].kind]))
+        return True
+
+    def tell(self, line: _Line) -> bool:
+        """Add a sentence, or nothing and return False: it was told before, or could not be without ambiguity."""
+        if not line:
+            return True
+        if line in self.told:
+            return False
+        text, n_mentions, seen = self.text, len(self.mentions), self.seen.copy()
+        self.text += " " if text else ""
+        start = len(self.text)
+        for part in line:
+            if isinstance(part, str):
+                self.text += part
+            elif isinstance(part, _Verb):
+                self.text += part.forms[2 * self.past + self.plural]
+            elif not part.form:
+                phrases = words.PHRASES[part.role]
+                self.text += self.choices.choose([p for p in phrases if p[1:] not in self.text] or phrases)
+            elif not self.refer(self.cast[part.role], part.form):
+                self.text, self.seen = text, seen
+                del self.mentions[n_mentions:]
+                return False
+        self.text = self.text[:start] + self.text[start].upper() + self.text[start + 1 :]
+        self.told.add(line)
+        self.n_sentences += 1
+        return True
+
+    def refer(self, entity: _Entity, form: str) -> bool:
+        """Mention somebody, or add nothing and return False where only an ambiguous pronoun would be good English."""
+        last = self.seen.get(entity)
+        again = last == self.n_sentences
+        likely = 0.75 if last == self.n_sentences - 1 else 0.4
+        pronoun = last is not None and (again or self.choices.chance(likely)) and self.is_clear(entity)
+        if pronoun:
+            self.mention(entity, words.KINDS[form], words.PRONOUNS[entity.pronoun][form])
+        elif again or not (self.introduce(entity, form) if last is None else self.name(entity)):
+            return False
+        elif form == "his":
+            self.text += "'s"
+        if form == "he":
+            self.plural = entity.pronoun == "they" if pronoun else entity.plural
+        return True
+
+    def is_clear(self, entity: _Entity) -> bool:
+        """Whether the entity's pronoun can stand for nothing else that was mentioned."""
+        if entity.kind == "place" or [other.pronoun for other in self.seen].count(entity.pronoun) > 1:
+            return False
+        if entity.pronoun != "they":
+            return True
+        n_living = sum(other.kind in ("person", "animal") for other in self.seen)
+        return n_living <= 1 and len(self.seen) - n_living <= 1
+
+    def introduce(self, entity: _Entity, form: str) -> bool:
+        """The first mention: "Evan", "a baker named Evan", "Evan's dog Riley", "an old key", "the garden"."""
+        if entity.noun:
+            if form == "his":
+                return False  # "a baker named Evan's"
+            phrase = f"{entity.look} {entity.noun}" if entity.look else entity.noun
+            if entity.owner and self.refer(entity.owner, "his"):
+                before, between = " ", " "
+            elif entity.kin:
+                return False
+            else:
+                an = "some" if entity.plural else "an" if phrase[0] in "aeiou" else "a"
+                before, between = "the " if entity.kind == "place" else f"{an} ", " named "
+            self.text += before + (phrase + between if entity.name else phrase.removesuffix(entity.noun))
+        self.mention(entity, "", entity.name or entity.noun)
+        return True
+
+    def name(self, entity: _Entity) -> bool:
+        """A later mention by name, or by noun: "the old key", "his sister"."""
+        if entity.name and (not entity.noun or self.choices.chance(0.6)):
+            self.mention(entity, "name", entity.name)
+            return True
+        if not entity.kin:
+            shared = any(other.noun == entity.noun and other is not entity for other in self.seen)
+            look = entity.look and (shared or self.choices.chance(0.2))
+            self.text += f"the {entity.look} " if look else "the "
+        elif entity.owner and self.refer(entity.owner, "his"):
+            self.text += " "
+        elif entity.name:
+            self.mention(entity, "name", entity.name)
+            return True
+        else:
+            return False
+        self.mention(entity, "noun_phrase", entity.noun)
+        return True
+
+    def mention(self, entity: _Entity, relation: str, word: str) -> None:
+        self.mentions.append((entity, relation, (len(self.text), len(self.text) + len(word))))
+        self.text += word
+        self.seen[entity] = self.n_sentences
+
+    def relations(self) -> list[Relation]:
+        first: dict[_Entity, Span] = {}
+        last: dict[_Entity, Span] = {}
+        relations = []
+        for entity, name, span in self.mentions:
+            if entity in first:
+                relations += [Relation(name, span, first[entity]), Relation("nearest", span, last[entity])]
+            else:
+                first[entity] = span
+            last[entity] = span
+        return relations
+
+
+def tell_story(choices: Choices) -> Example:
+    """One story, and what each pronoun and noun phrase in it refers to."""
+    while True:  # a cast may make a stage impossible to tell without ambiguity: another will do
+        plot = choices.choose(_PARSED_PLOTS)
+        story = _Story(choices, _Cast(choices, plot.belongs))
+        if story.tell_all(plot.stages):
+            return story.text, story.relations()

@@ -1,0 +1,1 @@
+"""Text <-> token ids: bytes, characters, BPE trained here or by others."""

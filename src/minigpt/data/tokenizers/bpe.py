@@ -1,0 +1,341 @@
+"""Text <-> token ids by byte-level byte-pair encoding: one trained here, or one of tiktoken's."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import queue
+import re
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from minigpt.cores import in_threads
+from minigpt.data.sources.chunking import cut_up, grouped
+from minigpt.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+TIKTOKEN_NAMES = ("gpt2", "cl100k_base", "o200k_base")
+MAX_VOCAB_SIZE = 1_000_000
+"""Ids of a file beyond this are refused: an embedding of so many rows is a mistake, or meant to fill the memory."""
+
+# Words with one leading space, numbers of up to three digits, punctuation, newlines, spaces: the split of tiktoken's
+# cl100k_base, without possessive quantifiers, which not every regex engine has.
+SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPLITS = {
+    "bpe": SPLIT_PATTERN,
+    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
+    "cl100k_base": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
+    "o200k_base": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
+"""How text is split before its bytes are merged. Files may name no other pattern: one that leaves characters out would
+lose text, and one that backtracks could take hours. Each of these covers all text, and cuts where `cut_up` does: of
+none does a match go on from something else to a space, from a line's end to a letter, or look further back."""
+
+LONGEST_WORD = 1024
+"""Characters of one word from which merges are learned; the learner's time grows with the square of a word's length."""
+_LEARNING_PATTERN = SPLIT_PATTERN.replace("+", f"{{1,{LONGEST_WORD}}}").replace("*", f"{{0,{LONGEST_WORD}}}")
+"""The same split but for longer runs without a break, which it cuts, such as a genome or a line of a million spaces."""
+LONGEST_WHITE_SPACE = 1 << 19
+"""Characters of a run of white space that are encoded together: on twice as many, tiktoken's regex engine gives up."""
+_WHITE_SPACE = re.compile(r"\s*")
+
+THREAD_CHARACTERS = 1 << 16
+"""Characters that one thread encodes at a time: so many that handing them over costs nothing."""
+_CONNECT_SECONDS = 1.5
+_SILENCE_SECONDS = 10.0
+
+
+class BPETokenizer:
+    """Byte-level byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019), served by tiktoken."""
+
+    lossless = True
+
+    def __init__(self, pattern: str, ranks: Sequence[bytes], special_tokens: dict[str, int]) -> None:
+        """Args: one of SPLITS; the token bytes in merge order; ids beyond the ranks for special tokens.
+
+        Raises:
+            UserError: some text could not be encoded, or some id not decoded.
+        """
+        import tiktoken  # not needed, and not paid for, by the other tokenizers
+
+        _check(pattern, ranks, special_tokens)
+        self.pattern, self.ranks, self.special_tokens = pattern, list(ranks), dict(special_tokens)
+        self.end_of_text = special_tokens[END_OF_TEXT]
+        self.vocab_size = len(self.ranks) + len(self.special_tokens)
+        # Stands between texts that are encoded in one call; drawn anew each time, so that no text can hold it.
+        self._mark = f"\0{uuid.uuid4().hex}\0"
+        self._encoding = tiktoken.Encoding(
+            "minigpt",
+            pat_str=_grouped(pattern),
+            mergeable_ranks={token: rank for rank, token in enumerate(self.ranks)},
+            special_tokens=self.special_tokens | {self._mark: self.vocab_size},
+        )
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> BPETokenizer:
+        """Learn merges from texts until there are `vocab_size` tokens, or nothing left to merge.
+
+        `tokenizers` finds the merges. It writes bytes as printable characters; here they become bytes again, as
+        tiktoken wants them. Memory grows with the number of different words, not with the text; time with the text,
+        so of a large one the caller gives a sample from all over it; 200 MB are plenty. Runs without a break are cut
+        for it into words of LONGEST_WORD characters. No signal interrupts it; `learn_bpe` is the same in a process of
+        its own.
+        """
+        from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size - 1,  # the last id is end_of_text
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        learner = Tokenizer(models.BPE())
+        learner.pre_tokenizer = _words_to_learn_from()
+        learner.train_from_iterator(map(well_formed, texts), trainer)
+        symbols = byte_symbols()
+        by_id = sorted(learner.get_vocab().items(), key=lambda item: item[1])
+        ranks = [bytes(symbols[character] for character in token) for token, _ in by_id]
+        return cls(SPLIT_PATTERN, ranks, {END_OF_TEXT: len(ranks)})
+
+    @classmethod
+    def named(cls, name: str) -> BPETokenizer:
+        """One of tiktoken's encodings, with all its special tokens, from its cache or the network.
+
+        Raises:
+            UserError: the tables are not in the cache, and nobody answers within two seconds or the download breaks.
+        """
+        from tiktoken_ext.openai_public import ENCODING_CONSTRUCTORS
+
+        try:
+            with _downloads_by(_download):
+                tables = ENCODING_CONSTRUCTORS[name]()
+        except Exception as error:
+            raise _no_tables(name, error) from None
+        ranks, special = tables["mergeable_ranks"], dict(tables["special_tokens"])
+        # cl100k_base and o200k_base leave gaps between their special tokens, which an untrained model may draw.
+        for gap in set(range(len(ranks), max(special.values()))) - set(special.values()):
+            special[unused_token(gap)] = gap
+        return cls(SPLITS[name], sorted(ranks, key=ranks.__getitem__), special)
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> BPETokenizer:
+        """The inverse of `to_dict`."""
+        ranks = [base64.b64decode(token, validate=True) for token in saved["ranks"]]
+        return cls(saved["pattern"], ranks, saved["special_tokens"])
+
+    def encode(self, text: str) -> list[int]:
+        parts = _without_endless_white_space(well_formed(text))
+        return [token for part in parts for token in self._encoding.encode_ordinary(part)]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """`encode` of many texts; long ones are cut, so that a single one keeps all cores busy too."""
+        pieces = [
+            [piece for part in _without_endless_white_space(text) for piece in cut_up(part, THREAD_CHARACTERS)]
+            for text in texts
+        ]
+        groups = list(grouped(chain.from_iterable(pieces), len, THREAD_CHARACTERS))
+        encoded = chain.from_iterable(in_threads(self._encode_all, groups))  # tiktoken releases the lock
+        parts = [[next(encoded) for _ in of_text] for of_text in pieces]
+        return [part[0] if len(part) == 1 else np.concatenate(part) for part in parts]
+
+    def _encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
+        joined = self._encoding.encode_to_numpy(  # no list of Python's integers in between
+            well_formed(self._mark.join(texts)), allowed_special={self._mark}, disallowed_special=()
+        )
+        marks = np.flatnonzero(joined == self.vocab_size).tolist()
+        starts = [0, *(mark + 1 for mark in marks)]
+        return [joined[start:stop] for start, stop in zip(starts, [*marks, len(joined)], strict=True)]
+
+    def decode_bytes(self, tokens: Sequence[int]) -> bytes:
+        if beyond := next((token for token in tokens if token >= self.vocab_size), None):
+            raise KeyError(f"token {beyond}: the tokenizer has {self.vocab_size}")
+        return self._encoding.decode_bytes(tokens)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "kind": "bpe",
+            "pattern": self.pattern,
+            "ranks": [base64.b64encode(token).decode() for token in self.ranks],
+            "special_tokens": self.special_tokens,
+        }
+
+
+def _words_to_learn_from() -> Any:
+    """What splits a text for the learner."""
+    from tokenizers import Regex, pre_tokenizers
+
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_LEARNING_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def _without_endless_white_space(text: str) -> Iterator[str]:
+    """The text in parts, cut behind each LONGEST_WHITE_SPACE characters of a run of white space, and nowhere else."""
+    start = end = 0
+    # A run that is too long has a character at one of these places: no other has to be looked at.
+    for i in range(LONGEST_WHITE_SPACE, len(text), LONGEST_WHITE_SPACE):
+        if i < end or not text[i].isspace():
+            continue
+        begin = i - LONGEST_WHITE_SPACE + len(text[i - LONGEST_WHITE_SPACE : i].rstrip())
+        end = _WHITE_SPACE.match(text, i).end()  # type: ignore[union-attr]
+        for cut in range(begin + LONGEST_WHITE_SPACE, end, LONGEST_WHITE_SPACE):
+            yield text[start:cut]
+            start = cut
+    yield text[start:]
+
+
+def well_formed(text: str) -> str:
+    """The text with "?" for each lone surrogate: Python's strings may hold them, UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", errors="replace").decode()
+    return text
+
+
+def byte_symbols() -> dict[str, int]:
+    """GPT-2's printable stand-in for each byte -> the byte: itself if printable, else 256, 257, ... in order."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    symbols = {chr(byte): byte for byte in printable}
+    others = [byte for byte in range(256) if byte not in printable]
+    return symbols | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def unused_token(token: int) -> str:
+    """What is shown for an id that a vocabulary leaves out."""
+    return f"<|unused_{token}|>"
+
+
+def _grouped(pattern: str) -> str:
+    """The same split, up to twice as fast: what looks at nothing behind it stands in one group.
+
+    tiktoken's engine tries such a group at once, but the alternatives of a pattern one by one. Possessive quantifiers
+    would prevent it, and none of these patterns needs them: what a greedy one gives back fits nothing that may follow.
+    """
+    head, tail = pattern.split(r"|\s+(?!\S)")
+    head = re.sub(r"(\+|\?|\*|\{1,3\})\+", r"\1", head)
+    return rf"(?:{head})|\s+(?!\S){tail}"
+
+
+def _check(pattern: str, ranks: Sequence[bytes], special_tokens: dict[str, int]) -> None:
+    ids = list(special_tokens.values())
+    if pattern not in SPLITS.values():
+        raise UserError("its split pattern is not one that minigpt uses")
+    if len(set(ranks)) < len(ranks):
+        raise UserError("a token appears twice among its ranks")
+    if missing := {bytes([byte]) for byte in range(256)} - set(ranks):
+        raise UserError(f"it has no token for the byte 0x{min(missing).hex()}")
+    if not all(type(token) is int for token in ids):
+        raise UserError("the id of a special token is not an integer")
+    if len(ranks) + len(ids) > MAX_VOCAB_SIZE:
+        raise UserError(f"it has more than {MAX_VOCAB_SIZE} tokens")
+    if sorted(ids) != list(range(len(ranks), len(ranks) + len(ids))):
+        raise UserError(f"the ids of its special tokens are not those that follow its {len(ranks)} ranks, each once")
+    if END_OF_TEXT not in special_tokens:
+        raise UserError(f"it has no special token {END_OF_TEXT}")
+
+
+class _ToFetchError(Exception):
+    """Where tables would be downloaded, somebody answers."""
+
+
+def require_tables(name: str) -> None:
+    """Find out whether one of tiktoken's encodings can be had, without downloading it.
+
+    Raises:
+        UserError: its tables are not in the cache, and nobody answers within two seconds.
+    """
+    from tiktoken_ext.openai_public import ENCODING_CONSTRUCTORS
+
+    def ask(address: str) -> bytes:
+        _require_answer(address)
+        raise _ToFetchError
+
+    try:
+        with _downloads_by(ask):
+            ENCODING_CONSTRUCTORS[name]()
+    except _ToFetchError:
+        return
+    except Exception as error:
+        raise _no_tables(name, error) from None
+
+
+def _no_tables(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"data.tokenizer={name}: tiktoken could not download its tables ({type(error).__name__}); set "
+        "TIKTOKEN_CACHE_DIR to a folder that holds them, or use bpe:N or bytes, which need no download"
+    )
+
+
+@contextlib.contextmanager
+def _downloads_by(fetch: Callable[[str], bytes]) -> Iterator[None]:
+    """Let tiktoken fetch what its cache lacks by `fetch`; its own way waits for ever where nothing answers."""
+    import tiktoken.load as tiktoken_load
+
+    original = tiktoken_load.read_file
+    tiktoken_load.read_file = fetch  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        tiktoken_load.read_file = original
+
+
+def _download(blobpath: str) -> bytes:
+    """The content at a URL; a slow network may take its time, a dead one may not."""
+    import requests
+
+    _require_answer(blobpath)
+    response = requests.get(blobpath, timeout=_SILENCE_SECONDS)
+    response.raise_for_status()
+    return response.content
+
+
+def _require_answer(url: str) -> None:
+    """Raise OSError unless somebody answers at a URL, or at the proxy on the way there."""
+    import requests
+
+    proxy = requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url))
+    address = urlsplit(requests.utils.prepend_scheme_if_needed(proxy, "http") if proxy else url)
+    _require_connection(address.hostname or "", address.port or {"https": 443}.get(address.scheme, 80))
+
+
+def _require_connection(host: str, port: int) -> None:
+    """Raise OSError unless somebody answers within _CONNECT_SECONDS."""
+    outcome: queue.SimpleQueue[OSError | None] = queue.SimpleQueue()
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+            outcome.put(None)
+        except OSError as error:
+            outcome.put(error)
+
+    # In a thread, and one that does not keep the program alive: looking up a name has no time limit of its own.
+    threading.Thread(target=connect, daemon=True).start()
+    try:
+        error = outcome.get(timeout=_CONNECT_SECONDS)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {_CONNECT_SECONDS} seconds") from None
+    if error is not None:
+        raise error

@@ -1,0 +1,450 @@
+"""A few new tokens and a cache -> their logits, in numpy: the model's forward pass where calls cost more than sums.
+
+On a CPU a token is read at the speed of memory if the model is large, and at the speed of calls if it is small. PyTorch
+loses at both: its operations cost some five times numpy's to call, and the MKL of its CPU builds reads weights for one
+vector at about half the speed of numpy's OpenBLAS on AMD processors (benchmarks/results/generation_cpu.md). So usual
+kinds of model are decoded here, and everything else by `GPT`, which is what the tests compare this with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import warnings
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from threadpoolctl import ThreadpoolController
+from torch import Tensor, nn
+
+from minigpt.errors import UserError
+from minigpt.generation.plain import difference
+from minigpt.model.blocks import GELU, Block, ExactGELU, SwiGLU
+from minigpt.model.cache import KVCache
+from minigpt.model.gpt import GPT
+from minigpt.model.variants.similarities import ScaledDot
+
+Array = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+Function = Callable[[Array], Array]
+"""(n, C) -> (n, N), for each of n vectors."""
+Product = Callable[[Tensor, Tensor | None], Function]
+"""Weight (N, C) and bias (N,) -> what multiplies vectors with them."""
+
+MOST_TOKENS = 64
+"""New tokens, over all rows, up to which this is faster than PyTorch."""
+
+SMALL = 2_000_000
+"""Bytes of a matrix up to which a second thread saves nothing, and costs much where it has to wait for a core."""
+
+
+COLUMNS_PAY_FROM = 32
+"""Tokens of a text from which laying out matrices by columns saves more than it takes."""
+
+KEPT = 100_000_000
+"""Bytes of a model up to which its matrices by columns are kept for the next text: a small model's text takes little
+longer than to lay them out."""
+
+
+def can_decode(model: GPT) -> bool:
+    """Whether a model is one that is written out here: float32 on the CPU, scaled dot products, no documents, plain."""
+    return obstacle(model) is None
+
+
+def obstacle(model: GPT) -> str | None:
+    """Why a model is not one that `can_decode`, in a few words."""
+    if why := difference(model):
+        return why
+    weight, config = model.token_embedding.weight, model.config
+    if weight.dtype is not torch.float32:
+        return f"the weights are {str(weight.dtype).removeprefix('torch.')}, not float32"
+    if config.similarity != "scaled_dot" or config.document_mask:
+        return f"the model has similarity={config.similarity}, document_mask={config.document_mask}"
+    if any(type(block.mlp) not in _MLPS for block in model.blocks):
+        return f"the model has mlp={config.mlp}"
+    return None
+
+
+def _by_columns(weight: Tensor) -> Array:
+    """A copy that is kept column by column: its product with a vector adds long columns instead of summing short rows.
+
+    In strips, as both sides of a strip fit the cache: in one go, numpy and PyTorch take three to five times as long.
+    """
+    matrix = _array(weight)
+    columns = np.empty(matrix.shape[::-1], dtype=matrix.dtype)
+    for start in range(0, len(matrix), 64):
+        columns[:, start : start + 64] = matrix[start : start + 64].T
+    return columns.T
+
+
+class _OneThread:
+    """`with ONE_THREAD:` OpenBLAS has one thread inside, and the number that it had before when all have left."""
+
+    def __init__(self) -> None:
+        self._lock, self._n_inside, self._before = threading.Lock(), 0, list[int]()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._n_inside += 1
+            if self._n_inside == 1:
+                self._before = [library.get_num_threads() for library in _openblas()]
+                for library in _openblas():
+                    library.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._n_inside -= 1
+            if not self._n_inside:
+                for library, number in zip(_openblas(), self._before, strict=True):
+                    library.set_num_threads(number)
+
+
+ONE_THREAD = _OneThread()
+
+
+def _threads_for(n_bytes: int) -> contextlib.AbstractContextManager[None]:
+    """As many threads as pay for matrices of at most so many bytes."""
+    return ONE_THREAD if n_bytes < SMALL else contextlib.nullcontext()
+
+
+@cache
+def _openblas() -> list[Any]:
+    found: list[Any] = ThreadpoolController().select(internal_api="openblas").lib_controllers
+    return found
+
+
+class _Forms:
+    """Matrices in another form, each made anew only where its weights have changed."""
+
+    def __init__(self) -> None:
+        self._before, self._now = dict[bytes, Any](), dict[bytes, Any]()
+
+    def renew(self) -> None:
+        """Forget what was not asked for since the last time."""
+        self._before, self._now = self._now, {}
+
+    def of(self, weight: Tensor, make: Callable[[Tensor], Any]) -> Any:
+        """`make(weight)`, or what it made of the same weights before."""
+        # A product with a fixed vector changes where any weight does by more than float32 can tell in a product. It
+        # reads a matrix at the speed of memory, which is a fraction of the time that any other form takes.
+        key = repr(weight.shape).encode() + (_array(weight) @ _fixed_vector(weight.shape[1])).tobytes()
+        if key not in self._now:
+            self._now[key] = self._before[key] if key in self._before else make(weight)
+        return self._now[key]
+
+
+@cache
+def _fixed_vector(C: int) -> Array:
+    return np.random.default_rng(0).standard_normal(C, dtype=np.float32)
+
+
+_COLUMNS: WeakKeyDictionary[GPT, _Forms] = WeakKeyDictionary()
+"""Of small models that have written, their matrices by columns."""
+
+
+class CPUDecode:
+    """A model's weights, as numpy reads them: it shares them with the model, or has a copy in another form."""
+
+    def __init__(self, model: GPT, *, int8: bool = False, n_tokens: int = 0) -> None:
+        """Read the weights.
+
+        Args:
+            model: is one that `can_decode`.
+            int8: round its matrices to 8 bits, which are read faster.
+            n_tokens: that will be read one by one. For many, matrices of more rows than columns are copied, by columns:
+                on an AMD EPYC one from memory is then multiplied in 0.7 (one thread) to 0.9 (two) of the time.
+
+        Raises:
+            UserError: PyTorch was built without products of 8 bits.
+        """
+        self.model, self.int8, self.n_tokens = model, int8, n_tokens
+        n_bytes = sum(parameter.nbytes for parameter in model.parameters())
+        self._forms = _COLUMNS.setdefault(model, _Forms()) if not int8 and n_bytes <= KEPT else _Forms()
+        self._read()
+
+    def ready(self) -> bool:
+        """Read the weights again, which may have changed.
+
+        Raises:
+            UserError: the model is one that `can_decode` no more, and 8 bits were asked for.
+        """
+        why = obstacle(self.model)
+        if why and self.int8:
+            raise UserError(f"int8: {why}, which the copy of the weights leaves out; load the model without int8")
+        if not why:
+            self._read()
+        return why is None
+
+    def _read(self) -> None:
+        model, config = self.model, self.model.config
+        if self.int8:
+            product: Product = partial(_product_of_int8, forms=self._forms)
+        else:
+            product = partial(_product, by_columns=self._forms if self.n_tokens >= COLUMNS_PAY_FROM else None)
+        head = model.head_weight[: config.vocab_size]
+        self.head = product(head, None)
+        self.embedding = _array(model.token_embedding.weight)
+        absolute = model.position_embedding.weight if config.position == "learned" else model.sinusoidal
+        self.absolute = None if absolute is None else _array(absolute)
+        self.rotary = None if model.rotary is None else _array(model.rotary)
+        self.final_norm = _norm(model.final_norm)
+        slopes = None if model.slopes is None else _array(model.slopes)
+        blocks = [block for block in model.blocks if isinstance(block, Block)]
+        windows = zip(blocks, config.windows, strict=True)
+        self.blocks = [_Block(block, window, slopes, product) for block, window in windows]
+        # Products of 8 bits have threads of their own, which OpenBLAS's would get in the way of.
+        self.head_bytes = 0 if self.int8 else head.nbytes
+        sizes = (parameter.nbytes for block in blocks for parameter in block.parameters())
+        self.block_bytes = 0 if self.int8 else max(sizes)
+        self._forms.renew()
+
+    def takes(self, tokens: Tensor, texts: Tensor | None) -> bool:
+        """Whether these tokens are better read here than by the model, (B, T) as for `hidden`."""
+        return self.int8 or (texts is None and tokens.numel() <= MOST_TOKENS)
+
+    def hidden(self, tokens: Tensor, texts: Tensor | None, cache: KVCache) -> Tensor:
+        """(B, T) tokens behind those of the cache, which keeps them -> (B, T, C); see `GPT.hidden`.
+
+        Args: as there; texts say only what is padding.
+        """
+        start, T = cache.position, tokens.shape[1]
+        if texts is None and cache.texts is not None:
+            texts = torch.zeros_like(tokens)
+        n_padding = None if texts is None else (cache.number_texts(texts) < 0).sum(1).numpy()
+        positions = np.arange(start, start + T)[None]  # (B or 1, T)
+        if n_padding is not None:
+            positions = np.maximum(positions - n_padding[:, None], 0)
+        x = self.embedding[tokens.numpy()]  # (B, T, C)
+        if self.absolute is not None:
+            x = x + self.absolute[positions]
+        rotary = None if self.rotary is None else self.rotary[:, positions, None]  # (2, B or 1, T, 1, D)
+        # exp may be infinite in silu and gelu: it is the right infinity
+        with _threads_for(self.block_bytes), np.errstate(over="ignore"):
+            for block, layer in zip(self.blocks, cache.layers, strict=True):
+                x = block(x, rotary, layer.key.numpy(), layer.value.numpy(), start, n_padding)
+        return torch.from_numpy(self.final_norm(x))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(B, T, C) of `hidden` -> (B, T, V)."""
+        B, T, C = x.shape
+        with _threads_for(self.head_bytes):
+            return torch.from_numpy(self.head(x.numpy().reshape(B * T, C))).view(B, T, -1)
+
+
+class _Block:
+    """`blocks.Block`."""
+
+    def __init__(self, block: Block, window: int | None, slopes: Array | None, product: Product) -> None:
+        attn = block.attn
+        assert isinstance(attn.similarity, ScaledDot)
+        self.attn_norm, self.mlp_norm = _norm(block.attn_norm), _norm(block.mlp_norm)
+        self.q_norm, self.k_norm = _norm(attn.q_norm), _norm(attn.k_norm)
+        self.qkv, self.proj = product(attn.qkv.weight, attn.qkv.bias), product(attn.proj.weight, attn.proj.bias)
+        self.mlp = _MLPS[type(block.mlp)](block.mlp, product)
+        self.n_projected, self.head_dim = attn.n_projected, attn.head_dim
+        self.scale = 1 / (attn.head_dim**0.5 * attn.similarity.temperature)
+        self.softcap, self.window, self.slopes = attn.softcap, window, slopes
+
+    def __call__(
+        self, x: Array, rotary: Array | None, keys: Array, values: Array, start: int, n_padding: Integers | None
+    ) -> Array:
+        """(B, T, C) -> (B, T, C); keys and values are the cache's (B, H_kv, S, D), filled up to `start`."""
+        B, T, C = x.shape
+        n_query, n_key, _ = self.n_projected
+        x = x.reshape(B * T, C)
+        heads = self.qkv(self.attn_norm(x)).reshape(B, T, -1, self.head_dim)
+        query, key = self.q_norm(heads[:, :, :n_query]), self.k_norm(heads[:, :, n_query : n_query + n_key])
+        if rotary is not None:
+            query, key = _rotate(query, rotary), _rotate(key, rotary)
+        stop = start + T
+        keys[:, :, start:stop] = key.swapaxes(1, 2)
+        values[:, :, start:stop] = heads[:, :, n_query + n_key :].swapaxes(1, 2)
+        gathered = self._attend(query, keys[:, :, :stop], values[:, :, :stop], n_padding)
+        x = x + self.proj(gathered.reshape(B * T, -1))
+        return (x + self.mlp(self.mlp_norm(x))).reshape(B, T, C)
+
+    def _attend(self, query: Array, keys: Array, values: Array, n_padding: Integers | None) -> Array:
+        """`attention.attend` for the last T of S tokens: (B, T, H, D), (B, H_kv, S, D) twice -> (B, T, H, D)."""
+        (B, T, H, D), (H_kv, S) = query.shape, keys.shape[1:3]
+        if T == 1 and self.window is not None and S > self.window:
+            keys, values = keys[:, :, -self.window :], values[:, :, -self.window :]
+        first, n_keys = S - keys.shape[2], keys.shape[2]
+        # Query heads of one key head are queries side by side: (B, H_kv, G T, D).
+        grouped = query.swapaxes(1, 2).reshape(B, H_kv, -1, D)
+        scores = (grouped @ keys.swapaxes(2, 3)).reshape(B, H, T, n_keys)
+        scores *= self.scale
+        if self.softcap is not None:
+            scores = self.softcap * np.tanh(scores / self.softcap)
+        if self.slopes is not None:
+            scores = scores + self.slopes[:, None, None] * np.arange(first, S, dtype=np.float32)
+        heard = self._edges(T, first, S, n_padding)
+        if heard is not None:
+            scores = np.where(heard, scores, np.float32(-np.inf))
+        scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
+        weights = np.exp(scores, out=scores)
+        weights /= np.add.reduce(weights, axis=-1, keepdims=True)
+        gathered = weights.reshape(B, H_kv, -1, n_keys) @ values
+        return gathered.reshape(B, H, T, D).swapaxes(1, 2)
+
+    def _edges(self, T: int, first: int, S: int, n_padding: Integers | None) -> npt.NDArray[np.bool_] | None:
+        """(B or 1, 1, T, n_keys) which keys each query hears, padding itself alone; None if each hears all."""
+        if T == 1 and n_padding is None:
+            return None
+        keys, queries = np.arange(first, S), np.arange(S - T, S)[:, None]
+        edges = keys <= queries
+        if self.window is not None:
+            edges &= keys > queries - self.window
+        if n_padding is None:
+            return edges[None, None]
+        return (edges & (keys >= n_padding[:, None, None, None])) | (keys == queries)
+
+
+def _rotate(x: Array, table: Array) -> Array:
+    """`positions.rotate` of (B, T, H, D)."""
+    (cos, sin), half = table, x.shape[-1] // 2
+    turned = np.concatenate([x[..., half:], x[..., :half]], axis=-1)
+    turned *= sin
+    turned += x * cos
+    return turned
+
+
+def _product(weight: Tensor, bias: Tensor | None, *, by_columns: _Forms | None = None) -> Function:
+    """x W^T + bias; one vector on its own is what BLAS has a kernel for."""
+    matrix = _array(weight)
+    if by_columns is not None and matrix.shape[0] > matrix.shape[1]:
+        matrix = by_columns.of(weight, _by_columns)
+    transposed, added = matrix.T, None if bias is None else _array(bias)
+
+    def product(x: Array) -> Array:
+        found = (matrix @ x[0])[None] if len(x) == 1 else x @ transposed
+        if added is not None:
+            found += added
+        return found
+
+    return product
+
+
+def _product_of_int8(weight: Tensor, bias: Tensor | None, *, forms: _Forms) -> Function:
+    """x W^T + bias with 8 bits a weight and a scale a row; x is rounded to 7 bits, as AVX2's sums of products need.
+
+    FBGEMM rounds all vectors of a call by their common range. A vector is to be the same whatever is beside it, so each
+    is brought to the range from -1 to 1, and two more channels, of weight 0, hold the ends of that range.
+    """
+    C, matrix = weight.shape[1], forms.of(weight, _packed_int8)
+    width = _width_of_int8(C)
+    added = None if bias is None else _array(bias)
+
+    def product(x: Array) -> Array:
+        largest = np.maximum(np.abs(x).max(axis=1, keepdims=True), np.float32(1e-12))
+        unit = np.zeros((len(x), width), dtype=np.float32)
+        np.divide(x, largest, out=unit[:, :C])
+        unit[:, C], unit[:, C + 1] = 1, -1
+        found: Array = torch.ops.quantized.linear_dynamic(torch.from_numpy(unit), matrix, True).numpy()
+        found *= largest
+        if added is not None:
+            found += added
+        return found
+
+    return product
+
+
+def _width_of_int8(C: int) -> int:
+    return -(-(C + 2) // 8) * 8
+
+
+def _packed_int8(weight: Tensor) -> Any:
+    N, C = weight.shape
+    widened = torch.zeros(N, _width_of_int8(C))
+    widened[:, :C] = weight.detach()
+    scales = widened.abs().amax(dim=1).clamp(min=1e-12).double() / 127
+    try:
+        with warnings.catch_warnings():
+            # PyTorch means to drop these types. Without VNNI the others are slower: oneDNN's and PyTorch's own products
+            # of 8 bits took as long as float32's, or thrice as long.
+            warnings.simplefilter("ignore")
+            rounded = torch.quantize_per_channel(widened, scales, torch.zeros(N, dtype=torch.int64), 0, torch.qint8)
+            return torch.ops.quantized.linear_prepack(rounded, None)
+    except (RuntimeError, AttributeError) as error:
+        raise UserError(f"int8: not to be had here ({str(error).splitlines()[0]}); leave it out") from None
+
+
+def _norm(module: nn.Module) -> Function:
+    """`norms.make_norm`, or the identity."""
+    if isinstance(module, nn.Identity):
+        return lambda x: x
+    assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
+    assert module.eps is not None
+    weight, eps, C = _array(module.weight), module.eps, module.weight.shape[0]
+    mean = np.full(C, 1 / C, dtype=np.float32) if isinstance(module, nn.LayerNorm) else None
+    bias = _array(module.bias) if isinstance(module, nn.LayerNorm) and module.bias is not None else None
+
+    def norm(x: Array) -> Array:
+        if x.size == C:  # one vector: its sums are numbers, which Python divides sooner than numpy
+            flat = x.reshape(C)
+            if mean is not None:
+                flat = flat - flat.dot(mean)
+            x = (flat / math.sqrt(flat.dot(flat) / C + eps)).reshape(x.shape)
+        else:
+            if mean is not None:
+                x = x - (x @ mean)[..., None]
+            x = x / np.sqrt(np.vecdot(x, x) / C + eps)[..., None]
+        x *= weight
+        if bias is not None:
+            x += bias
+        return x
+
+    return norm
+
+
+def _gelu(mlp: GELU, product: Product) -> Function:
+    up, proj = product(mlp.up.weight, mlp.up.bias), product(mlp.proj.weight, mlp.proj.bias)
+
+    def forward(x: Array) -> Array:
+        h = up(x)
+        inner = h * h
+        inner *= -0.0713548162
+        inner -= 1.5957691216
+        inner *= h  # -2 sqrt(2 / pi) (h + 0.044715 h^3), as (1 + tanh(y)) / 2 = 1 / (1 + exp(-2 y))
+        divisor: Array = np.exp(inner, out=inner)
+        divisor += 1
+        return proj(h / divisor)
+
+    return forward
+
+
+def _gelu_exact(mlp: ExactGELU, product: Product) -> Function:
+    up, proj = product(mlp.up.weight, mlp.up.bias), product(mlp.proj.weight, mlp.proj.bias)
+    return lambda x: proj(F.gelu(torch.from_numpy(up(x))).numpy())  # numpy has no error function
+
+
+def _swiglu(mlp: SwiGLU, product: Product) -> Function:
+    gate_up, proj = product(mlp.gate_up.weight, mlp.gate_up.bias), product(mlp.proj.weight, mlp.proj.bias)
+    width = mlp.proj.in_features
+
+    def forward(x: Array) -> Array:
+        both = gate_up(x)
+        gate, up = both[:, :width], both[:, width:]
+        divisor: Array = np.exp(-gate)
+        divisor += 1
+        return proj(gate / divisor * up)
+
+    return forward
+
+
+_MLPS: dict[type[nn.Module], Callable[[Any, Product], Function]] = {
+    GELU: _gelu,
+    ExactGELU: _gelu_exact,
+    SwiGLU: _swiglu,
+}
+
+
+def _array(tensor: Tensor) -> Array:
+    found: Array = tensor.detach().numpy()
+    return found

@@ -1,0 +1,295 @@
+"""A trained model that writes: text in, text, tokens and log-probabilities out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minigpt.config import GenerationConfig
+from minigpt.data.tokenizers.base import Tokenizer, decode
+from minigpt.errors import UserError
+from minigpt.generation.cpu_backend import CPUDecode, can_decode
+from minigpt.generation.engine import CompiledDecode, Reader, Row, Watch, generate
+from minigpt.generation.text import Beginning, Prompt, TextStream, encode_prompt, token_ids, token_texts
+from minigpt.model.cache import KVCache
+from minigpt.model.gpt import GPT
+from minigpt.runs.loading import load_model
+
+
+@dataclass(frozen=True)
+class Written:
+    """A prompt and what was written after it."""
+
+    prompt: str
+    """The text of it, also where token ids were given."""
+    prompt_tokens: tuple[int, ...]
+    """As they were read; spaces at the prompt's end are left to the tokens that follow."""
+    text: str
+    """The new text alone."""
+    tokens: tuple[int, ...]
+    """That were drawn, those of a stop string too."""
+    log_probabilities: tuple[float, ...]
+    """Of each of them, in nats: what the model gave it, before temperature and filters."""
+    ended: str
+    """`end_of_text`, `stop`, `stop_token`, `length` or `context`."""
+    seed: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a text is predicted."""
+
+    loss: float
+    """Mean nats per token."""
+    bits_per_byte: float
+    tokens: tuple[int, ...]
+    log_probabilities: tuple[float, ...]
+    """Of each token after those before it, in nats."""
+
+
+class Writer:
+    """A trained model, ready to write."""
+
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        *,
+        from_start: bool = False,
+        reader: Reader | None = None,
+        first_prompt: str = "",
+    ) -> None:
+        """Open a model for writing.
+
+        Args:
+            model: in eval mode.
+            tokenizer: that it was trained with.
+            from_start: for models of whole texts (data.mode=examples): a prompt is the beginning of one.
+            reader: see `engine.generate`.
+            first_prompt: of those that were continued while the model trained; `sample.py` writes after it by default.
+        """
+        self.model, self.tokenizer, self.from_start, self.reader = model, tokenizer, from_start, reader
+        self.first_prompt = first_prompt
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "cpu", *, int8: bool = False, compile: bool = False) -> Writer:
+        """Open a run folder, a checkpoint or a safetensors file.
+
+        Args:
+            path: of one of these.
+            device: where to compute.
+            int8: with weights of 8 bits, on a CPU: two thirds of the time a token or less, for large models only.
+            compile: through torch.compile, which takes a minute first: for a GPU; on a CPU it is slower than without.
+
+        Raises:
+            UserError: see `load_model`; or int8 and a model that cannot be read so.
+        """
+        loaded = load_model(path, device)
+        model = loaded.model
+        reader: Reader | None = None
+        if int8 and not can_decode(model):
+            raise UserError(
+                f"int8: is for models with similarity=scaled_dot and without document_mask, on the CPU; {path} is none"
+            )
+        if int8 and compile:
+            raise UserError("int8 and compile are both given: leave one out")
+        if int8:
+            reader = CPUDecode(model, int8=True)
+        elif compile:
+            reader = CompiledDecode(model)
+        from_start, prompts = loaded.config.data.mode == "examples", loaded.config.sampling.prompts or []
+        first_prompt = prompts[0] if prompts else ""
+        return cls(model, loaded.tokenizer, from_start=from_start, reader=reader, first_prompt=first_prompt)
+
+    @cached_property
+    def token_texts(self) -> list[bytes]:
+        return token_texts(self.tokenizer)
+
+    def generate(
+        self, prompt: Prompt = "", config: GenerationConfig | None = None, *, watch: Watch | None = None, **changes: Any
+    ) -> Written:
+        """Continue a prompt; an empty one starts a document.
+
+        Args:
+            prompt: text; or token ids, as a list or a 1-D tensor, which are read just as they are.
+            config: how; the defaults of `sample.py` when not given.
+            watch: told what each token is drawn from, before it is.
+            changes: single settings, as in generate("def ", temperature=0, seed=3).
+
+        Raises:
+            UserError: a prompt that does not fit or cannot be encoded, or a setting that cannot be.
+        """
+        config = _changed(config, changes)
+        (stream,) = self._streams([prompt], 1, config)
+        stream.row.watch = watch
+        return self._written([stream], config)[0]
+
+    def generate_many(
+        self, prompts: Iterable[Prompt], config: GenerationConfig | None = None, *, num_samples: int = 1, **changes: Any
+    ) -> list[Written]:
+        """Continue several prompts side by side, each num_samples times, with seeds seed, seed + 1, ...
+
+        Returns:
+            The samples of the first prompt, then those of the second, ...
+
+        Raises:
+            UserError: as for `generate`; or a single text in place of a list of them.
+        """
+        if isinstance(prompts, str | bytes) or not isinstance(prompts, Iterable):
+            raise UserError(f'prompts={prompts!r}: expected a list of prompts, as in generate_many(["def ", "class "])')
+        prompts = list(prompts)
+        if type(num_samples) is not int or num_samples < 1:
+            raise UserError(f"num_samples={num_samples!r}: must be a whole number from 1")
+        config = _changed(config, changes)
+        return self._written(self._streams(prompts, num_samples, config), config)
+
+    def stream(
+        self, prompt: Prompt = "", config: GenerationConfig | None = None, *, watch: Watch | None = None, **changes: Any
+    ) -> Iterator[str]:
+        """The new text, piece by piece as it is written. Arguments and errors as for `generate`."""
+        config = _changed(config, changes)
+        (stream,) = self._streams([prompt], 1, config)
+        stream.row.watch = watch
+        return (text for _, text in self._run([stream], config))
+
+    def check(self, prompt: Prompt, config: GenerationConfig) -> None:
+        """Raise the UserError that `generate` would, without writing."""
+        n_tokens = self.tokenizer.vocab_size
+        for name in ("forbidden_tokens", "stop_tokens"):
+            if wrong := [token for token in getattr(config, name) if not 0 <= token < n_tokens]:
+                raise UserError(f"{name}: there is no token {wrong[0]}, as there are {n_tokens}")
+        if len(set(config.forbidden_tokens)) == n_tokens:
+            raise UserError("forbidden_tokens: nothing is left to write; leave some out")
+        encode_prompt(self.tokenizer, prompt, self.model.config.context_length, from_start=self.from_start)
+
+    def score(self, text: Prompt) -> Score:
+        """Loss of any text, from the beginning of a document, in windows that overlap by half where it is long.
+
+        Each token is predicted from at least half a context before it, or from the text's beginning.
+
+        Args:
+            text: or token ids, as a list or a 1-D tensor.
+
+        Raises:
+            UserError: the text is empty, or the tokenizer does not know some of it.
+        """
+        tokens = token_ids(self.tokenizer, text)
+        own = [token for token in tokens if token != self.tokenizer.end_of_text]
+        n_bytes = len(text.encode(errors="replace") if isinstance(text, str) else self.tokenizer.decode_bytes(own))
+        if not n_bytes:
+            raise UserError("the text is empty: there is nothing to predict")
+        chances = self._log_probabilities([self.tokenizer.end_of_text, *tokens])
+        total = -math.fsum(chances)
+        return Score(total / len(tokens), total / math.log(2) / n_bytes, tuple(tokens), tuple(chances))
+
+    @torch.inference_mode()
+    def _log_probabilities(self, tokens: Sequence[int]) -> list[float]:
+        """Of every token but the first."""
+        T, device = self.model.config.context_length, next(self.model.parameters()).device
+        reader = self.reader if self.reader is not None and self.reader.ready() else None
+        found: list[float] = []
+        while len(found) < len(tokens) - 1:
+            start = 0 if not found else max(0, len(found) - T // 2)
+            window = torch.tensor([tokens[start : start + T + 1]], device=device)
+            logits = self._logits(window[:, :-1], reader)[0, len(found) - start :].float()
+            targets = window[0, len(found) - start + 1 :]
+            found += (-F.cross_entropy(logits, targets, reduction="none")).tolist()
+        return found
+
+    def _logits(self, tokens: Tensor, reader: Reader | None) -> Tensor:
+        """(1, T) -> (1, T, V), by what writes as well."""
+        if reader is None or not reader.takes(tokens, None):
+            logits: Tensor = self.model(tokens)
+            return logits
+        weight = self.model.token_embedding.weight
+        cache = KVCache(self.model.config, 1, tokens.shape[1], dtype=weight.dtype, device=weight.device)
+        return reader.logits(reader.hidden(tokens, None, cache))
+
+    def _streams(self, prompts: Sequence[Prompt], num_samples: int, config: GenerationConfig) -> list[_Stream]:
+        for prompt in prompts:
+            self.check(prompt, config)  # judged as the user wrote it
+        return [
+            _Stream(self, prompt, i * num_samples + sample, config.seed + sample, config.stops)
+            for i, prompt in enumerate(prompts)
+            for sample in range(num_samples)
+        ]
+
+    def _written(self, streams: Sequence[_Stream], config: GenerationConfig) -> list[Written]:
+        for _ in self._run(streams, config):
+            pass
+        return [stream.written() for stream in streams]
+
+    def _run(self, streams: Sequence[_Stream], config: GenerationConfig) -> Iterator[tuple[_Stream, str]]:
+        """Write all; each piece of text comes with its stream."""
+        padding = range(self.tokenizer.vocab_size, self.model.config.vocab_size or 0)
+        config = dataclasses.replace(
+            config,
+            forbidden_tokens=[*config.forbidden_tokens, *padding],
+            stop_tokens=[*config.stop_tokens, self.tokenizer.end_of_text],
+        )
+        steps = generate(self.model, [stream.row for stream in streams], config, self.reader)
+        for rows in steps:
+            for row in rows:
+                stream = streams[row.index]
+                if text := stream.add(row.tokens[-1]):
+                    yield stream, text
+        for stream in streams:
+            if text := stream.end():
+                yield stream, text
+
+
+class _Stream:
+    """One text in the making, and what of it has been shown."""
+
+    def __init__(self, writer: Writer, prompt: Prompt, index: int, seed: int, stop: Sequence[str]) -> None:
+        tokenizer, context_length = writer.tokenizer, writer.model.config.context_length
+        kept = prompt.rstrip(" ") or prompt if isinstance(prompt, str) else prompt
+        spaces = prompt[len(kept) :] if isinstance(prompt, str) else ""
+        tokens = encode_prompt(tokenizer, kept, context_length, from_start=writer.from_start)
+        if not isinstance(prompt, str):
+            prompt = decode(tokenizer, token_ids(tokenizer, prompt))
+        self.prompt, self.seed, self.text, self.end_of_text = prompt, seed, "", tokenizer.end_of_text
+        self.row = Row(
+            tokens,
+            torch.Generator().manual_seed(seed),
+            index,
+            len(tokens),
+            restrict=Beginning(writer.token_texts, spaces.encode()) if spaces else None,
+        )
+        self._shown = TextStream(tokenizer, stop, len(spaces))
+
+    def add(self, token: int) -> str:
+        text = self._shown.add(token)
+        if self._shown.stopped:
+            self.row.ended = "stop"
+        self.text += text
+        return text
+
+    def end(self) -> str:
+        text = self._shown.end()
+        self.text += text
+        return text
+
+    def written(self) -> Written:
+        ended = str(self.row.ended) if self.row.stopped_by != self.end_of_text else "end_of_text"
+        read = tuple(self.row.tokens[: self.row.n_prompt])
+        tokens, chances = tuple(self.row.drawn), tuple(self.row.log_probabilities)
+        return Written(self.prompt, read, self.text, tokens, chances, ended, self.seed)
+
+
+def _changed(config: GenerationConfig | None, changes: dict[str, Any]) -> GenerationConfig:
+    if not isinstance(config, GenerationConfig | None):
+        raise UserError(f"config={config!r}: expected a GenerationConfig; or single settings, as in temperature=0.7")
+    known = [field.name for field in dataclasses.fields(GenerationConfig)]
+    if unknown := sorted(set(changes) - set(known)):
+        raise UserError(f"{unknown[0]}: no such setting; there are {', '.join(known)}")
+    return dataclasses.replace(config or GenerationConfig(), **changes)

@@ -1,0 +1,199 @@
+"""Lines that a user types -> text that a model writes after them, with settings that change on the fly."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import itertools
+import json
+import re
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from minigpt.config import GenerationConfig, SampleConfig
+from minigpt.errors import UserError
+from minigpt.files import note, shown
+from minigpt.generation.modes.terminal import Speed, show
+
+if TYPE_CHECKING:  # torch is loaded when a model is
+    from minigpt.generation.generator import Writer
+
+Change = Callable[[GenerationConfig, dict[str, Any]], GenerationConfig]
+"""A config and settings as they are typed -> the changed config, or a UserError."""
+
+HELP = """\
+What you type is continued. A line that ends with \\ goes on with the next one; an empty line is passed over.
+/temperature 0.7   changes a setting, /temperature shows it; /settings shows all
+/again             writes after the same prompt with the next seed
+/more              goes on with what was written
+/quit              ends, as Ctrl-D does; Ctrl-C stops a text
+//...              is a prompt that begins with one /"""
+COMMANDS = ("again", "help", "more", "quit", "settings")
+SETTINGS = tuple(each.name for each in dataclasses.fields(GenerationConfig))
+
+
+def converse(writer: Writer, prompt: str | None, config: SampleConfig, change: Change) -> None:
+    """Answer lines until they end: typed ones with a history in memory, or those of a pipe, without a prompt sign.
+
+    Args:
+        writer: the model.
+        prompt: is written after at once, if there is one.
+        config: how, until settings are changed.
+        change: makes settings of what is typed.
+    """
+    typed = sys.stdin.isatty()
+    if typed:
+        with contextlib.suppress(ImportError):  # Windows has none
+            import readline  # `input` finds it: history, and keys that move
+
+            readline.parse_and_bind("tab: self-insert")  # code has tabs, and there are no file names to complete
+        note("/help lists the commands, Ctrl-D ends")
+    sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    conversation = Conversation(writer, config, change)
+    steps: list[Callable[[], None]] = [] if prompt is None else [lambda: conversation.write(prompt)]
+    while True:
+        try:
+            if steps:
+                steps.pop()()
+            else:
+                conversation.answer(read(typed))
+        except EOFError:
+            if typed:
+                print()
+            return
+        except UserError as error:
+            print(f"error: {shown(error, sys.stderr)}", file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            if not typed:  # nobody is there to go on
+                raise
+            print()
+
+
+def read(typed: bool) -> str:
+    r"""The next line, or several that a \ joins.
+
+    Raises:
+        EOFError: there is none.
+        UserError: it is not UTF-8 text.
+    """
+    lines: list[str] = []
+    while True:
+        try:
+            lines.append(_line("> " if not lines else ". ", typed))
+        except EOFError:
+            if not lines:
+                raise
+            break
+        if not lines[-1].endswith("\\"):
+            break
+        lines[-1] = lines[-1][:-1]
+    text = "\n".join(lines)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # Python stands lone surrogates for bytes that it could not read
+        raise UserError("this line is not UTF-8 text") from None
+    return text
+
+
+def _line(sign: str, typed: bool) -> str:
+    if typed and sys.stdout.isatty():
+        return input(sign)
+    if typed:  # `input` would write into the pipe that stdout is
+        print(sign, end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.removesuffix("\n")
+
+
+class Conversation:
+    """A model, the settings as they stand, and the last text."""
+
+    def __init__(self, writer: Writer, config: SampleConfig, change: Change) -> None:
+        self.writer, self.change, self.num_samples = writer, change, config.num_samples
+        self.config = config.generation
+        """Its seed is that of the next text."""
+        self.prompt: str | None = None
+        self.text = ""
+        """What was written after the prompt, also where that was stopped."""
+
+    def answer(self, line: str) -> None:
+        """Do what a line says: a prompt, or a command.
+
+        Raises:
+            UserError: it is refused; nothing has changed.
+            EOFError: it is /quit.
+            KeyboardInterrupt: the text was stopped; what there is of it is kept.
+        """
+        if line.startswith("//") or not line.startswith("/"):
+            if line:
+                self.write(line.removeprefix("/"))
+            return
+        word, value = re.fullmatch(r"/(\w*)\s*=?\s*(.*)", line, re.DOTALL).groups()  # type: ignore[union-attr]
+        word = word.lower()
+        if word in SETTINGS:
+            if value:
+                changed = self.change(self.config, {word: value.strip()})
+                self.writer.check("", changed)  # token ids that there are not
+                self.config = changed
+            note(self._setting(word))
+        elif word not in COMMANDS:
+            close = difflib.get_close_matches(word, [*COMMANDS, *SETTINGS], n=1)
+            hint = f"did you mean /{close[0]}?" if close else "/help lists them"
+            raise UserError(f"/{word}: no such command: {hint} (a prompt that begins with / is typed with two)")
+        elif value:
+            raise UserError(f"/{word} takes no value")
+        else:
+            self._command(word)
+
+    def _command(self, word: str) -> None:
+        match word:
+            case "quit":
+                raise EOFError
+            case "help":
+                note(HELP)
+            case "settings":
+                note("\n".join(self._setting(name) for name in SETTINGS))
+            case _ if self.prompt is None:
+                raise UserError(f"/{word}: nothing has been written yet; type a prompt")
+            case "again":
+                self.write(self.prompt)
+            case "more":
+                self._write_sample(self.prompt, self.text)
+
+    def _setting(self, name: str) -> str:
+        """As it can be typed."""
+        value = self.config.stops if name == "stop" else getattr(self.config, name)
+        return f"/{name} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+
+    def write(self, prompt: str) -> None:
+        """Write after a prompt, as often as num_samples says."""
+        for _ in range(self.num_samples):
+            self._write_sample(prompt)
+
+    def _write_sample(self, prompt: str, text: str = "") -> None:
+        """Print what follows prompt and text; with a text that was shown already, only what is new."""
+        speed = Speed()
+        texts = speed.stream(self.writer, self._still_seen(prompt, text) if text else prompt, self.config)
+        first = next(texts, "")  # what is refused is refused before anything changes
+        self.prompt, self.text = prompt, text
+        self.config = dataclasses.replace(self.config, seed=(self.config.seed + 1) % 2**31)
+        try:
+            if not text:
+                show(prompt)
+            for piece in itertools.chain([first], texts):
+                self.text += piece
+                show(piece)
+        finally:
+            print(flush=True)
+            note(speed)
+
+    def _still_seen(self, prompt: str, text: str) -> str:
+        """Prompt and text, or where they are beyond the context and slide, their last three quarters of a context."""
+        T = self.writer.model.config.context_length
+        tokens = self.writer.tokenizer.encode(prompt + text)
+        if self.config.overflow == "stop" or len(tokens) < T:
+            return prompt + text
+        return self.writer.tokenizer.decode_bytes(tokens[-max(1, 3 * T // 4) :]).decode("utf-8", errors="ignore")

@@ -1,0 +1,102 @@
+"""Two models and one prompt -> what both write, in two columns, and what each thinks of the other's text."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import unicodedata
+from collections.abc import Iterator
+from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+from minigpt.config import SampleConfig
+from minigpt.errors import UserError
+from minigpt.files import visible
+
+if TYPE_CHECKING:  # torch is loaded when a model is
+    from minigpt.generation.generator import Writer
+
+BAR = " │ "
+LEAST_WIDTH = 12
+"""Of a column; a narrower terminal breaks lines itself."""
+
+
+def compare(writers: tuple[Writer, Writer], prompt: str | None, config: SampleConfig) -> None:
+    """Print what both models write after a prompt, with the same seeds; by default the first of a run's own.
+
+    Under each text stand the bits per byte that each model gives it, with its prompt: a model finds its own texts
+    likely, so the better one is known by what it gives to the other's.
+
+    Raises:
+        UserError: a prompt or a setting that one of them refuses, naming the run.
+    """
+    names = (config.run, str(config.compare))
+    prompt = _common_prompt(writers, config) if prompt is None else prompt
+    for name, writer in zip(names, writers, strict=True):
+        try:
+            writer.check(prompt, config)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+    width = max(LEAST_WIDTH, (shutil.get_terminal_size().columns - len(BAR)) // 2)
+    for line in columns(names[0], names[1], width):
+        print(line)
+    for number in range(config.num_samples):
+        settings = config.of_sample(number)
+        texts = [prompt + writer.generate(prompt, settings).text for writer in writers]
+        print(_rule(f" sample {number + 1} of {config.num_samples}, seed {settings.seed} ", width))
+        for line in columns(texts[0], texts[1], width):
+            print(line)
+        print(_rule("", width))
+        scores = [[_scored(writer, name, text) for writer, name in zip(writers, names, strict=True)] for text in texts]
+        for line in columns("\n".join(scores[0]), "\n".join(scores[1]), width):
+            print(line, flush=True)
+
+
+def _common_prompt(writers: tuple[Writer, Writer], config: SampleConfig) -> str:
+    """The first prompt of a run that both models can read; the empty one where there is none."""
+    for prompt in [writer.first_prompt for writer in writers]:
+        with contextlib.suppress(UserError):
+            for writer in writers:
+                writer.check(prompt, config)
+            return prompt
+    return ""
+
+
+def columns(left: str, right: str, width: int) -> Iterator[str]:
+    """Lines of two texts beside each other, each in a column of so many cells of a terminal."""
+    for ours, theirs in zip_longest(wrapped(left, width), wrapped(right, width), fillvalue=""):
+        yield (ours + " " * (width - n_cells(ours)) + BAR + theirs).rstrip()
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """A text's lines, none wider than so many cells (at least 2): tabs are spaces, control characters are shown."""
+    lines = []
+    for line in text.expandtabs(4).split("\n"):
+        cells, current = 0, ""
+        for character in visible(line):
+            if cells + n_cells(character) > width:
+                lines.append(current)
+                cells, current = 0, ""
+            current += character
+            cells += n_cells(character)
+        lines.append(current)
+    return lines
+
+
+def n_cells(text: str) -> int:
+    """Width of a text at a terminal: East Asian wide characters take two cells, combining ones none."""
+    return sum(
+        0 if unicodedata.category(each) in {"Mn", "Me", "Cf"} else 1 + (unicodedata.east_asian_width(each) in "WF")
+        for each in text
+    )
+
+
+def _rule(title: str, width: int) -> str:
+    return f"──{title}".ljust(width + 1, "─") + "┼" + "─" * (width + 1)
+
+
+def _scored(writer: Writer, name: str, text: str) -> str:
+    try:
+        return f"{writer.score(text).bits_per_byte:.2f} bits per byte by {name}"
+    except UserError as error:  # an empty text, or a character that only the other's tokenizer knows
+        return f"no score by {name}: {error}"

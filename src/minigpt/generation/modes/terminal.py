@@ -1,0 +1,80 @@
+"""A model and a prompt -> text at the terminal while it is written, and how fast that was."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from minigpt.files import note, shown
+
+if TYPE_CHECKING:  # torch is loaded when a model is
+    from minigpt.config import GenerationConfig, SampleConfig
+    from minigpt.generation.generator import Writer
+
+
+class Speed:
+    """Tokens and seconds of writing alone: neither of loading nor of waiting for whoever reads."""
+
+    def __init__(self) -> None:
+        self.n_tokens = 0
+        """That were drawn; the end of a document is one, too."""
+        self.seconds = 0.0
+        self.prefill_seconds = 0.0
+        """Of those, until the first token of each text could be drawn."""
+
+    def stream(self, writer: Writer, prompt: str, config: GenerationConfig) -> Iterator[str]:
+        """What `Writer.stream` yields, measured."""
+        read = False
+
+        def watch(*_: Any) -> None:
+            nonlocal read
+            self.n_tokens += 1
+            if not read:
+                self.prefill_seconds += time.perf_counter() - started
+            read = True
+
+        texts = writer.stream(prompt, config, watch=watch)
+        while True:
+            started = time.perf_counter()
+            try:
+                text = next(texts)
+            except StopIteration:
+                return
+            finally:
+                self.seconds += time.perf_counter() - started
+            yield text
+
+    def __str__(self) -> str:
+        rate = self.n_tokens / self.seconds if self.seconds else 0.0
+        return (
+            f"{self.n_tokens:,} tokens in {self.seconds:.2f} s: {rate:,.0f} tokens/s "
+            f"(prompt read in {self.prefill_seconds:.3f} s)"
+        )
+
+
+def show(text: str) -> None:
+    """Print text now; as it is, unless a terminal would obey some of it."""
+    sys.stdout.write(shown(text))
+    sys.stdout.flush()
+
+
+def write(writer: Writer, prompt: str | None, config: SampleConfig) -> None:
+    """Print the prompt, by default the run's first one, and what follows it, as it is written, for each sample.
+
+    Raises:
+        UserError: a prompt or a setting that is refused; nothing is printed then.
+    """
+    speed, prompt = Speed(), writer.first_prompt if prompt is None else prompt
+    for number in range(config.num_samples):
+        settings = config.of_sample(number)
+        texts = speed.stream(writer, prompt, settings)
+        first = next(texts, "")  # what is refused is refused before anything is printed
+        if config.num_samples > 1:
+            print(f"──── sample {number + 1} of {config.num_samples}, seed {settings.seed}")
+        for text in itertools.chain([prompt, first], texts):
+            show(text)
+        print(flush=True)
+    note(speed)

@@ -1,0 +1,205 @@
+"""Prompts with their settings -> a file of JSON lines with what a model wrote, which goes on where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt.config import SampleConfig
+from minigpt.errors import UserError
+from minigpt.files import locked, note, reason
+from minigpt.generation.modes.prompts_file import Change, Job, read_jobs
+
+if TYPE_CHECKING:  # torch is loaded when a model is
+    from minigpt.generation.generator import Writer, Written
+
+BATCH_SIZE = 16
+"""Texts written side by side: many, as a step for 16 takes hardly longer than for one; few, as a crash costs them."""
+
+
+def run(config: SampleConfig, text: str, change: Change) -> None:
+    """Write after each prompt of a text of JSON lines; every mistake is found before anything is written.
+
+    Raises:
+        UserError: a mistake in the prompts, or a file that cannot be written or is from something else.
+    """
+    out, name = Path(str(config.out)), str(config.prompts)
+    _check_name(out, name)
+    jobs = read_jobs(text, "standard input" if name == "-" else name, config, change)
+
+    from minigpt.generation.generator import Writer
+
+    writer = Writer.load(config.run, config.device, int8=config.int8, compile=config.compile)
+    write_jobs(jobs, writer, config.num_samples, out)
+
+
+def _check_name(out: Path, prompts: str) -> None:
+    try:
+        if str(out) == "-" or (out.exists() and not out.is_file()):
+            raise UserError(f"out={out}: texts are kept in a file, to go on after a crash; name one, as texts.jsonl")
+        if out.exists() and Path(prompts).exists() and out.samefile(prompts):
+            raise UserError(f"out={out}: is the file of the prompts; name another one")
+    except OSError as error:  # a name that is too long, a folder that cannot be looked into
+        raise UserError(f"out={out}: {reason(error)}") from None
+
+
+def write_jobs(jobs: Sequence[Job], writer: Writer, num_samples: int, out: str | Path) -> None:
+    """Write num_samples texts after each prompt, into lines of JSON, each on disk before the next batch is written.
+
+    Started again, it goes on after the lines that are there. The batches are those of an uninterrupted run, so that
+    also the last digits of the log-probabilities are.
+
+    Raises:
+        UserError: a prompt or setting that the model refuses, or a file that cannot be written, that another process
+            writes, or that is not what these prompts, settings and weights lead to; the file is as it was then.
+    """
+    out = Path(out)
+    for job in jobs:
+        try:
+            writer.check(job.prompt, job.config)
+        except UserError as error:
+            raise UserError(f"{job.where}: {error}") from None
+    weights = _weights_fingerprint(writer)
+    known = [_known(job, sample, weights) for job in jobs for sample in range(num_samples)]
+    try:
+        with _locked(out), out.open("a+b") as file:
+            n_there = _keep_complete(file, known, out)
+            note(f"{out}: {_write(file, jobs, writer, num_samples, known, n_there)}")
+    except OSError as error:
+        raise UserError(
+            f"out={out}: could not be written ({reason(error)}); what is complete in it is kept: see to that, and the "
+            "same command goes on, or name another file"
+        ) from None
+    except KeyboardInterrupt:
+        note(f"stopped; what is complete is in {out}, and the same command goes on")
+        raise
+
+
+def _write(
+    file: Any, jobs: Sequence[Job], writer: Writer, num_samples: int, known: Sequence[dict[str, Any]], n_there: int
+) -> str:
+    """Append all texts but the first n_there, and say how many there are."""
+    from tqdm import tqdm
+
+    n_done, n_tokens, seconds = 0, 0, 0.0
+    with tqdm(total=len(known), initial=n_there, unit="text", disable=None) as bar:  # None: only at a terminal
+        for batch, samples in _batches(jobs, num_samples):
+            before, n_done = n_done, n_done + len(batch) * len(samples)
+            if n_done <= n_there:
+                continue
+            started = time.perf_counter()
+            texts = _written(writer, batch, samples)
+            seconds += time.perf_counter() - started
+            n_tokens += sum(len(text.tokens) for text in texts)
+            for i in range(max(before, n_there), n_done):
+                file.write(_line(known[i], texts[i - before]))
+                file.flush()
+                bar.update()
+            os.fsync(file.fileno())
+    there = f", {n_there} of them were there already" if n_there else ""
+    rate = f"; {n_tokens:,} tokens in {seconds:.2f} s: {n_tokens / seconds:,.0f} tokens/s" if seconds else ""
+    return f"{n_done} texts{there}{rate}"
+
+
+def _batches(jobs: Sequence[Job], num_samples: int) -> Iterator[tuple[list[Job], range]]:
+    """What is written side by side: prompts of equal settings, and which samples of each. In the order of the file."""
+    n_samples = min(num_samples, BATCH_SIZE)
+    n_prompts = BATCH_SIZE // n_samples
+    for _, group in itertools.groupby(jobs, key=lambda job: job.config):
+        equal = list(group)
+        for start in range(0, len(equal), n_prompts):
+            for first in range(0, num_samples, n_samples):
+                yield equal[start : start + n_prompts], range(first, min(first + n_samples, num_samples))
+
+
+def _written(writer: Writer, batch: Sequence[Job], samples: range) -> list[Written]:
+    config = batch[0].config
+    config = dataclasses.replace(config, seed=config.seed + samples.start)
+    return writer.generate_many([job.prompt for job in batch], config, num_samples=len(samples))
+
+
+def _known(job: Job, sample: int, weights: str) -> dict[str, Any]:
+    """The beginning of a text's line, which is known before it is written; by it a line is known again."""
+    settings = dataclasses.asdict(job.config) | {"seed": None}
+    of = hashlib.sha256(json.dumps([weights, settings]).encode()).hexdigest()[:16]
+    return job.given | {"sample": sample, "seed": job.config.seed + sample, "prompt": job.prompt, "of": of}
+
+
+def _line(known: dict[str, Any], text: Written | None) -> bytes:
+    """A line of the file; without a text as much of it as is known."""
+    if text is None:
+        return json.dumps(known, ensure_ascii=False)[:-1].encode() + b', "text": '
+    new = {
+        "text": text.text,
+        "tokens": text.tokens,
+        "log_probabilities": text.log_probabilities,
+        "ended": text.ended,
+    }
+    return json.dumps(known | new, ensure_ascii=False).encode() + b"\n"
+
+
+def _keep_complete(file: Any, known: Sequence[dict[str, Any]], out: Path) -> int:
+    """How many texts are there. What a crash left of a line after them goes; nothing else is touched.
+
+    Raises:
+        UserError: some line is not the beginning of what would be written.
+    """
+    file.seek(0)
+    n_there = end = 0
+    for line in file:
+        beginning = _line(known[n_there], None) if n_there < len(known) else b"\n"
+        complete = line.startswith(beginning) and line.endswith(b"}\n")
+        broken = not line.endswith(b"\n") and (line.startswith(beginning) or beginning.startswith(line))
+        if not complete and not broken:
+            raise UserError(
+                f"{out}:{n_there + 1}: {_difference(line, known[n_there : n_there + 1])}; name another file by --out, "
+                "or move this one away"
+            )
+        n_there, end = n_there + complete, end + len(line) * complete
+    file.truncate(end)
+    return n_there
+
+
+def _difference(line: bytes, known: Sequence[dict[str, Any]]) -> str:
+    if not known:
+        return "there are more lines than these prompts lead to"
+    try:
+        found = json.loads(line)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not set(known[0]) <= set(found):
+        return "is no line that these prompts lead to"
+    names = [name for name, value in known[0].items() if found[name] != value]
+    if names == ["of"]:
+        return "was written with other settings or weights"
+    return f"is from other prompts or settings ({', '.join(names) or 'its form'} differs)"
+
+
+def _weights_fingerprint(writer: Writer) -> str:
+    import torch
+
+    from minigpt.generation.cpu_backend import CPUDecode
+
+    int8 = isinstance(writer.reader, CPUDecode) and writer.reader.int8
+    rest = [dataclasses.asdict(writer.model.config), writer.tokenizer.to_dict(), writer.from_start, int8]
+    found = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+    for name, tensor in sorted(writer.model.state_dict().items()):
+        found.update(name.encode())
+        found.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+    return found.hexdigest()
+
+
+def _locked(out: Path) -> contextlib.AbstractContextManager[None]:
+    real = out.resolve()
+    return locked(
+        real.with_name(f".{real.name}.lock"),
+        lambda owner: f"out={out}: {owner} writes it; wait for it, or name another file",
+    )

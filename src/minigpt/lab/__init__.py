@@ -1,0 +1,1 @@
+"""Programs about runs: compare, doctor, prove_resume."""

@@ -1,0 +1,426 @@
+"""A config and this machine -> one screen: what works here, what would fail, how long and how large the run will be.
+
+    python -m minigpt.lab.doctor --config configs/demo.yaml --trainer.max_steps 2000
+
+It takes the arguments of `train.py`, asks nothing, and leaves no file behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sys
+import tempfile
+import textwrap
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from minigpt.cli import parsing
+from minigpt.config import AUTO, Config
+from minigpt.errors import UserError
+from minigpt.files import shown
+
+if TYPE_CHECKING:  # all of them load torch, and a mistake in the config is answered before that
+    import lightning as L
+
+    from minigpt.data.shards import PreparedData
+    from minigpt.model.gpt import GPT
+
+T = TypeVar("T")
+WIDTH, INDENT = 100, 11
+SHORT_BYTES = 1 << 20
+"""Text up to this length is prepared in a temporary folder, to see what would become of it."""
+MEASURING_SECONDS = 2.0
+"""About how long one step may take that is timed; of a larger one, a part is."""
+FLOPS_USED = 0.5
+"""Share of the speed of a plain matrix product that training reaches, about: for planning the measurement alone."""
+
+
+class Findings:
+    """Lines of the screen, and what would fail."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
+        self.failures: list[str] = []
+
+    def add(self, label: str, text: str) -> None:
+        """A line of the screen."""
+        self.lines.append((label, text))
+
+    def check(self, function: Callable[..., T], *arguments: Any) -> T | None:
+        """What a function gives, or None where it refuses, which is noted."""
+        try:
+            return function(*arguments)
+        except UserError as error:
+            if str(error) not in self.failures:
+                self.failures.append(str(error))
+            return None
+
+    def __str__(self) -> str:
+        rows = [*self.lines, *(("WOULD FAIL", line) for line in self.failures)]
+        if not self.failures:
+            rows.append(("verdict", "nothing known here would stop this run"))
+        indent = " " * INDENT
+        return "\n".join(
+            textwrap.fill(text, WIDTH, initial_indent=label.ljust(INDENT), subsequent_indent=indent)
+            for label, text in rows
+        )
+
+
+def main(arguments: list[str]) -> None:
+    """Parse, look, print; exit code 2 where something would fail."""
+    config, resume = parsing.parse_training(
+        arguments, "python -m minigpt.lab.doctor", "Say what this machine can do, and what would become of a run."
+    )
+    findings = Findings()
+    with tempfile.TemporaryDirectory(prefix="minigpt-doctor-") as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for variable in ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR"):  # what libraries write when they are imported
+            os.environ.setdefault(variable, folder)
+        examine(config, resume, Path(folder), findings)
+    print(shown(findings))
+    if findings.failures:
+        sys.stdout.flush()
+        sys.exit(2)
+
+
+def examine(config: Config, resume: Path | None, temporary: Path, findings: Findings) -> None:
+    """Everything, in the order of the screen; questions to others are asked first and heard last."""
+    from minigpt.training import machine
+
+    machine.refuse_withdrawn()  # before Lightning is imported
+    hub = machine.Asking(lambda: os.environ.get("HF_ENDPOINT", "https://huggingface.co") + "/")
+    wandb = machine.Asking(_wandb_address)
+    with contextlib.closing(machine.Compiling(temporary)) as compiling:
+        import torch
+
+        from minigpt.model.compiling import compiles
+        from minigpt.training.run import check_before_text, quieten
+
+        quieten()
+        trainer = findings.check(check_before_text, config)
+        free = machine.memory()
+        shown = f"{free[0] / 1e9:.1f} of {free[1] / 1e9:.1f} GB memory free" if free else "memory unknown"
+        findings.add("machine", f"{os.cpu_count()} cores, {torch.get_num_threads()} used by torch; {shown}; {_gpus()}")
+        disk = {
+            name: findings.check(machine.free_disk, Path(path), name)
+            for name, path in (("runs_dir", config.runs_dir), ("data.dir", config.data.dir))
+        }
+        room = [f"{free_bytes / 1e9:.1f} GB free for {name}" for name, free_bytes in disk.items() if free_bytes]
+        findings.add("disk", ", ".join(room) or "no folder that can be written")
+        device = trainer.strategy.root_device if trainer else torch.device("cpu")
+        speeds = machine.speeds(device)
+        rates = ", ".join(f"{name} {rate / 1e9:,.2g}" for name, rate in speeds.items())
+        pays = max(speeds, key=lambda name: speeds[name])
+        used = f"; this run: {trainer.precision}" if trainer else ""
+        findings.add("precision", f"{rates} Gflop/s on {device}: {pays} is fastest{used}")
+        names = ("torch", "lightning", "datasets", "wandb", "tiktoken")
+        findings.add("versions", machine.versions(*names))
+        will = compiles(config.compile, config.trainer.accelerator, config.trainer.max_steps)
+        chosen = "" if config.compile is not None else " (compile: null)"
+        findings.add("compile", f"{compiling.result()}; this run {'compiles' if will else 'does not compile'}{chosen}")
+    findings.add("W&B", _wandb_line(config, wandb))
+    silent = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else f"{hub.host} does not answer" * (not hub)
+    findings.add("hub", f"{silent}; what was fetched before can be used" if silent else f"{hub.host} answers")
+    if resume is not None and resume != Path(AUTO):
+        config = findings.check(_with_paths, config, resume) or config
+    data = findings.check(_text, config, temporary, not silent, findings)
+    config = _filled_in(config, data, findings)
+    if data is not None:
+        findings.check(_start, config, data, trainer, resume, findings)
+    _plan(config, data, trainer, speeds["float32"], disk["runs_dir"], findings)
+
+
+def _with_paths(config: Config, resume: Path) -> Config:
+    """The config as the run itself would look for its text."""
+    from minigpt.runs.folder import RunFolder
+    from minigpt.runs.loading import newest_checkpoint
+    from minigpt.training.resuming import with_paths_of
+
+    return with_paths_of(config, newest_checkpoint(RunFolder(resume))[1])
+
+
+def _gpus() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        properties = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        return ", ".join(f"{each.name} with {each.total_memory / 1e9:.0f} GB" for each in properties)
+    return "Apple's GPU" if torch.backends.mps.is_available() else "no GPU"
+
+
+def _wandb_address() -> str:
+    import wandb
+
+    return os.environ.get("WANDB_BASE_URL") or str(wandb.Settings().base_url)
+
+
+def _wandb_line(config: Config, answers: Any) -> str:
+    from minigpt.training.wandb_service import has_key
+
+    if "wandb" not in config.trainer.loggers:
+        return f"not used: trainer.logger={config.trainer.logger}"
+    reached = f"{answers.host or 'its service'} {'answers' if answers else 'does not answer'}"
+    key = has_key(f"https://{answers.host}")
+    later = "offline; its end prints the `wandb sync` command"
+    mode = os.environ.get("WANDB_MODE") or ("online" if key and answers else later)
+    return f"{reached}; {'logged in' if key else 'not logged in'}: the run is logged {mode}"
+
+
+def _text(config: Config, temporary: Path, hub: bool, findings: Findings) -> PreparedData | None:
+    """The text as it is prepared, or None where it is not yet; a short one is prepared for this."""
+    from minigpt.data.prepare import find_prepared, prepare
+    from minigpt.data.sources.hub import is_kept
+    from minigpt.data.tokenizers.bpe import TIKTOKEN_NAMES, require_tables
+
+    settings = config.data
+    names = ", ".join(settings.sources)
+    fetched = [name for name in (*settings.sources, *settings.val_sources) if name.startswith(("hf:", "http"))]
+    missing = [name for name in fetched if not is_kept(name, Path(settings.dir))]
+    for name in missing:
+        _require_source(name, hub)
+    if "-" in settings.sources or fetched or settings.streaming:
+        findings.add(
+            "text", f"{names}: {'fetched or piped in when the run starts, and' if missing else ''} not looked at"
+        )
+        if settings.tokenizer in TIKTOKEN_NAMES:
+            require_tables(settings.tokenizer)
+        return None
+    data, n_bytes = find_prepared(settings)
+    if data is None and settings.tokenizer in TIKTOKEN_NAMES:
+        require_tables(settings.tokenizer)
+    elif data is None and n_bytes < SHORT_BYTES:
+        data = prepare(dataclasses.replace(settings, dir=str(temporary)), quiet=True)
+        findings.add("text", f"{names}, not prepared yet: {data.train} to train on, {data.val} held out")
+        return data
+    state = (
+        f"{n_bytes / 1e6:,.1f} MB, not prepared yet: that is done first"
+        if data is None
+        else f"{data.train} to train on"
+    )
+    findings.add("text", f"{names}: {state}")
+    return data
+
+
+def _require_source(name: str, hub: bool) -> None:
+    """Refuse what would have to be fetched and cannot be."""
+    from minigpt.data.sources.hub import parse_name, require_dataset
+    from minigpt.training.machine import Asking
+
+    if name.startswith("hf:") and hub:
+        path, _, _ = parse_name(name)
+        with contextlib.suppress(OSError, RuntimeError):  # networks fail in many types; that it is not there is said
+            require_dataset(name, path)
+    elif name.startswith("hf:") or not Asking(lambda: name):
+        raise UserError(
+            f"data.source={name}: nobody answers, and it was never fetched before; without network, use files on this "
+            "machine"
+        )
+
+
+def _filled_in(config: Config, data: PreparedData | None, findings: Findings) -> Config:
+    """The config with a size of the vocabulary, guessed where only the text could say."""
+    from minigpt.training.run import filled_in
+
+    known = data and findings.check(filled_in, config, data)
+    name = config.data.tokenizer
+    sizes = {"bytes": 257, "chars": 100, "gpt2": 50257, "cl100k_base": 100277, "o200k_base": 200019}
+    guess = config.model.vocab_size or sizes.get(name) or int(name.removeprefix("bpe:") if "bpe:" in name else 50257)
+    return known or dataclasses.replace(
+        config, model=dataclasses.replace(config.model, vocab_size=guess, end_of_text=0)
+    )
+
+
+def _start(
+    config: Config, data: PreparedData, trainer: L.Trainer | None, resume: Path | None, findings: Findings
+) -> None:
+    """What a run does before its first step, as far as it writes nothing."""
+    from minigpt.runs.folder import RunFolder
+    from minigpt.runs.loading import CHECKPOINT_KEY, newest_checkpoint
+    from minigpt.training.loaders import make_loaders
+    from minigpt.training.resuming import begun_before, check_resume, check_text
+    from minigpt.training.run import make_callbacks
+    from minigpt.training.stopping import StopSignals
+
+    if resume == Path(AUTO):
+        resume, done = begun_before(config)
+        if done:
+            findings.add("run", done)
+            return
+    folder, seen = RunFolder(resume or Path(config.runs_dir) / config.name), 0
+    if resume is not None:
+        _, content = newest_checkpoint(folder)
+        check_text(content, folder, data)
+        check_resume(config, content, folder)
+        seen = content[CHECKPOINT_KEY]["micro_batches"]
+    make_callbacks(config, folder, data, StopSignals())
+    if trainer is not None:
+        make_loaders(config, data, trainer, seen)
+
+
+def _plan(
+    config: Config,
+    data: PreparedData | None,
+    trainer: L.Trainer | None,
+    flops: float,
+    disk: int | None,
+    findings: Findings,
+) -> None:
+    """What the run needs: memory, disk, time."""
+    import torch
+
+    from minigpt.model.gpt import GPT
+    from minigpt.training import machine
+    from minigpt.training.optimizer import stacked_rows
+
+    with torch.device("meta"):  # shapes without memory
+        model = GPT(config.model)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    matrices = sum(parameter.nbytes for parameter in stacked_rows(model)) if config.optimizer.name == "muon" else 0
+    state = 2 * weights - matrices  # AdamW keeps two numbers for each weight, Muon one
+    findings.add("model", f"{model.n_parameters:,} parameters")
+    kept = (config.keep_every_n_steps and config.trainer.max_steps // config.keep_every_n_steps) or 0
+    needed = 3 * (weights + state) + (2 + kept) * weights  # a file is written beside the one that it replaces
+    findings.add("files", f"{(weights + state) / 1e6:,.0f} MB a checkpoint, {needed / 1e6:,.0f} MB of disk for the run")
+    if disk is not None and needed > disk:
+        findings.failures.append(
+            f"runs_dir={config.runs_dir}: {needed / 1e9:.1f} GB of checkpoints do not fit the {disk / 1e9:.1f} GB that "
+            "are free: make room, name another folder, or keep fewer with keep_every_n_steps"
+        )
+    p, B, T = config.trainer, config.data.batch_size, config.model.context_length
+    processes = trainer.world_size if trainer else 1
+    n_tokens = B * T * p.accumulate_grad_batches * processes
+    seen = n_tokens * p.max_steps
+    epochs = f": {seen / len(data.train.tokens):.2f} times through the text" if data else ""
+    findings.add("tokens", f"{n_tokens:,} a step, {seen:,} in {p.max_steps:,} steps{epochs}")
+    if trainer is None:
+        return
+    device = trainer.strategy.root_device
+    here = processes if device.type == "cpu" else 1  # processes that share this memory
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else (machine.memory() or (2**63, 0))[0]
+    fixed = 2 * weights + state
+    parts = f"weights {weights / 1e6:,.0f}, gradients {weights / 1e6:,.0f}, optimizer {state / 1e6:,.0f}"
+    measured = None
+    if here * fixed < free:
+        measured = measure(config, trainer, model.n_parameters, flops)
+        parts += f", activations of a micro-batch {measured.activation_bytes / 1e6:,.0f}"
+    total = here * (fixed + (measured.activation_bytes if measured else 0))
+    findings.add(
+        "memory", f"{total / 1e9:.2f} GB besides {here * 0.4:.1f} for the program{'s' * (here > 1)} (MB: {parts})"
+    )
+    if total > free:
+        findings.failures.append(
+            f"memory: about {total / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free on {device}: a smaller "
+            "data.batch_size with more trainer.accumulate_grad_batches, a shorter model.context_length, or a smaller "
+            "model"
+        )
+    if measured is not None:
+        findings.add("time", _time(config, data, processes, measured))
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Seconds and bytes of one step on this machine."""
+
+    micro_batch_seconds: float
+    update_seconds: float
+    """Of the optimizer."""
+    activation_bytes: int
+    """What is kept for the backward pass of a micro-batch."""
+    share: float
+    """Of a micro-batch's work that was timed; the rest is in proportion."""
+
+
+def measure(config: Config, trainer: L.Trainer, n_parameters: int, flops: float) -> Measured:
+    """Three steps on random tokens, of which the first one warms up; of a slow step, a few rows or part of one."""
+    import torch
+
+    from minigpt.model.gpt import GPT
+    from minigpt.training.loss import CHUNK_LOGITS, model_loss
+    from minigpt.training.optimizer import make_optimizer
+
+    m, device = config.model, trainer.strategy.root_device
+
+    def work(rows: int, length: int) -> float:
+        # 6 operations a weight and token, forward and backward, and those of the scores (Chowdhery et al. 2022).
+        return rows * length * (6.0 * n_parameters + 6.0 * m.n_layer * m.n_embd * length)
+
+    B, T = config.data.batch_size, m.context_length
+    affordable = MEASURING_SECONDS * FLOPS_USED * flops
+    rows = min(B, max(1, int(affordable / work(1, T))))
+    length = min(T, max(8, int(T * affordable / work(1, T)))) if rows == 1 else T
+    share = work(rows, length) / work(B, T)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    precision = trainer.precision_plugin
+    with torch.random.fork_rng(devices=[]), precision.module_init_context():
+        model: GPT = precision.convert_module(GPT(m)).to(device)  # type: ignore[assignment]
+        tokens = torch.randint(m.vocab_size or 1, (rows, length + 1), device=device)
+    optimizer = make_optimizer(model, config.optimizer)
+    forward_backward, update = [], []
+    for _ in range(3):
+        kept.clear()
+        begin = _now(device)
+        with precision.forward_context(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model_loss(model, tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        between = _now(device)
+        optimizer.step()
+        optimizer.zero_grad()
+        forward_backward.append(between - begin)
+        update.append(_now(device) - between)
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    activations = sum(n_bytes for pointer, n_bytes in kept.items() if pointer not in own)
+    activations += 4 * min(rows * length * (m.vocab_size or 1), CHUNK_LOGITS)  # the gradient of the logits
+    per_token = activations / (rows * length)
+    return Measured(min(forward_backward[1:]) / share, min(update[1:]), int(per_token * B * T), share)
+
+
+def _now(device: Any) -> float:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _time(config: Config, data: PreparedData | None, processes: int, measured: Measured) -> str:
+    """Training and validation in words; samples and looks at attention are a small part."""
+    p = config.trainer
+    step = p.accumulate_grad_batches * measured.micro_batch_seconds + measured.update_seconds
+    seconds, interval = p.max_steps * step, p.val_check_interval
+    if data is not None:
+        n_batches = p.max_steps * p.accumulate_grad_batches
+        looks = n_batches // interval + 1 if isinstance(interval, int) else 1 / (interval or 1)
+        rows = len(data.val.tokens) / config.model.context_length / config.data.batch_size / processes
+        seconds += looks * rows * measured.micro_batch_seconds / 3  # forward alone is a third
+    part = "measured" if measured.share == 1 else f"measured on {100 * measured.share:.2g} % of a micro-batch"
+    limit = p.max_time_seconds
+    within = ""
+    if limit:
+        share = min(1.0, limit / seconds)
+        within = (
+            f"; trainer.max_time={p.max_time} is enough for {'all' if share == 1 else f'about {share:.0%}'} of them"
+        )
+    return f"{_span(seconds)} for {p.max_steps:,} steps with validation, {step:.3g} s a step ({part}){within}"
+
+
+def _span(seconds: float) -> str:
+    """Like 2 h 5 min."""
+    for unit, length, smaller, part in (("days", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if seconds >= length:
+            return f"{seconds // length:,.0f} {unit} {seconds % length // part:.0f} {smaller}"
+    return f"{seconds:.0f} s"
+
+
+if __name__ == "__main__":
+    parsing.run(main)

@@ -1,0 +1,1 @@
+"""Other graphs, similarities, kernels and positions than the default's."""

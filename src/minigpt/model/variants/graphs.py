@@ -1,0 +1,288 @@
+"""Attention masks as rules: which query may attend to which key. Rules combine with & and |.
+
+A graph is directed: an edge from key s to query t lets token t attend to token s. A graph stores its rule, not the (T,
+S) matrix, so each kernel gets the form it runs fastest: a causal flag, a block mask, or chunks of a dense mask.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minigpt.errors import UserError
+
+
+class Graph:
+    """A set of edges. `Causal() & Window(64)`, `Causal() | Prefix(10)`, `Causal() & Documents(ids)`."""
+
+    shape: tuple[int, int] = (1, 1)
+    """Number of different graphs along the batch and along the heads; 1 where all share one."""
+    reflexive: bool = False
+    """Whether every token attends to itself, so that no row of the mask is empty."""
+
+    def edges(self, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Whether query t attends to key s in batch row b and head h: bool, in the broadcast shape of the indices."""
+        raise NotImplementedError
+
+    def reach(self, start: int, stop: int, n_keys: int) -> tuple[int, int]:
+        """The range of keys that queries start..stop can attend to; keys outside it are not computed."""
+        return 0, n_keys
+
+    def reduced(self, n_queries: int, n_keys: int) -> Graph:
+        """The simplest graph with the same edges for this many queries and keys."""
+        return self
+
+    def check(self, B: int, H: int, T: int, S: int) -> None:
+        """Raises UserError unless the graph fits B rows, H heads, T queries and S keys."""
+
+    def mask(self, queries: range, keys: range, device: torch.device | str = "cpu") -> Tensor:
+        """The mask of some queries and keys as a matrix: (B or 1, H or 1, T, S) bool."""
+        n_batch, n_heads = self.shape
+        b = torch.arange(n_batch, device=device)[:, None, None, None]
+        h = torch.arange(n_heads, device=device)[:, None, None]
+        t = torch.arange(queries.start, queries.stop, device=device)[:, None]
+        s = torch.arange(keys.start, keys.stop, device=device)
+        return self.edges(b, h, t, s).expand(n_batch, n_heads, len(queries), len(keys))
+
+    def show(self, n_queries: int, n_keys: int | None = None, *, row: int = 0, head: int = 0) -> str:
+        """The mask as text, a line for each query: `■` where it may attend, `·` where not."""
+        n_keys = n_queries if n_keys is None else n_keys
+        mask = self.mask(range(n_queries), range(n_keys))
+        matrix = mask[min(row, len(mask) - 1), min(head, mask.shape[1] - 1)].tolist()
+        return "\n".join("".join("■" if edge else "·" for edge in line) for line in matrix)
+
+    def __and__(self, other: Graph) -> Graph:
+        """Edges that are in both graphs."""
+        return Both(self, other)
+
+    def __or__(self, other: Graph) -> Graph:
+        """Edges that are in either graph."""
+        return Either(self, other)
+
+
+@dataclass(frozen=True)
+class Full(Graph):
+    """Every token attends to every token: an encoder."""
+
+    reflexive = True
+
+    def edges(self, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return (t == t) & (s == s)  # True, in the indices' common shape
+
+
+@dataclass(frozen=True)
+class Causal(Graph):
+    """Every token attends to itself and to earlier tokens: a decoder."""
+
+    reflexive = True
+
+    def edges(self, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return t >= s
+
+    def reach(self, start: int, stop: int, n_keys: int) -> tuple[int, int]:
+        return 0, min(stop, n_keys)
+
+
+@dataclass(frozen=True)
+class Window(Graph):
+    """Every token attends to tokens less than `size` away, itself included (Child et al. 2019, Beltagy et al. 2020).
+
+    `Causal() & Window(size)` is the last `size` tokens, itself included: Mistral's sliding window (Jiang et al. 2023).
+    """
+
+    size: int
+    reflexive = True
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UserError(f"window={self.size}: must be at least 1, the token itself")
+
+    def edges(self, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return (t - s).abs() < self.size
+
+    def reach(self, start: int, stop: int, n_keys: int) -> tuple[int, int]:
+        return max(0, start - self.size + 1), min(n_keys, stop + self.size - 1)
+
+    def reduced(self, n_queries: int, n_keys: int) -> Graph:
+        return Full() if self.size >= max(n_queries, n_keys) else self
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix(Graph):
+    """Every token attends to the first `length` tokens; `Causal() | Prefix(n)` is a prefix LM (Raffel et al. 2020)."""
+
+    length: int | Tensor
+    """One length for all, or (B,) int64."""
+
+    @property
+    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+        return (1 if isinstance(self.length, int) else len(self.length), 1)
+
+    def edges(self, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        length = self.length if isinstance(self.length, int) else self.length[b]
+        return (t == t) & (s < length)
+
+    def reach(self, start: int, stop: int, n_keys: int) -> tuple[int, int]:
+        return 0, min(self.length, n_keys) if isinstance(self.length, int) else n_keys
+
+    def check(self, B: int, H: int, T: int, S: int) -> None:
+        if isinstance(self.length, int):
+            if self.length < 0:
+                raise UserError(f"prefix={self.length}: must be at least 0 tokens")
+        elif self.length.shape != (B,):
+            raise UserError(
+                f"prefix has shape {tuple(self.length.shape)}: give one length, or one for each of {B} rows"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Documents(Graph):
+    """Every token attends within its own document: a block-diagonal mask. Padding has id -1 and attends to nothing."""
+
+    ids: Tensor
+    """(T,) or (B, T): which document each token belongs to."""
+
+    @property
+    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+        return (1 if self.ids.ndim == 1 else len(self.ids), 1)
+
+    def edges(self, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        mine, theirs = (self.ids[t], self.ids[s]) if self.ids.ndim == 1 else (self.ids[b, t], self.ids[b, s])
+        return (mine == theirs) & (mine >= 0)
+
+    def reach(self, start: int, stop: int, n_keys: int) -> tuple[int, int]:
+        if torch.compiler.is_compiling():  # shapes that depend on the ids would break the traced graph
+            return 0, n_keys
+        ids = self.ids.reshape(-1, n_keys)
+        mine = ids[:, start:stop]
+        lowest = mine.masked_fill(mine < 0, torch.iinfo(ids.dtype).max).amin(dim=1, keepdim=True)
+        between = ((ids >= lowest) & (ids <= mine.amax(dim=1, keepdim=True))).any(dim=0).nonzero()
+        return (int(between[0]), int(between[-1]) + 1) if len(between) else (0, 0)
+
+    def check(self, B: int, H: int, T: int, S: int) -> None:
+        whole = not self.ids.is_floating_point() and self.ids.dtype != torch.bool
+        if tuple(self.ids.shape) not in {(T,), (B, T)} or T != S or not whole:
+            raise UserError(
+                f"documents is {tuple(self.ids.shape)} {str(self.ids.dtype).removeprefix('torch.')}: whole "
+                f"numbers are needed for {T} tokens, as ({T},) or "
+                f"({B}, {T})" + ("" if T == S else f"; there are {S} keys, but one document numbers both")
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Padding(Graph):
+    """No token attends to padding, and padding attends to nothing."""
+
+    keys: Tensor
+    """(B, S) bool: which keys are real."""
+    queries: Tensor | None = None
+    """(B, T) bool: which queries are; all when not given. For self-attention give the same twice."""
+
+    @property
+    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+        return (len(self.keys), 1)
+
+    def edges(self, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        is_key = self.keys[b, s]
+        return is_key & (t == t) if self.queries is None else is_key & self.queries[b, t]
+
+    def check(self, B: int, H: int, T: int, S: int) -> None:
+        for name, real, length in (("keys", self.keys, S), ("queries", self.queries, T)):
+            if real is not None and (tuple(real.shape) != (B, length) or real.dtype != torch.bool):
+                raise UserError(
+                    f"padding of the {name} is {tuple(real.shape)} {str(real.dtype).removeprefix('torch.')}: "
+                    f"give ({B}, {length}) bool, true where a token is real"
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Adjacency(Graph):
+    """Any mask, given as a matrix."""
+
+    matrix: Tensor
+    """(T, S), (B, T, S) or (B, H, T, S) bool; B and H may be 1."""
+
+    @property
+    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+        return (
+            self.matrix.shape[0] if self.matrix.ndim > 2 else 1,
+            self.matrix.shape[1] if self.matrix.ndim == 4 else 1,
+        )
+
+    def edges(self, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        matrix = self.matrix.view(*self.shape, *self.matrix.shape[-2:])
+        return matrix[b % self.shape[0], h % self.shape[1], t, s]
+
+    def check(self, B: int, H: int, T: int, S: int) -> None:
+        matrix = self.matrix
+        fits = 2 <= matrix.ndim <= 4 and tuple(matrix.shape[-2:]) == (T, S) and matrix.dtype == torch.bool
+        if not fits or self.shape[0] not in {1, B} or self.shape[1] not in {1, H}:
+            raise UserError(
+                f"adjacency is {tuple(matrix.shape)} {str(matrix.dtype).removeprefix('torch.')}: give a bool matrix "
+                f"({T}, {S}), ({B}, {T}, {S}) or ({B}, {H}, {T}, {S}), a row for each query"
+            )
+
+
+@dataclass(frozen=True)
+class _Pair(Graph):
+    first: Graph
+    second: Graph
+
+    @property
+    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+        (b1, h1), (b2, h2) = self.first.shape, self.second.shape
+        return max(b1, b2), max(h1, h2)
+
+    def _both(self, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        return self.first.edges(b, h, t, s), self.second.edges(b, h, t, s)
+
+    def check(self, B: int, H: int, T: int, S: int) -> None:
+        self.first.check(B, H, T, S)
+        self.second.check(B, H, T, S)
+
+
+class Both(_Pair):
+    """The intersection of two graphs; written `first & second`."""
+
+    @property
+    def reflexive(self) -> bool:  # type: ignore[override]
+        return self.first.reflexive and self.second.reflexive
+
+    def edges(self, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        first, second = self._both(b, h, t, s)
+        return first & second
+
+    def reach(self, start: int, stop: int, n_keys: int) -> tuple[int, int]:
+        (low1, high1), (low2, high2) = self.first.reach(start, stop, n_keys), self.second.reach(start, stop, n_keys)
+        return max(low1, low2), min(high1, high2)
+
+    def reduced(self, n_queries: int, n_keys: int) -> Graph:
+        first, second = self.first.reduced(n_queries, n_keys), self.second.reduced(n_queries, n_keys)
+        if isinstance(first, Full) or first == second:
+            return second
+        return first if isinstance(second, Full) else dataclasses.replace(self, first=first, second=second)
+
+
+class Either(_Pair):
+    """The union of two graphs; written `first | second`."""
+
+    @property
+    def reflexive(self) -> bool:  # type: ignore[override]
+        return self.first.reflexive or self.second.reflexive
+
+    def edges(self, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        first, second = self._both(b, h, t, s)
+        return first | second
+
+    def reach(self, start: int, stop: int, n_keys: int) -> tuple[int, int]:
+        (low1, high1), (low2, high2) = self.first.reach(start, stop, n_keys), self.second.reach(start, stop, n_keys)
+        return min(low1, low2), max(high1, high2)
+
+    def reduced(self, n_queries: int, n_keys: int) -> Graph:
+        first, second = self.first.reduced(n_queries, n_keys), self.second.reduced(n_queries, n_keys)
+        if isinstance(first, Full) or isinstance(second, Full):
+            return Full()
+        return first if first == second else dataclasses.replace(self, first=first, second=second)

@@ -1,0 +1,234 @@
+"""Snapshots of one probe text -> one HTML document that shows every head, without network and without libraries."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt.inspection import packing
+from minigpt.inspection.snapshot import Snapshot
+from minigpt.pages.colormap import COLOURS, DIFFERENCE_COLOURS
+from minigpt.pages.documents import document, json_for_html, policy_of
+
+Labels = Sequence[Sequence[str | None]]
+"""What each head is called, n_layer x n_head; None for a head that has no name."""
+
+# Probabilities beyond the first few are small, and each costs its share of the page.
+_NEXT_TOKENS = 5
+
+# Weights in a page that keeps every step to all its digits: about 1 MB of trained heads.
+_EXACT_WEIGHTS = 1_000_000
+
+
+class Link(Protocol):
+    """A relation between tokens that a head could have found, such as from a pronoun to the noun it stands for."""
+
+    @property
+    def name(self) -> str:
+        """Which relation it is; the page offers one choice for each name."""
+
+    @property
+    def query(self) -> int:
+        """Position of the token that would listen."""
+
+    @property
+    def keys(self) -> Sequence[int]:
+        """Positions of the tokens it would listen to."""
+
+
+class Page(str):
+    """A whole HTML document; a notebook shows it where it is the last line of a cell."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        """The document in a frame of its own, which may run its script and nothing else."""
+        return f'<iframe sandbox="allow-scripts" width="100%" height="760" srcdoc="{html.escape(self)}"></iframe>'
+
+
+def render_page(
+    snapshots: Sequence[Snapshot],
+    *,
+    title: str,
+    links: Sequence[Link] = (),
+    labels: Sequence[Labels] = (),
+    other: Sequence[Snapshot] = (),
+) -> Page:
+    """Make the attention page: all heads, one head large, the text, the strongest sources, a slider over the steps.
+
+    The document is complete in itself and asks for nothing: it opens from a disk, in a notebook or in
+    `<iframe sandbox="allow-scripts">`. Its security policy allows only its own script and style, named by their
+    hashes, so no text of a data set can ever run or load anything, whatever it says.
+
+    Measured: 54 kB for the page itself, and 0.85 to 0.96 characters for each weight on or below the diagonal of trained
+    heads, half of that where earlier steps are rounded more (`packing.coarsen`). Ten steps of a trained model with
+    6 x 6 heads and 128 tokens took 1.6 MB (2.7 without that rounding), ten of synthetic heads that form smoothly 0.1.
+    12 x 12 heads and 256 tokens took 2.2 MB a step with half of the heads noise, 4.2 MB with all. Scores (four digits),
+    next tokens (three digits) and lengths of values (to 1.9 %, see `packing.LENGTH_ERROR`) added 21 kB a step to 6 x 6
+    heads and 128 tokens.
+
+    Args:
+        snapshots: one or more, of the same tokens and the same shape; they are shown in the order of their steps.
+            What only some of them know (a score, next tokens) is shown where it is known; weights can be multiplied
+            with the lengths of the values only if all snapshots have them, those of `other` too.
+        title: plain text, shown as the heading.
+        links: relations between the tokens, to be marked in the map and in the text.
+        labels: what each head is called, for each snapshot in the order given; or none at all.
+        other: snapshots of a second run or checkpoint, of the same tokens and shape. The page then shows either or
+            the difference, at the nearest steps.
+
+    Returns:
+        The document as ASCII text.
+
+    Raises:
+        ValueError: there is no snapshot, tokens or shapes differ, or links or labels do not fit them.
+    """
+    order = sorted(range(len(snapshots)), key=lambda i: snapshots[i].step)
+    runs = [[snapshots[i] for i in order], sorted(other, key=lambda snapshot: snapshot.step)]
+    frames = [frame for run in runs for frame in run]
+    _check_alike(frames if snapshots else [])
+    _check_links(links, len(frames[0].tokens))
+    _check_labels(labels, snapshots)
+    n_layer, n_head, n_tokens, _ = frames[0].weights.shape
+    names = list(dict.fromkeys(name for frame in frames for name in frame.scores))
+    with_norms = all(frame.value_norms is not None for frame in frames)
+    texts: dict[str, int] = {}
+    data = {
+        "tokens": frames[0].tokens,
+        "n_layer": n_layer,
+        "n_head": n_head,
+        "n_tokens": n_tokens,
+        "colours": base64.b64encode(COLOURS.tobytes()).decode("ascii"),
+        "difference": base64.b64encode(DIFFERENCE_COLOURS.tobytes()).decode("ascii"),
+        "score_names": names,
+        "labels": [[name for layer in labels[i] for name in layer] for i in order] if labels else None,
+        "links": _by_name(links),
+        "runs": [_run_data(run, names, texts, with_norms) for run in runs if run],
+        "texts": list(texts),  # after the runs, which fill it
+        "rounding": _rounding(runs),
+    }
+    return _document(title, data)
+
+
+def renew_page(page: str) -> Page | None:
+    """The same page made anew by the installed template, or None if it was made by another.
+
+    A page that lies in a folder may be anybody's. Of this one only the data is kept, parsed and escaped again, so that
+    whatever else stands in it gets nowhere; and the data fits the template, since the policy names the same script.
+    """
+    begin = page[: page.find("</style>")]
+    title = re.search(r"<title>(.*?)</title>", begin, re.DOTALL)
+    data = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)
+    if title is None or data is None or f'content="{policy_of("attention")}"' not in begin:
+        return None
+    try:
+        return _document(html.unescape(title[1]), json.loads(data[1]))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _document(title: str, data: object) -> Page:
+    return Page(document("attention", policy_of("attention"), title=html.escape(title), data=json_for_html(data)))
+
+
+def _run_data(
+    frames: Sequence[Snapshot], names: Sequence[str], texts: dict[str, int], with_norms: bool
+) -> dict[str, object]:
+    """What attention.js reads of one run; `texts` collects each text of a next token once, with its number."""
+    norms = [packing.compand_lengths(frame.value_norms) for frame in frames if frame.value_norms is not None]
+    return {
+        "steps": [frame.step for frame in frames],
+        "levels": packing.encode_frames(_levels(frames)),
+        "norms": packing.encode_frames(norms) if with_norms else None,
+        "scores": [[_short_numbers(frame.scores[n]) if n in frame.scores else None for n in names] for frame in frames],
+        "next": [[_next_data(ranking, texts) for ranking in frame.next_tokens] for frame in frames],
+    }
+
+
+def _levels(frames: Sequence[Snapshot]) -> list[packing.Levels]:
+    """The weights of all steps; the newest keep all their digits, earlier ones where there are few."""
+    levels = [packing.pack(frame.weights) for frame in frames]
+    return [packing.coarsen(each) for each in levels[:-1]] + levels[-1:] if _is_coarse(frames) else levels
+
+
+def _is_coarse(frames: Sequence[Snapshot]) -> bool:
+    return len(frames) > 1 and sum(frame.weights.size for frame in frames) / 2 > _EXACT_WEIGHTS
+
+
+def _rounding(runs: Sequence[Sequence[Snapshot]]) -> str:
+    """What the reader of a weight should know."""
+    text = f"Weights are rounded, by {packing.MAX_ERROR:.3f} at most"
+    if any(_is_coarse(run) for run in runs):
+        text += (
+            f"; those of all steps but the last by {packing.COARSE_ERROR:.3f}, near 1, and less the smaller they are"
+        )
+    return text + "."
+
+
+def _short_numbers(scores: npt.NDArray[np.float32]) -> list[float | None]:
+    """Four digits each, and null for NaN, which JSON does not have."""
+    return [None if np.isnan(score) else float(f"{score:.4g}") for score in scores.ravel()]
+
+
+def _next_data(ranking: Sequence[tuple[str, float]], texts: dict[str, int]) -> list[float]:
+    """Number of the text, probability, number of the text, probability, ..."""
+    return [
+        number
+        for text, share in ranking[:_NEXT_TOKENS]
+        for number in (texts.setdefault(text, len(texts)), float(f"{share:.3g}"))
+    ]
+
+
+def _by_name(links: Sequence[Link]) -> list[tuple[str, list[tuple[int, int]]]]:
+    pairs: dict[str, list[tuple[int, int]]] = {}
+    for link in links:
+        pairs.setdefault(link.name, []).extend((int(link.query), int(key)) for key in link.keys)
+    return list(pairs.items())
+
+
+def _check_alike(frames: Sequence[Snapshot]) -> None:
+    if not frames:
+        raise ValueError("an attention page needs at least one snapshot, got none")
+    first = frames[0]
+    for other in frames[1:]:
+        if other.weights.shape != first.weights.shape:
+            raise ValueError(
+                "snapshots must have the same shape of weights, got "
+                f"{first.weights.shape} at step {first.step} and {other.weights.shape} at step {other.step}"
+            )
+        if other.tokens != first.tokens:
+            raise ValueError(
+                f"snapshots must be of the same tokens, but those of step {first.step} and step {other.step} differ"
+            )
+
+
+def _check_links(links: Sequence[Link], n_tokens: int) -> None:
+    for link in links:
+        if not isinstance(link.name, str):
+            raise ValueError(f"a link's name must be text (str), got {link.name!r}")
+        if not all(0 <= position < n_tokens for position in (link.query, *link.keys)):
+            raise ValueError(
+                f"link {link.name!r} must be between positions 0 and {n_tokens - 1}, "
+                f"got query {link.query} and keys {list(link.keys)}"
+            )
+
+
+def _check_labels(labels: Sequence[Labels], snapshots: Sequence[Snapshot]) -> None:
+    if labels and len(labels) != len(snapshots):
+        raise ValueError(f"labels must be given for each of the {len(snapshots)} snapshots or none, got {len(labels)}")
+    n_layer, n_head = snapshots[0].weights.shape[:2]
+    for grid in labels:
+        if len(grid) != n_layer or any(len(layer) != n_head for layer in grid):
+            raise ValueError(
+                f"labels must be {n_layer} layers of {n_head} heads, got {[len(layer) for layer in grid]} heads"
+            )
+        strange = [name for layer in grid for name in layer if not isinstance(name, str | None)]
+        if strange:
+            raise ValueError(f"a label must be text (str) or None, got {strange[0]!r}")

@@ -1,0 +1,213 @@
+"""A trained model, or two -> the attention page, and a table of heads for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt import markdown
+from minigpt.config import InspectConfig
+from minigpt.data.relations import read_json_lines
+from minigpt.data.tokenizers.base import decode
+from minigpt.errors import UserError
+from minigpt.files import require_page, write_text
+from minigpt.inspection.heads import FEWEST_LINKS, Seen, label_heads, look
+from minigpt.inspection.probes import Probe, read_examples
+from minigpt.inspection.relations import Link, RelationScore, within
+from minigpt.inspection.snapshot import Snapshot
+from minigpt.pages.attention import Labels, Page, render_page
+from minigpt.runs.folder import RunFolder, name_of
+from minigpt.runs.loading import LoadedModel, load_model
+
+COLUMNS = ("induction", "duplicate_token", "previous_token", "current_token", "first_token", "entropy")
+"""Scores of the table; the page has all."""
+MEASURED = 8192
+"""Tokens of a text on which heads are measured, at most."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is known of a model; in a notebook it is shown as its page."""
+
+    page: Page
+    table: str
+    """Of heads, of relations, and numbers of the whole, as Markdown."""
+
+    def _repr_html_(self) -> str:
+        return self.page._repr_html_()
+
+
+def inspect_runs(config: InspectConfig, text: str | None = None) -> Inspection:
+    """Look at the model of a run, or at two side by side.
+
+    Args:
+        config: which runs, and texts with relations.
+        text: to look at; None for those, or else for the one that was looked at while the run trained.
+
+    Raises:
+        UserError: there is no such run, no text, or the two do not fit each other.
+    """
+    loaded = load_model(config.run, config.device)
+    tokens, known = _tokens(loaded, config, text)
+    context_length = loaded.config.model.context_length
+    probe = Probe.of(loaded.tokenizer, tokens, context_length, config.max_tokens, MEASURED, known)
+    seen = look(loaded.model, loaded.tokenizer, probe, loaded.step or 0, everything=True)
+    labels, names = label_heads(seen.snapshot.scores), _names(config)
+    lines, other = _lines(seen), None
+    if config.compare is not None:
+        second = load_model(config.compare, config.device)
+        other = _second(second, loaded, probe)
+        lines = [_heading("A", names[0], loaded), *lines, _heading("B", names[1], second), *_lines(other)]
+        lines += ["A - B", difference_lines(seen.snapshot, other.snapshot)]
+    page = render_page(
+        [seen.snapshot],
+        title=names[0] if other is None else f"{names[0]} (A) and {names[1]} (B)",
+        links=probe.links,
+        labels=[labels] if labels else (),
+        other=[] if other is None else [other.snapshot],
+    )
+    return Inspection(page, "\n\n".join(line for line in lines if line))
+
+
+def _lines(seen: Seen) -> list[str]:
+    """Tables and numbers of one model."""
+    return [head_lines(seen.snapshot), relation_lines(seen.relations), number_line(seen.snapshot.numbers)]
+
+
+def _heading(letter: str, name: str, loaded: LoadedModel) -> str:
+    return f"{letter}: {name}" + (f", step {loaded.step}" if loaded.step else "")
+
+
+def difference_lines(a: Snapshot, b: Snapshot) -> str:
+    """Scores of each head in A minus those in B; heads first whose ablation differs most."""
+    scores = {name: a.scores[name] - b.scores[name] for name in a.scores if name in b.scores}
+    return _head_table(a, scores, labels=[], signed=True)
+
+
+def write_inspection(config: InspectConfig, text: str | None) -> str:
+    """Write the page where the config says; what to print comes back. Arguments and errors as for `inspect_runs`."""
+    if config.out:
+        require_page(Path(config.out))  # before the work, and so that no other file of the user's is replaced
+    inspection = inspect_runs(config, text)
+    out = Path(config.out) if config.out else _folder(Path(config.run)) / "inspection.html"
+    write_text(out, inspection.page)
+    return f"{inspection.table}\n\n-> {out} (open it in a browser)"
+
+
+def head_lines(snapshot: Snapshot) -> str:
+    """Every head with its label and main scores, those first whose absence the model would miss most."""
+    return _head_table(snapshot, snapshot.scores, label_heads(snapshot.scores))
+
+
+def _head_table(
+    snapshot: Snapshot, scores: Mapping[str, npt.NDArray[np.floating]], labels: Labels, *, signed: bool = False
+) -> str:
+    columns = [name for name in COLUMNS if name in scores]
+    change = scores.get("ablation")
+    header = ["head", *(["label"] if labels else []), *(name.replace("_", " ") for name in columns)]
+    header += ["loss without it"] if change is not None else []
+    rows = []
+    for layer, head in np.ndindex(snapshot.weights.shape[:2]):
+        cells = [f"{layer}.{head}", *([labels[layer][head] or ""] if labels else [])]
+        cells += [_shown(float(scores[name][layer, head]), "+.2f" if signed else ".2f") for name in columns]
+        missed = 0.0 if change is None else float(change[layer, head])
+        if change is not None:
+            cells.append(_shown(missed, "+.3f"))
+        rows.append((-abs(missed) if signed else -missed, cells))
+    return markdown.table(header, [cells for _, cells in sorted(rows, key=lambda row: row[0])])
+
+
+def relation_lines(found: Mapping[str, RelationScore]) -> str:
+    """For each relation the head that follows it most, and how much of that distance alone explains."""
+    rows = []
+    for name, score in found.items():
+        if score.n_links >= FEWEST_LINKS:
+            layer, head = np.unravel_index(np.argmax(score.lift), score.lift.shape)
+            numbers = (values[layer, head] for values in (score.mass, score.baseline, score.lift))
+            rows.append([name, f"{layer}.{head}", *(f"{number:.2f}" for number in numbers), str(score.n_links)])
+    return markdown.table(["relation", "head", "weight on it", "by distance", "lift", "times"], rows) if rows else ""
+
+
+def number_line(numbers: Mapping[str, float]) -> str:
+    """The numbers of the whole model that the table does not show."""
+    shown = {name: value for name, value in numbers.items() if not name.startswith("max/")}
+    return "   ".join(f"{name} {value:.3f}" for name, value in shown.items())
+
+
+def _tokens(loaded: LoadedModel, config: InspectConfig, text: str | None) -> tuple[list[int], list[Link] | None]:
+    """What to look at, and the links in it where they are known."""
+    if config.relations is not None:
+        tokens, known = read_examples(loaded.tokenizer, read_json_lines(config.relations), MEASURED)
+        if not tokens:
+            raise UserError(f"--relations {config.relations}: there is no text in it")
+        return tokens, known
+    return (_tokens_of_run(loaded, Path(config.run)) if text is None else _tokens_of_text(loaded, text)), None
+
+
+def _tokens_of_text(loaded: LoadedModel, text: str) -> list[int]:
+    if not text:
+        raise UserError("the text is empty: give one as --text or --file")
+    start = [loaded.tokenizer.end_of_text] if loaded.config.data.mode == "examples" else []
+    return [*start, *loaded.tokenizer.encode(text)]
+
+
+def _second(loaded: LoadedModel, first: LoadedModel, probe: Probe) -> Seen:
+    sizes = [(each.model.config.n_layer, each.model.config.n_head) for each in (first, loaded)]
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"--compare {loaded.path}: has {sizes[1][0]} layers of {sizes[1][1]} heads instead of {sizes[0][0]} of "
+            f"{sizes[0][1]}; only models of one shape can be compared"
+        )
+    if loaded.tokenizer.to_dict() != first.tokenizer.to_dict():
+        raise UserError(f"--compare {loaded.path}: has another tokenizer; only models of one tokenizer can be compared")
+    if len(probe.tokens) > loaded.model.config.context_length:
+        raise UserError(
+            f"--compare {loaded.path}: has a context of {loaded.model.config.context_length} tokens; set --max_tokens"
+        )
+    T = loaded.model.config.context_length
+    links = tuple(within(own, 0, T) for own in probe.window_links)
+    second = replace(probe, windows=probe.windows[:, : T + 1], window_links=links)
+    return look(loaded.model, loaded.tokenizer, second, loaded.step or 0, everything=True)
+
+
+def _tokens_of_run(loaded: LoadedModel, run: Path) -> list[int]:
+    """What was looked at while a run trained; where an older snapshot has texts alone, they are encoded again."""
+    files = RunFolder(_folder(run)).snapshots
+    if not files:
+        raise UserError(f"{run}: nothing was looked at while it trained; give a text as --text or --file")
+    try:
+        snapshot = Snapshot.load(files[-1])
+    except ValueError as error:
+        raise UserError(f"{error}; give a text as --text or --file") from None
+    if snapshot.token_ids:
+        if not 0 <= min(snapshot.token_ids) <= max(snapshot.token_ids) < loaded.tokenizer.vocab_size:
+            raise UserError(f"{files[-1]}: is of another tokenizer; give a text as --text or --file")
+        return list(snapshot.token_ids)
+    end_of_text = loaded.tokenizer.end_of_text
+    mark = decode(loaded.tokenizer, [end_of_text])
+    tokens: list[int] = []
+    for is_end, group in groupby(snapshot.tokens, lambda text: text == mark):
+        own = list(group)
+        tokens += [end_of_text] * len(own) if is_end else loaded.tokenizer.encode("".join(own))
+    return tokens
+
+
+def _folder(run: Path) -> Path:
+    return run if run.is_dir() else run.parent
+
+
+def _names(config: InspectConfig) -> tuple[str, str]:
+    """Of both runs, the second one empty where there is none; as they were typed where their names are the same."""
+    if config.compare is None:
+        return name_of(config.run), ""
+    names = name_of(config.run), name_of(config.compare)
+    return names if names[0] != names[1] else (config.run, config.compare)
+
+
+def _shown(value: float, form: str) -> str:
+    return format(value, form) if np.isfinite(value) else "–"

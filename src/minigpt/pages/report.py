@@ -1,0 +1,229 @@
+"""A run folder of ours or of W&B's -> one HTML file: losses, samples, attention. No model is opened."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from minigpt.config import InspectConfig
+from minigpt.errors import UserError
+from minigpt.files import reason, refuse_url, require_page, write_text
+from minigpt.pages.charts import Chart, short
+from minigpt.pages.documents import document, json_for_html, policy_of
+from minigpt.pages.run_record import Picture, RunRecord, Sample, read_run_folder
+from minigpt.pages.wandb_run import read_wandb_run
+
+LOSSES = ("train/loss", "val/loss")
+ORDER = ("val/bits_per_byte", "learning_rate", "grad_norm", "perf/tokens_per_second")
+"""The small charts that come first; the others follow by their names."""
+BOUNDED, SHARES = ("attn/max/", "attn/entropy", "attn/sink_rate"), 0.1
+"""Curves of shares between 0 and 1, and what their axis covers at least: of less, a curve would be mostly noise."""
+MOST_CHARTS = 60
+MOST_PICTURES = 24
+_TYPES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg"}
+
+
+def report_run(config: InspectConfig) -> str:
+    """Write the report of a run; what to print comes back.
+
+    Raises:
+        UserError: there is no such run, or a file of it cannot be read.
+    """
+    refuse_url(config.run, "a run")
+    path = Path(config.run)
+    try:
+        record = read_run(path)
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: {reason(error)}") from None
+    out = Path(config.out) if config.out else (path if path.is_dir() else path.parent) / "report.html"
+    require_page(out)
+    write_text(out, render_report(record))
+    return "\n".join([*record.missing, f"{_summary(record)}\n-> {out} (open it in a browser)"])
+
+
+def read_run(path: str | Path) -> RunRecord:
+    """What is known of the run that a user means by a path.
+
+    Raises:
+        UserError: it is no run.
+        OSError: a file cannot be read.
+    """
+    path = Path(path)
+    if (path.suffix == ".wandb" and path.is_file()) or any(path.glob("*.wandb")):
+        return read_wandb_run(path)
+    if path.is_dir():
+        return read_run_folder(path)
+    known = "a report is made of a run folder such as runs/demo, or of a W&B run (its folder or its run-*.wandb)"
+    raise UserError(f"{path}: {'no run' if path.exists() else 'no such run'}; {known}")
+
+
+def render_report(record: RunRecord) -> str:
+    """Make the report, complete in itself like the attention page, which is in it.
+
+    Its policy allows its own script and the attention page's, both of this version of minigpt, and pictures that are
+    part of the document; so no text, name or page of a run can run or load anything, whatever it says.
+    """
+    charts = [Chart({name: record.curves[name] for name in LOSSES if name in record.curves}, wide=True)]
+    charts = [chart for chart in charts if chart.lines]
+    names = [name for name in record.curves if name not in LOSSES]
+    names = [*(name for name in ORDER if name in names), *sorted(set(names) - set(ORDER))]
+    left_out = names[MOST_CHARTS:]
+    of_attention = [name for name in names[:MOST_CHARTS] if name.startswith("attn/")]
+    of_training = [name for name in names[:MOST_CHARTS] if name not in of_attention]
+    first = len(charts)
+    charts += [
+        Chart({name: record.curves[name]}, least_span=SHARES if name.startswith(BOUNDED) else 0.0)
+        for name in (*of_training, *of_attention)
+    ]
+    drawn = [chart.html(number) for number, chart in enumerate(charts)]
+    split = first + len(of_training)
+    missing = [*record.missing, *([f"Curves that there was no room for: {', '.join(left_out)}."] if left_out else [])]
+    body = [
+        _header(record),
+        _section("Training", *drawn[:first], _grid(drawn[first:split])),
+        _section("Samples", _samples(record.samples)),
+        _section("Attention", _grid(drawn[split:]), _frame(record.page)),
+        _section("Pictures", _pictures(record.pictures[:MOST_PICTURES])),
+        _section("Not shown", "".join(f"<p>{html.escape(text)}</p>" for text in missing)),
+    ]
+    # A frame made of srcdoc obeys the policy of the document around it as well as its own, so this one names both.
+    policy = policy_of("report", "attention", more=["img-src data:"])
+    return document(
+        "report",
+        policy,
+        title=html.escape(record.name),
+        body="\n".join(part for part in body if part),
+        data=json_for_html([chart.data() for chart in charts]),
+    )
+
+
+def _summary(record: RunRecord) -> str:
+    steps = max((step for curve in record.curves.values() for step in curve), default=0)
+    parts = [f"{steps} steps"]
+    parts += [f"{name} {short(_last(record.curves[name]))}" for name in LOSSES if name in record.curves]
+    parts.append(f"{len(record.samples)} samples")
+    parts.append("the attention page" if record.page else "no attention page")
+    return ", ".join(parts)
+
+
+def _section(title: str, *parts: str) -> str:
+    content = "\n".join(part for part in parts if part)
+    return f"<section><h2>{title}</h2>\n{content}</section>" if content else ""
+
+
+def _header(record: RunRecord) -> str:
+    tiles = [*_tiles(record)]
+    shown = "".join(
+        f'<div class="tile"><b>{html.escape(number)}</b> {html.escape(name)}<small>{html.escape(note)}</small></div>'
+        for name, number, note in tiles
+    )
+    rows = {**_settings(record.settings), **record.facts}
+    facts = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in rows.items() if v)
+    everything = ""
+    if record.settings:
+        text = yaml.safe_dump(record.settings, sort_keys=False, allow_unicode=True, width=100)
+        everything = f"<details><summary>all settings</summary><pre>\n{html.escape(text)}</pre></details>"
+    empty = "" if tiles else "<p>Nothing has been measured yet.</p>"
+    return f'<div class="tiles">{shown}</div>{empty}<dl>{facts}</dl>{everything}'
+
+
+def _tiles(record: RunRecord) -> Iterable[tuple[str, str, str]]:
+    """(name, number, note) of what matters most."""
+    units = {"val/loss": "nats a token; ", "val/bits_per_byte": "", "train/loss": "nats a token; "}
+    for name, unit in units.items():
+        if curve := record.curves.get(name):
+            best = min(curve, key=lambda step: curve[step])
+            note = f"best {short(curve[best])} at step {best}" if name != "train/loss" else f"at step {max(curve)}"
+            yield name, short(_last(curve)), unit + note
+    if steps := [max(curve) for curve in record.curves.values()]:
+        planned = _at(record.settings, "trainer", "max_steps")
+        yield "steps", str(max(steps)), f"of {planned} planned" if planned else ""
+
+
+def _settings(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The main settings in words; those that are not there are left out."""
+
+    def words(section: str, **forms: str) -> str:
+        values = {name: _at(settings, section, name) for name in forms}
+        return ", ".join(forms[name].format(value) for name, value in values.items() if value is not None)
+
+    source = _at(settings, "data", "source")
+    sources = ", ".join(map(str, source)) if isinstance(source, list) else source
+    tokenizer = words("data", tokenizer="tokenizer {}")
+    return {
+        "model": words(
+            "model",
+            n_layer="{} layers",
+            n_head="{} heads each",
+            n_embd="{} wide",
+            context_length="context of {} tokens",
+            vocab_size="vocabulary of {}",
+        ),
+        "attention": words("model", similarity="{}", position="{} positions", window="window {}"),
+        "text": ", ".join(str(part) for part in (sources, tokenizer) if part),
+        "optimizer": words(
+            "optimizer", name="{}", learning_rate="learning rate {}", schedule="{}", weight_decay="weight decay {}"
+        ),
+    }
+
+
+def _at(settings: Mapping[str, Any], section: str, name: str) -> Any:
+    inside = settings.get(section)
+    return inside.get(name) if isinstance(inside, Mapping) else None
+
+
+def _grid(charts: Sequence[str]) -> str:
+    return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
+
+
+def _samples(samples: Sequence[Sample]) -> str:
+    """Newest first; older ones are folded away."""
+    parts: list[str] = []
+    newest_first = sorted(samples, key=lambda sample: -sample.step)
+    for step, group in groupby(newest_first, lambda sample: sample.step):
+        texts = f'<div class="texts">{"".join(map(_sample, group))}</div>'
+        parts.append(
+            f"<details><summary>step {step}</summary>{texts}</details>" if parts else f"<h3>step {step}</h3>{texts}"
+        )
+    return "\n".join(parts)
+
+
+def _sample(sample: Sample) -> str:
+    """Ours begin with their prompt; in a table of another program it may stand apart."""
+    begins = sample.text.startswith(sample.prompt)
+    prompt = html.escape(sample.prompt if begins else f"{sample.prompt}\n")
+    rest = html.escape(sample.text[len(sample.prompt) :] if begins else sample.text)
+    # the line break after <pre> is the document's; one that a text begins with would be swallowed without it
+    return f'<pre class="text" dir="auto">\n<b>{prompt}</b>{rest}</pre>'
+
+
+def _frame(page: str | None) -> str:
+    """The attention page in a frame of its own; the report's policy lets it run our scripts alone.
+
+    It has no `sandbox`: browsers leave out what a sandboxed frame shows when they capture a whole document.
+    """
+    if page is None:
+        return ""
+    inside = page.replace("&", "&amp;").replace("'", "&#39;")
+    return f"<iframe title=\"attention of every head\" srcdoc='{inside}'></iframe>"
+
+
+def _pictures(pictures: Sequence[Picture]) -> str:
+    shown = []
+    for name, step, content in pictures:
+        kind = next((kind for start, kind in _TYPES.items() if content.startswith(start)), None)
+        if kind is not None:
+            title = html.escape(name if step is None else f"{name}, step {step}")
+            source = f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+            shown.append(f'<figure><img alt="{title}" src="{source}"><figcaption>{title}</figcaption></figure>')
+    return f'<div class="pictures">{"".join(shown)}</div>' if shown else ""
+
+
+def _last(curve: Mapping[int, float]) -> float:
+    return curve[max(curve)]

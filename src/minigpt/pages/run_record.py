@@ -1,0 +1,215 @@
+"""A run folder -> what is known of the run: settings, curves, samples, attention. Its model is not opened.
+
+The folder may be of a run that still trains, was stopped, or lacks parts; `wandb_run.py` makes the same of a W&B run.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import csv
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from minigpt.config import AttentionConfig
+from minigpt.errors import UserError
+from minigpt.inspection.snapshot import Snapshot, history_of, read_numbers
+from minigpt.pages.attention import render_page, renew_page
+from minigpt.runs.folder import RunFolder
+
+Curves = dict[str, dict[int, float]]
+"""Name of a metric -> step -> value."""
+
+_NO_CURVES = {"step", "tokens", "seconds"}
+
+
+class Sample(NamedTuple):
+    """Text that the model wrote after a prompt, which is its beginning."""
+
+    step: int
+    prompt: str
+    text: str
+
+
+class Picture(NamedTuple):
+    """A PNG or JPEG file."""
+
+    name: str
+    step: int | None
+    content: bytes
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What is known of a run, wherever it was kept. All texts are as untrusted as the text it was trained on."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The run's config, as nested dictionaries."""
+    facts: dict[str, str] = field(default_factory=dict)
+    """What neither config nor curves say, such as the time it took."""
+    curves: Curves = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list)
+    page: str | None = None
+    """The newest attention page, as the installed version makes it."""
+    pictures: list[Picture] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    """A sentence for each thing that is not shown, and why."""
+
+
+def read_run_folder(path: str | Path) -> RunRecord:
+    """What `train.py` has written up to now.
+
+    Raises:
+        UserError: it is no run folder.
+        OSError: a file cannot be read.
+    """
+    run, path = RunFolder(path), Path(path)
+    if not run.config.exists() and not run.metrics.exists():
+        inside = sorted(str(folder) for folder in path.glob("*run-*-*"))
+        raise UserError(
+            f"{path}: neither a run folder (config.yaml, metrics.csv) nor a W&B run (run-*.wandb)"
+            + (f"; there are {', '.join(inside[-3:])}" if inside else "; name one such as runs/demo")
+        )
+    name, missing = path.resolve().name, list[str]()
+    settings = _settings(run.config, missing)
+    rows = metric_rows(run.metrics, missing)
+    page = _page(run, f"{name}: attention while training", _most_snapshots(settings), missing)
+    pictures = []
+    if page is None and run.attention_grid.is_file():
+        pictures = [Picture(run.attention_grid.name, None, run.attention_grid.read_bytes())]
+    return RunRecord(
+        name=name,
+        settings=settings,
+        facts=_facts(rows),
+        curves=curves_of([*((int(row["step"]), row) for row in rows), *_numbers(run)]),
+        samples=[sample for file in sorted(path.glob("samples/step_*.txt")) for sample in _samples(file)],
+        page=page,
+        pictures=pictures,
+        missing=missing,
+    )
+
+
+def curves_of(rows: Iterable[tuple[int, Mapping[str, Any]]]) -> Curves:
+    """Every number of every row at its step; where a step comes again, the later number counts."""
+    curves: Curves = {}
+    for step, row in rows:
+        for name, value in row.items():
+            # what no chart could show is left out, too: a loss of 1e300 is as good as infinite
+            if name not in _NO_CURVES and math.isfinite(value) and abs(value) < 1e300:
+                curves.setdefault(name, {})[step] = float(value)
+    return {name: dict(sorted(curve.items())) for name, curve in curves.items()}
+
+
+def duration(seconds: float) -> str:
+    """`157 s`, `12 min 5 s` or `3 h 7 min`."""
+    whole = round(seconds)
+    if whole < 180:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _settings(file: Path, missing: list[str]) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8", errors="replace"))
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date such as 2026-99-99
+        settings = None
+    if not isinstance(settings, dict):
+        missing.append(f"{file.name} holds no settings that can be read.")
+        return {}
+    return settings
+
+
+def metric_rows(file: Path, missing: list[str]) -> list[dict[str, float]]:
+    """Lines of metrics.csv with a step, and their numbers; what comes after the last line break is half written.
+
+    Args:
+        file: which may not be there.
+        missing: takes a sentence for what cannot be read.
+    """
+    if not file.exists():
+        return []
+    text = file.read_bytes().decode("utf-8", errors="replace")
+    whole, _, _ = text.rpartition("\n")
+    rows: list[dict[str, float]] = []
+    try:
+        for line in csv.DictReader(whole.splitlines()):
+            numbers = {name: value for name, text in line.items() if name and (value := _number(text)) is not None}
+            if numbers.get("step", math.nan).is_integer():
+                rows.append(numbers)
+    except csv.Error as error:
+        missing.append(f"{file.name} can be read up to step {rows[-1]['step'] if rows else 0:g} only ({error}).")
+    if not rows and "\n" in whole:
+        missing.append(f"{file.name} has no line with a step in it.")
+    return rows
+
+
+def _number(text: object) -> float | None:
+    try:
+        return float(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+
+
+def _facts(rows: list[dict[str, float]]) -> dict[str, str]:
+    seconds = [row["seconds"] for row in rows if math.isfinite(row.get("seconds", math.nan))]
+    tokens = [row["tokens"] for row in rows if math.isfinite(row.get("tokens", math.nan))]
+    seen = f", {tokens[-1]:,.0f} tokens" if tokens else ""
+    return {"time": f"{duration(seconds[-1])} of training{seen}"} if seconds else {}
+
+
+def _samples(file: Path) -> list[Sample]:
+    """What `Samples` of training/callbacks.py wrote into one file."""
+    content = file.read_bytes().decode("utf-8", errors="replace")
+    _, *parts = re.split(r"^──── step (\d+), prompt (.*)\n", content, flags=re.MULTILINE)
+    return [
+        Sample(int(step), _unquoted(prompt), text.removesuffix("\n").removesuffix("\n"))
+        for step, prompt, text in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+    ]
+
+
+def _unquoted(text: str) -> str:
+    try:
+        return str(ast.literal_eval(text))
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def _most_snapshots(settings: dict[str, Any]) -> int:
+    attention = settings.get("attention")
+    most = attention.get("max_snapshots") if isinstance(attention, dict) else None
+    return most if isinstance(most, int) and most >= 2 else AttentionConfig().max_snapshots
+
+
+def _numbers(run: RunFolder) -> Iterator[tuple[int, dict[str, float]]]:
+    """What each look at the attention says of the whole model; a damaged file says nothing."""
+    for file in run.snapshots:
+        with contextlib.suppress(OSError, ValueError):
+            step, numbers = read_numbers(file)
+            yield step, {f"attn/{name}": number for name, number in numbers.items()}
+
+
+def _page(run: RunFolder, title: str, most: int, missing: list[str]) -> str | None:
+    """The attention page that lies there, or, if another version wrote it, a new one of the same snapshots."""
+    file = run.attention_page
+    if file.exists():
+        page = renew_page(file.read_text(encoding="utf-8", errors="replace"))
+        if page is not None:
+            return page
+    files = run.snapshots
+    if files:
+        try:
+            return render_page(history_of(Snapshot.load(files[-1]), files[:-1], most), title=title)
+        except ValueError as error:
+            missing.append(f"There is no attention page here, since {error}.")
+    elif file.exists():
+        missing.append(f"{file.name} was made by another version of minigpt: open that file by itself.")
+    return None

@@ -1,0 +1,116 @@
+"""The CPU's decoder in numpy against the model that it writes out, for every kind that it takes."""
+
+from typing import Any
+
+import pytest
+import torch
+from test_engine import KINDS, make
+
+from minigpt.generation.cpu_backend import (
+    ONE_THREAD,
+    CPUDecode,
+    _by_columns,
+    _Forms,
+    _openblas,
+    _product_of_int8,
+    can_decode,
+)
+from minigpt.model.cache import KVCache
+
+TAKEN = [
+    *(kind for kind in KINDS if can_decode(make(kind))),
+    {"mlp": "swiglu", "mlp_hidden": 40, "bias": True, "head_dim": 10},
+    {"softmax_temperature": 2.0, "logit_softcap": 4.0, "window": [5, 2], "n_kv_head": 2, "position": "alibi"},
+    {"norm": "layernorm", "qk_norm": True, "n_kv_head": 1, "bias": True},
+]
+
+
+def test_the_usual_kinds_are_taken_and_others_are_left_to_the_model() -> None:
+    assert can_decode(make({}))
+    assert len(TAKEN) == 14
+    for kind in KINDS:
+        plain = kind.get("similarity", "scaled_dot") == "scaled_dot" and not kind.get("document_mask")
+        assert can_decode(make(kind)) == plain
+    assert not can_decode(make({}).double())
+
+
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize("kind", TAKEN, ids=str)
+def test_logits_are_the_models_whatever_comes_at_once(kind: dict[str, Any], columns: bool) -> None:
+    model = make(kind)
+    tokens = torch.randint(0, 50, (3, 24))
+    with torch.inference_mode():
+        expected = model(tokens)
+        decoder, cache = CPUDecode(model, n_tokens=1000 if columns else 0), KVCache(model.config, 3, 24)
+        for start, stop in ((0, 7), (7, 8), (8, 9), (9, 14), (14, 24)):
+            found = decoder.logits(decoder.hidden(tokens[:, start:stop], None, cache))
+            cache.position = stop
+            torch.testing.assert_close(found, expected[:, start:stop], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", TAKEN, ids=str)
+def test_padding_is_not_heard_and_positions_count_from_behind_it(kind: dict[str, Any]) -> None:
+    model, padding = make(kind), [0, 5, 2]
+    tokens = torch.randint(0, 50, (3, 16))
+    texts = torch.tensor([[-1] * n + [0] * (10 - n) for n in padding])
+    with torch.inference_mode():
+        decoder, cache = CPUDecode(model), KVCache(model.config, 3, 24)
+        model.hidden(tokens[:, :10], texts, cache)
+        cache.position = 10
+        for start, stop in ((10, 11), (11, 16)):
+            found = decoder.logits(decoder.hidden(tokens[:, start:stop], None, cache))
+            cache.position = stop
+            for row, n in enumerate(padding):
+                expected = model(tokens[row : row + 1, n:stop])[0, start - n :]
+                torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (64, 3), (200, 7)])
+def test_a_matrix_by_columns_has_the_same_values(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape)
+    found = _by_columns(matrix)
+    assert found.flags.f_contiguous
+    assert (found == matrix.numpy()).all()
+
+
+def test_threads_of_the_library_are_as_they_were_afterwards() -> None:
+    for library in _openblas():
+        library.set_num_threads(2)
+    model = make({})
+    decoder, cache = CPUDecode(model), KVCache(model.config, 1, 24)
+    decoder.hidden(torch.tensor([[1]]), None, cache)
+    assert [library.get_num_threads() for library in _openblas()] == [2] * len(_openblas())
+    with ONE_THREAD:
+        with ONE_THREAD:
+            pass
+        assert [library.get_num_threads() for library in _openblas()] == [1] * len(_openblas())
+    assert [library.get_num_threads() for library in _openblas()] == [2] * len(_openblas())
+
+
+@pytest.mark.parametrize("kind", TAKEN, ids=str)
+def test_eight_bits_change_the_logits_little(kind: dict[str, Any]) -> None:
+    model, padding = make(kind), [0, 5, 2]
+    tokens = torch.randint(0, 50, (3, 16))
+    texts = torch.tensor([[-1] * n + [0] * (10 - n) for n in padding])
+    with torch.inference_mode():
+        decoder, cache = CPUDecode(model, int8=True), KVCache(model.config, 3, 24)
+        first = decoder.logits(decoder.hidden(tokens[:, :10], texts, cache))
+        cache.position = 10
+        found = torch.cat([first, decoder.logits(decoder.hidden(tokens[:, 10:], None, cache))], dim=1)
+        for row, n in enumerate(padding):
+            expected = model(tokens[row : row + 1, n:])[0]
+            error = (found[row, n:] - expected).square().mean() / expected.var()
+            assert 0 < error < 0.02
+
+
+def test_a_product_with_eight_bits_is_that_of_the_rounded_weights_for_each_vector_on_its_own() -> None:
+    weight, bias, x = torch.randn(20, 11), torch.randn(20), torch.randn(5, 11) * torch.logspace(-3, 3, 5)[:, None]
+    product = _product_of_int8(weight, bias, forms=_Forms())
+    found = product(x.numpy())
+    scale = weight.abs().amax(dim=1, keepdim=True) / 127
+    expected = x @ ((weight / scale).round() * scale).T + bias
+    sizes = x.abs().amax(dim=1, keepdim=True) * weight.abs().sum(dim=1)
+    assert (torch.from_numpy(found) - expected).abs().le(sizes / 127 + 1e-5).all()
+    for row in range(5):
+        assert (product(x[row : row + 1].numpy())[0] == found[row]).all()
+    assert (product(torch.zeros(1, 11).numpy()) == bias.numpy()).all()

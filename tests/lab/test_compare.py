@@ -1,0 +1,174 @@
+"""The comparison of recipes: equal text and budget or a refusal, finished runs kept, one table."""
+
+import csv
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from scripts import run_script
+from small_runs import small_text
+
+from minigpt.config import CompareConfig
+from minigpt.errors import UserError
+from minigpt.lab.compare import Result, Row, draw, format_table, load_recipes, main, make_rows
+from minigpt.runs.folder import RunFolder
+from minigpt.training.run import train
+
+
+def recipe(folder: Path, name: str, **sections: dict[str, Any]) -> str:
+    """A recipe of a second, in a file."""
+    (folder / "text.txt").write_text(small_text())
+    settings: dict[str, Any] = {
+        "name": name,
+        "model": {"context_length": 16, "n_layer": 1, "n_head": 2, "n_embd": 16},
+        "data": {"source": str(folder / "text.txt"), "tokenizer": "bytes", "dir": str(folder / "data")},
+        "trainer": {"max_steps": 3, "logger": False, "accelerator": "cpu"},
+        "sampling": {"prompts": []},
+        "attention": {"enabled": False},
+    }
+    for section, values in sections.items():
+        settings[section] = settings[section] | values
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return str(path)
+
+
+def compare(folder: Path, *recipes: str) -> tuple[list[dict[str, str]], str]:
+    """The rows of runs.csv and the output of a comparison with one seed."""
+    result = run_script("-m", "minigpt.lab.compare", *recipes, "--seeds", "5", "--out", folder / "out", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    with (folder / "out" / "runs.csv").open() as file:
+        return list(csv.DictReader(file)), result.stdout
+
+
+@pytest.mark.slow  # two Pythons that import all
+def test_a_signal_ends_the_trainings_too_and_what_they_have_is_saved(tmp_path: Path) -> None:
+    endless = recipe(tmp_path, "endless", trainer={"max_steps": 1_000_000, "val_check_interval": 1_000_000})
+    command = [sys.executable, "-m", "minigpt.lab.compare", endless, "--seeds", "5", "--out", tmp_path / "out"]
+    folder = RunFolder(tmp_path / "out" / "endless-seed5")
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        while not folder.metrics.exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        training = int((folder.path / ".lock").read_text().split()[0])
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert errors == "stopped; finished runs are kept, and the same command goes on\n"
+    assert folder.last.exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(training, 0)
+
+
+def test_recipes_are_trained_once_and_again_only_when_they_change(tmp_path: Path) -> None:
+    first, second = recipe(tmp_path, "first"), recipe(tmp_path, "second", model={"similarity": "cosine"})
+    rows, output = compare(tmp_path, first, second)
+    assert [(row["recipe"], row["seed"]) for row in sorted(rows, key=lambda row: row["recipe"])] == [
+        ("first", "5"),
+        ("second", "5"),
+    ]
+    assert "2 runs, 0 of them finished before" in output
+    for row in rows:
+        with (tmp_path / row["folder"] / "metrics.csv").open() as file:
+            assert list(csv.DictReader(file))[-1]["val/loss"] == row["val_loss"]
+        assert int(row["peak_memory_bytes"]) > 100e6
+    alone = train(dataclasses.replace(load_recipes(CompareConfig([first]))["first"], seed=5, runs_dir=str(tmp_path)))
+    with alone.metrics.open() as file:
+        loss = float(list(csv.DictReader(file))[-1]["val/loss"])
+    assert [float(row["val_loss"]) for row in rows if row["recipe"] == "first"] == pytest.approx([loss], rel=1e-5)
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert table.strip() in output
+    assert (tmp_path / "out" / "table.png").read_bytes().startswith(b"\x89PNG")
+    recipe(tmp_path, "second", model={"similarity": "uniform", "position": "none"})
+    again, output = compare(tmp_path, first, second)
+    assert "2 runs, 1 of them finished before" in output
+    before, after = ({row["recipe"]: row for row in each} for each in (rows, again))
+    assert after["first"] == before["first"]
+    assert after["second"] != before["second"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"data": {"tokenizer": "chars"}}, "data.tokenizer is bytes in first and chars in second"),
+        ({"trainer": {"max_steps": 4}}, "trainer.max_steps is 3 in first and 4 in second"),
+        ({"model": {"context_length": 8}}, "model.context_length differs between first and second"),
+        ({"trainer": {"max_time": "00:00:01:00"}}, "trainer.max_time=00:00:01:00 gives a faster run more steps"),
+        ({"model": {"similarity": "uniform"}}, "model.position=rotary turns queries and keys"),
+    ],
+)
+def test_what_would_be_no_comparison_is_refused(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
+    paths = [recipe(tmp_path, "first"), recipe(tmp_path, "second", **changes)]
+    with pytest.raises(UserError, match=expected):
+        load_recipes(CompareConfig(paths))
+
+
+def test_a_number_of_steps_for_all_makes_budgets_equal(tmp_path: Path) -> None:
+    paths = [recipe(tmp_path, "first"), recipe(tmp_path, "second", trainer={"max_time": "00:00:01:00"})]
+    recipes = load_recipes(CompareConfig(paths, max_steps=7))
+    assert {(c.trainer.max_steps, c.trainer.max_time) for c in recipes.values()} == {(7, None)}
+
+
+def test_two_recipes_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "first")
+    with pytest.raises(UserError, match="another recipe is called first too"):
+        load_recipes(CompareConfig([path, path]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "recipes is missing"),
+        (["nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["{recipe}", "--seeds", "1", "x"], "seeds=x: expected"),
+        (["{recipe}", "--seeds", "1", "1"], "each seed once"),
+        (["{recipe}", "--seeds", "-1"], "seeds"),
+        (["{recipe}", "--jobs", "0"], "jobs=0: must be at least 1"),
+        (["{recipe}", "--max_step", "3"], "did you mean --max_steps?"),
+        (["{recipe}", "--out", "{recipe}"], "cannot be made"),
+        (["{recipe}", "--out", "{folder}"], "not the results of a comparison"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path: Path, arguments: list[str], words: str) -> None:
+    path = recipe(tmp_path, "first")
+    (tmp_path / "runs.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError) as caught:
+        main([argument.format(recipe=path, folder=tmp_path) for argument in arguments])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_ends_the_command_with_code_2_before_torch_is_loaded(tmp_path: Path) -> None:
+    result = run_script("-X", "importtime", "-m", "minigpt.lab.compare", "nowhere.yaml", cold=True, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: nowhere.yaml: no such file")
+    assert "lightning" not in result.stderr
+    assert " torch\n" not in result.stderr
+
+
+def result(recipe: str, seed: int, loss: float) -> Result:
+    return Result(recipe, seed, "", 1000, loss, loss / 2, 5_000_000, "folder")
+
+
+def test_rows_are_sorted_by_the_mean_over_seeds_and_show_its_spread() -> None:
+    results = [result("a", 1, 4.0), result("a", 2, 4.2), result("b", 1, 3.9), result("b", 2, 4.1)]
+    rows = make_rows({"a": None, "b": None}, results, {"a": 10.0, "b": 2000.0})  # type: ignore[dict-item]
+    assert [row.recipe for row in rows] == ["b", "a"]
+    lines = format_table(rows).splitlines()
+    cells = [cell.strip() for cell in lines[2].split("|")[1:-1]]
+    assert cells == ["b", "1,000", "4.000 ± 0.100", "2.000 ± 0.050", "2,000", "5 MB"]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_one_seed_has_no_spread_and_the_picture_is_drawn(tmp_path: Path) -> None:
+    rows = [Row("only", 10, [2.0], [1.0], 5.0, 1e6)]
+    assert "±" not in format_table(rows)
+    draw(rows, tmp_path / "table.png")
+    assert (tmp_path / "table.png").stat().st_size > 1000

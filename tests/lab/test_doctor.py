@@ -1,0 +1,210 @@
+"""The doctor: what it says of a machine and of a config, and that it leaves nothing behind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scripts import ROOT, run_script
+
+from minigpt.cli import parsing
+from minigpt.config import Config
+from minigpt.errors import UserError
+from minigpt.lab import doctor
+from minigpt.model import compiling
+from minigpt.training import machine
+
+TEXT = "All happy families are alike; each unhappy family is unhappy in its own way.\n" * 200
+FSDP = ["--optimizer.name=adamw", "--trainer.strategy=fsdp", "--trainer.gradient_clip_val=null"]
+SMALL = ["--model.n_layer=1", "--model.n_head=1", "--model.n_embd=16", "--model.context_length=16"]
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> list[str]:
+    """A tiny config whose folders are not there yet."""
+    (tmp_path / "text.txt").write_text(TEXT)
+    return [
+        *SMALL,
+        f"--data.source={tmp_path / 'text.txt'}",
+        "--data.tokenizer=bytes",
+        f"--data.dir={tmp_path / 'data'}",
+        f"--runs_dir={tmp_path / 'runs'}",
+    ]
+
+
+class Silent:
+    """Nobody answers, and no compiler is tried."""
+
+    host = "nobody.org"
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __bool__(self) -> bool:
+        return False
+
+    def result(self) -> str:
+        return "not tried"
+
+    def close(self) -> None:
+        pass
+
+
+def screen(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> tuple[int, str]:
+    """Exit code and screen of the doctor, without network and compiler."""
+    monkeypatch.setattr(machine, "Asking", Silent)
+    monkeypatch.setattr(machine, "Compiling", Silent)
+    code = 0
+    try:
+        doctor.main(arguments)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    return code, capsys.readouterr().out
+
+
+def test_one_screen_says_what_a_run_would_be(arguments: list[str], tmp_path: Path, bare_environment: dict) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    temporary = tmp_path.parent / f"{tmp_path.name}-temporary"
+    temporary.mkdir()
+    result = run_script("-m", "minigpt.lab.doctor", *arguments, env=bare_environment | {"TMPDIR": str(temporary)})
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert len(lines) <= 35
+    assert max(map(len, lines)) <= 100
+    for label in (
+        "machine",
+        "disk",
+        "precision",
+        "versions",
+        "compile",
+        "W&B",
+        "hub",
+        "text",
+        "model",
+        "files",
+        "tokens",
+    ):
+        assert any(line.startswith(f"{label} ") for line in lines), label
+    for words in ("parameters", "for 600 steps", "times through the text", "nothing known here would stop this run"):
+        assert words in result.stdout
+    assert sorted(tmp_path.rglob("*")) == before
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["--data.source=nowhere"], ["data.source=nowhere: no such file"]),
+        (["--data.source=hf:nobody/nothing"], ["data.source=hf:nobody/nothing: nobody answers"]),
+        (["--data.source=https://127.0.0.1:9/a.txt"], ["data.source=https://127.0.0.1:9/a.txt: nobody answers"]),
+        (["--data.tokenizer=gpt2"], ["data.tokenizer=gpt2: tiktoken could not download its tables", "bpe:N"]),
+        (["--data.tokenizer=nowhere.json"], ["data.tokenizer=nowhere.json: no such file"]),
+        (["--runs_dir=/proc/here"], ["runs_dir=/proc/here", "cannot be written", "name another"]),
+        (["--data.dir=/proc/here"], ["data.dir=/proc/here", "cannot be written", "name another"]),
+        (["--model.context_length=100000"], ["needs 100001: give more text or a shorter context"]),
+        (["--model.vocab_size=10"], ["model.vocab_size=10: the tokenizer has 257 tokens"]),
+        (["--data.tokenizer=chars", "--sampling.prompts=[日]"], ["sampling.prompts[0]='日': "]),
+        (["--trainer.accelerator=tpux"], ["trainer.accelerator=tpux"]),
+        (
+            [*FSDP, "--trainer.accelerator=cpu"],
+            ["trainer.strategy=fsdp", "requires a GPU"],
+        ),
+        (["--trainer.precision=fp8"], ["trainer.precision=fp8", "bf16-mixed"]),
+        (["--model.n_embd=200000", "--model.n_layer=10"], ["memory: about", "GB are needed", "smaller model"]),
+        (["--keep_every_n_steps=1", "--trainer.max_steps=1000000000"], ["of checkpoints do not fit", "make room"]),
+        (["--data.source=nowhere", "--trainer.precision=fp8"], ["data.source=nowhere", "trainer.precision=fp8"]),
+    ],
+    ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
+)
+def test_what_would_fail_is_said_before_hours_are_spent(
+    changes: list[str],
+    words: list[str],
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "no-tables"))
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    before = sorted(tmp_path.rglob("*"))
+    code, out = screen([*arguments, *changes], monkeypatch, capsys)
+    assert code == 2
+    verdict = " ".join(out[out.index("WOULD FAIL") :].split())
+    for each in words:
+        assert each in verdict
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "pays", "said"),
+    [
+        ([], True, "this run compiles (compile: null)"),
+        ([], False, "this run does not compile (compile: null)"),
+        (["--compile=false"], True, "this run does not compile"),
+        (["--compile=true"], False, "this run compiles"),
+    ],
+)
+def test_the_doctor_says_what_training_would_decide_on_compiling(
+    changes: list[str],
+    pays: bool,
+    said: str,
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr(compiling, "_pays", lambda *_: pays)
+    lines = screen([*arguments, *changes], monkeypatch, capsys)[1].splitlines()
+    (line,) = [line for line in lines if line.startswith("compile ")]
+    assert line.endswith(f"; {said}")
+
+
+def test_withdrawn_releases_are_refused_before_they_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.6.3")
+    with pytest.raises(UserError, match=r"lightning 2\.6\.3: a compromised release"):
+        machine.refuse_withdrawn()
+    program = "import sys, minigpt.training.machine; print('lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True).stdout == "False\n"
+
+
+def test_a_step_that_would_take_long_is_measured_in_part(arguments: list[str]) -> None:
+    from minigpt.training.run import check_before_text
+
+    config, _ = parsing.parse_training([*arguments, "--model.vocab_size=64", "--trainer.accelerator=cpu"])
+    trainer = check_before_text(config)
+    state = torch.get_rng_state()
+    whole = doctor.measure(config, trainer, 10_000, flops=1e12)
+    part = doctor.measure(config, trainer, 10_000, flops=1e6)
+    assert whole.share == 1
+    assert part.share < 0.1
+    assert part.activation_bytes == pytest.approx(whole.activation_bytes, rel=0.3)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(5, "5 s"), (65, "1 min 5 s"), (3 * 3600 + 120, "3 h 2 min"), (5 * 86400 + 7200, "5 days 2 h")],
+)
+def test_a_time_is_said_in_two_units(seconds: float, words: str) -> None:
+    assert doctor._span(seconds) == words
+
+
+def test_an_answer_of_any_kind_is_an_answer_and_none_is_waited_for_long() -> None:
+    import http.server
+    import threading
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)  # answers 501 to all
+    threading.Thread(target=server.handle_request, daemon=True).start()
+    environment = {name: os.environ.pop(name) for name in list(os.environ) if name.lower().endswith("_proxy")}
+    try:
+        assert machine.Asking(lambda: f"http://127.0.0.1:{server.server_port}/")
+        assert not machine.Asking(lambda: "http://127.0.0.1:9/")
+    finally:
+        os.environ.update(environment)
+        server.server_close()
+
+
+def test_the_defaults_are_a_config_that_the_doctor_takes() -> None:
+    assert parsing.parse_training([], "python -m minigpt.lab.doctor", "what") == (Config(), None)

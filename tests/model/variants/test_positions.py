@@ -1,0 +1,123 @@
+"""Rotations, vectors and biases against their formulas, and what they let a score depend on."""
+
+import math
+
+import pytest
+import torch
+
+from minigpt.model.attention import attention_weights
+from minigpt.model.variants.graphs import Causal
+from minigpt.model.variants.positions import alibi_bias, alibi_slopes, rotary_table, rotate, sinusoidal_table
+from minigpt.model.variants.similarities import ScaledDot
+
+
+def test_rotation_keeps_the_norm_and_leaves_position_zero_as_it_is() -> None:
+    x = torch.randn(1, 2, 16, 8)
+    rotated = rotate(x, rotary_table(16, 8, 10_000.0))
+    torch.testing.assert_close(rotated.norm(dim=-1), x.norm(dim=-1))
+    torch.testing.assert_close(rotated[:, :, 0], x[:, :, 0])
+
+
+def test_the_score_of_two_rotated_vectors_depends_on_their_distance_alone() -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(8), torch.randn(8)
+    table = rotary_table(64, 8, 10_000.0)
+    queries = rotate(q.expand(1, 1, 64, 8), table)[0, 0]
+    keys = rotate(k.expand(1, 1, 64, 8), table)[0, 0]
+    scores = queries @ keys.T
+    for distance in (0, 1, 5, 30):
+        along = scores.diagonal(-distance)
+        torch.testing.assert_close(along, along[0].expand_as(along), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(scores[1, 0], scores[5, 0])
+
+
+def test_each_pair_of_channels_turns_at_its_own_speed() -> None:
+    cosines, sines = rotary_table(5, 4, 100.0)
+    assert cosines.shape == sines.shape == (5, 4)
+    for t in range(5):
+        for channel, (speed, sign) in enumerate([(1.0, -1), (0.1, -1), (1.0, 1), (0.1, 1)]):
+            assert cosines[t, channel].item() == pytest.approx(math.cos(t * speed), abs=1e-6)
+            assert sines[t, channel].item() == pytest.approx(sign * math.sin(t * speed), abs=1e-6)
+
+
+def test_rotation_turns_channel_i_with_channel_i_plus_half() -> None:
+    x = torch.tensor([3.0, 5.0, 0.0, 0.0]).expand(1, 1, 2, 4)
+    turned = rotate(x, rotary_table(2, 4, 100.0))[0, 0, 1]
+    expected = [3 * math.cos(1), 5 * math.cos(0.1), 3 * math.sin(1), 5 * math.sin(0.1)]
+    torch.testing.assert_close(turned, torch.tensor(expected))
+
+
+def test_rows_may_count_their_positions_each_on_its_own() -> None:
+    torch.manual_seed(0)
+    x, table = torch.randn(2, 3, 4, 8), rotary_table(10, 8, 10_000.0)
+    positions = torch.tensor([[0, 1, 2, 3], [5, 6, 0, 1]])
+    rotated = rotate(x, table[:, positions])
+    for row in range(2):
+        one = rotate(x[row : row + 1], table[:, positions[row]])
+        torch.testing.assert_close(rotated[row : row + 1], one)
+
+
+def test_sinusoidal_vectors_are_sines_and_cosines_of_wavelengths_from_2_pi_to_20000_pi() -> None:
+    table = sinusoidal_table(50, 8)
+    assert table.shape == (50, 8)
+    assert table.dtype == torch.float32
+    size = 0.02 * math.sqrt(2)
+    for t, i in ((0, 0), (1, 0), (7, 1), (30, 2), (49, 3)):
+        angle = t / 10_000 ** (2 * i / 8)
+        assert table[t, 2 * i].item() == pytest.approx(size * math.sin(angle), abs=1e-8)
+        assert table[t, 2 * i + 1].item() == pytest.approx(size * math.cos(angle), abs=1e-8)
+
+
+def test_sinusoidal_vectors_are_as_large_as_a_token_embedding_when_it_is_initialised() -> None:
+    sizes = sinusoidal_table(500, 64).square().mean(dim=-1).sqrt()
+    torch.testing.assert_close(sizes, torch.full((500,), 0.02))
+
+
+def test_an_odd_width_ends_with_a_sine() -> None:
+    table = sinusoidal_table(6, 7)
+    assert table.shape == (6, 7)
+    angles = torch.arange(6) / 10_000 ** (6 / 7)
+    torch.testing.assert_close(table[:, 6], 0.02 * 2**0.5 * angles.sin())
+    assert sinusoidal_table(6, 1).shape == (6, 1)
+
+
+def test_the_product_of_two_sinusoidal_vectors_depends_on_their_distance_alone() -> None:
+    products = sinusoidal_table(40, 16).double() @ sinusoidal_table(40, 16).double().T
+    for distance in (0, 1, 9):
+        along = products.diagonal(distance)
+        torch.testing.assert_close(along, along[0].expand_as(along), atol=1e-9, rtol=1e-6)
+
+
+def test_the_slopes_of_eight_heads_are_halved_from_head_to_head() -> None:
+    assert alibi_slopes(8).tolist() == [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256]
+    assert alibi_slopes(1).tolist() == [1 / 256]
+    assert alibi_slopes(2).tolist() == [1 / 16, 1 / 256]
+    torch.testing.assert_close(alibi_slopes(16)[:2], torch.tensor([0.5**0.5, 0.5]))
+
+
+def test_the_slopes_of_twelve_heads_are_those_of_the_authors_code() -> None:
+    """get_slopes(12) of https://github.com/ofirpress/attention_with_linear_biases: 8 heads', then every other of 16."""
+    published = [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625]
+    published += [0.7071067811865476, 0.35355339059327384, 0.17677669529663692, 0.08838834764831849]
+    torch.testing.assert_close(alibi_slopes(12), torch.tensor(published))
+
+
+@pytest.mark.parametrize("n_head", range(1, 20))
+def test_any_number_of_heads_has_as_many_different_slopes_below_one(n_head: int) -> None:
+    slopes = alibi_slopes(n_head)
+    assert slopes.shape == (n_head,)
+    assert slopes.dtype == torch.float32
+    assert len(slopes.unique()) == n_head
+    assert ((slopes > 0) & (slopes < 1)).all()
+
+
+def test_the_bias_of_a_key_lowers_causal_scores_by_slope_times_distance() -> None:
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 1, 3, 9, 4).double()
+    slopes = alibi_slopes(3).double()
+    bias = alibi_bias(slopes, 9)
+    assert bias.shape == (1, 3, 9)
+    weights = attention_weights(query, key, similarity=ScaledDot(), graph=Causal(), key_bias=bias)
+    distance = torch.arange(9)[:, None] - torch.arange(9)
+    scores = query @ key.mT / 2 - slopes[:, None, None] * distance
+    torch.testing.assert_close(weights, scores.masked_fill(distance < 0, -math.inf).softmax(-1))

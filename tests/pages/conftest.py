@@ -1,0 +1,39 @@
+import pytest
+from attention_pages import ARGUMENTS, CHROMIUM, TITLE, View, history
+
+from minigpt.pages.attention import render_page
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """One browser window for all tests of this file (starting one takes longer than a test)."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium: install one, or set MINIGPT_CHROMIUM to its path")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        context = browser.new_context(viewport={"width": 1200, "height": 800})
+        yield context
+        browser.close()
+
+
+@pytest.fixture
+def show(browser, tmp_path):
+    """show(snapshots, ...) opens their page; at the end every page must have been silent and without requests."""
+    views = []
+
+    def open_page(snapshots, width=1200, height=800, **fields):
+        path = tmp_path / f"page{len(views)}.html"
+        path.write_text(render_page(snapshots, title=TITLE, **fields), encoding="utf-8")
+        views.append(View(browser, path, width, height))
+        return views[-1]
+
+    yield open_page
+    for view in views:
+        view.check_clean()
+        view.page.close()
+
+
+@pytest.fixture
+def view(show):
+    return show(history())

@@ -1,0 +1,220 @@
+"""`python -m minigpt.inspection`: the page and the table that it says, and one line for whatever it cannot do."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scripts import run_script
+
+from minigpt.config import Config, GPTConfig, InspectConfig
+from minigpt.data.relations import Relation, to_json_line
+from minigpt.data.tokenizers.base import BytesTokenizer, CharsTokenizer
+from minigpt.errors import UserError
+from minigpt.inspection.heads import FEWEST_LINKS
+from minigpt.inspection.relations import RelationScore
+from minigpt.inspection.snapshot import Snapshot
+from minigpt.model.gpt import GPT
+from minigpt.pages.model_report import inspect_runs, relation_lines, write_inspection
+from minigpt.runs.folder import name_of
+from minigpt.runs.loading import load_model, save_weights
+
+CODE = "def add(first, second):\n    return add(second, (first))\n" * 4
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    return make(tmp_path / "run" / "model.safetensors")
+
+
+def make(
+    path: Path,
+    tokenizer: BytesTokenizer | CharsTokenizer | None = None,
+    seed: int = 0,
+    step: int | None = None,
+    **changes: int,
+) -> Path:
+    tokenizer = tokenizer or BytesTokenizer()
+    sizes = {"vocab_size": tokenizer.vocab_size, "context_length": 64, "n_layer": 2, "n_head": 2, "n_embd": 16}
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(**sizes | changes))
+    path.parent.mkdir(exist_ok=True)
+    save_weights(path, model, dataclasses.replace(Config(), model=model.config), tokenizer, step)
+    return path
+
+
+def test_every_head_is_in_the_table_and_the_page(weights: Path, tmp_path: Path) -> None:
+    told = write_inspection(InspectConfig(run=str(weights.parent), out=str(tmp_path / "page.html")), CODE)
+    assert sorted(line.split()[1] for line in told.splitlines()[2:6]) == ["0.0", "0.1", "1.0", "1.1"]
+    changes = [float(line.split()[-2]) for line in told.splitlines()[2:6]]
+    assert changes == sorted(changes, reverse=True)
+    assert "previous occurrence" in told
+    assert "second_copy_loss" in told
+    assert told.endswith(f"-> {tmp_path / 'page.html'} (open it in a browser)")
+    page = (tmp_path / "page.html").read_text()
+    assert all(f'"{name}"' in page for name in ("induction", "ablation", "copying"))
+
+
+def test_a_notebook_shows_the_page_and_nothing_is_written(weights: Path) -> None:
+    inspection = inspect_runs(InspectConfig(run=str(weights)), CODE)
+    assert inspection._repr_html_().startswith('<iframe sandbox="allow-scripts"')
+    assert "| head | label" in inspection.table
+    assert list(weights.parent.iterdir()) == [weights]
+
+
+def test_the_page_lies_beside_the_weights_when_nothing_else_is_said(weights: Path) -> None:
+    write_inspection(InspectConfig(run=str(weights)), CODE)
+    assert (weights.parent / "inspection.html").is_file()
+
+
+def test_two_models_are_shown_on_one_text(weights: Path, tmp_path: Path) -> None:
+    other = make(tmp_path / "other.safetensors", seed=1, context_length=70)
+    out = tmp_path / "both.html"
+    write_inspection(InspectConfig(run=str(weights), compare=str(other), out=str(out)), CODE)
+    alone = tmp_path / "alone.html"
+    write_inspection(InspectConfig(run=str(weights), out=str(alone)), CODE)
+    assert "<title>model.safetensors (A) and other.safetensors (B)</title>" in out.read_text()
+    assert out.stat().st_size > alone.stat().st_size + 4 * 64 * 64 / 4
+
+
+def test_of_two_models_each_has_its_step_and_its_tables_and_then_comes_the_difference(tmp_path: Path) -> None:
+    first = make(tmp_path / "run" / "model.safetensors", step=60)
+    (tmp_path / "run" / "config.yaml").touch()
+    second = make(tmp_path / "run" / "step_000030.safetensors", seed=1, step=30)
+    found = inspect_runs(InspectConfig(run=str(first.parent), compare=str(second)), CODE)
+    parts = [part.splitlines() for part in found.table.split("\n\n")]
+    headings = [part[0] for part in parts if len(part) == 1 and "   " not in part[0]]
+    assert headings == ["A: run, step 60", "B: run/step_000030.safetensors, step 30", "A - B"]
+    a, b, change = ({row.split()[1]: row for row in part[2:]} for part in parts if part[0].startswith("| head"))
+    for head, row in change.items():
+        (mine, other, difference) = (float(each.split("|")[-2]) for each in (a[head], b[head], row))
+        assert mine - other == pytest.approx(difference, abs=0.0015)
+    sizes = [abs(float(row.split("|")[-2])) for row in change.values()]
+    assert sizes == sorted(sizes, reverse=True)
+    assert "<title>run (A) and run/step_000030.safetensors (B)</title>" in found.page
+    assert [
+        run["steps"] for run in json.loads(found.page.split('"application/json">')[1].split("</script>")[0])["runs"]
+    ] == [[60], [30]]
+
+
+@pytest.mark.parametrize("name", [".", "../run", "../run/"])
+def test_a_run_is_called_by_its_name_wherever_the_command_is_typed(
+    name: str, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (weights.parent / "config.yaml").touch()
+    monkeypatch.chdir(weights.parent)
+    assert name_of(name) == "run"
+    assert name_of(Path(name) / "checkpoints" / "last.ckpt") == "run/checkpoints/last.ckpt"
+
+
+def test_a_second_model_of_a_shorter_context_is_asked_for_the_relations_that_fit_into_it(weights: Path) -> None:
+    other = make(weights.parent / "short.safetensors", seed=1, context_length=40)
+    config = InspectConfig(run=str(weights), compare=str(other), max_tokens=30)
+    assert "previous occurrence" in inspect_runs(config, CODE).table
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"n_head": 4}, "has 2 layers of 4 heads instead of 2 of 2"),
+        ({"n_layer": 1}, "has 1 layers of 2 heads instead of 2 of 2"),
+        ({"context_length": 20}, "has a context of 20 tokens; set --max_tokens"),
+    ],
+)
+def test_models_that_cannot_be_compared_are_refused(
+    changes: dict[str, int], expected: str, weights: Path, tmp_path: Path
+) -> None:
+    other = make(tmp_path / "other.safetensors", **changes)
+    with pytest.raises(UserError, match=expected):
+        write_inspection(InspectConfig(run=str(weights), compare=str(other), out=str(tmp_path / "page.html")), CODE)
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_models_of_other_tokenizers_are_refused(weights: Path, tmp_path: Path) -> None:
+    other = make(tmp_path / "other.safetensors", CharsTokenizer("abc"))
+    with pytest.raises(UserError, match="has another tokenizer"):
+        write_inspection(InspectConfig(run=str(weights), compare=str(other)), CODE)
+
+
+def test_a_run_without_a_text_of_its_own_asks_for_one(weights: Path) -> None:
+    with pytest.raises(UserError, match="give a text as --text or --file"):
+        write_inspection(InspectConfig(run=str(weights)), None)
+    with pytest.raises(UserError, match="the text is empty"):
+        write_inspection(InspectConfig(run=str(weights)), "")
+
+
+def test_what_was_looked_at_while_a_run_trained_is_looked_at_again(weights: Path) -> None:
+    tokens = ("<|endoftext|>", *"ab(c)", "<|endoftext|>", *"d" * 30)
+    causal = np.tril(np.ones((2, 2, len(tokens), len(tokens)), dtype=np.float32))
+    Snapshot(3, tokens, causal / causal.sum(-1, keepdims=True)).save(weights.parent / "attention" / "step_000003.npz")
+    write_inspection(InspectConfig(run=str(weights.parent)), None)
+    page = (weights.parent / "inspection.html").read_text()
+    assert '"tokens":["\\u003c|endoftext|\\u003e","a","b","(","c",")","\\u003c|endoftext|\\u003e","d"' in page
+
+
+def test_tokens_that_are_parts_of_characters_are_looked_at_again_as_they_were(weights: Path) -> None:
+    ids = tuple("Однажды".encode())
+    causal = np.tril(np.ones((2, 2, len(ids), len(ids)), dtype=np.float32))
+    snapshot = Snapshot(3, ("\ufffd",) * len(ids), causal / causal.sum(-1, keepdims=True), token_ids=ids)
+    snapshot.save(weights.parent / "attention" / "step_000003.npz")
+    by_itself, given = (inspect_runs(InspectConfig(run=str(weights.parent)), text) for text in (None, "Однажды"))
+    assert by_itself.page == given.page
+
+
+def test_one_character_is_enough(weights: Path) -> None:
+    assert "ablation" not in write_inspection(InspectConfig(run=str(weights)), "a")
+
+
+def test_the_best_head_of_a_relation_is_told_with_what_distance_explains() -> None:
+    mass, baseline = np.array([[0.1, 0.2], [0.9, 0.8]]), np.array([[0.1, 0.2], [0.8, 0.3]])
+    found = {"bracket": RelationScore(FEWEST_LINKS, mass, baseline), "seldom": RelationScore(4, mass, baseline)}
+    (row,) = relation_lines(found).splitlines()[2:]
+    assert [cell.strip() for cell in row.strip("|").split("|")] == ["bracket", "1.1", "0.80", "0.30", "0.50", "5"]
+
+
+def test_relations_of_ones_own_are_measured_and_shown(weights: Path, tmp_path: Path) -> None:
+    examples = [("Ann is 7; she rests.", [Relation("pronoun", (10, 13), (0, 3))] * 3)] * FEWEST_LINKS
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(to_json_line(*example) + "\n" for example in examples))
+    told = write_inspection(InspectConfig(run=str(weights), relations=str(file)), None)
+    (row,) = [line for line in told.splitlines() if line.startswith("| pronoun")]
+    assert row.strip("| ").endswith(str(9)), "three of the texts fit into the context"
+    assert '["pronoun",[[13,1],[13,2],[13,3],' in (weights.parent / "inspection.html").read_text()
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", None])
+def test_a_file_of_relations_without_a_text_is_refused(content: str | None, weights: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UserError, match=r"mine.jsonl: (there is no text in it|cannot be read)"):
+        write_inspection(InspectConfig(run=str(weights), relations=str(file)), None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "run is missing"),
+        (["nowhere"], "nowhere: no such run or checkpoint"),
+        (["nowhere", "--text", "a", "--file", "b"], "text and file are both given"),
+        (["nowhere", "--file", "a", "--relations", "b"], "file and relations are both given"),
+        (["nowhere", "--file", "b"], "--file b: no such file or directory"),
+        (["nowhere", "--max_tokens", "0"], "max_tokens=0: must lie between 1 and 256"),
+        (["nowhere", "--txt", "a"], "unknown option --txt: did you mean --text?"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line(arguments: list[str], expected: str, tmp_path: Path) -> None:
+    done = run_script("-m", "minigpt.inspection", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_command_writes_the_page_of_standard_input(weights: Path, tmp_path: Path) -> None:
+    done = run_script("-m", "minigpt.inspection", str(weights), "--file", "-", cwd=tmp_path, input=CODE, cold=True)
+    assert done.returncode == 0, done.stderr
+    assert "| head | label" in done.stdout
+    assert load_model(weights).path == weights
+    assert (weights.parent / "inspection.html").is_file()
