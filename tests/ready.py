@@ -2,8 +2,8 @@
 
 Three to eight seconds of a processor less for each. Everything else is as for a user: a process of its own, with the
 caller's arguments, environment, folder and streams, and Python's way out of it but for the half second in which it
-takes its modules apart. It leaves an executable `python` in its folder, which hands over what it is called with; when
-its standard input ends, it removes the folder and ends too.
+takes its modules apart. It leaves executables `python` and `minigpt` in its folder, which hand over what they are called
+with; when its standard input ends, it removes the folder and ends too.
 """
 
 import atexit
@@ -58,6 +58,8 @@ def serve(folder: Path) -> tuple[dict[str, Any], list[int]]:
         server.listen()
         (folder / "python").write_text(PYTHON)
         (folder / "python").chmod(0o755)
+        (folder / "minigpt").write_text('#!/bin/sh\nexec "$(dirname "$0")/python" -m minigpt "$@"\n')
+        (folder / "minigpt").chmod(0o755)
         print("ready", flush=True)
         while 0 not in select.select([0, server], [], [])[0]:
             caller = server.accept()[0]

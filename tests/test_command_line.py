@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from scripts import ROOT
 
-from minigpt import __main__ as minigpt_main
 from minigpt.cli import parsing
+from minigpt.cli.commands import COMMANDS
+from minigpt.cli.main import dispatch
 from minigpt.command_line import command, tool
 from minigpt.errors import UserError
 
@@ -40,9 +41,9 @@ def test_the_python_is_named_by_its_path_where_another_one_comes_first(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "my env" / "bin" / "python"))
-    assert command("minigpt.lab.doctor") == "'my env/bin/python' -m minigpt.lab.doctor"
+    assert command("doctor") == "'my env/bin/python' -m minigpt doctor"
     monkeypatch.setattr(sys, "executable", "/opt/bin/python3")
-    assert command("minigpt.lab.doctor") == "/opt/bin/python3 -m minigpt.lab.doctor"
+    assert command("doctor") == "/opt/bin/python3 -m minigpt doctor"
 
 
 def test_a_librarys_program_is_that_of_this_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,21 +78,18 @@ def test_any_name_of_a_run_is_understood_as_it_was_meant(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "usage: python -m minigpt COMMAND"),
-        (["--help"], "sample  Write text"),
-        (["train", "--help"], "usage: python -m minigpt train"),
-        (["sample", "--help"], "usage: python -m minigpt sample"),
+        ([], "usage: minigpt COMMAND"),
+        (["--help"], "sample        Write text"),
+        *(([name, "--help"], f"usage: minigpt {name}") for name in COMMANDS),
     ],
     ids=" ".join,
 )
-def test_the_package_has_the_commands_of_the_scripts(
-    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_command_has_its_help(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     with contextlib.suppress(SystemExit):
-        minigpt_main.main(arguments)
+        dispatch(arguments)
     assert words in capsys.readouterr().out
 
 
 def test_a_command_that_is_none_is_refused() -> None:
-    with pytest.raises(UserError, match="python -m minigpt trian: write train or sample: did you mean train"):
-        minigpt_main.main(["trian"])
+    with pytest.raises(UserError, match="minigpt trian: write train or sample or .*: did you mean train"):
+        dispatch(["trian"])

@@ -22,6 +22,7 @@ from minigpt.config import (
     InspectConfig,
     OptimizerConfig,
     ProofConfig,
+    ReportConfig,
     SampleConfig,
     SamplingConfig,
     TrainerConfig,
@@ -41,6 +42,7 @@ SECTIONS: list[type] = [
     SampleConfig,
     CompareConfig,
     ProofConfig,
+    ReportConfig,
 ]
 NAN, INF = float("nan"), float("inf")
 
@@ -149,10 +151,7 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (SampleConfig, {"run": ""}, "run is empty"),
     (InspectConfig, {"run": ""}, "run is empty"),
     (InspectConfig, {"run": "r", "text": "a", "file": "b"}, "text and file are both given"),
-    *(
-        (InspectConfig, {"run": "r", "report": True, name: "a"}, f"report and {name} are both given")
-        for name in ("text", "file", "compare")
-    ),
+    (ReportConfig, {"run": ""}, "run is empty"),
     (InspectConfig, {"run": "r", "max_tokens": 257}, "max_tokens=257: must lie between 1 and 256"),
     (SampleConfig, {"run": "r", "max_new_tokens": 0}, "max_new_tokens=0: must be at least 1"),
     (SampleConfig, {"run": "r", "top_k": 0}, "top_k=0: must be at least 1"),

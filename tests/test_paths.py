@@ -16,6 +16,7 @@ from minigpt.config import (
     GPTConfig,
     InspectConfig,
     ProofConfig,
+    ReportConfig,
     SampleConfig,
     TrainerConfig,
 )
@@ -56,6 +57,8 @@ CONFIGS: list[tuple[Callable[[Any], object], str]] = [
     (lambda path: InspectConfig("r", relations=path), "relations"),
     (lambda path: InspectConfig("r", compare=path), "compare"),
     (lambda path: InspectConfig("r", out=path), "out"),
+    (lambda path: ReportConfig(path), "run"),
+    (lambda path: ReportConfig("r", out=path), "out"),
     (lambda path: CompareConfig([path]), "recipes"),
     (lambda path: CompareConfig(["a"], out=path), "out"),
 ]
@@ -88,7 +91,7 @@ READERS: list[Callable[[Any], object]] = [
     lambda path: film(path, "a"),
     lambda path: inspect_runs(InspectConfig(path)),
     lambda path: write_inspection(InspectConfig(path), "text"),
-    lambda path: report_run(InspectConfig(path, report=True)),
+    lambda path: report_run(ReportConfig(path)),
     lambda path: train(Config(), resume=path),
 ]
 

@@ -18,7 +18,7 @@ def command(program: str, *arguments: object) -> str:
     """A command line for a shell in the working directory.
 
     Args:
-        program: `train` or `sample`, or the dotted name of a module that is run with `python -m`.
+        program: a command of `minigpt`; train and sample have scripts of their own in a checkout.
         arguments: of any type; a Path is written so that it is not taken for an option.
     """
     return _line(_shown("python", Path(sys.executable)), *_program(program), *arguments)
@@ -36,8 +36,6 @@ def _line(*words: object) -> str:
 
 
 def _program(name: str) -> list[str]:
-    if "." in name:
-        return ["-m", name]
     script = f"{name}.py"
     with contextlib.suppress(OSError):  # not there: another working directory, or installed without the scripts
         if Path(script).samefile(CHECKOUT / script):

@@ -1,4 +1,4 @@
-"""`python -m minigpt.data` and what train.py says of a text: one clear line, exit code 2, nothing left behind."""
+"""`minigpt prepare` and `peek`, and what training says of a text: one line, exit code 2, nothing left behind."""
 
 import gzip
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from scripts import ROOT, run_script
 
+from minigpt.cli.main import dispatch
 from minigpt.cli.parsing import parse_data
 from minigpt.errors import UserError
 
@@ -23,7 +24,7 @@ def rows(tmp_path: Path) -> Path:
 
 
 def run_data(*arguments: object, **options: object) -> subprocess.CompletedProcess:
-    return run_script("-m", "minigpt.data", *arguments, **options)
+    return run_script("-m", "minigpt", *arguments, **options)
 
 
 def test_prepare_says_what_there_is_and_where(rows: Path, tmp_path: Path, bare_environment: dict[str, str]) -> None:
@@ -54,10 +55,9 @@ def test_peek_with_a_recipe_shows_its_first_batch(rows: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "python -m minigpt.data: write prepare or peek, then settings such as"),
-        (["pepare"], "python -m minigpt.data pepare: write prepare or peek"),
+        (["pepare"], "minigpt pepare: write train or sample or"),
         (["pepare"], "did you mean prepare?"),
-        (["--data.source", "a.txt"], "python -m minigpt.data --data.source: write prepare or peek"),
+        (["--data.source", "a.txt"], "minigpt --data.source: write train or sample or"),
         (["prepare", "--data.sorce", "a.txt"], "unknown option --data.sorce: did you mean --data.source?"),
         (["prepare", "a.txt"], "cannot place the argument 'a.txt'"),
         (["prepare", "--data.source", ""], "data.source is empty"),
@@ -75,23 +75,24 @@ def test_peek_with_a_recipe_shows_its_first_batch(rows: Path, tmp_path: Path) ->
 )
 def test_a_wrong_command_line_is_explained(arguments: list[str], expected: str) -> None:
     with pytest.raises(UserError) as caught:
-        parse_data(arguments)
+        dispatch(arguments)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_settings_and_recipes_are_those_of_training() -> None:
-    command, config = parse_data(["peek", "--config", "configs/tiny.yaml", "--data.mode", "examples", "--seed", "7"])
-    assert (command, config.data.mode, config.seed, config.model.context_length) == ("peek", "examples", 7, 64)
+    recipe = ["--config", "configs/tiny.yaml", "--data.mode", "examples", "--seed", "7"]
+    config = parse_data(recipe, "minigpt peek", "what")
+    assert (config.data.mode, config.seed, config.model.context_length) == ("examples", 7, 64)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["prepare", "--help"], ["peek", "-h"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["prepare", "--help"], ["peek", "-h"]], ids=" ".join)
 def test_help_lists_the_settings(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as caught:
-        parse_data(arguments)
+        dispatch(arguments)
     assert caught.value.code == 0
     out = capsys.readouterr().out
-    assert "python -m minigpt.data" in out
+    assert f"minigpt {arguments[0]}" in out
     assert "--data.source" in out
 
 
@@ -174,7 +175,7 @@ def test_ctrl_c_ends_without_a_traceback_and_a_second_try_goes_on(tmp_path: Path
     text = tmp_path / "long.txt"
     text.write_text("".join(f"line {i} of some text\n" for i in range(1_000_000)))
     arguments = ["--data.source", text, "--data.tokenizer", "bpe:300", "--data.dir", tmp_path / "data"]
-    command = [sys.executable, "-m", "minigpt.data", "prepare", *map(str, arguments)]
+    command = [sys.executable, "-m", "minigpt", "prepare", *map(str, arguments)]
     with subprocess.Popen(
         command, cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -15,9 +15,10 @@ import yaml
 from scripts import run_script
 from small_runs import small_text
 
+from minigpt.cli.main import dispatch
 from minigpt.config import CompareConfig
 from minigpt.errors import UserError
-from minigpt.lab.compare import Result, Row, draw, format_table, load_recipes, main, make_rows
+from minigpt.lab.compare import Result, Row, draw, format_table, load_recipes, make_rows
 from minigpt.runs.folder import RunFolder
 from minigpt.training.run import train
 
@@ -42,7 +43,7 @@ def recipe(folder: Path, name: str, **sections: dict[str, Any]) -> str:
 
 def compare(folder: Path, *recipes: str) -> tuple[list[dict[str, str]], str]:
     """The rows of runs.csv and the output of a comparison with one seed."""
-    result = run_script("-m", "minigpt.lab.compare", *recipes, "--seeds", "5", "--out", folder / "out", cwd=folder)
+    result = run_script("-m", "minigpt", "compare", *recipes, "--seeds", "5", "--out", folder / "out", cwd=folder)
     assert result.returncode == 0, result.stderr
     with (folder / "out" / "runs.csv").open() as file:
         return list(csv.DictReader(file)), result.stdout
@@ -51,7 +52,7 @@ def compare(folder: Path, *recipes: str) -> tuple[list[dict[str, str]], str]:
 @pytest.mark.slow  # two Pythons that import all
 def test_a_signal_ends_the_trainings_too_and_what_they_have_is_saved(tmp_path: Path) -> None:
     endless = recipe(tmp_path, "endless", trainer={"max_steps": 1_000_000, "val_check_interval": 1_000_000})
-    command = [sys.executable, "-m", "minigpt.lab.compare", endless, "--seeds", "5", "--out", tmp_path / "out"]
+    command = [sys.executable, "-m", "minigpt", "compare", endless, "--seeds", "5", "--out", tmp_path / "out"]
     folder = RunFolder(tmp_path / "out" / "endless-seed5")
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         while not folder.metrics.exists():
@@ -140,13 +141,13 @@ def test_a_mistake_is_one_line(tmp_path: Path, arguments: list[str], words: str)
     path = recipe(tmp_path, "first")
     (tmp_path / "runs.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError) as caught:
-        main([argument.format(recipe=path, folder=tmp_path) for argument in arguments])
+        dispatch(["compare", *(argument.format(recipe=path, folder=tmp_path) for argument in arguments)])
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_mistake_ends_the_command_with_code_2_before_torch_is_loaded(tmp_path: Path) -> None:
-    result = run_script("-X", "importtime", "-m", "minigpt.lab.compare", "nowhere.yaml", cold=True, cwd=tmp_path)
+    result = run_script("-X", "importtime", "-m", "minigpt", "compare", "nowhere.yaml", cold=True, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("error: nowhere.yaml: no such file")
     assert "lightning" not in result.stderr

@@ -11,6 +11,7 @@ import torch
 from scripts import ROOT, run_script
 
 from minigpt.cli import parsing
+from minigpt.cli.main import dispatch
 from minigpt.config import Config
 from minigpt.errors import UserError
 from minigpt.lab import doctor
@@ -59,7 +60,7 @@ def screen(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr(machine, "Compiling", Silent)
     code = 0
     try:
-        doctor.main(arguments)
+        dispatch(["doctor", *arguments])
     except SystemExit as end:
         code = int(end.code or 0)
     return code, capsys.readouterr().out
@@ -69,7 +70,7 @@ def test_one_screen_says_what_a_run_would_be(arguments: list[str], tmp_path: Pat
     before = sorted(tmp_path.rglob("*"))
     temporary = tmp_path.parent / f"{tmp_path.name}-temporary"
     temporary.mkdir()
-    result = run_script("-m", "minigpt.lab.doctor", *arguments, env=bare_environment | {"TMPDIR": str(temporary)})
+    result = run_script("-m", "minigpt", "doctor", *arguments, env=bare_environment | {"TMPDIR": str(temporary)})
     assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
     assert len(lines) <= 35
@@ -207,4 +208,4 @@ def test_an_answer_of_any_kind_is_an_answer_and_none_is_waited_for_long() -> Non
 
 
 def test_the_defaults_are_a_config_that_the_doctor_takes() -> None:
-    assert parsing.parse_training([], "python -m minigpt.lab.doctor", "what") == (Config(), None)
+    assert parsing.parse_training([], "minigpt doctor", "what") == (Config(), None)

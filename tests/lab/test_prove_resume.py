@@ -12,6 +12,7 @@ import yaml
 from scripts import ready_python
 from small_runs import small_settings
 
+from minigpt.cli.main import dispatch
 from minigpt.config import Config, ProofConfig
 from minigpt.errors import UserError
 from minigpt.lab import prove_resume
@@ -31,16 +32,18 @@ def config_of(tmp_path: Path, fault: str | None = None) -> Config:
 def command(tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch, kills: int = 2) -> list[str]:
     """The arguments, with processes that begin at once and find the faults."""
     monkeypatch.setattr(sys, "executable", ready_python())
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1] / "training"), os.environ.get("PYTHONPATH", "")])
+    )
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(config.to_dict()))
-    return [f"--config={recipe}", "--steps=16", f"--kills={kills}"]
+    return ["prove-resume", f"--config={recipe}", "--steps=16", f"--kills={kills}"]
 
 
 def test_killed_processes_are_resumed_exactly_and_no_file_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    prove_resume.main(command(tmp_path, config_of(tmp_path), monkeypatch, kills=3))
+    dispatch(command(tmp_path, config_of(tmp_path), monkeypatch, kills=3))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == (
         "changed for this proof: trainer.val_check_interval=10 (was 12); trainer.limit_val_batches=20 (was None); "
@@ -69,7 +72,7 @@ def test_what_is_not_exact_is_named_and_kept(
     moments = iter([("save", 4)])  # where something is to be resumed from
     monkeypatch.setattr(Timeline, "draw", lambda *_: prove_resume.Moment(Place(*next(moments)), 0.0))
     with pytest.raises(SystemExit) as ended:
-        prove_resume.main(command(tmp_path, config_of(tmp_path, fault), monkeypatch, kills=1))
+        dispatch(command(tmp_path, config_of(tmp_path, fault), monkeypatch, kills=1))
     assert ended.value.code == 1
     output = capsys.readouterr().out
     assert all(word in output for word in words), output
@@ -84,7 +87,7 @@ def test_a_config_that_cannot_train_is_answered_in_its_own_words_and_no_file_sta
     config = config_of(tmp_path)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=100))
     with pytest.raises(UserError, match=r"^model\.vocab_size=100: the tokenizer has 257 tokens"):
-        prove_resume.main(command(tmp_path, config, monkeypatch))
+        dispatch(command(tmp_path, config, monkeypatch))
     assert not (tmp_path / "runs").exists()
 
 

@@ -206,14 +206,14 @@ def test_a_file_of_relations_without_a_text_is_refused(content: str | None, weig
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line(arguments: list[str], expected: str, tmp_path: Path) -> None:
-    done = run_script("-m", "minigpt.inspection", *arguments, cwd=tmp_path)
+    done = run_script("-m", "minigpt", "inspect", *arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert expected in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_the_command_writes_the_page_of_standard_input(weights: Path, tmp_path: Path) -> None:
-    done = run_script("-m", "minigpt.inspection", str(weights), "--file", "-", cwd=tmp_path, input=CODE, cold=True)
+    done = run_script("-m", "minigpt", "inspect", str(weights), "--file", "-", cwd=tmp_path, input=CODE, cold=True)
     assert done.returncode == 0, done.stderr
     assert "| head | label" in done.stdout
     assert load_model(weights).path == weights

@@ -15,7 +15,7 @@ from attention_pages import HOSTILE, View, history
 from PIL import Image
 from scripts import run_script
 
-from minigpt.config import InspectConfig
+from minigpt.config import ReportConfig
 from minigpt.pages.attention import render_page
 from minigpt.pages.report import read_run, render_report, report_run
 from minigpt.pages.run_record import Picture, RunRecord, Sample
@@ -112,7 +112,7 @@ def test_the_report_of_a_real_run_shows_its_numbers_texts_and_heads(
 ) -> None:
     out = tmp_path / "report.html"
     run = tiny_run if kind == "run folder" else wandb_alone
-    told = report_run(InspectConfig(run=str(run), report=True, out=str(out)))
+    told = report_run(ReportConfig(run=str(run), out=str(out)))
     assert told.endswith(f"-> {out} (open it in a browser)")
     assert "60 steps, train/loss" in told
     view = show(out.read_text())
@@ -136,7 +136,7 @@ def test_the_command_writes_the_report_into_the_runs_folder_and_nothing_else(
 ) -> None:
     for run in (tiny_run, wandb_alone):
         before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
-        done = run_script("-m", "minigpt.inspection", run, "--report", env=bare_environment)
+        done = run_script("-m", "minigpt", "report", run, env=bare_environment)
         assert done.returncode == 0, done.stderr
         assert f"-> {run / 'report.html'} (open it in a browser)" in done.stdout
         after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
@@ -422,7 +422,7 @@ def test_mistakes_are_one_line_and_leave_everything_as_it_was(
     (tmp_path / "text.txt").write_text("mine")
     (tmp_path / "good" / "metrics.csv").write_text("step,train/loss\n10,5\n")
     before = sorted(tmp_path.rglob("*"))
-    done = run_script("-m", "minigpt.inspection", *arguments, "--report", cwd=tmp_path)
+    done = run_script("-m", "minigpt", "report", *arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stdout
     assert expected in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -435,7 +435,7 @@ def test_a_report_is_written_again_when_the_run_has_gone_on(tmp_path: Path) -> N
     for line in ("", "20,4\n"):
         with (tmp_path / "metrics.csv").open("a") as file:
             file.write(line)
-        report_run(InspectConfig(run=str(tmp_path), report=True))
+        report_run(ReportConfig(run=str(tmp_path)))
     data = re.search('"application/json">(.*?)</script>', (tmp_path / "report.html").read_text())
     assert data is not None
     assert json.loads(data[1])[0]["lines"][0]["steps"] == [10, 20]

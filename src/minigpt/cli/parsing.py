@@ -24,18 +24,22 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from minigpt.cli.streams import drop, outlive_reader
-from minigpt.config import AUTO, CompareConfig, Config, GenerationConfig, InspectConfig, ProofConfig, SampleConfig
+from minigpt.config import (
+    AUTO,
+    CompareConfig,
+    Config,
+    GenerationConfig,
+    InspectConfig,
+    ProofConfig,
+    ReportConfig,
+    SampleConfig,
+)
 from minigpt.environment import is_ours, refuse_missing
 from minigpt.errors import UserError
 from minigpt.files import reason, refuse_url, shown
 from minigpt.signals import SIGNALS, exit_by_signal, handled_by
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
-DATA_COMMANDS = {
-    "prepare": "Tokenise text into a folder, once; training then starts at once.",
-    "peek": "Show what is in a text: how much, which tokens, and what a batch looks like.",
-}
 
 
 def run(main: Callable[[list[str]], None], *, outlives_reader: bool = True) -> NoReturn:
@@ -187,19 +191,26 @@ def _generation_parser() -> ArgumentParser:
     return parser
 
 
-def parse_inspecting(argv: Sequence[str]) -> InspectConfig:
-    """The command line of `python -m minigpt.inspection`.
+def parse_inspecting(argv: Sequence[str], program: str) -> InspectConfig:
+    """The command line of `minigpt inspect`.
 
     Raises:
         UserError: for anything that cannot be understood, naming it.
     """
-    parser = _parser(
-        "python -m minigpt.inspection",
-        "Show what the attention of a trained model does: a page, and a table of its heads. Or report on a whole run.",
-    )
-    parser.add_class_arguments(InspectConfig, None, as_positional=True, skip={"report"})
-    _add_words(parser, InspectConfig, "report")
+    parser = _parser(program, "Show what the attention of a trained model does: a page, and a table of its heads.")
+    parser.add_class_arguments(InspectConfig, None, as_positional=True)
     return InspectConfig(**parse(parser, InspectConfig, argv))
+
+
+def parse_reporting(argv: Sequence[str], program: str) -> ReportConfig:
+    """The command line of `minigpt report`.
+
+    Raises:
+        UserError: for anything that cannot be understood, naming it.
+    """
+    parser = _parser(program, "Make one HTML file of what a run left: losses, samples, attention.")
+    parser.add_class_arguments(ReportConfig, None, as_positional=True)
+    return ReportConfig(**parse(parser, ReportConfig, argv))
 
 
 def _add_words(parser: ArgumentParser, schema: type, *names: str) -> None:
@@ -223,30 +234,27 @@ def read_text(name: str, option: str) -> str:
         raise UserError(f"{option} {name}: not UTF-8 text (byte {error.start})") from None
 
 
-def parse_comparing(argv: Sequence[str]) -> CompareConfig:
-    """The command line of `python -m minigpt.lab.compare`.
+def parse_comparing(argv: Sequence[str], program: str) -> CompareConfig:
+    """The command line of `minigpt compare`.
 
     Raises:
         UserError: for anything that cannot be understood, naming it.
     """
-    parser = _parser(
-        "python -m minigpt.lab.compare",
-        "Train recipes on the same text, seeds and budget, and make one table of them.",
-    )
+    parser = _parser(program, "Train recipes on the same text, seeds and budget, and make one table of them.")
     parser.add_argument("recipes", nargs="+", type=str, help="YAML recipes that differ in model or optimizer alone.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2], help="Each recipe is trained with each seed.")
     parser.add_class_arguments(CompareConfig, None, skip={"recipes", "seeds"})
     return CompareConfig(**parse(parser, CompareConfig, argv))
 
 
-def parse_proof(argv: Sequence[str]) -> tuple[Config, ProofConfig]:
-    """The command line of `python -m minigpt.lab.prove_resume`.
+def parse_proof(argv: Sequence[str], program: str) -> tuple[Config, ProofConfig]:
+    """The command line of `minigpt prove-resume`.
 
     Raises:
         UserError: for anything that cannot be understood, naming it.
     """
     parser = _config_parser(
-        "python -m minigpt.lab.prove_resume",
+        program,
         "Train a config straight and with kills, compare everything; settings and recipes are those of train.py.",
         more=ProofConfig,
     )
@@ -255,29 +263,14 @@ def parse_proof(argv: Sequence[str]) -> tuple[Config, ProofConfig]:
     return Config.from_dict(values), ProofConfig(**asked)
 
 
-def parse_data(argv: Sequence[str]) -> tuple[str, Config]:
-    """The command line of `python -m minigpt.data`.
-
-    Returns:
-        The command, `prepare` or `peek`, and the config: the settings of `train.py`, so that a recipe serves both.
+def parse_data(argv: Sequence[str], program: str, what: str) -> Config:
+    """The command line of `minigpt prepare` and `peek`: the settings of `minigpt train`, so one recipe serves all.
 
     Raises:
         UserError: for anything that cannot be understood, naming it.
     """
-    command, *rest = argv or [""]
-    if command in {"-h", "--help"}:
-        command, rest = "prepare", ["--help"]
-    require_command(
-        command,
-        DATA_COMMANDS,
-        "python -m minigpt.data",
-        ", then settings such as --data.source FILE --data.tokenizer gpt2",
-    )
-    parser = _config_parser(
-        f"python -m minigpt.data {command}",
-        f"{DATA_COMMANDS[command]} Settings and recipes are those of train.py; data.* are what counts.",
-    )
-    return command, Config.from_dict(parse(parser, Config, rest))
+    parser = _config_parser(program, f"{what} Settings and recipes are those of train; data.* are what counts.")
+    return Config.from_dict(parse(parser, Config, argv))
 
 
 def require_command(name: str, known: Iterable[str], program: str, more: str = "") -> None:

@@ -5,7 +5,7 @@ torch is loaded. The defaults are the demo recipe (`configs/demo.yaml`) without 
 """
 
 from minigpt.config.attention import AttentionConfig
-from minigpt.config.commands import CompareConfig, InspectConfig, ProofConfig, SampleConfig
+from minigpt.config.commands import CompareConfig, InspectConfig, ProofConfig, ReportConfig, SampleConfig
 from minigpt.config.data import DataConfig
 from minigpt.config.model import GPTConfig, check_attention
 from minigpt.config.optimizer import OptimizerConfig
@@ -24,6 +24,7 @@ __all__ = [
     "InspectConfig",
     "OptimizerConfig",
     "ProofConfig",
+    "ReportConfig",
     "SampleConfig",
     "SamplingConfig",
     "TrainerConfig",

@@ -82,12 +82,10 @@ class SampleConfig(GenerationConfig):
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """What `python -m minigpt.inspection` is asked for."""
+    """What `minigpt inspect` is asked for."""
 
     run: str
-    """A run folder such as runs/demo, or a .ckpt or .safetensors file; with report also a W&B run's folder."""
-    report: bool = False
-    """Look at no model, but make one HTML file of what the run left: losses, samples, attention."""
+    """A run folder such as runs/demo, or a .ckpt or .safetensors file."""
     text: str | None = None
     """The text to look at; when not given, the one that was looked at while the run trained."""
     file: str | None = None
@@ -99,7 +97,7 @@ class InspectConfig:
     max_tokens: int = 96
     """Tokens whose maps are shown (at most 256, and at most the context); more of the text is measured."""
     out: str | None = None
-    """Where the page goes; when not given inspection.html beside the weights, or report.html in the run's folder."""
+    """Where the page goes; when not given, inspection.html beside the weights."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1, mps."""
 
@@ -109,18 +107,28 @@ class InspectConfig:
         require(bool(self.run), "run is empty: name a run folder such as runs/demo, or a checkpoint")
         given = [name for name in ("text", "file", "relations") if getattr(self, name) is not None]
         require(len(given) < 2, f"{' and '.join(given)} are both given: leave one out")
-        for name in ("text", "file", "relations", "compare"):
-            require(
-                not self.report or getattr(self, name) is None,
-                f"report and {name} are both given: a report shows what one run left; leave one out",
-            )
         require(1 <= self.max_tokens <= 256, f"max_tokens={self.max_tokens}: must lie between 1 and 256")
         require_device(self.device)
 
 
 @dataclass(frozen=True)
+class ReportConfig:
+    """What `minigpt report` is asked for."""
+
+    run: str
+    """A run folder such as runs/demo, or the folder of a W&B run, also where that is all that is left."""
+    out: str | None = None
+    """Where the report goes; when not given, report.html in the run's folder."""
+
+    def __post_init__(self) -> None:
+        take_paths(self, "run", "out")
+        require_types("", self)
+        require(bool(self.run), "run is empty: name a run folder such as runs/demo, or a W&B run's")
+
+
+@dataclass(frozen=True)
 class CompareConfig:
-    """What `python -m minigpt.lab.compare` is asked for."""
+    """What `minigpt compare` is asked for."""
 
     recipes: list[str]
     """YAML recipes that differ in model or optimizer alone."""
@@ -147,7 +155,7 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class ProofConfig:
-    """What `python -m minigpt.lab.prove_resume` is asked for, besides the config."""
+    """What `minigpt prove-resume` is asked for, besides the config."""
 
     steps: int = 60
     """Optimizer steps of the run, instead of trainer.max_steps."""

@@ -1,6 +1,6 @@
 """Recipes -> one table: each is trained on the same text with the same seeds and budget; only the recipe differs.
 
-    python -m minigpt.lab.compare configs/attention/*.yaml --seeds 1 2
+    minigpt compare configs/attention/*.yaml --seeds 1 2
 
 Finished runs are noted in OUT/runs.csv and not trained again, so a comparison that was stopped goes on, and recipes can
 be added later. Speeds are measured apart from training, all recipes in turn within one process: on a machine that has
@@ -64,9 +64,8 @@ class Row:
     peak_memory_bytes: float
 
 
-def main(arguments: list[str]) -> None:
-    """Parse, check that the comparison is one, train what is not yet trained, measure speeds, write the table."""
-    compare_config = parsing.parse_comparing(arguments)
+def compare_recipes(compare_config: CompareConfig) -> None:
+    """Check that the recipes can be compared, train what is not trained yet, measure speeds, write the table."""
     recipes = load_recipes(compare_config)
     out = Path(compare_config.out)
     try:
@@ -324,7 +323,3 @@ def _read(path: Path) -> list[Result]:
 def _write(path: Path, results: Sequence[Result]) -> None:
     names = [field.name for field in dataclasses.fields(Result)]
     write_csv(path, names, [list(dataclasses.asdict(result).values()) for result in results])
-
-
-if __name__ == "__main__":
-    parsing.run(main)

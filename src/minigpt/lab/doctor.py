@@ -1,6 +1,6 @@
 """A config and this machine -> one screen: what works here, what would fail, how long and how large the run will be.
 
-    python -m minigpt.lab.doctor --config configs/demo.yaml --trainer.max_steps 2000
+    minigpt doctor --config configs/demo.yaml --trainer.max_steps 2000
 
 It takes the arguments of `train.py`, asks nothing, and leaves no file behind.
 """
@@ -19,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from minigpt.cli import parsing
 from minigpt.config import AUTO, Config
 from minigpt.errors import UserError
 from minigpt.files import shown
@@ -71,11 +70,8 @@ class Findings:
         )
 
 
-def main(arguments: list[str]) -> None:
-    """Parse, look, print; exit code 2 where something would fail."""
-    config, resume = parsing.parse_training(
-        arguments, "python -m minigpt.lab.doctor", "Say what this machine can do, and what would become of a run."
-    )
+def diagnose(config: Config, resume: Path | None) -> None:
+    """Examine, print; exit code 2 where something would fail."""
     findings = Findings()
     with tempfile.TemporaryDirectory(prefix="minigpt-doctor-") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -420,7 +416,3 @@ def _span(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds // length:,.0f} {unit} {seconds % length // part:.0f} {smaller}"
     return f"{seconds:.0f} s"
-
-
-if __name__ == "__main__":
-    parsing.run(main)

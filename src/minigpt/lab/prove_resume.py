@@ -1,6 +1,6 @@
 """A config -> the proof that a killed run of it goes on exactly: trained straight and with kills, everything compared.
 
-    python -m minigpt.lab.prove_resume --config configs/demo.yaml --steps 60 --kills 5
+    minigpt prove-resume --config configs/demo.yaml --steps 60 --kills 5
 
 Real processes of `python -m minigpt train`, on this machine and this text, killed by SIGKILL at random moments and
 continued by `--resume RUN` alone. Where the killed run is another one than the run that was never stopped, each
@@ -25,7 +25,6 @@ from typing import Any
 
 import yaml
 
-from minigpt.cli import parsing
 from minigpt.config import Config, ProofConfig
 from minigpt.errors import UserError
 from minigpt.files import reason, require_writable, write_text
@@ -96,9 +95,8 @@ class Timeline:
         return Moment(place, at - seconds)
 
 
-def main(arguments: list[str]) -> None:
-    """Parse, train, kill, compare, print; exit code 1 where a killed run is another one."""
-    config, asked = parsing.parse_proof(arguments)
+def prove_and_print(config: Config, asked: ProofConfig) -> None:
+    """Train, kill, compare, print; exit code 1 where the resumed run differs."""
     config, changes = shortened(config, asked.steps)
     if changes:
         print("changed for this proof: " + "; ".join(changes), flush=True)
@@ -361,7 +359,3 @@ class _Work:
                 process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=30)
-
-
-if __name__ == "__main__":
-    parsing.run(main)

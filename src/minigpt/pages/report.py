@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from minigpt.config import InspectConfig
+from minigpt.config import ReportConfig
 from minigpt.errors import UserError
 from minigpt.files import reason, refuse_url, require_page, write_text
 from minigpt.pages.charts import Chart, short
@@ -29,7 +29,7 @@ MOST_PICTURES = 24
 _TYPES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg"}
 
 
-def report_run(config: InspectConfig) -> str:
+def report_run(config: ReportConfig) -> str:
     """Write the report of a run; what to print comes back.
 
     Raises:
