@@ -18,7 +18,7 @@ NOT_TYPED = {
     "pip install -c constraints.txt -e .": "the tests have an environment",
     "python train.py --config configs/demo.yaml": "the same as `make demo`, which is typed",
 }
-SLOW = re.compile(r"prove_resume|training\.compare")
+SLOW = re.compile(r"minigpt (prove-resume|compare)")
 """Minutes of trainings in processes of their own; `make test-slow` types these too."""
 RECIPES_COMPARED = ("scaled_dot.yaml", "uniform.yaml")
 
