@@ -122,7 +122,7 @@ def test_the_files_of_a_run_are_found_without_loading_torch() -> None:
 
 
 def test_a_report_of_a_run_needs_neither_torch_nor_lightning_nor_wandb() -> None:
-    loaded = loaded_after("import minigpt.inspection.__main__, minigpt.pages.report")
+    loaded = loaded_after("import minigpt.cli.main, minigpt.pages.report")
     assert "numpy" in loaded
     assert not loaded & (HEAVY | {"torch", "matplotlib", "PIL"})
 
