@@ -154,7 +154,7 @@ RUNS = [
     on("train --trainer.callbacks", f"class_path={EARLY_STOPPING}", more=[f"[{{class_path: {EARLY_STOPPING}}}]"]),
     on(
         "train --trainer.callbacks",
-        "trainer.callbacks: class_path=os.getcwd: is no callback",
+        "trainer.callbacks: class_path=os.getcwd: is not a Lightning Callback",
         more=["[{class_path: os.getcwd}]"],
     ),
     on("train --model.vocab_size 10", "model.vocab_size=10: the tokenizer has 257 tokens", more=PLAIN),

@@ -194,14 +194,12 @@ def test_the_run_stops_before_the_step_and_says_where_and_how_to_go_on(
     with pytest.raises(UserError) as caught:
         train(settings(tmp_path, at, "stop", trainer=trainer, checkpoint_every_n_steps=2))
     run = RunFolder(tmp_path / "runs" / "small")
-    assert str(caught.value).startswith(
-        f"{what}; the run stops before the step is taken; {run.anomaly(step)} says more"
-    )
+    assert str(caught.value).startswith(f"{what}; the run stops before the step is taken; report: {run.anomaly(step)}")
     assert "--on_non_finite skip" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert report(run, step)["not_finite"] == what.split(" of ")[0]
     assert run.last.exists() == (step > 1)
-    assert (f"{run.last} is from before" in str(caught.value)) == run.last.exists()
+    assert (f"{run.last} was saved before that" in str(caught.value)) == run.last.exists()
     assert_all_finite(run)
     if step == 6:
         assert read_checkpoint(run.last)["global_step"] == 4
@@ -253,8 +251,8 @@ def test_a_run_goes_back_to_its_last_checkpoint_and_on_behind_the_bad_batch(
     assert_all_finite(run)
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note:")]
     assert said[0] == (
-        "note: the gradient of step 8 is not finite; training goes on behind it with the weights and the optimizer of "
-        f"step 5; {run.anomaly(8)} says more"
+        "note: the gradient of step 8 is not finite; training continues after it with the weights and optimizer "
+        f"state of step 5; report: {run.anomaly(8)}"
     )
     assert len(said) == 3
     assert [int(row["step"]) for row in metrics(run) if row["learning_rate"]] == list(range(1, 13))
@@ -263,9 +261,19 @@ def test_a_run_goes_back_to_its_last_checkpoint_and_on_behind_the_bad_batch(
 @pytest.mark.parametrize(
     ("policy", "at", "n_taken", "why"),
     [
-        ("rollback", {1: (NAN, "loss")}, 1, "as there is no checkpoint yet to go back to"),
-        ("rollback", dict.fromkeys(range(6, 12), (NAN, "loss")), 9, "as the run went back to step 5 3 times already"),
-        ("skip", dict.fromkeys(range(1, 12), (INF, "gradient")), 10, "as it would be the 10th in a row to be left out"),
+        ("rollback", {1: (NAN, "loss")}, 1, "because there is no checkpoint yet to roll back to"),
+        (
+            "rollback",
+            dict.fromkeys(range(6, 12), (NAN, "loss")),
+            9,
+            "the run has already rolled back to step 5 3 times",
+        ),
+        (
+            "skip",
+            dict.fromkeys(range(1, 12), (INF, "gradient")),
+            10,
+            "because it would be the 10th skipped step in a row",
+        ),
     ],
 )
 def test_what_does_not_help_is_not_done_for_ever(policy: str, at: At, n_taken: int, why: str, tmp_path: Path) -> None:
@@ -295,7 +303,7 @@ def test_a_report_names_the_documents_the_layers_and_the_scores(tmp_path: Path) 
         "step": 3,
         "not_finite": "the loss and the gradient",
         "policy": "skip",
-        "action": "the step is left out",
+        "action": "the step is skipped",
     }
     (rank,) = found["ranks"]
     assert rank["gradient_norm"] == rank["gradient_norms"]["blocks.1"] == "inf"

@@ -160,7 +160,7 @@ def test_weights_that_became_infinite_in_the_last_step_are_never_saved(
             module.model.final_norm.weight.data[0] = float("inf")
 
     monkeypatch.setattr(Metrics, "on_train_batch_end", end)
-    with pytest.raises(UserError, match="a weight is no finite number by step 4"):
+    with pytest.raises(UserError, match="a weight is NaN or infinite at step 4"):
         train(small_settings(tmp_path, checkpoint_every_n_steps=2))
     assert read_checkpoint(tmp_path / "runs" / "small" / "checkpoints" / "last.ckpt")["global_step"] == 2
 
@@ -176,7 +176,7 @@ def test_a_validation_that_is_not_finite_stops_the_run_before_anything_is_saved(
             self.model.final_norm.weight.data[0] = float("inf")
 
     monkeypatch.setattr(TrainingModule, "on_validation_epoch_start", start)
-    with pytest.raises(UserError, match="val/loss is no finite number by step 12"):
+    with pytest.raises(UserError, match="val/loss is NaN or infinite at step 12"):
         train(small_settings(tmp_path))
     assert read_checkpoint(tmp_path / "runs" / "small" / "checkpoints" / "last.ckpt")["global_step"] == 6
 

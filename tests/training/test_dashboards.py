@@ -303,11 +303,11 @@ def test_the_end_names_the_command_that_shows_each_dashboard(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("logger", "words"),
     [
-        ({"class_path": "pathlib.Path"}, "class_path=pathlib.Path: is no logger of Lightning's"),
+        ({"class_path": "pathlib.Path"}, "class_path=pathlib.Path: is not a Lightning Logger"),
         ({"class_path": "no.such.Thing"}, "class_path=no.such.Thing: cannot be made"),
         (
             {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"log_model": True}},
-            "trainer.logger: log_model: checkpoints are not sent while training",
+            "trainer.logger: log_model: checkpoints are not uploaded during training",
         ),
     ],
 )
@@ -331,7 +331,7 @@ class Unfinished(Notebook):
             {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"colour": "red"}},
             "CSVLogger: cannot be made .*colour",
         ),
-        ({"class_path": "test_dashboards.Unfinished"}, "trainer.logger: Unfinished does not take the config .*later"),
+        ({"class_path": "test_dashboards.Unfinished"}, "trainer.logger: Unfinished cannot log the config .*later"),
     ],
 )
 def test_a_logger_that_fails_at_its_start_leaves_no_folder_and_nothing_open(

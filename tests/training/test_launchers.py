@@ -89,9 +89,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
         (
             SLURM | {"SLURM_JOB_NAME": "interactive", "SLURM_STEP_NUM_TASKS": "2"},
             {},
-            "srun started 2 processes, which Lightning does not join in a job that is named interactive",
+            "srun started 2 processes, but Lightning does not connect them in a job named interactive",
         ),
-        (OPEN_MPI, {}, "mpirun started 2 processes, which find each other only where mpi4py is installed"),
+        (OPEN_MPI, {}, "mpirun started 2 processes, but without mpi4py they cannot find each other"),
         (BY_HAND, {}, "the launcher started 2 processes, but trainer.devices=1 x"),
     ],
 )
@@ -146,14 +146,14 @@ def test_tasks_of_slurm_that_srun_has_not_started_are_said_once(
     launchers._note_srun.cache_clear()
     for _ in range(2):
         check_before_text(with_trainer(small_settings(tmp_path), devices=2))
-    assert capsys.readouterr().out.count("note: SLURM has 2 tasks for this job, and srun did not start this one") == 1
+    assert (
+        capsys.readouterr().out.count("note: SLURM has 2 tasks for this job, but srun did not start this process") == 1
+    )
 
 
 def test_text_that_is_piped_in_is_refused_for_several_processes_of_a_launcher(started: Started, tmp_path: Path) -> None:
     started(TORCHRUN)
-    with pytest.raises(
-        UserError, match=r"^data\.source=-: only one process can read what is piped in, and there are 2"
-    ):
+    with pytest.raises(UserError, match=r"^data\.source=-: only one process can read stdin, and this run has 2"):
         check_before_text(small_settings(tmp_path, data={"source": "-"}))
 
 

@@ -269,7 +269,7 @@ def test_what_is_changed_on_resume_is_said_and_takes_effect(tmp_path: Path, caps
     assert float(metrics(folder)[-2]["learning_rate"]) == 0.5
     assert "prompt '2'" in folder.samples(13).read_text()
     lines = capsys.readouterr().out.splitlines()
-    began = lines.index(f"going on with {folder.path} from step 12")
+    began = lines.index(f"resuming {folder.path} from step 12")
     assert [line.strip() for line in lines[began + 1 : began + 4]] == [
         "now optimizer.learning_rate=0.5 (was 0.008)",
         "now trainer.max_steps=13 (was 12)",

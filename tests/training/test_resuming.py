@@ -82,7 +82,7 @@ def test_the_printed_command_goes_on_and_without_its_change_the_run_is_refused(
         with monkeypatch.context() as patched, pytest.raises(SystemExit):
             signal_in(patched, TrainingModule, "training_step", signal.SIGTERM, 1)
             train(config)
-    line = printed(capsys.readouterr().out, "go on  " if arguments else "to go on: ")
+    line = printed(capsys.readouterr().out, "resume  " if arguments else "to resume: ")
     assert shlex.join(["--resume", str(folder.path), *arguments]) in line
     step = read_checkpoint(folder.last)["global_step"]
     if arguments:

@@ -243,7 +243,9 @@ exit {code}
 """
 
 
-@pytest.mark.parametrize(("code", "words"), [(0, "SLURM will run job 4321_7 again"), (1, "SLURM did not take the job")])
+@pytest.mark.parametrize(
+    ("code", "words"), [(0, "SLURM has requeued job 4321_7"), (1, "SLURM did not requeue the job")]
+)
 def test_slurm_is_asked_to_run_the_job_again_when_its_time_is_nearly_over(
     code: int, words: str, tmp_path: Path
 ) -> None:

@@ -52,6 +52,6 @@ def test_a_resumed_run_takes_as_many_threads_as_before_and_says_where_it_cannot(
         monkeypatch.setattr(threads, "usable_cores", lambda: 1)
         train(small_settings(tmp_path, trainer={"max_steps": 6}), folder.path)
         assert torch.get_num_threads() == 1
-        assert "note: 1 threads where the run had 2" in capsys.readouterr().err
+        assert "note: 1 threads, the run had 2" in capsys.readouterr().err
     finally:
         torch.set_num_threads(now)

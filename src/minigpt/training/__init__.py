@@ -1,1 +1,1 @@
-"""Logits -> loss -> optimizer steps -> a run folder, through Lightning."""
+"""Batches -> loss -> optimizer steps -> a run folder, through Lightning."""

@@ -1,4 +1,4 @@
-"""The losses and gradients of a step -> whether it is taken; a report where they are not finite, a note of a spike."""
+"""Skips, rolls back or stops at a step whose loss or gradient is NaN or infinite, and notes loss spikes."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ from minigpt.training.processes import any_process, on_first
 from minigpt.training.sharding import share_again, whole
 
 MOST_SKIPPED = 10
-"""Steps in a row: then it is no bad batch, but the weights."""
+"""Consecutive skipped steps after which the run stops: the weights are at fault, not one bad batch."""
 MOST_ROLLBACKS = 3
-"""To one checkpoint: then it is no bad batch, but what that checkpoint leads to."""
+"""Rollbacks to one checkpoint after which the run stops: the checkpoint is at fault, not one bad batch."""
 SPIKE = 6.0
-"""Standard deviations above the mean, of the losses of the last steps."""
+"""A spike is a loss this many standard deviations above the mean of the last steps."""
 WINDOW, ENOUGH = 128, 64
-"""Steps whose losses a spike is measured against: at most, and at least."""
+"""Most and fewest steps from which that mean is computed."""
 SPIKE_COLUMNS = ("step", "loss", "mean", "std", "micro_batches")
 QUERIES_AT_ONCE = 256
-"""Rows of attention scores that a report holds at a time."""
+"""Query rows of attention scores that a report computes at a time, to bound its memory."""
 
 
 class Anomalies(Callback):
-    """Looks at each step's losses and gradients before the optimizer does; all processes come to one decision.
+    """Checks each step's losses and gradients before the optimizer step; all ranks take the same decision.
 
-    A step that is left out counts as done: the schedule and the data go on, so that a step is all that a resume needs
-    to know. Weights, the optimizer's state and the average of the weights stay as they were. Under a gradient scaler
-    (16-mixed) overflowing gradients are everyday, and the scaler's own affair; only losses count there.
+    A skipped step counts as done: the schedule and the data advance, so a batch depends on the step alone and resume
+    stays exact. Weights, optimizer state and EMA do not change. Under a gradient scaler (16-mixed) overflowing
+    gradients are normal and the scaler handles them; only losses are checked there.
     """
 
     def __init__(self, folder: RunFolder, config: Config) -> None:
@@ -59,7 +59,7 @@ class Anomalies(Callback):
         self.skipped_in_a_row = 0
         self.losses = deque[float](maxlen=WINDOW)
         self._rolled_back_to, self._n_rollbacks = -1, 0
-        self._batches = list[tuple[int, tuple[Tensor, Tensor]]]()  # of this step, with Lightning's numbers
+        self._batches = list[tuple[int, tuple[Tensor, Tensor]]]()  # this step's, each with Lightning's batch_idx
 
     def state_dict(self) -> dict[str, Any]:
         return {"losses": list(self.losses), "skipped_in_a_row": self.skipped_in_a_row}
@@ -80,9 +80,9 @@ class Anomalies(Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """After the backward pass of the step's last micro-batch, and before clipping."""
+        """Lightning calls this after the last micro-batch's backward pass and before clipping."""
         assert isinstance(pl_module, TrainingModule)
-        # In the order in which torch's clip_grad_norm_ adds up.
+        # Same order of summation as torch's clip_grad_norm_, hence the same norm bit for bit.
         norm = _norm(parameter.grad for group in optimizer.param_groups for parameter in group["params"])
         own = torch.stack([norm, *(loss.to(norm) for loss in pl_module.recent_losses[-len(self._batches) :])])
         checked = own if gradient_scaler(trainer) is None else own[1:]
@@ -90,7 +90,7 @@ class Anomalies(Callback):
         shared = torch.stack([(~checked.isfinite().all()).to(own), own[1:].mean(), clock])
         if trainer.world_size > 1:
             shared = trainer.strategy.reduce(shared, reduce_op="sum")
-        # One look at what the device has worked out.
+        # One transfer, hence one synchronisation with the device, for all numbers of the step.
         pl_module.total_norm = norm
         pl_module.grad_norm, *losses, n_bad, total, pl_module.share_of_time = torch.cat([own, shared]).tolist()
         pl_module.left_out = n_bad > 0
@@ -106,14 +106,14 @@ class Anomalies(Callback):
     ) -> None:
         step, of_ranks = trainer.global_step + 1, _gathered(trainer, self._describe(trainer, module, losses))
         source = on_first(trainer, lambda: self._decide(trainer, step, of_ranks))
-        module.recent_losses = [loss for loss in module.recent_losses if loss.isfinite()]  # the mean that is logged
+        module.recent_losses = [loss for loss in module.recent_losses if loss.isfinite()]  # else the logged mean is NaN
         for parameter in module.parameters():
-            parameter.grad = None  # which an optimizer passes over
+            parameter.grad = None  # optimizers skip parameters without a gradient
         if source is not None:
             _go_back(trainer, module, optimizer, source)
 
     def _decide(self, trainer: L.Trainer, step: int, of_ranks: list[dict[str, Any]]) -> Path | None:
-        """On the first process: write the report and say what happens; returns the checkpoint to go back to.
+        """On rank 0: write the report, print the decision, and return the checkpoint to roll back to, if any.
 
         Raises:
             UserError: the run stops.
@@ -122,21 +122,21 @@ class Anomalies(Callback):
         bad_loss = any(isinstance(batch["loss"], str) for rank in of_ranks for batch in rank["micro_batches"])
         bad_norm = any(isinstance(rank["gradient_norm"], str) for rank in of_ranks)
         what = " and ".join(["the loss"] * bad_loss + ["the gradient"] * bad_norm)
-        action = "the step is left out"
+        action = "the step is skipped"
         if policy == "skip":
             self.skipped_in_a_row += 1
             if self.skipped_in_a_row >= MOST_SKIPPED:
-                stops = f"it would be the {MOST_SKIPPED}th in a row to be left out"
+                stops = f"it would be the {MOST_SKIPPED}th skipped step in a row"
         elif policy == "rollback" and not (self.folder.last.exists() or self.folder.all_earlier):
-            stops = "there is no checkpoint yet to go back to"
+            stops = "there is no checkpoint yet to roll back to"
         elif policy == "rollback":
             source, content = newest_checkpoint(self.folder)
             saved = int(content["global_step"])
             self._n_rollbacks = self._n_rollbacks + 1 if saved == self._rolled_back_to else 1
             self._rolled_back_to = saved
-            action = f"training goes on behind it with the weights and the optimizer of step {saved}"
+            action = f"training continues after it with the weights and optimizer state of step {saved}"
             if self._n_rollbacks > MOST_ROLLBACKS:
-                stops = f"the run went back to step {saved} {MOST_ROLLBACKS} times already"
+                stops = f"the run has already rolled back to step {saved} {MOST_ROLLBACKS} times"
         ends = policy == "stop" or bool(stops)
         if ends:
             action = "the run stops before the step is taken"
@@ -145,25 +145,25 @@ class Anomalies(Callback):
         write_text(file, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         said = f"{what} of step {step} {'is' if ' and ' not in what else 'are'} not finite; {action}"
         if ends:
-            raise UserError(f"{said}{stops and f', as {stops}'}; {file} says more; {self._way_on()}")
-        trainer.print(f"note: {said}; {file} says more", flush=True)
+            raise UserError(f"{said}{stops and f', because {stops}'}; report: {file}; {self._way_on()}")
+        trainer.print(f"note: {said}; report: {file}", flush=True)
         return source
 
     def _way_on(self) -> str:
-        skip = "" if self.config.on_non_finite == "skip" else "leave out such steps with --on_non_finite skip, or "
-        before = f"{self.folder.last} is from before: " if self.folder.last.exists() else ""
+        skip = "" if self.config.on_non_finite == "skip" else "skip such steps with --on_non_finite skip, or "
+        before = f"{self.folder.last} was saved before that: " if self.folder.last.exists() else ""
         resumed = f" ({command('train', '--resume', self.folder.path)})" if before else ""
         return f"{before}{skip}try a lower optimizer.learning_rate{resumed}"
 
     def _describe(self, trainer: L.Trainer, module: TrainingModule, losses: list[float]) -> dict[str, Any]:
-        """What this process knows of the step, as JSON can say it."""
+        """This rank's part of the report, as plain JSON values."""
         layers, bad = defaultdict[str, list[Tensor | None]](list), []
         for name, parameter in module.model.named_parameters():
             layers[".".join(name.split(".")[: 2 if name.startswith("blocks.") else 1])].append(parameter.grad)
             if parameter.grad is not None and not _norm([parameter.grad]).isfinite():
                 bad.append(name)
         dataset, batches = getattr(trainer.train_dataloader, "dataset", None), []
-        with trainer.precision_plugin.forward_context():  # the precision that it happened in
+        with trainer.precision_plugin.forward_context():  # repeat the forward pass in the run's precision
             for loss, (index, (tokens, targets)) in zip(losses, self._batches, strict=True):
                 number = module.micro_batch(index)
                 places = dataset.places(number) if isinstance(dataset, TrainBatches) else None
@@ -205,7 +205,10 @@ class Anomalies(Callback):
 
 
 def _rows_again(model: GPT, tokens: Tensor, targets: Tensor) -> tuple[list[list[Any]], list[dict[str, Any]]]:
-    """A micro-batch once more, row by row: each layer's and head's largest absolute score, and each row's own loss."""
+    """Repeat a micro-batch's forward pass: the largest absolute score of each layer and head, and each row's loss.
+
+    One row at a time, so that a report needs little memory.
+    """
     largest: dict[int, Tensor] = {}
     rows: list[dict[str, Any]] = []
 
@@ -215,7 +218,7 @@ def _rows_again(model: GPT, tokens: Tensor, targets: Tensor) -> tuple[list[list[
             queries = range(start, min(start + QUERIES_AT_ONCE, T))
             edges = how["graph"].mask(queries, range(S), query.device)
             scores = attention_scores(query, key, how, queries).abs().masked_fill(~edges, 0.0)
-            found = scores.amax(dim=(0, 2, 3))  # of NaN and a number, NaN
+            found = scores.amax(dim=(0, 2, 3))  # NaN wins over numbers
             largest[layer] = torch.maximum(largest.get(layer, found), found)
 
     with undisturbed(model), tapped(model, look):
@@ -225,10 +228,10 @@ def _rows_again(model: GPT, tokens: Tensor, targets: Tensor) -> tuple[list[list[
 
 
 def _go_back(trainer: L.Trainer, module: TrainingModule, optimizer: torch.optim.Optimizer, source: Path) -> None:
-    """Take weights, their average and the optimizer's state from a checkpoint; all else stays where the run is."""
+    """Load weights, EMA and optimizer state from a checkpoint; the step, schedule and data keep their position."""
     content, failure = dict[str, Any](), None
     try:
-        content = read_checkpoint(source, mmap=False)  # the optimizer keeps these very tensors
+        content = read_checkpoint(source, mmap=False)  # the optimizer keeps these tensors: no memory map
     except UserError as error:
         failure = error
     if any_process(trainer, failure is not None):
@@ -237,24 +240,24 @@ def _go_back(trainer: L.Trainer, module: TrainingModule, optimizer: torch.optim.
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Averaging):
             callback.on_load_checkpoint(trainer, module, content)
-    # The rates and decays of this step, not those of the checkpoint's.
+    # Keep this step's learning rates and weight decays, not the checkpoint's.
     state = content["optimizer_states"][0] | {"param_groups": optimizer.state_dict()["param_groups"]}
     trainer.strategy.load_optimizer_state_dict({"optimizer_states": [state]})
 
 
 def _norm(gradients: Iterable[Tensor | None]) -> Tensor:
-    """Of all together, in at least float32."""
+    """The total norm of all gradients, in at least float32."""
     norm: Tensor = whole(torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None]))
     return norm.to(torch.promote_types(norm.dtype, torch.float32))
 
 
 def _plain(value: float) -> float | str:
-    """JSON knows neither NaN nor infinity."""
+    """The number, or "nan" or "inf" as text: JSON has neither."""
     return value if math.isfinite(value) else str(value)
 
 
 def _gathered(trainer: L.Trainer, own: dict[str, Any]) -> list[dict[str, Any]]:
-    """What each process has, on the first one."""
+    """Every rank's value on rank 0; an empty list on the others."""
     if trainer.world_size == 1:
         return [own]
     parts: list[Any] | None = [None] * trainer.world_size if trainer.is_global_zero else None

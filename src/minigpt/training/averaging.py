@@ -1,4 +1,4 @@
-"""Weights after each step -> their moving average, which is what is validated, shown and saved."""
+"""Exponential moving average (EMA) of the weights, used for validation, samples and the saved best weights."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 
 
 class Averaging(EMAWeightAveraging):
-    """Lightning's exponential moving average, in place for as long as anybody looks.
+    """Lightning's EMA, kept in the model until the end of validation.
 
-    Lightning's own takes the average away before `on_validation_end`, where samples are written, attention is looked at
-    and the best weights are saved: those would not be the weights whose loss was measured.
+    Lightning's own swaps the average out before `on_validation_end`, where samples, attention maps and the best weights
+    are written: those would not be the weights whose loss was measured.
     """
 
     def __init__(self, decay: float) -> None:
-        """Args: share of the average that stays at each step."""
+        """Args: decay of the average per step, in [0, 1)."""
         super().__init__(decay=decay, use_buffers=False)
         self.in_place = False
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
-        """A step that was left out is none of the average's either."""
+        """Skipped steps do not update the EMA."""
         if pl_module.left_out:
             self._latest_update_step = trainer.global_step
         super().on_train_batch_end(trainer, pl_module, *rest)
@@ -31,16 +31,16 @@ class Averaging(EMAWeightAveraging):
         self.in_place = True
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Too early; the module calls `restore`."""
+        """Do not swap here, as Lightning does: the module calls `restore` later."""
 
     def restore(self, module: L.LightningModule) -> None:
-        """Put the weights that are trained back into the model."""
+        """Swap the trained weights back into the model."""
         if self.in_place:
             self._swap_models(module)
             self.in_place = False
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
-        if self.in_place:  # then each of the two holds the other's weights
+        if self.in_place:  # average and trained weights are swapped at this moment
             average, trained = checkpoint["current_model_state"], checkpoint["state_dict"]
             checkpoint |= {"state_dict": average, "current_model_state": trained}

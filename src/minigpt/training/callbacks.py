@@ -1,4 +1,4 @@
-"""What is seen while a model trains: metrics, samples and attention, in files and in the dashboard."""
+"""Callbacks that write metrics, samples and attention maps to files and loggers during training."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from minigpt.training.module import TrainingModule
 from minigpt.training.sharding import whole_model
 
 PLAIN_LINE_SECONDS = 10
-"""Where there is no progress bar, a line of progress comes at most this often."""
+"""Shortest time between two progress lines, printed if there is no progress bar."""
 
 COLUMNS = (
     "step",
@@ -53,27 +53,27 @@ COLUMNS = (
 
 
 def seconds_of_training(trainer: L.Trainer) -> float:
-    """Time of the training steps alone, over all parts of a resumed run."""
+    """Seconds of training steps, without validation, since the run first started (resumes included)."""
     return metrics_of(trainer).seconds
 
 
 def metrics_of(trainer: L.Trainer) -> Metrics:
-    """The callback that keeps the watch; every run has it."""
+    """The run's `Metrics` callback; every run has one."""
     return next(c for c in trainer.callbacks if isinstance(c, Metrics))  # type: ignore[attr-defined]
 
 
 class Metrics(Callback):
-    """Losses and speed -> metrics.csv, the logger, the progress bar.
+    """Writes losses and speed to metrics.csv, the loggers and the progress bar.
 
-    Values are gathered every log_every_n_steps and written from here: `self.log` in each training step costs up to
-    three milliseconds, which a small model notices.
+    It runs every log_every_n_steps. `self.log` in each training step would cost up to three milliseconds, much of a
+    small model's step.
     """
 
     def __init__(self, folder: RunFolder, config: Config) -> None:
         self.folder, self.config = folder, config
         self.train_loss = self.val_loss = self.tokens_per_second = math.nan
         self._logged_step = -1
-        self.seconds = 0.0  # of training alone, without validation, over all parts of a resumed run
+        self.seconds = 0.0  # of training steps, without validation, resumes included
         self._mark, self._mark_tokens = 0.0, 0
         self._last_line = time.monotonic()
 
@@ -94,7 +94,7 @@ class Metrics(Callback):
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
         step = trainer.global_step
-        # With accumulation the hook is called several times with one global_step.
+        # With accumulation, several micro-batches share one global_step.
         if step == self._logged_step or step % (self.config.trainer.log_every_n_steps or 1):
             return
         self._logged_step = step
@@ -106,7 +106,7 @@ class Metrics(Callback):
             "grad_norm": pl_module.grad_norm,
             "perf/tokens_per_second": self.tokens_per_second,
         }
-        # What is not finite is said by `Anomalies`; here its field stays empty.
+        # `Anomalies` reports NaN and inf; the field in metrics.csv stays empty.
         self._write(trainer, step, {name: value for name, value in row.items() if math.isfinite(value)})
         if math.isfinite(loss):
             self.train_loss = loss
@@ -114,7 +114,7 @@ class Metrics(Callback):
             self._print_line(trainer, f"{self.tokens_per_second:,.0f} tokens/s")
 
     def _mean_loss(self, trainer: L.Trainer, module: TrainingModule) -> float:
-        """Over all devices, of the micro-batches since the last row; NaN where there is none with a finite loss."""
+        """Mean over all devices and the micro-batches since the last row; NaN if no loss was finite."""
         dtype = torch.promote_types(next(module.parameters()).dtype, torch.float32)
         zero = torch.zeros((), device=module.device, dtype=dtype)
         losses = [loss.to(zero) for loss in module.recent_losses]
@@ -153,7 +153,7 @@ class Metrics(Callback):
         self._mark, self._mark_tokens = time.perf_counter(), pl_module.tokens_seen
 
     def _stop_watch(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the time since the last mark; validation and what hangs on it are not counted."""
+        """Add the time since the last mark to `seconds`; validation and its callbacks are not counted."""
         assert isinstance(pl_module, TrainingModule)
         if self._mark == 0.0:
             return
@@ -165,7 +165,7 @@ class Metrics(Callback):
 
     @contextlib.contextmanager
     def paused(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Iterator[None]:
-        """What happens inside is not counted as training."""
+        """Time inside the context does not count as training."""
         self._stop_watch(trainer, pl_module)
         yield
         self._start_watch(pl_module)
@@ -184,21 +184,23 @@ class Metrics(Callback):
 
 
 def keep_rows_up_to(path: Path, columns: Sequence[str], step: int) -> None:
-    """Rows after the checkpoint that a run resumes from will be written again."""
+    """Delete the rows of a CSV after `step`: the resumed run will write them again."""
     if not path.exists():
         return
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    # Where the disk was full, the last row may be the beginning of one.
+    # A full disk can leave an incomplete last row.
     rows = [row for row in rows if None not in row.values() and int(row["step"]) <= step]
     write_csv(path, columns, [[row[column] for column in columns] for row in rows])
 
 
 class Samples(Callback):
-    """At each validation: text after fixed prompts -> a file and a table."""
+    """Generates text from fixed prompts at each validation and writes it to a file and the loggers."""
 
     def __init__(self, folder: RunFolder, config: Config, data: PreparedData) -> None:
-        """Raises UserError for a prompt that the tokenizer or the context cannot hold."""
+        """Raises:
+        UserError: a prompt that the tokenizer cannot encode or that exceeds the context length.
+        """
         self.folder, self.settings, self.tokenizer = folder, config.sampling, data.tokenizer
         self.from_start, self.prompts = config.data.mode == "examples", config.sampling.prompts or []
         for i, prompt in enumerate(self.prompts):
@@ -206,7 +208,7 @@ class Samples(Callback):
                 encode_prompt(data.tokenizer, prompt, config.model.context_length, from_start=self.from_start)
             except UserError as error:
                 raise UserError(
-                    f"sampling.prompts[{i}]={prompt!r}: {error}; or leave sampling.prompts out, for beginnings of the "
+                    f"sampling.prompts[{i}]={prompt!r}: {error}; or remove sampling.prompts to use beginnings of the "
                     "val text"
                 ) from None
 
@@ -218,7 +220,7 @@ class Samples(Callback):
         if not trainer.is_global_zero:
             return
         with undisturbed(model):
-            # Each prompt with the seed of the settings, as if it were alone.
+            # Each prompt gets the seed of the settings, so adding a prompt does not change another's sample.
             writer = Writer(model, self.tokenizer, from_start=self.from_start)
             texts = [sample.prompt + sample.text for sample in writer.generate_many(self.prompts, self.settings)]
         step = trainer.global_step
@@ -230,9 +232,10 @@ class Samples(Callback):
 
 
 class AttentionMaps(Callback):
-    """At each validation, or so many steps: what every head does with a fixed text and a repeated one -> page, curves.
+    """Records attention maps and head scores on a fixed probe, for the page and the curves.
 
-    At the end also the scores that cost more, and a table of all heads.
+    It runs at each validation, or every attention.every_n_steps. After the last step it also computes the slower head
+    scores and a table of all heads.
     """
 
     def __init__(self, folder: RunFolder, config: Config, data: PreparedData) -> None:
@@ -243,7 +246,7 @@ class AttentionMaps(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         every, step = self.settings.every_n_steps, trainer.global_step
-        # Several micro-batches can end at one step, and the last step is looked at after its validation.
+        # Several micro-batches share one step; the last step is recorded after its validation.
         if every is not None and step % every == 0 and self.looked_at < step < self.max_steps:
             with metrics_of(trainer).paused(trainer, pl_module):
                 self._look(trainer, pl_module, is_last=False)
@@ -289,7 +292,7 @@ class AttentionMaps(Callback):
 
 
 def _probe(config: Config, data: PreparedData) -> Probe:
-    """What is looked at: the text that is given, or texts whose relations are known, or the val split's beginning."""
+    """The probe text: attention.text, else texts with known relations, else the beginning of the val split."""
     settings, context_length = config.attention, config.model.context_length
     enough = PROBE_TOKENS + 1 + context_length
     ground_truth = data.folder / f"val{RELATIONS}"
@@ -308,8 +311,8 @@ def _probe(config: Config, data: PreparedData) -> Probe:
         tokens = data.val.tokens.read(0, min(enough, len(data.val.tokens))).tolist()
     if not tokens:
         given = "text is empty" if settings.text is not None else f"relations={settings.relations}: has no text"
-        raise UserError(f"attention.{given}; give one to look at, or leave it out for the val split's beginning")
-    if config.data.mode == "examples" and known is None:  # as the model reads each of its texts
+        raise UserError(f"attention.{given}; give a text, or remove the setting to use the beginning of the val split")
+    if config.data.mode == "examples" and known is None:  # each training text starts with end_of_text too
         tokens = [data.tokenizer.end_of_text, *tokens]
     return Probe.of(data.tokenizer, tokens, context_length, settings.max_tokens, known=known)
 

@@ -1,4 +1,4 @@
-"""A training state -> last.ckpt, those before it, best.ckpt, where a resume is exact; and weights to look back at."""
+"""Training state -> checkpoints: last.ckpt, earlier ones and best.ckpt, for exact resume; and weights alone."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from minigpt.training.stopping import StopSignals
 
 
 class Checkpoints(Checkpoint):
-    """last.ckpt and best.ckpt, saved where a resume is exact; a signal to stop saves and ends the run.
+    """Saves last.ckpt and best.ckpt at points from which resume is exact; saves and ends the run on a stop signal.
 
-    A checkpoint is taken between optimizer steps, never within one; and where a validation is due at the same step,
-    after it, as Lightning would not run it again. Only a stop does not wait for the validation: the run begins with it
-    when it goes on.
+    A checkpoint is saved between optimizer steps, never between micro-batches. If a validation is due at the same step,
+    the checkpoint waits for it, since Lightning would not repeat it after a resume. A stop signal does not wait: the
+    resumed run then starts with that validation.
     """
 
     def __init__(self, folder: RunFolder, config: Config, stop: StopSignals) -> None:
         self.folder, self.config, self.stop = folder, config, stop
         self.best_val_loss, self.best_step = math.inf, -1
         self.validation_due = False
-        self.ended = False  # whether the run came to its end with this checkpoint, by steps, time or a callback
-        self._val_progress: dict[str, Any] = {}  # Lightning's, before a validation
+        self.ended = False  # whether the run ended with this checkpoint: steps or time used up, or a callback
+        self._val_progress: dict[str, Any] = {}  # Lightning's counters before a validation
         self._saved_at = time.monotonic()
-        self._step_of_last: int | None = None  # until something is saved, last.ckpt is another process's
+        self._step_of_last: int | None = None  # None until this process has saved last.ckpt itself
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -116,17 +116,17 @@ class Checkpoints(Checkpoint):
             raise SystemExit(128 + number)
 
     def _ends(self, trainer: L.Trainer) -> bool:
-        """Whether the run ends with this step; before min_steps, Lightning goes on all the same."""
+        """Whether the run ends with this step; before min_steps, Lightning ignores should_stop."""
         return trainer.should_stop and trainer.global_step >= (self.config.trainer.min_steps or 0)
 
     def _asked(self, trainer: L.Trainer) -> list[int]:
-        """The signal to stop that any process has got, 0 if none; and whether it is time for a checkpoint."""
+        """The stop signal that any rank has received (0: none), and whether a timed checkpoint is due (0 or 1)."""
         minutes = self.config.checkpoint_every_n_minutes
         is_time = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
         return largest(trainer, self.stop.received, is_time)
 
     def _keep(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """The weights alone: whoever looks back needs no optimizer, which is twice as large."""
+        """Save the weights alone: inspection needs no optimizer state, which is twice as large."""
         self._check_finite(trainer, module)
         self._save_weights(trainer, module, self.folder.kept(trainer.global_step))
 
@@ -136,13 +136,13 @@ class Checkpoints(Checkpoint):
         on_first(trainer, lambda: save_weights(file, model, self.config, module.data.tokenizer, trainer.global_step))
 
     def _save_last(self, trainer: L.Trainer, module: L.LightningModule, *, is_best: bool = False) -> None:
-        """Whenever the process dies in here, last.ckpt is there, and where there are two, one before it.
+        """Save last.ckpt. Whenever the process dies, a complete last.ckpt remains, and an earlier one if two are kept.
 
-        What belongs to its step is written before it: a run goes on behind that, and would never write it again.
+        The best weights of this step are written before it: a run resumed from it would not write them again.
         """
         assert isinstance(module, TrainingModule)
         self._check_finite(trainer, module)
-        on_first(trainer, module.data.check_unchanged)  # what it has seen of another text is not to be kept
+        on_first(trainer, module.data.check_unchanged)  # do not save weights trained on tokens that changed on disk
         step = trainer.global_step
         self.ended = self._ends(trainer)
         on_first(trainer, lambda: self._keep_last_as_earlier(step))
@@ -162,12 +162,12 @@ class Checkpoints(Checkpoint):
             try:
                 self._step_of_last = int(read_checkpoint(self.folder.last)["global_step"])
             except UserError:
-                return  # a damaged one makes room
+                return  # a damaged file is overwritten
         if self._step_of_last != step:
             link_or_copy(self.folder.last, self.folder.earlier(self._step_of_last))
 
     def _remove_earlier(self, step: int) -> None:
-        """What is beyond the number to keep; and later steps, which a run has had that went back."""
+        """Delete checkpoints beyond keep_checkpoints, and later ones, left if the run resumed from an earlier one."""
         before = [file for number, file in self.folder.all_earlier.items() if number < step]
         for file in set(self.folder.all_earlier.values()) - set(before[: self.config.keep_checkpoints - 1]):
             file.unlink(missing_ok=True)
@@ -185,7 +185,7 @@ class Checkpoints(Checkpoint):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Files that are complete or not there, opened without running what is in them."""
+    """Writes checkpoints atomically and reads them with weights_only, which runs no code from the file."""
 
     def __init__(self) -> None:
         self.failure: UserError | None = None
@@ -196,17 +196,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except UserError as error:
             if not torch.distributed.is_initialized():
                 raise
-            self.failure = error  # Lightning's other processes wait for this one next; `Checkpoints` stops all
+            self.failure = error  # the other ranks wait at Lightning's barrier; `Checkpoints` stops all after it
 
     def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
-        return read_checkpoint(Path(path), mmap=False)  # the optimizer keeps these very tensors
+        return read_checkpoint(Path(path), mmap=False)  # the optimizer keeps these tensors: no memory map
 
 
 def refuse_shards(trainer: L.Trainer) -> None:
-    """Refuse strategies that write a folder of shards: in place, so that a crash leaves half of it, and as pickles.
+    """Refuse sharded checkpoints: Lightning writes them in place, so a crash leaves half of one, and as pickles.
 
     Raises:
-        UserError: the strategy does.
+        UserError: the strategy writes shards; names the option that makes it write one file.
     """
     strategy = trainer.strategy
     if getattr(strategy, "_state_dict_type", None) == "sharded":
@@ -216,9 +216,9 @@ def refuse_shards(trainer: L.Trainer) -> None:
 
 
 def not_finite(what: str, step: int, folder: RunFolder) -> str:
-    """What to say of a run that has gone to NaN or infinity."""
-    before = f"{folder.last} is from before; " if folder.last.exists() else ""
+    """The message of a run that stops because `what` is NaN or infinite."""
+    before = f"{folder.last} was saved before that; " if folder.last.exists() else ""
     return (
-        f"{what} is no finite number by step {step}, so the run stops; {before}a lower optimizer.learning_rate or a "
-        "smaller trainer.gradient_clip_val may help"
+        f"{what} is NaN or infinite at step {step}, so the run stops; {before}try a lower optimizer.learning_rate or a "
+        "smaller trainer.gradient_clip_val"
     )

@@ -1,4 +1,4 @@
-"""{class_path, init_args} of a recipe -> the object that it names."""
+"""Builds objects from {class_path, init_args} mappings in a recipe."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from minigpt.errors import UserError
 
 
 def build(value: Any) -> Any:
-    """A {class_path, init_args} mapping, alone or in a list -> the object it names; anything else stays as it is.
+    """Build the object of a {class_path, init_args} mapping, alone or in a list; return anything else unchanged.
 
     Raises:
-        UserError: the class is not there or does not take the arguments.
+        UserError: the class cannot be imported or refuses the arguments.
     """
     if isinstance(value, list):
         return [build(item) for item in value]
@@ -21,15 +21,15 @@ def build(value: Any) -> Any:
     found = find_class(value)
     try:
         return found(**value.get("init_args", {}))
-    except Exception as error:  # somebody else's class: it fails as it likes
+    except Exception as error:  # a class outside minigpt can raise anything
         raise _cannot_be_made(value, error) from error
 
 
 def find_class(value: dict[str, Any]) -> Any:
-    """What a {class_path, init_args} mapping names, not yet made.
+    """Import the class of a {class_path, init_args} mapping.
 
     Raises:
-        UserError: it is not there.
+        UserError: it cannot be imported.
     """
     module_name, _, class_name = str(value["class_path"]).rpartition(".")
     try:

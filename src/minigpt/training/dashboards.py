@@ -1,7 +1,7 @@
-"""Metrics, pictures, pages and tables -> whichever loggers the run has. Files are written elsewhere, always.
+"""Sends metrics, images, pages and tables to the run's loggers. The run's own files are written elsewhere.
 
-Each logger is one of Lightning's, whether the config names it or gives its class: it gets the config, every metric with
-its step, and its end, as Lightning's own training would give them.
+Each logger is a Lightning Logger, named in the config or built from its class_path. It gets the config, every metric
+with its step, and its end, as from Lightning's own loop.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ NAMED: dict[str, dict[str, Any]] = {
         "init_args": {"name": "tensorboard", "version": ""},
     },
 }
-"""What the names in `trainer.logger` stand for."""
+"""The names allowed in `trainer.logger`, and the classes they stand for."""
 
 
 def check_loggers(config: Config) -> None:
-    """Find out before the text is prepared which logger cannot be made.
+    """Check trainer.logger before the text is prepared.
 
     Raises:
-        UserError: its class is not there, or it is asked for what is not done here.
+        UserError: a logger is not installed, is not a Lightning Logger, or has log_model set.
     """
     for value in config.trainer.loggers:
         if value == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
@@ -49,27 +49,27 @@ def check_loggers(config: Config) -> None:
         if isinstance(value, dict):
             found = find_class(value)
             if isinstance(found, type) and not issubclass(found, Logger):
-                raise UserError(f"trainer.logger: class_path={value['class_path']}: is no logger of Lightning's")
+                raise UserError(f"trainer.logger: class_path={value['class_path']}: is not a Lightning Logger")
             if value.get("init_args", {}).get("log_model"):
                 raise UserError(
-                    "trainer.logger: log_model: checkpoints are not sent while training; "
-                    f"send them with: wandb artifact put {config.runs_dir}/{config.name}/checkpoints"
+                    "trainer.logger: log_model: checkpoints are not uploaded during training; remove it, and upload "
+                    f"them with: wandb artifact put {config.runs_dir}/{config.name}/checkpoints"
                 )
 
 
 def make_loggers(config: Config, folder: RunFolder) -> list[Logger]:
-    """The loggers that `trainer.logger` names, with the config; none when files alone are wanted.
+    """Build the loggers of `trainer.logger` and log the config to each.
 
-    A resumed run goes on in the run of the dashboard that it had, where that can be asked for.
+    A resumed run continues its earlier W&B run or TensorBoard folder.
 
     Raises:
-        UserError: one cannot be made.
+        UserError: a logger cannot be built or refuses the config.
     """
     identities = _read_identities(folder)
     loggers: list[Logger] = []
     for value in config.trainer.loggers:
         if value == "wandb" and importlib.util.find_spec("wandb") is None:
-            warnings.warn("wandb is not installed, so the run is logged to files alone", stacklevel=2)
+            warnings.warn("wandb is not installed, so the run is logged to files only", stacklevel=2)
             continue
         logger = _make_logger(NAMED[value] if isinstance(value, str) else value, identities, folder)
         if logger is not None:
@@ -86,12 +86,12 @@ def _make_logger(value: dict[str, Any], identities: Mapping[str, dict[str, Any]]
     earlier = identities.get(found.__name__, {})
 
     parameters: Mapping[str, inspect.Parameter] = {}
-    with contextlib.suppress(TypeError, ValueError):  # a class that does not say what it takes
+    with contextlib.suppress(TypeError, ValueError):  # a class without an inspectable signature
         parameters = inspect.signature(found).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
 
     def make(arguments: Mapping[str, Any]) -> Any:
-        """Build it, without those of our arguments that it does not take."""
+        """Build the logger. Arguments that the user did not give are dropped if the class does not take them."""
         taken = {k: v for k, v in arguments.items() if k in given or k in parameters or takes_any}
         return build(value | {"init_args": taken})
 
@@ -100,12 +100,12 @@ def _make_logger(value: dict[str, Any], identities: Mapping[str, dict[str, Any]]
     needs_folder = "save_dir" in parameters and parameters["save_dir"].default is inspect.Parameter.empty
     logger = make(earlier | ({"save_dir": folder.path} if needs_folder else {}) | given)
     if not isinstance(logger, Logger):
-        raise UserError(f"trainer.logger: class_path={value['class_path']}: is no logger of Lightning's")
+        raise UserError(f"trainer.logger: class_path={value['class_path']}: is not a Lightning Logger")
     return logger
 
 
 def _identity(logger: Logger) -> dict[str, dict[str, Any]]:
-    """By class, the arguments with which a resumed run goes on where this logger writes."""
+    """The logger's class name and the arguments with which a resumed run continues in the same place."""
     arguments: dict[str, Any] = {}
     if isinstance(logger, WandbLogger):
         arguments = wandb_service.identity(logger)
@@ -118,7 +118,7 @@ def _read_identities(folder: RunFolder) -> dict[str, dict[str, Any]]:
     try:
         identities = json.loads(folder.loggers.read_text(encoding="utf-8"))
         return {name: dict(arguments) for name, arguments in identities.items()}
-    except (OSError, ValueError, TypeError, AttributeError):  # none yet, or damaged: then it is a new run there
+    except (OSError, ValueError, TypeError, AttributeError):  # no file yet, or damaged: start a new dashboard run
         return {}
 
 
@@ -127,23 +127,23 @@ def _log_config(logger: Logger, config: Config) -> None:
     if isinstance(logger, WandbLogger):
         settings = wandb_service.config_for(logger, settings)
     elif isinstance(logger, TensorBoardLogger):
-        # Lightning keeps the file that is there, also when a resumed run has other settings.
+        # Lightning does not overwrite an existing file, so a resumed run's changed settings would be missing.
         Path(logger.log_dir, logger.NAME_HPARAMS_FILE).unlink(missing_ok=True)
     try:
         with _unharmed(logger):
             logger.log_hyperparams(settings)
             logger.save()
-    except Exception as error:  # somebody else's class
+    except Exception as error:  # a class outside minigpt can raise anything
         why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"trainer.logger: {type(logger).__name__} does not take the config ({why})") from error
+        raise UserError(f"trainer.logger: {type(logger).__name__} cannot log the config ({why})") from error
 
 
 def finish_dashboards(loggers: Sequence[Logger] = (), exit_code: Any = 0) -> str | None:
-    """Close what training has opened; returns what the user may want to know of it, a line for each logger.
+    """Close the W&B run that training opened; returns where each logger's results are, a line for each, or None.
 
     Args:
         loggers: the run's.
-        exit_code: that of the program; anything but 0 and None says that the run is not done.
+        exit_code: the program's; anything but 0 and None marks the run as failed.
     """
     lines = [wandb_service.finish_wandb(exit_code if isinstance(exit_code, int) else int(exit_code is not None))]
     for logger in loggers:
@@ -158,7 +158,7 @@ def finish_dashboards(loggers: Sequence[Logger] = (), exit_code: Any = 0) -> str
 
 @contextlib.contextmanager
 def _unharmed(logger: Logger) -> Iterator[None]:
-    """What W&B cannot take, as when its own process has died, is told once and stops no training."""
+    """Errors of W&B, for example if its process has died, become one warning instead of ending training."""
     try:
         yield
     except Exception as error:
@@ -168,15 +168,15 @@ def _unharmed(logger: Logger) -> Iterator[None]:
 
 
 def log_scalars(loggers: Sequence[Logger], metrics: Mapping[str, float], step: int) -> None:
-    """Numbers, to every logger."""
+    """Log numbers to every logger."""
     for logger in loggers:
         with _unharmed(logger):
             logger.log_metrics(dict(metrics), step=step)
-            logger.save()  # as Lightning does; a CSVLogger would else write only at the end
+            logger.save()  # as Lightning does; without it, a CSVLogger writes only at the end
 
 
 def log_image(loggers: Sequence[Logger], key: str, image: np.ndarray, step: int) -> None:
-    """An (H, W, 3) uint8 picture, to the loggers that show pictures."""
+    """Log a (height, width, 3) uint8 image to W&B and TensorBoard."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             import wandb
@@ -188,22 +188,22 @@ def log_image(loggers: Sequence[Logger], key: str, image: np.ndarray, step: int)
 
 
 def log_page(loggers: Sequence[Logger], key: str, html: str, step: int) -> None:
-    """A self-contained HTML page, to the loggers that show pages."""
+    """Log a self-contained HTML page to W&B."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             import wandb
 
             with _unharmed(logger):
-                # inject=True would add a link to a style sheet on the network.
+                # inject=True would link a style sheet from the network.
                 logger.log_metrics({key: wandb.Html(html, inject=False)}, step=step)
 
 
 def log_table(
     loggers: Sequence[Logger], key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
 ) -> None:
-    """A table of values and texts, to the loggers that show tables or texts.
+    """Log a table to W&B, and to TensorBoard as Markdown.
 
-    TensorBoard gets it as Markdown; where cells have lines of their own, as samples have, each row as a block.
+    If a cell has several lines, as samples do, each row becomes a Markdown block.
     """
     for logger in loggers:
         if isinstance(logger, WandbLogger):
@@ -211,8 +211,8 @@ def log_table(
 
             with _unharmed(logger):
                 sent = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
-                # A table that is no file of the run yet becomes an artifact as well, about which W&B asks the service
-                # at once, in this thread: without an answer, training waits for minutes and then ends in an error.
+                # Unless a table is bound to the run, W&B also makes an artifact of it and asks its service about it in
+                # this thread: without an answer, training would hang for minutes and then fail.
                 sent.bind_to_run(logger.experiment, key, step)
                 logger.log_metrics({key: sent}, step=step)
         elif isinstance(logger, TensorBoardLogger):
@@ -229,5 +229,5 @@ def _markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     blocks = []
     for row in rows:
         label, text = " ".join(map(str, row[:-1])), str(row[-1])
-        blocks += [label, "\n".join("    " + line for line in text.splitlines())]  # shown as it is
+        blocks += [label, "\n".join("    " + line for line in text.splitlines())]  # a Markdown code block
     return "\n\n".join(blocks)

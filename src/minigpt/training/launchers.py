@@ -1,7 +1,7 @@
-"""torchrun, SLURM, LSF or MPI -> how many processes it has started, and whether the run is for as many.
+"""Checks that torchrun, SLURM, LSF or MPI started as many processes as the run has devices.
 
-Lightning takes its ranks from them and compares nothing: two processes that are each given one device train two models
-in one folder.
+Lightning takes ranks from the launcher without comparing: two processes with devices=1 each would train two models in
+one folder.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ NAMES: dict[type[ClusterEnvironment], str] = {
 }
 """In the order in which Lightning looks for them."""
 OPTIONS = {"torchrun": "--nproc_per_node", "SLURM": "--ntasks-per-node"}
-"""Of these launchers: how many processes to start on each node."""
+"""Each launcher's option for the number of processes per node."""
 ON_THIS_NODE = ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE", "OMPI_COMM_WORLD_LOCAL_SIZE")
-"""Variables with the number of processes on a node; torchrun's first, which may run inside the others."""
+"""Variables with the number of processes on this node; torchrun's first, since it may run inside the others."""
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
-"""Variables of Open MPI and of MPICH, which Lightning does not read: it asks mpi4py."""
+"""Variables of Open MPI and MPICH. Lightning does not read them: it needs mpi4py."""
 
 
 class Launcher(NamedTuple):
-    """What has started this process, beside others for the same run."""
+    """The launcher that started this process and the run's other processes."""
 
     name: str
     n_processes: int
-    """On all nodes together."""
+    """Over all nodes."""
     per_node: int | None
-    """None where the launcher does not say."""
+    """None if the launcher does not say."""
     rank: int
     is_certain: bool
-    """Whether so many surely run: tasks of sbatch become processes by srun alone, and WORLD_SIZE may be left over."""
+    """Whether n_processes surely run. Not under sbatch without srun, nor if only WORLD_SIZE says so."""
 
 
 def find_launcher(plugins: Iterable[Any] = ()) -> Launcher | None:
-    """The launcher of this process, as Lightning finds it; None where Lightning starts the other processes itself.
+    """The launcher that Lightning will detect; None if Lightning starts the other processes itself.
 
-    Args: plugins of the trainer, as one may be a cluster environment of the user's.
+    Args: plugins of the trainer, one of which may be a ClusterEnvironment.
 
     Raises:
         UserError: the processes could not find each other. On rank 0, as in `check_processes`.
@@ -62,10 +62,10 @@ def find_launcher(plugins: Iterable[Any] = ()) -> Launcher | None:
     environment = next((plugin for plugin in plugins if isinstance(plugin, ClusterEnvironment)), None)
     try:
         environment = environment or next((kind() for kind in NAMES if kind.detect()), None)
-    except RuntimeError as error:  # SLURM's --ntasks alone, which does not say how many there are on a node
+    except RuntimeError as error:  # SLURM's --ntasks without --ntasks-per-node
         _refuse(" ".join(str(error).split()), int(os.environ.get("SLURM_PROCID", 0)))
     if isinstance(environment, SLURMEnvironment) and "SLURM_PROCID" not in os.environ:
-        return None  # a shell with an allocation: nothing was started by srun
+        return None  # an interactive allocation: srun has started nothing
     if environment is not None:
         n_processes = environment.world_size()
         said = next((int(os.environ[name]) for name in ON_THIS_NODE if name in os.environ), None)
@@ -73,7 +73,7 @@ def find_launcher(plugins: Iterable[Any] = ()) -> Launcher | None:
         name = NAMES.get(type(environment), "the launcher")
         is_certain = name in NAMES.values() and (name != "SLURM" or n_processes == 1 or "SLURM_STEP_ID" in os.environ)
         return Launcher(name, n_processes, per_node, environment.global_rank(), is_certain)
-    if {"WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():  # by hand, by DeepSpeed's launcher, or by Lightning itself
+    if {"WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():  # set by hand, DeepSpeed's launcher or Lightning
         rank = os.environ.get("RANK", os.environ["LOCAL_RANK"])
         return Launcher("the launcher", int(os.environ["WORLD_SIZE"]), None, int(rank), is_certain=False)
     _refuse_unjoined()
@@ -81,36 +81,36 @@ def find_launcher(plugins: Iterable[Any] = ()) -> Launcher | None:
 
 
 def _refuse_unjoined() -> None:
-    """Refuse several processes whose launcher Lightning does not take for one."""
+    """Refuse several processes that Lightning would not join: interactive srun, and MPI without mpi4py."""
     n_processes = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
     if n_processes > 1:
         _refuse(
-            f"srun started {n_processes} processes, which Lightning does not join in a job that is named "
+            f"srun started {n_processes} processes, but Lightning does not connect them in a job named "
             f"{SLURMEnvironment.job_name()}: start them with srun --job-name train",
             int(os.environ.get("SLURM_PROCID", 0)),
         )
     n_processes, rank = (max(int(os.environ.get(name, 0)) for name in names) for names in (MPI_SIZES, MPI_RANKS))
     if n_processes > 1:
         _refuse(
-            f"mpirun started {n_processes} processes, which find each other only where mpi4py is installed: "
+            f"mpirun started {n_processes} processes, but without mpi4py they cannot find each other: "
             f"pip install mpi4py, or start them with torchrun --nproc_per_node {n_processes}",
             rank,
         )
 
 
 def devices_of(launcher: Launcher, devices: Any, n_nodes: int) -> Any:
-    """trainer.devices; where the user leaves them to us ("auto"), one for each process that was started on a node."""
+    """trainer.devices; for "auto", the number of processes that the launcher started on each node."""
     if devices != "auto" or not launcher.is_certain:
         return devices
     return launcher.per_node or max(1, launcher.n_processes // n_nodes)
 
 
 def check_processes(trainer: L.Trainer, launcher: Launcher) -> None:
-    """Refuse a run that is not for as many processes as were started. Rank 0 says it for all.
+    """Refuse a run whose number of devices differs from the number of started processes.
 
     Raises:
-        UserError: on rank 0.
-        SystemExit: on the others, a little later: torchrun ends all processes when one has ended.
+        UserError: on rank 0, so that the message is printed once.
+        SystemExit: on the others, after SECONDS_TO_EXIT: torchrun kills all processes as soon as one fails.
     """
     devices, n_nodes, started = trainer.num_devices, trainer.num_nodes, launcher.n_processes
     needs_srun = launcher.name == "SLURM" and not launcher.is_certain
@@ -130,11 +130,11 @@ def check_processes(trainer: L.Trainer, launcher: Launcher) -> None:
     )
 
 
-@functools.cache  # a run makes its trainer twice
+@functools.cache  # a run builds its trainer twice
 def _note_srun(n_tasks: int) -> None:
     print(
-        f"note: SLURM has {n_tasks} tasks for this job, and srun did not start this one: without srun in front of the "
-        "command it waits for the others forever",
+        f"note: SLURM has {n_tasks} tasks for this job, but srun did not start this process: without srun in front of "
+        "the command it waits for the other tasks forever",
         flush=True,
     )
 

@@ -1,4 +1,4 @@
-"""Prepared tokens -> the loaders that Lightning reads, starting wherever the run stands."""
+"""Prepared tokens -> DataLoaders of train and val batches, starting at the run's current step."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from minigpt.training.stopping import leave_stopping_to_the_main_process
 
 
 class _TrainSampler(Sampler[int]):
-    """Numbers of this device's micro-batches, from the step that the run has reached on.
+    """Indices of this device's micro-batches, from the run's current step on.
 
-    The step is read when iteration begins, after a checkpoint has been loaded. So a batch depends on the step alone,
-    and resuming needs neither replay nor loader state.
+    The step is read when iteration begins, after a checkpoint has been loaded. A batch depends on the step alone, so
+    resuming needs neither replay nor loader state.
     """
 
     def __init__(self, n_batches: int, trainer: L.Trainer) -> None:
-        """Args: micro-batches of this device in the whole run; the trainer whose step counts."""
+        """Args: number of this device's micro-batches in the whole run; the trainer, for its step."""
         self.n_batches, self.trainer = n_batches, trainer
 
     def __len__(self) -> int:
@@ -42,7 +42,7 @@ class _TrainSampler(Sampler[int]):
 
 
 class _ValSampler(Sampler[int]):
-    """Each batch of the val split on exactly one device; some devices get one more number, beyond the last batch."""
+    """Each val batch goes to exactly one device; indices beyond the last batch pad the devices to equal counts."""
 
     def __init__(self, n_batches: int, trainer: L.Trainer) -> None:
         self.n_batches, self.trainer = n_batches, trainer
@@ -55,7 +55,10 @@ class _ValSampler(Sampler[int]):
 
 
 class _ValBatches(Dataset[tuple[Tensor, Tensor]]):
-    """Batches, and beyond the last one without targets: devices meet in each forward, so they need equally many."""
+    """Val batches; beyond the last one, a batch without targets.
+
+    Sharded devices communicate in each forward pass, so all need the same number of batches.
+    """
 
     def __init__(self, batches: TrainBatches | ValBatches) -> None:
         self.batches = batches
@@ -71,9 +74,9 @@ class _ValBatches(Dataset[tuple[Tensor, Tensor]]):
 
 
 class _TrainLoader(DataLoader[Any]):
-    """Tells Lightning that its position in mid-epoch is meant, which text it belongs to, and where a stream stands.
+    """Saves the text's fingerprint and a stream's position in the checkpoint.
 
-    Without a state, Lightning warns at each resume that the loader will start again; ours does not.
+    Without a state_dict, Lightning warns at each resume that the loader starts from its beginning; this one does not.
     """
 
     text_fingerprint = ""
@@ -84,7 +87,7 @@ class _TrainLoader(DataLoader[Any]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["text_fingerprint"] != self.text_fingerprint:
-            raise UserError("the checkpoint belongs to another text: give the text it was trained on")
+            raise UserError("the checkpoint was trained on another text: give that text as data.source")
         if isinstance(self.dataset, StreamBatches):
             self.dataset.load_state_dict(state["stream"])
 
@@ -92,13 +95,13 @@ class _TrainLoader(DataLoader[Any]):
 def make_loaders(
     config: Config, data: PreparedData, trainer: L.Trainer, seen: int = 0
 ) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Loaders of train and val micro-batches; overfit_batches repeats a few train batches for both.
+    """Loaders of train and val micro-batches; with overfit_batches, both repeat a few train batches.
 
     Args:
         config: the run.
-        data: its text.
-        trainer: whose devices and step count.
-        seen: micro-batches, over all devices, that a run to be resumed has seen.
+        data: the prepared text.
+        trainer: for its rank, number of devices and step.
+        seen: micro-batches over all devices before a resume.
 
     Raises:
         UserError: a split is too short for model.context_length.

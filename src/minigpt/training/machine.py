@@ -1,6 +1,6 @@
-"""This machine -> what it can do: memory, disk, speeds, torch.compile, versions, who answers on the network.
+"""Probes of this machine: memory, disk, speed, torch.compile, versions, reachable services.
 
-Nothing here leaves a file behind, and nothing waits for longer than it says.
+No probe leaves a file behind, and each has a time limit.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ print(time.perf_counter() - begin)
 
 
 def refuse_withdrawn() -> None:
-    """To be asked before any of them is imported.
+    """Refuse compromised releases. Call it before importing any of them.
 
     Raises:
-        UserError: a release is installed that was withdrawn because it does harm.
+        UserError: a release in WITHDRAWN is installed.
     """
     for name, withdrawn in WITHDRAWN.items():
         version = importlib.metadata.version(name)
         if version in withdrawn:
             raise UserError(
                 f"{name} {version}: a compromised release, which steals passwords and keys when imported: "
-                f"pip install -c constraints.txt {name}, and replace what keys this machine has"
+                f"pip install -c constraints.txt {name}, and replace all keys on this machine"
             )
 
 
 def versions(*names: str) -> str:
-    """The versions of Python and of some packages."""
+    """The versions of Python and of the named packages that are installed."""
     found = [f"Python {platform.python_version()}"]
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -67,12 +67,12 @@ def versions(*names: str) -> str:
 
 
 def memory() -> tuple[int, int] | None:
-    """Bytes of memory that are free for programs, and those there are; None where the system does not say."""
+    """Available and total memory in bytes; None if the system does not say."""
     try:
         total = free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
-    with contextlib.suppress(OSError, StopIteration, ValueError):  # Linux; SC_AVPHYS_PAGES counts no cache as free
+    with contextlib.suppress(OSError, StopIteration, ValueError):  # Linux; SC_AVPHYS_PAGES would exclude caches
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         free = 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:")))
     with contextlib.suppress(OSError, ValueError):  # a container's limit, unless it is "max"
@@ -81,41 +81,41 @@ def memory() -> tuple[int, int] | None:
 
 
 def free_disk(folder: Path, setting: str) -> int:
-    """Bytes free where a folder is or will be, after a try whether anything can be written there.
+    """Free bytes on the disk of a folder, which need not exist yet, after a test write.
 
     Raises:
-        UserError: nothing can, naming the setting.
+        UserError: the folder cannot be written; names the setting.
     """
     there = next((path for path in (folder, *folder.absolute().parents) if path.exists()), Path("/"))
     if not there.is_dir():
-        raise UserError(f"{setting}={folder}: {there} is a file, not a folder; name another")
+        raise UserError(f"{setting}={folder}: {there} is a file, not a folder; give another folder")
     try:
         with tempfile.TemporaryFile(dir=there):
             return shutil.disk_usage(there).free
     except OSError as error:
-        raise UserError(f"{setting}={folder}: {there} cannot be written ({reason(error)}); name another") from None
+        raise UserError(f"{setting}={folder}: cannot write in {there} ({reason(error)}); give another folder") from None
 
 
 def speeds(device: torch.device) -> dict[str, float]:
-    """Operations a second in a product of matrices, by type: what a precision is worth here."""
+    """Floating-point operations per second of a square matrix product, by dtype."""
     size = 2048 if device.type == "cuda" else 256
     found: dict[str, float] = {}
     for name in ("float32", "bfloat16", "float16"):
         x = torch.ones(size, size, device=device, dtype=getattr(torch, name))
         seconds = []
-        for _ in range(3):  # the first one warms up
+        for _ in range(3):  # the first is a warm-up
             begin = time.perf_counter()
-            float((x @ x)[0, 0])  # waits for the device
+            float((x @ x)[0, 0])  # synchronises with the device
             seconds.append(time.perf_counter() - begin)
         found[name] = 2 * size**3 / min(seconds)
     return found
 
 
 class Asking:
-    """A question to the network, asked beside other work: looking up a name has no time limit of its own."""
+    """Whether a service answers, asked in a thread: a DNS lookup has no time limit of its own."""
 
     def __init__(self, address: Callable[[], str]) -> None:
-        """Args: address, which is worked out in the thread as well."""
+        """Args: a function that returns the address, called in the thread too."""
         self.host, self.answered = "", False
         self._address = address
         self._thread = threading.Thread(target=self._ask, daemon=True)  # does not keep the program alive
@@ -128,10 +128,10 @@ class Asking:
         try:
             address = self._address()
             self.host = address.split("/")[2]
-            # Whatever the answer is, somebody is there. Proxies are those of the environment.
+            # Any status counts as an answer. Proxies are those of the environment.
             requests.head(address, timeout=ANSWER_SECONDS)
             self.answered = True
-        except Exception:  # networks fail in many types
+        except Exception:  # networks fail with many types of exceptions
             return
 
     def __bool__(self) -> bool:
@@ -140,7 +140,7 @@ class Asking:
 
 
 class Compiling:
-    """torch.compile, tried in a process of its own beside other work; its caches are temporary."""
+    """Tries torch.compile in a separate process with temporary caches, while other probes run."""
 
     def __init__(self, folder: Path) -> None:
         """Args: a temporary folder."""
@@ -156,20 +156,20 @@ class Compiling:
         self._until = time.monotonic() + COMPILE_SECONDS
 
     def result(self) -> str:
-        """What came of it, in words."""
+        """Whether torch.compile works here, in words; waits up to COMPILE_SECONDS since the start."""
         try:
             out, err = self._process.communicate(timeout=max(0.1, self._until - time.monotonic()))
         except subprocess.TimeoutExpired:
-            return f"not done with one line after {COMPILE_SECONDS} s: a slow or busy machine, or a broken compiler"
+            return f"one line took more than {COMPILE_SECONDS} s: a slow or busy machine, or a broken compiler"
         finally:
             self.close()
         if self._process.returncode == 0:
-            return f"works ({float(out):.1f} s for a first line)"
+            return f"works ({float(out):.1f} s for one line)"
         why = next((line for line in reversed(err.splitlines()) if "Error" in line), "no reason given")
         return f"does not work here, so training goes on without it: {why.strip()[:120]}"
 
     def close(self) -> None:
-        """End it with all that it started."""
+        """Kill the process and its children."""
         with contextlib.suppress(OSError, AttributeError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()

@@ -1,4 +1,4 @@
-"""What the processes of one run ask each other, what the first does for all, and how those that it started end."""
+"""Communication between a run's ranks: reductions, work on rank 0, and the end of processes started by Lightning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 def largest(trainer: L.Trainer, *here: int) -> list[int]:
-    """The largest of each number that any process has, which all ask for together."""
+    """The maximum of each number over all ranks. Collective: every rank must call it."""
     if trainer.world_size == 1:
         return list(here)
     numbers = torch.tensor(here, device=trainer.strategy.root_device)
@@ -24,7 +24,7 @@ def largest(trainer: L.Trainer, *here: int) -> list[int]:
 
 
 def totals(trainer: L.Trainer, *here: float) -> list[float]:
-    """The sum over all processes of each number, in float64 but never on a device: Apple's have no such type."""
+    """The sum of each number over all ranks, in float64 on the CPU, since Apple GPUs have no float64. Collective."""
     if trainer.world_size == 1:
         return list(here)
     parts: list[Any] = [None] * trainer.world_size
@@ -33,15 +33,16 @@ def totals(trainer: L.Trainer, *here: float) -> list[float]:
 
 
 def any_process(trainer: L.Trainer, here: bool) -> bool:
-    """Whether something is so in any of the processes, which all ask together."""
+    """Whether `here` is true on any rank. Collective."""
     return bool(largest(trainer, here)[0])
 
 
 def on_first(trainer: L.Trainer, work: Callable[[], Result]) -> Result:
-    """Let the first process read and write, and tell all what came of it.
+    """Run `work` on rank 0 only and return its result on every rank. Collective.
 
     Raises:
-        UserError: what the first process raised; the others, which would wait for it forever, end with SystemExit.
+        UserError: on rank 0, from `work`.
+        SystemExit: on the other ranks, if `work` failed; they would otherwise wait for rank 0 forever.
     """
     result, failure = None, None
     if trainer.is_global_zero:
@@ -59,18 +60,18 @@ def on_first(trainer: L.Trainer, work: Callable[[], Result]) -> Result:
 
 
 def started_by(trainer: L.Trainer) -> list[subprocess.Popen[bytes]]:
-    """The processes of the other ranks, where Lightning has started them from this one."""
+    """The processes that Lightning started from this one for the other ranks."""
     return list(getattr(trainer.strategy.launcher, "procs", ()))
 
 
 def is_started_by_lightning(trainer: L.Trainer) -> bool:
-    """Whether this process is one that Lightning has started from that of rank 0."""
+    """Whether Lightning started this process from rank 0."""
     environment = getattr(trainer.strategy, "cluster_environment", None)
     return environment is not None and not environment.creates_processes_externally and trainer.global_rank > 0
 
 
 def end_started(trainer: L.Trainer, *, seconds: float) -> None:
-    """Wait for the processes of the other ranks; those that do not end are killed, so that none outlives its run."""
+    """Wait `seconds` for each process that Lightning started, then kill it, so that none outlives the run."""
     for process in started_by(trainer):
         try:
             process.wait(seconds)

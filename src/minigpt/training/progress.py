@@ -1,4 +1,4 @@
-"""The progress bar of a terminal, and above it all that is printed while it is there."""
+"""The terminal's progress bar, and a redirection that prints other output above it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from minigpt.training.callbacks import metrics_of
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar without its epochs, which would promise others; where stdout is no terminal, `Metrics` prints."""
+    """Lightning's bar without "Epoch 0", as a run is one epoch. Without a terminal, `Metrics` prints lines instead."""
 
-    # Lightning's own but for steps a second: so both losses and tokens a second fit in 80 columns.
+    # Lightning's format without steps per second, so that both losses and tokens per second fit in 80 columns.
     BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
     def __init__(self) -> None:
@@ -27,9 +27,9 @@ class ProgressBar(TQDMProgressBar):
 
     @contextlib.contextmanager
     def below_what_is_printed(self) -> Iterator[None]:
-        """Meanwhile lines of prints, warnings and logging handlers take the bar's place, and the bar comes after them.
+        """Inside the context, prints, warnings and logging handlers write above the bar, which is redrawn below them.
 
-        Lightning's `trainer.print` and everybody else's know nothing of the bar: their lines would begin where it ends.
+        Without it, their lines would start at the end of the bar's line.
         """
         self._terminal = sys.stdout
         wrapped = {each: _AboveTheBar(each, self._terminal) for each in (sys.stdout, sys.stderr) if each.isatty()}
@@ -37,8 +37,8 @@ class ProgressBar(TQDMProgressBar):
         handlers = [
             handler
             for logger in loggers
-            for handler in getattr(logger, "handlers", [])  # a name between two loggers has none
-            # Others take what sys.stderr is at the time, which is wrapped itself.
+            for handler in getattr(logger, "handlers", [])  # logging's placeholders have none
+            # Handlers without a stream of their own look up sys.stderr, which is redirected below.
             if isinstance(handler, logging.StreamHandler) and vars(handler).get("stream") in wrapped
         ]
         with contextlib.ExitStack() as undo:
@@ -52,7 +52,7 @@ class ProgressBar(TQDMProgressBar):
             yield
 
     def _close(self) -> None:
-        """However training ends: the next line is to begin at its own."""
+        """Close the bars, however training ends, so that the next output starts on a new line."""
         for bar in (self._val_progress_bar, self._train_progress_bar):
             if bar is not None:
                 bar.close()
@@ -86,7 +86,7 @@ class ProgressBar(TQDMProgressBar):
 
 
 class _AboveTheBar:
-    """A stream of a terminal whose whole lines are written where the bar stands, which is drawn again below them."""
+    """A terminal stream that writes complete lines above the bar and redraws the bar below them."""
 
     def __init__(self, stream: TextIO, terminal: TextIO) -> None:
         self._stream, self._terminal, self._begun = stream, terminal, ""
@@ -97,7 +97,7 @@ class _AboveTheBar:
         return len(text)
 
     def flush(self) -> None:
-        begun, self._begun = self._begun, ""  # as of a debugger, which asks on the same line
+        begun, self._begun = self._begun, ""  # an incomplete line, such as a debugger's prompt
         self._put(begun)
 
     def _put(self, text: str) -> None:

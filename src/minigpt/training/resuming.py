@@ -1,4 +1,4 @@
-"""A config and a run's newest checkpoint -> what is changed when it goes on, or why it cannot."""
+"""Checks before a resume: which settings changed, whether they may, and whether anything is left to train."""
 
 from __future__ import annotations
 
@@ -25,42 +25,42 @@ from minigpt.training.checkpoints import Checkpoints
 from minigpt.training.class_path import find_class
 
 SAME_TEXT = {"data.source", "data.val_source", "data.tokenizer"}
-"""Settings that say where text and tokenizer lie: what they hold is compared, however they are named."""
+"""Paths of text and tokenizer. They may change: `check_text` compares the contents instead."""
 FROM_THE_TEXT = ("vocab_size", "end_of_text")
 """Settings of the model that the text fills in where the user gives none."""
 
 
 @dataclass(frozen=True)
 class Reached:
-    """How far a run has come."""
+    """The step and time that a run has reached."""
 
     step: int
     seconds: float
-    """That count towards trainer.max_time, over all parts of the run."""
+    """Counted towards trainer.max_time, resumes included."""
     ended: bool
-    """Whether it came to its end there: by steps, by time, or because a callback stopped it."""
+    """Whether the run ended there: steps or time used up, or stopped by a callback."""
 
     @classmethod
     def of_checkpoint(cls, content: dict[str, Any]) -> Reached:
-        """Where a run stood when it saved this."""
+        """From a checkpoint's content."""
         states = [state for state in content["callbacks"].values() if isinstance(state, dict)]
         seconds = next((state["time_elapsed"]["train"] for state in states if "time_elapsed" in state), 0.0)
         return cls(content["global_step"], seconds, content["callbacks"]["Checkpoints"].get("ended", False))
 
     @classmethod
     def of_trainer(cls, trainer: L.Trainer) -> Reached:
-        """Where a run stands."""
+        """From a running trainer."""
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         seconds = next((each.time_elapsed() for each in callbacks if isinstance(each, Timer)), 0.0)
         ended = any(isinstance(each, Checkpoints) and each.ended for each in callbacks)
         return cls(trainer.global_step, seconds, ended)
 
     def way_on(self, config: Config, before: Config | None = None) -> tuple[str, list[object]]:
-        """Why a run has nothing left to do, and the arguments with which it goes on; "" and none where it has.
+        """Why nothing is left to train, and the arguments that would train on; ("", []) if something is left.
 
         Args:
-            config: as the run is to go on.
-            before: as it came to where it is; the same if not given.
+            config: of the resumed run.
+            before: of the run when it saved its checkpoint; `config` if not given.
         """
         before = before or config
         why, arguments = list[str](), list[object]()
@@ -80,7 +80,7 @@ class Reached:
         return " and ".join(why), arguments if why else []
 
     def is_done(self, config: Config, before: Config) -> bool:
-        """Whether a run that is started again has nothing left to do."""
+        """Whether a run that is started again has nothing left to train."""
         return bool(self.way_on(config, before)[0]) or self._was_stopped(config, before)
 
     def _is_time_up(self, config: Config) -> bool:
@@ -88,13 +88,13 @@ class Reached:
         return limit is not None and self.seconds >= limit and self.step >= least
 
     def _was_stopped(self, config: Config, before: Config) -> bool:
-        """Whether something else than steps or time ended the run: a callback, which the config has still."""
+        """Whether a callback ended the run, rather than steps or time, and the config still has the same callbacks."""
         by_callback = self.ended and self.step < before.trainer.max_steps and not self._is_time_up(before)
         return by_callback and config.trainer.callbacks == before.trainer.callbacks
 
 
 def _stoppers(config: Config) -> tuple[list[str], list[dict[str, Any]]]:
-    """The names of the configured callbacks that end a run again where they did before, and the other callbacks."""
+    """Names of the configured EarlyStopping callbacks, which would end the run again, and the other callbacks."""
     names, others = list[str](), list[dict[str, Any]]()
     for value in config.trainer.callbacks or []:
         found = find_class(value)
@@ -106,22 +106,22 @@ def _stoppers(config: Config) -> tuple[list[str], list[dict[str, Any]]]:
 
 
 def _max_time(seconds: float) -> str:
-    """Whole seconds as trainer.max_time has them."""
+    """Seconds in the format of trainer.max_time, DD:HH:MM:SS."""
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 1440:02}:{minutes // 60 % 24:02}:{minutes % 60:02}:{rest:02}"
 
 
 def go_on(folder: RunFolder, config: Config, reached: Reached) -> str:
-    """The command line with which a run goes on from where it stands."""
+    """The command line that resumes a run, with more steps or time if those are used up."""
     return command("train", "--resume", folder.path, *reached.way_on(config)[1])
 
 
 def begun_before(config: Config) -> tuple[Path | None, str]:
-    """The run that the same command has begun.
+    """The run that `--resume auto` continues.
 
     Returns:
-        The newest run of the config's name that has saved something, None where there is none, or where that one is
-        done and had other settings; and what to say where it is done, so that there is nothing left to do.
+        The newest run of the config's name that has a checkpoint; None if there is none, or if it is done and had
+        other settings. And a message if that run is done; else "".
     """
     for folder in RunFolder.all_named(Path(config.runs_dir), config.name):
         if folder.last.exists() or folder.all_earlier:
@@ -140,7 +140,11 @@ def begun_before(config: Config) -> tuple[Path | None, str]:
 
 
 def existing(resume: str | Path) -> RunFolder:
-    """The run to go on with, looked for before its lock would make a folder."""
+    """The run folder to resume, checked before locking it would create it.
+
+    Raises:
+        UserError: there is no such folder.
+    """
     folder = RunFolder(resume)
     if not folder.path.is_dir():
         raise UserError(f"--resume {resume}: no such run")
@@ -148,9 +152,9 @@ def existing(resume: str | Path) -> RunFolder:
 
 
 def with_paths_of(config: Config, content: dict[str, Any]) -> Config:
-    """The config with relative paths that lie where the run began, if that was another working directory.
+    """The config, with relative paths resolved against the working directory in which the run started.
 
-    Only where the user has not given another path, and where there is nothing of that name here.
+    Only paths that the user has not changed, that do not exist here, and that exist there.
     """
     home = content[CHECKPOINT_KEY].get("working_directory", "")
     saved = Config.from_dict(content[CHECKPOINT_KEY]["config"])
@@ -181,7 +185,11 @@ def _exists(name: str) -> bool:
 
 
 def check_text(content: dict[str, Any], folder: RunFolder, data: PreparedData) -> None:
-    """Refuse to go on with another text or tokenizer, wherever they lie now; before anything else."""
+    """Refuse to resume with another text or tokenizer; their paths may differ.
+
+    Raises:
+        UserError: the text's fingerprint, its preparation or the tokenizer differs.
+    """
     saved = content[CHECKPOINT_KEY]
     began, now = saved["text_fingerprint"], data.manifest.text_fingerprint
     restore = "restore it, or start a new run"
@@ -190,7 +198,7 @@ def check_text(content: dict[str, Any], folder: RunFolder, data: PreparedData) -
             f"--resume {folder.path}: the text has changed since the run began (fingerprint {began[:12]}, now "
             f"{now[:12]}): {restore}"
         )
-    # Of a prepared folder, the settings are its own.
+    # A folder of prepared data brings its own settings, which the config does not show.
     settings = data.manifest.settings
     changed = [
         f"{name}={_shown(settings.get(name))} (was {_shown(value)})"
@@ -202,22 +210,22 @@ def check_text(content: dict[str, Any], folder: RunFolder, data: PreparedData) -
             f"--resume {folder.path}: {data.folder} was prepared with other settings: data.{', data.'.join(changed)}"
         )
     if saved["tokenizer"] != data.tokenizer.to_dict():
-        raise UserError(f"--resume {folder.path}: the tokenizer is another one than when the run began: {restore}")
+        raise UserError(f"--resume {folder.path}: the tokenizer has changed since the run began: {restore}")
 
 
 def check_resume(config: Config, content: dict[str, Any], folder: RunFolder) -> list[str]:
-    """Refuse what would make the run another one, naming each difference.
+    """Refuse changed settings that would make it another run, such as the model's; name each of them.
 
     Args:
-        config: of the run as it is to go on, with model.vocab_size; its text is the same, see `check_text`.
-        content: of the checkpoint that it goes on from.
+        config: of the resumed run, with model.vocab_size. Its text is checked by `check_text`.
+        content: of the checkpoint to resume from.
         folder: the run's.
 
     Returns:
-        What is changed and may be, as "trainer.max_steps=24 (was 12)".
+        The allowed changes, each as "trainer.max_steps=24 (was 12)".
 
     Raises:
-        UserError: something else is changed, or nothing is left to do.
+        UserError: a setting that must not change has changed, or nothing is left to train.
     """
     refused: list[str] = []
     applied: list[str] = []
@@ -230,13 +238,13 @@ def check_resume(config: Config, content: dict[str, Any], folder: RunFolder) -> 
     why, arguments = Reached.of_checkpoint(content).way_on(config, saved)
     if why:
         raise UserError(
-            f"--resume {folder.path}: {why}; to go on: {command('train', '--resume', folder.path, *arguments)}"
+            f"--resume {folder.path}: {why}; to train on: {command('train', '--resume', folder.path, *arguments)}"
         )
     return applied
 
 
 def _differences(now: Config, before: Config) -> Iterator[tuple[str, Any, Any]]:
-    """Name, value now and value before of each setting that is not the same."""
+    """Name, new value and old value of each setting that differs."""
     settings, earlier = now.to_dict(), before.to_dict()
     for name, value in settings.items():
         if isinstance(value, dict):  # a section
@@ -248,17 +256,17 @@ def _differences(now: Config, before: Config) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _filled(config: Config, saved: Config) -> Config:
-    """The config with what the text gave the saved one, where it does not say otherwise."""
+    """The config, with unset model settings taken from the saved one, where the text had filled them in."""
     given = {name: getattr(saved.model, name) for name in FROM_THE_TEXT if getattr(config.model, name) is None}
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **given))
 
 
 def _may_change(name: str, now: Any, before: Any) -> bool:
-    """Whether the run stays the same run, as far as it has come, and takes notice of the change."""
+    """Whether a resumed run may change this setting: its past steps stay valid and the change takes effect."""
     section = name.partition(".")[0]
     if name == "optimizer.average_decay":
         return (now is None) == (before is None)
-    # The optimizer's state would be another's; and a run stays in its folder, whatever it is called.
+    # Another optimizer cannot use the saved state; name and runs_dir have no effect on an existing folder.
     return name in {"data.dir", "data.num_workers"} or (
         section not in {"model", "data"} and name not in {"optimizer.name", "seed", "name", "runs_dir"}
     )

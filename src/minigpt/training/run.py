@@ -57,23 +57,23 @@ from minigpt.training.user_callbacks import check_callbacks, explained, save_bes
 
 
 def train(config: Config, resume: str | Path | None = None) -> RunFolder:
-    """Prepare the text, train, and leave everything in a run folder.
+    """Prepare the text, train, and write all results to a run folder.
 
     Args:
         config: the run; model.vocab_size and sampling.prompts are filled in from the text.
-        resume: continue this run folder instead of making a new one; "auto": the newest of the config's name that has
-            saved something, if there is one, so that the same command can be started again and again; where that one
-            is done, nothing happens but a line that says so.
+        resume: continue this run folder instead of making a new one. "auto" continues the newest run of the config's
+            name that has a checkpoint, or starts a new one, so the same command can be repeated; if that run is done,
+            it only prints so.
 
     Returns:
         The run's folder.
 
     Raises:
-        UserError: anything of the user's that cannot work, before training starts where possible.
+        UserError: a setting, text or checkpoint that cannot work; before training starts where possible.
     """
     if not isinstance(config, Config):
         raise UserError(
-            f"config={config!r}: expected a Config, as minigpt.cli.parsing.parse_training makes one of a recipe"
+            f"config={config!r}: expected a Config, such as minigpt.cli.parsing.parse_training returns for a recipe"
         )
     resume = None if resume is None else RunFolder(resume).path
     with denormals_as_zero(), StopSignals().listening() as stop, contextlib.ExitStack() as held:
@@ -81,10 +81,10 @@ def train(config: Config, resume: str | Path | None = None) -> RunFolder:
 
 
 def _train(config: Config, resume: Path | None, stop: StopSignals, held: contextlib.ExitStack) -> RunFolder:
-    """`train`, with what is given back at the end, however that comes."""
+    """`train` inside its signal handlers; `held` releases the run's lock at the end."""
     quieten()
     check_before_text(config)
-    # Of several processes, the first makes the folder; the others read and write nothing in it.
+    # Only rank 0 creates, reads and writes the run's folder.
     is_main = _is_main_process()
     config = dataclasses.replace(config, data=keep_stdin(config.data))
     checkpoint, content = None, dict[str, Any]()
@@ -107,12 +107,10 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
         changes = check_resume(config, content, RunFolder(resume))
         if is_main:
             steps = content["global_step"]
-            print(
-                f"going on with {resume} from step {steps}" + "".join(f"\n  now {each}" for each in changes), flush=True
-            )
+            print(f"resuming {resume} from step {steps}" + "".join(f"\n  now {each}" for each in changes), flush=True)
     before = content.get(CHECKPOINT_KEY, {})
     choose_threads(before.get("n_threads"))
-    content.clear()  # Lightning reads it again
+    content.clear()  # frees memory: Lightning reads the file itself
     if resume is not None:
         folder = RunFolder(resume)
     elif is_main:
@@ -127,7 +125,7 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
     except (UserError, SystemExit):
         finish_dashboards(exit_code=1)
         if resume is None and is_main:
-            shutil.rmtree(folder.path)  # a run that never began leaves no folder
+            shutil.rmtree(folder.path)  # a run that never started leaves no folder
         raise
     if is_main:
         _write_config(folder, config)
@@ -148,7 +146,7 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
 def _fit(
     trainer: L.Trainer, module: TrainingModule, loaders: tuple[Any, Any], checkpoint: Path | None, folder: RunFolder
 ) -> str | None:
-    """Train, and leave no process behind, however it ends; returns what the dashboard has to say."""
+    """Train, and end all processes that Lightning started; returns the dashboards' closing lines."""
     exit_code: Any = 1
     try:
         bar = trainer.progress_bar_callback
@@ -159,15 +157,15 @@ def _fit(
         exit_code = end.code
         _say_stopped(end.code, trainer, module, folder)
         if is_started_by_lightning(trainer):
-            end.code = 0  # Lightning kills the process of rank 0, should another fail while that one ends
+            end.code = 0  # Lightning kills rank 0 if another rank exits with an error while rank 0 is still ending
         raise
     except UserError:
         if is_started_by_lightning(trainer):
-            time.sleep(SECONDS_TO_EXIT)  # for the same reason; and rank 0, if it knows, says it and ends this process
+            time.sleep(SECONDS_TO_EXIT)  # for the same reason: rank 0 prints the error and ends this process
         end_started(trainer, seconds=0)
         raise
     except Exception as error:
-        module.data.check_unchanged()  # other tokens than were prepared make a step fail in their own ways
+        module.data.check_unchanged()  # changed tokens can fail in any way: report the cause
         own = [each for each in trainer.callbacks if not type(each).__module__.startswith("minigpt.")]  # type: ignore[attr-defined]
         if (one_line := explained(error, own, begun=module.has_trained)) is not None:
             raise one_line from error
@@ -179,10 +177,10 @@ def _fit(
 
 
 def _say_stopped(code: Any, trainer: L.Trainer, module: TrainingModule, folder: RunFolder) -> None:
-    """How to go on, where a signal has ended the run with what it has saved."""
+    """Print the command that resumes a run which a signal has stopped."""
     if not trainer.is_global_zero or code not in {128 + number for number in SIGNALS}:
         return
-    saved = f"stopped and saved; to go on: {go_on(folder, module.run_config, Reached.of_trainer(trainer))}"
+    saved = f"stopped and saved; to resume: {go_on(folder, module.run_config, Reached.of_trainer(trainer))}"
     print(f"\n{saved if folder.last.exists() else 'stopped before anything was saved'}", flush=True)
     again = requeue() if code == 128 + signal.SIGUSR1 else None
     for line in (again, (dashboard := finish_dashboards(trainer.loggers, code)) and f"dashboard: {dashboard}"):
@@ -191,33 +189,39 @@ def _say_stopped(code: Any, trainer: L.Trainer, module: TrainingModule, folder: 
 
 
 def check_before_text(config: Config) -> L.Trainer:
-    """Find out what cannot work here before the text is prepared, which may take hours; nothing is written.
+    """Check everything that does not need the text, since preparing it may take hours. Writes nothing.
 
     Returns:
-        A trainer without logger and callbacks of ours, for who asks what the config comes to on this machine.
+        A trainer without logger and without minigpt's callbacks: device, precision and world size on this machine.
 
     Raises:
-        UserError: runs_dir cannot be written, or Lightning refuses a setting.
+        UserError: runs_dir is not writable, or Lightning refuses a setting.
     """
     runs_dir = Path(config.runs_dir)
     free_disk(runs_dir, "runs_dir")
-    check_loggers(config)  # which are made only once there is a folder for them
+    check_loggers(config)  # a logger is built later, since it needs the run's folder
     check_callbacks([find_class(value) for value in config.trainer.callbacks or []], config.trainer)
     silent = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, logger=False))
     trainer = make_trainer(silent, RunFolder(runs_dir / config.name), [])
     if "-" in config.data.sources and trainer.world_size > 1:
         raise UserError(
-            f"data.source=-: only one process can read what is piped in, and there are {trainer.world_size}: "
-            "keep it in a file"
+            f"data.source=-: only one process can read stdin, and this run has {trainer.world_size}: "
+            "save the text to a file"
         )
     return trainer
 
 
 def make_callbacks(config: Config, folder: RunFolder, data: PreparedData, stop: StopSignals) -> list[L.Callback]:
-    """What the config wants to happen beside training, until `stop`.
+    """The run's own callbacks: anomalies, metrics, samples, attention maps, averaging, checkpoints, progress bar.
+
+    Args:
+        config: the run.
+        folder: where the callbacks write.
+        data: the prepared text, for prompts, probes and the tokenizer.
+        stop: signals that `Checkpoints` acts on.
 
     Raises:
-        UserError: a prompt or a probe text that the model cannot read.
+        UserError: the tokenizer or the context length cannot hold a prompt or a probe text.
     """
     callbacks: list[L.Callback] = [Anomalies(folder, config), Metrics(folder, config), Samples(folder, config, data)]
     if config.attention.enabled:
@@ -227,15 +231,15 @@ def make_callbacks(config: Config, folder: RunFolder, data: PreparedData, stop: 
     if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
         callbacks.append(Checkpoints(folder, config, stop))
     if config.trainer.enable_progress_bar is not False and sys.stdout.isatty():
-        callbacks.insert(0, ProgressBar())  # first, so that its validation bar is gone when the others print
+        callbacks.insert(0, ProgressBar())  # first, so that it clears its validation bar before the others print
     return callbacks
 
 
 def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback]) -> L.Trainer:
-    """Lightning's Trainer from the config: what differs from Lightning's defaults is passed on by name.
+    """Lightning's Trainer from the config. Only settings that differ from Lightning's defaults are passed to it.
 
     Raises:
-        UserError: Lightning refuses a setting, or an object cannot be built.
+        UserError: Lightning refuses a setting, or a class_path cannot be built.
     """
     lightning_defaults = _lightning_defaults()
     given = {f.name: getattr(config.trainer, f.name) for f in dataclasses.fields(TrainerConfig)}
@@ -243,7 +247,7 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
     users_callbacks = settings["callbacks"] or []
     for made, value in zip(users_callbacks, config.trainer.callbacks or [], strict=True):
         if not isinstance(made, L.Callback):
-            raise UserError(f"trainer.callbacks: class_path={value['class_path']}: is no callback of Lightning's")
+            raise UserError(f"trainer.callbacks: class_path={value['class_path']}: is not a Lightning Callback")
     save_beside(users_callbacks, folder)
     unknown = [name for name in given if name not in lightning_defaults and given[name] != _our_default(name)]
     if unknown:
@@ -259,16 +263,16 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
         "strategy": FSDP2() if settings["strategy"] == "fsdp2" else settings["strategy"],
         "precision": best_precision() if settings["precision"] == "auto" else settings["precision"],
         "default_root_dir": settings["default_root_dir"] or folder.path,
-        # An interval beyond the end means: at the end.
+        # Lightning refuses an interval beyond the last batch; here it means one validation, at the end.
         "val_check_interval": min(interval, n_batches) if isinstance(interval, int) else interval,
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
-        "overfit_batches": 0.0,  # the loaders repeat the batches themselves, so that a run stays one epoch
-        "max_epochs": 1,  # else Lightning goes on for ever with epochs of no batches, should they run out
-        "min_epochs": 0,  # else Lightning takes min_steps for a whole epoch at least, which is all of the run
+        "overfit_batches": 0.0,  # the loaders repeat the batches, so that a run stays one epoch
+        "max_epochs": 1,  # else, if the batches run out, Lightning loops over empty epochs for ever
+        "min_epochs": 0,  # else min_steps makes Lightning finish an epoch, which is the whole run
     }
     settings["logger"] = False
     if config.trainer.loggers and not config.trainer.fast_dev_run:
-        # Rank 0 logs; Lightning's monitors ask for a logger on each rank.
+        # Only rank 0 logs, but Lightning's monitors require a logger on every rank.
         settings["logger"] = (make_loggers(config, folder) if _is_main_process() else [DummyLogger()]) or False
     changed = {k: v for k, v in settings.items() if k in lightning_defaults and v != lightning_defaults[k]}
     try:
@@ -278,15 +282,13 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
     if launcher is not None:
         check_processes(trainer, launcher)
     if trainer.precision == "64-true" and trainer.strategy.root_device.type == "mps":
-        raise UserError(
-            "trainer.precision=64-true: Apple's GPUs have no float64; use 32-true or trainer.accelerator=cpu"
-        )
+        raise UserError("trainer.precision=64-true: Apple GPUs have no float64; use 32-true or trainer.accelerator=cpu")
     refuse_shards(trainer)
     return trainer
 
 
 def _culprits(given: dict[str, Any], complaint: str) -> str:
-    """The settings that Lightning complains of: those it names, else all about devices that are not the defaults."""
+    """The settings that an error of Lightning names; if none, all device settings that differ from the defaults."""
     about = ("accelerator", "devices", "strategy", "precision", "num_nodes", "profiler", "plugins", "callbacks")
     changed = {name: value for name, value in given.items() if value != _our_default(name)}
     named = [name for name, value in changed.items() if name in complaint.lower() or f"'{value}'" in complaint]
@@ -295,12 +297,12 @@ def _culprits(given: dict[str, Any], complaint: str) -> str:
 
 
 def best_precision() -> str:
-    """bfloat16 where a GPU computes in it natively; else float32, which a CPU without bfloat16 units prefers."""
+    """bf16-mixed on a GPU with native bfloat16, else 32-true: CPUs without bfloat16 units emulate it slowly."""
     return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(False) else "32-true"
 
 
 def _is_main_process() -> bool:
-    """Whether this is the process of rank 0, known from the launcher before any group is formed."""
+    """Whether this is rank 0, according to the launcher's environment: no process group exists yet."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
@@ -314,14 +316,14 @@ def _our_default(name: str) -> Any:
 
 
 def filled_in(config: Config, data: PreparedData) -> Config:
-    """The config with what it leaves to the text: the vocabulary, and prompts.
+    """The config with vocab_size, end_of_text and prompts filled in from the text where they are unset.
 
     Raises:
-        UserError: a vocabulary smaller than the tokenizer's.
+        UserError: model.vocab_size is smaller than the tokenizer's.
     """
     needed, given = data.tokenizer.vocab_size, config.model.vocab_size
     if given is not None and given < needed:
-        raise UserError(f"model.vocab_size={given}: the tokenizer has {needed} tokens; leave the setting out")
+        raise UserError(f"model.vocab_size={given}: the tokenizer has {needed} tokens; remove the setting")
     filled: dict[str, Any] = {"vocab_size": given or needed}
     if config.model.document_mask and config.model.end_of_text is None:
         filled["end_of_text"] = data.tokenizer.end_of_text
@@ -337,23 +339,23 @@ def _write_config(folder: RunFolder, config: Config) -> None:
 
 
 def quieten() -> None:
-    """Lightning's advice about things that are chosen on purpose here."""
+    """Silence Lightning's advice against settings that are deliberate here."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for asked_for in ("callbacks", "profilers"):  # their tables and reports are what the user gave them for
+    for asked_for in ("callbacks", "profilers"):  # the user configured these for their printed tables
         logging.getLogger(f"lightning.pytorch.{asked_for}").setLevel(logging.INFO)
     for pattern in (
         ".*smaller than the logging interval.*",
         ".*does not have many workers.*",
-        ".*callbacks used to create the checkpoint need to be provided.*",  # a resume says what it changes
+        ".*callbacks used to create the checkpoint need to be provided.*",  # a resume prints its changes itself
         ".*treespec.*",
         ".*`isinstance\\(.*LeafSpec.*",
-        ".*WeightAveraging callback with a model that overrides.*",  # which only fsdp2 needs, and that refuses averages
+        ".*WeightAveraging callback with a model that overrides.*",  # only fsdp2 uses the hook, without averaging
     ):
         warnings.filterwarnings("ignore", pattern)
 
 
 def _shares(batches: Dataset[Any]) -> list[Share]:
-    """What a run takes from each source, where there are several."""
+    """The share of tokens and the epochs of each source; empty if there is only one source."""
     if not isinstance(batches, TrainBatches) or len(batches.split.sources) == 1:
         return []
     return batches.shares(batches.n_batches * batches.batch_size)
@@ -370,9 +372,9 @@ def _announce(
     p = config.trainer
     source = f"{', '.join(config.data.sources)}: {data.train} to train on"
     if config.data.streaming:
-        source = f"{config.data.sources[0]}: streamed, the tokenizer and the held-out part from its beginning"
+        source = f"{config.data.sources[0]}: streamed; tokenizer and held-out text are from its beginning"
     mixture = "".join(
-        f"        {100 * part.share:.1f} % from {part.name}, read through {part.epochs:.2f} times\n" for part in shares
+        f"        {100 * part.share:.1f} % from {part.name}, {part.epochs:.2f} epochs\n" for part in shares
     )
     until = f"{p.max_steps} steps" + (f" or {p.max_time}" if p.max_time else "")
     said = (
@@ -387,7 +389,7 @@ def _announce(
 
 
 def _prompt_arguments(config: Config) -> list[str]:
-    """The first prompt for a command line; none where it cannot be printed, as `sample.py` takes it by itself."""
+    """--prompt with the run's first prompt; empty if it is not printable: `sample.py` then takes it from the run."""
     prompt = next(iter(config.sampling.prompts or []), "")
     if not prompt or not prompt.isprintable():
         return []
@@ -413,7 +415,7 @@ def _summarise(folder: RunFolder, module: TrainingModule, dashboard: str | None)
         ("checkpoint", folder.last, best if folder.best.exists() else str(folder.last)),
         ("dashboard", folder.path if dashboard else None, dashboard),
         ("write", folder.last, command("sample", folder.path, *_prompt_arguments(module.run_config))),
-        ("go on", folder.last, go_on(folder, module.run_config, Reached.of_trainer(module.trainer))),
+        ("resume", folder.last, go_on(folder, module.run_config, Reached.of_trainer(module.trainer))),
     ]
     for name, needed, text in rows:
         if needed is not None and needed.exists():

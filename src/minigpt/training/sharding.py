@@ -1,7 +1,7 @@
-"""`trainer.strategy: fsdp2`: every device holds its share of each weight, gradient and moment, and never all of them.
+"""`trainer.strategy: fsdp2`: weights, gradients and optimizer state are sharded over the devices.
 
-Zhao et al. 2023, https://arxiv.org/abs/2304.11277; torch's `fully_shard`. Checkpoints are those of one process: a
-single file, from which any number of devices goes on.
+Zhao et al. 2023, https://arxiv.org/abs/2304.11277; torch's `fully_shard`. A checkpoint is a single file with full
+tensors, as from one process, and can be resumed on any number of devices.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor
 
 from minigpt.model.gpt import GPT
 
-if TYPE_CHECKING:  # half a second that runs without shares need not wait for
+if TYPE_CHECKING:  # the import takes half a second, and unsharded runs do not need it
     from torch.distributed.device_mesh import DeviceMesh
 
 
 def share_out(model: GPT, mesh: DeviceMesh) -> None:
-    """Divide the weights of each block, and those outside blocks, by their rows; a block's are gathered for its turn.
+    """Shard the model's weights by rows. Each block is a unit, gathered for its own forward and backward pass.
 
     Args: mesh of one dimension, the devices.
     """
@@ -31,14 +31,14 @@ def share_out(model: GPT, mesh: DeviceMesh) -> None:
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    register_fsdp_forward_method(model, "hidden")  # which the loss calls instead of forward
+    register_fsdp_forward_method(model, "hidden")  # the loss calls `hidden`, not `forward`
 
 
 class FSDP2(ModelParallelStrategy):
-    """Lightning's strategy with all devices in one mesh, and whole tensors in one file.
+    """Lightning's strategy with all devices in one mesh and full tensors in one checkpoint file.
 
-    Lightning's own numbers an optimizer's states by the order of the module's parameters, where torch does it by that
-    of the groups: its files would not be those of one process.
+    Lightning's own numbers optimizer states in the order of the module's parameters, torch in that of the parameter
+    groups, so its checkpoints could not be loaded by a run on one device.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class FSDP2(ModelParallelStrategy):
         return state | {"state": {number: self._gathered(values) for number, values in state["state"].items()}}
 
     def _gathered(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """Whole tensors, which all devices gather together, and rank 0 keeps."""
+        """Full tensors on rank 0, an empty dict on the others. Collective: every rank must call it."""
         kept = {}
         for name, value in tensors.items():
             gathered = whole(value)
@@ -93,14 +93,14 @@ class FSDP2(ModelParallelStrategy):
 
 
 def is_shared_out(model: GPT) -> bool:
-    """Whether `share_out` has divided its weights."""
+    """Whether the model's weights are sharded."""
     return any(_is_shared(parameter) for parameter in model.parameters())
 
 
 def whole_model(model: GPT) -> GPT:
-    """The model, or where its weights are shared out, on rank 0 a copy with all of them; all devices must ask together.
+    """The model; if it is sharded, on rank 0 an unsharded copy. Collective: every rank must call it.
 
-    What looks at a model on rank 0 alone would wait for the others' shares forever.
+    A sharded model's forward pass on rank 0 alone would wait for the other ranks forever.
     """
     if not is_shared_out(model):
         return model
@@ -117,19 +117,19 @@ def whole_model(model: GPT) -> GPT:
 
 
 def share_again(model: GPT) -> None:
-    """Give back what a forward pass without a backward pass has gathered: until then, gradients are out of sight."""
+    """Reshard after a forward pass without a backward pass, which leaves weights gathered and gradients hidden."""
     reshard = getattr(model, "reshard", None)
     if reshard is not None:
         reshard()
 
 
 def local(tensor: Any) -> Tensor:
-    """The part of a tensor that is on this device."""
+    """This device's shard of a tensor; a tensor that is not sharded as it is."""
     return tensor.to_local() if _is_shared(tensor) else tensor
 
 
 def whole(value: Any) -> Any:
-    """A tensor of which devices have shares, gathered by all of them together; anything else as it is."""
+    """The full tensor of a sharded one (collective: every rank must call it); anything else as it is."""
     return value.full_tensor() if _is_shared(value) else value
 
 
@@ -138,10 +138,10 @@ def _is_shared(value: Any) -> bool:
 
 
 def _shared_like(value: Any, own: Any) -> Any:
-    """This device's share of a whole tensor, as the parameter that it belongs to is shared out."""
+    """Shard a full tensor in the same way as the parameter `own`; unchanged if `own` is not sharded."""
     if not _is_shared(own):
         return value
     from torch.distributed.tensor import distribute_tensor
 
-    # Every device has read the file: nothing is sent.
+    # src_data_rank=None: every rank has read the file, so nothing is broadcast.
     return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM, SIGHUP and SIGUSR1 -> a stop that all processes of a run make behind the same step."""
+"""Stop signals (SIGINT, SIGTERM, SIGHUP, SIGUSR1): all ranks stop after the same step; SLURM requeues the job."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from minigpt.signals import SIGNALS, exit_by_signal, handle, handled_by
 from minigpt.training.processes import started_by
 
 SECONDS_TO_EXIT = 10
-"""What a process has for ending by itself, when the run of all is over."""
+"""How long a process may take to exit once the run is over, before it is killed."""
 
 
 class StopSignals:
-    """Before training a signal ends the process, while training it is kept.
+    """Before training, a signal ends the process; during training, it is stored in `received`.
 
-    `Checkpoints` asks for it between steps, saves, and ends the run. A second Ctrl-C does not wait for that.
+    `Checkpoints` reads it between steps, saves, and ends the run. A second Ctrl-C ends the process at once.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopSignals]:
-        """Meanwhile signals come here."""
+        """Handle the stop signals inside the context."""
         with handled_by(self._on_signal):
             self._is_listening = True
             try:
@@ -42,8 +42,11 @@ class StopSignals:
                 self._is_listening, self._trainer = False, None
 
     def keep_for(self, trainer: L.Trainer) -> None:
-        """From now on a signal waits until it is asked for. Called anew where Lightning has put handlers of its own,
-        which talk to the other processes in the middle of whatever these do."""
+        """From now on store signals instead of ending the process.
+
+        To be called again after Lightning has installed its own handlers, which would communicate with the other ranks
+        in the middle of a step.
+        """
         self._trainer = trainer
         if self._is_listening:
             handle(self._on_signal)
@@ -56,7 +59,7 @@ class StopSignals:
             exit_by_signal(number, frame)
 
     def _end_at_once(self) -> None:
-        if "ipykernel" in sys.modules:  # a notebook is not ours to end
+        if "ipykernel" in sys.modules:  # do not kill the kernel of a notebook
             raise KeyboardInterrupt
         for process in () if self._trainer is None else started_by(self._trainer):
             process.kill()
@@ -65,10 +68,10 @@ class StopSignals:
 
 
 def requeue() -> str | None:
-    """Let SLURM run this job again, which is what SIGUSR1 asks for there (`#SBATCH --signal=USR1@120`).
+    """Requeue this SLURM job, the usual reaction to SIGUSR1 before a time limit (`#SBATCH --signal=USR1@120`).
 
     Returns:
-        What to tell the user; None where the job is not SLURM's.
+        A message for the user; None outside a SLURM job.
     """
     array, job = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_JOB_ID", "")
     if array is not None:
@@ -79,17 +82,18 @@ def requeue() -> str | None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"SLURM did not take the job again ({' '.join(command)}: {error})"
+        return f"SLURM did not requeue the job ({' '.join(command)}: {error})"
     if done.returncode:
-        return f"SLURM did not take the job again ({' '.join(command)}: {done.stderr.strip()})"
-    return f"SLURM will run job {job} again"
+        return f"SLURM did not requeue the job ({' '.join(command)}: {done.stderr.strip()})"
+    return f"SLURM has requeued job {job}"
 
 
 def leave_stopping_to_the_main_process(worker: int) -> None:
-    """In a loader's worker: finish what the step needs that the main process still makes.
+    """In a DataLoader worker: ignore stop signals, so that the main process can finish its step.
 
-    A scheduler, and Ctrl-C in a terminal, signals all processes there are; without workers, that step would fail.
+    A scheduler and Ctrl-C signal all processes; if the workers died, the step would fail before the checkpoint is
+    saved.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # SIGALRM, which nobody handles, ends the worker, should the main process not.
+    # The unhandled SIGALRM ends the worker after 60 s, in case the main process does not.
     handle(lambda *_: signal.setitimer(signal.ITIMER_REAL, 60), set(SIGNALS) - {signal.SIGINT})

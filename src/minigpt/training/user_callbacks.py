@@ -1,8 +1,8 @@
-"""trainer.callbacks -> objects that do their work in a run here, or one line that names what to use instead.
+"""Checks trainer.callbacks: refuses those that cannot work in a run, and names what to use instead.
 
-Lightning's callbacks are written for several epochs, for data loaders and learning rates that a callback may change,
-and for models that save themselves. A run here is one epoch, its batches and learning rates are functions of the step,
-and it saves itself where a resume is exact. What does not fit is refused before the text is prepared.
+Some of Lightning's callbacks need several epochs, change the data loader or the learning rate, or save checkpoints. A
+run here is one epoch, its batches and learning rates are functions of the step, and it saves its own checkpoints, from
+which resume is exact. Callbacks that do not fit are refused before the text is prepared.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ REFUSED = {
     "Timer": "the learning rate would not reach its end by then; give trainer.max_time",
     "WeightAveraging": "its average is gone when samples and weights are written; give optimizer.average_decay",
 }
-"""Lightning's classes that are refused, and so is what derives from them -> why, and what to use instead."""
+"""Lightning's classes that are refused with their subclasses, each with the reason and what to use instead."""
 
 REFUSED_AS_IT_IS = {
     "BaseFinetuning": "freezes nothing by itself; name a class that derives from it",
@@ -44,30 +44,30 @@ REFUSED_AS_IT_IS = {
     "LambdaCallback": "takes functions, which a recipe cannot hold; name a class that derives from Callback",
     "ThroughputMonitor": "takes a function, which a recipe cannot hold; perf/tokens_per_second is logged anyway",
 }
-"""Lightning's classes that are refused, while what derives from them may do the work."""
+"""Lightning's classes that are refused themselves; subclasses are allowed."""
 
 NEED_A_LOGGER = ("DeviceStatsMonitor", "LearningRateMonitor", "ThroughputMonitor")
-"""Lightning's classes that write to a logger alone."""
+"""Lightning's classes that need a logger."""
 
 MONITORED = ("val/loss", "val/bits_per_byte")
-"""What the training module logs for callbacks."""
+"""Metrics that the training module logs for callbacks."""
 
 
 def check_callbacks(classes: list[Any], settings: TrainerConfig) -> None:
-    """Refuse callbacks that cannot do their work in a run here; none is made for that.
+    """Refuse callbacks that cannot work in a run, without building any.
 
     Args:
-        classes: that settings.callbacks name, in that order.
-        settings: of the run.
+        classes: of settings.callbacks, in their order.
+        settings: the run's trainer section.
 
     Raises:
-        UserError: one cannot.
+        UserError: a callback is refused, needs a logger, or monitors an unknown metric.
     """
-    # Callbacks of the user's own may log what another one monitors.
+    # The user's own callbacks may log what another one monitors.
     monitored = MONITORED if all(_is_lightnings(kind) for kind in classes) else None
     for kind, value in zip(classes, settings.callbacks or [], strict=True):
         why = None
-        if isinstance(kind, type):  # else a function that makes one
+        if isinstance(kind, type):  # else a factory function
             why = _refusal(kind, settings) or _unknown_monitor(kind, value.get("init_args", {}), monitored)
         if why is not None:
             raise UserError(f"trainer.callbacks: class_path={value['class_path']}: {why}")
@@ -82,14 +82,12 @@ def _refusal(kind: type, settings: TrainerConfig) -> str | None:
             return why
     for name in NEED_A_LOGGER:
         if not settings.loggers and issubclass(kind, _of_lightning(name)):
-            return (
-                "writes to a logger, and trainer.logger has none: give tensorboard or wandb, or leave the callback out"
-            )
+            return "needs a logger, and trainer.logger has none: give tensorboard or wandb, or remove the callback"
     return None
 
 
 def _of_lightning(name: str) -> tuple[type, ...]:
-    """Empty where the installed Lightning has no such class."""
+    """The class of that name, for issubclass; empty if the installed Lightning has none."""
     found = getattr(lightning_callbacks, name, None)
     return () if found is None else (found,)
 
@@ -106,22 +104,22 @@ def _is_lightnings(kind: Any) -> bool:
 
 
 def save_beside(callbacks: list[Callback], folder: RunFolder) -> None:
-    """Give ModelCheckpoints without a folder one of their own: in Lightning's, their last.ckpt would be the run's."""
+    """Give each ModelCheckpoint without a dirpath its own folder: its last.ckpt would otherwise replace the run's."""
     for callback in callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
             callback.dirpath = str((folder.path / "model_checkpoints").absolute())
 
 
 def explained(error: Exception, callbacks: list[Callback], *, begun: bool) -> UserError | None:
-    """The one line that a failure deserves which is the settings' and not the program's.
+    """A one-line error for a failure that a setting caused.
 
     Args:
-        error: what ended training.
+        error: the exception that ended training.
         callbacks: the user's.
-        begun: whether a step was trained; from then on, an error in a class of the user's own keeps its traceback.
+        begun: whether a step was trained. After that, an error in the user's own class keeps its traceback.
 
     Returns:
-        None: the error stays what it is.
+        The error to show, or None to keep the original with its traceback.
     """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     # Lightning's loop over callbacks calls each one `callback`.
