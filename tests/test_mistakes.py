@@ -150,7 +150,7 @@ RUNS = [
         more=["--trainer.gradient_clip_val=null"],
     ),
     on("train --trainer.profiler magic", "trainer.profiler=magic: ", "simple"),
-    on("train --trainer.callbacks", "class_path=nowhere.X: cannot be made", more=["[{class_path: nowhere.X}]"]),
+    on("train --trainer.callbacks", "class_path=nowhere.X: cannot be built", more=["[{class_path: nowhere.X}]"]),
     on("train --trainer.callbacks", f"class_path={EARLY_STOPPING}", more=[f"[{{class_path: {EARLY_STOPPING}}}]"]),
     on(
         "train --trainer.callbacks",

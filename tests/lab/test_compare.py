@@ -62,7 +62,7 @@ def test_a_signal_ends_the_trainings_too_and_what_they_have_is_saved(tmp_path: P
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert errors == "stopped; finished runs are kept, and the same command goes on\n"
+    assert errors == "stopped; finished runs are kept; repeat the command to continue\n"
     assert folder.last.exists()
     with pytest.raises(ProcessLookupError):
         os.kill(training, 0)
@@ -100,7 +100,7 @@ def test_recipes_are_trained_once_and_again_only_when_they_change(tmp_path: Path
     [
         ({"data": {"tokenizer": "chars"}}, "data.tokenizer is bytes in first and chars in second"),
         ({"trainer": {"max_steps": 4}}, "trainer.max_steps is 3 in first and 4 in second"),
-        ({"model": {"context_length": 8}}, "model.context_length differs between first and second"),
+        ({"model": {"context_length": 8}}, "model.context_length is 16 in first and 8 in second"),
         ({"trainer": {"max_time": "00:00:01:00"}}, "trainer.max_time=00:00:01:00 gives a faster run more steps"),
         ({"model": {"similarity": "uniform"}}, "model.position=rotary turns queries and keys"),
     ],
@@ -119,7 +119,7 @@ def test_a_number_of_steps_for_all_makes_budgets_equal(tmp_path: Path) -> None:
 
 def test_two_recipes_of_one_name_are_refused(tmp_path: Path) -> None:
     path = recipe(tmp_path, "first")
-    with pytest.raises(UserError, match="another recipe is called first too"):
+    with pytest.raises(UserError, match="name=first is another recipe"):
         load_recipes(CompareConfig([path, path]))
 
 
@@ -133,7 +133,7 @@ def test_two_recipes_of_one_name_are_refused(tmp_path: Path) -> None:
         (["{recipe}", "--seeds", "-1"], "seeds"),
         (["{recipe}", "--jobs", "0"], "jobs=0: must be at least 1"),
         (["{recipe}", "--max_step", "3"], "did you mean --max_steps?"),
-        (["{recipe}", "--out", "{recipe}"], "cannot be made"),
+        (["{recipe}", "--out", "{recipe}"], "cannot be created"),
         (["{recipe}", "--out", "{folder}"], "not the results of a comparison"),
     ],
 )

@@ -81,9 +81,9 @@ CHANGES: dict[str, tuple[Callable[[RunFolder], object], str]] = {
     ),
     "weights that are gone": (lambda run: run.kept(6).unlink(), "checkpoints/step_000006.safetensors: only in "),
     "something left over": (lambda run: (run.path / ".x.tmp").touch(), ".x.tmp: only in "),
-    "a sample": (lambda run: run.samples(6).write_text("other"), "samples/step_000006.txt: other bytes"),
+    "a sample": (lambda run: run.samples(6).write_text("other"), "samples/step_000006.txt: bytes differ"),
     "a map": (another_map, "attention/step_000006.npz: "),
-    "the page": (lambda run: run.attention_page.write_text("other"), "attention.html: another page"),
+    "the page": (lambda run: run.attention_page.write_text("other"), "attention.html: pages differ"),
     "the recipe": (
         lambda run: run.config.write_text(run.config.read_text().replace("seed: 1337", "seed: 7")),
         "config.yaml: seed differs: 1337 against 7",

@@ -89,7 +89,7 @@ def test_one_screen_says_what_a_run_would_be(arguments: list[str], tmp_path: Pat
         "tokens",
     ):
         assert any(line.startswith(f"{label} ") for line in lines), label
-    for words in ("parameters", "for 600 steps", "times through the text", "nothing known here would stop this run"):
+    for words in ("parameters", "for 600 steps", "epochs", "nothing known here would stop this run"):
         assert words in result.stdout
     assert sorted(tmp_path.rglob("*")) == before
     assert list(temporary.iterdir()) == []
@@ -99,8 +99,8 @@ def test_one_screen_says_what_a_run_would_be(arguments: list[str], tmp_path: Pat
     ("changes", "words"),
     [
         (["--data.source=nowhere"], ["data.source=nowhere: no such file"]),
-        (["--data.source=hf:nobody/nothing"], ["data.source=hf:nobody/nothing: nobody answers"]),
-        (["--data.source=https://127.0.0.1:9/a.txt"], ["data.source=https://127.0.0.1:9/a.txt: nobody answers"]),
+        (["--data.source=hf:nobody/nothing"], ["data.source=hf:nobody/nothing: no answer"]),
+        (["--data.source=https://127.0.0.1:9/a.txt"], ["data.source=https://127.0.0.1:9/a.txt: no answer"]),
         (["--data.tokenizer=gpt2"], ["data.tokenizer=gpt2: tiktoken could not download its tables", "bpe:N"]),
         (["--data.tokenizer=nowhere.json"], ["data.tokenizer=nowhere.json: no such file"]),
         (["--runs_dir=/proc/here"], ["runs_dir=/proc/here", "cannot write in", "give another folder"]),

@@ -62,8 +62,8 @@ def test_killed_processes_are_resumed_exactly_and_no_file_stays(
             "MovesOnResume",
             ["resume is NOT exact: 16 steps, ", "metrics.csv: step ", "train/loss ", "state_dict.model."],
         ),
-        pytest.param("FailsOnResume", ["the run does not go on: ", "no, thank you"], marks=pytest.mark.slow),
-        pytest.param("DropsByTheClock", ["resume is not proven", "does not repeat itself"], marks=pytest.mark.slow),
+        pytest.param("FailsOnResume", ["the run cannot be resumed: ", "no, thank you"], marks=pytest.mark.slow),
+        pytest.param("DropsByTheClock", ["resume is not proven", "is not deterministic"], marks=pytest.mark.slow),
     ],
 )
 def test_what_is_not_exact_is_named_and_kept(
@@ -77,7 +77,7 @@ def test_what_is_not_exact_is_named_and_kept(
     output = capsys.readouterr().out
     assert all(word in output for word in words), output
     (kept,) = (tmp_path / "runs").iterdir()
-    assert f"the runs are kept for a look in {kept}" in output
+    assert f"the runs are kept in {kept}" in output
     assert (kept / "straight" / "small" / "metrics.csv").is_file()
 
 
@@ -148,7 +148,7 @@ def test_the_verdict_names_twenty_differences_and_counts_the_others() -> None:
     deaths = [Death("step", 3, 1.0, 2)]
     text = verdict(Proof(deaths, 1, [f"file {i}" for i in range(23)]), ProofConfig(), Path("kept"))
     assert text.startswith("resume is NOT exact: 60 steps, 1 kills, 23 differences\nfile 0\n")
-    assert "file 19\nand 3 more\nthe runs are kept for a look in kept" in text
+    assert "file 19\nand 3 more\nthe runs are kept in kept" in text
 
 
 @pytest.mark.slow  # a minute: what users run, with all imports

@@ -304,7 +304,7 @@ def test_the_end_names_the_command_that_shows_each_dashboard(tmp_path: Path) -> 
     ("logger", "words"),
     [
         ({"class_path": "pathlib.Path"}, "class_path=pathlib.Path: is not a Lightning Logger"),
-        ({"class_path": "no.such.Thing"}, "class_path=no.such.Thing: cannot be made"),
+        ({"class_path": "no.such.Thing"}, "class_path=no.such.Thing: cannot be built"),
         (
             {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"log_model": True}},
             "trainer.logger: log_model: checkpoints are not uploaded during training",
@@ -329,7 +329,7 @@ class Unfinished(Notebook):
     [
         (
             {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"colour": "red"}},
-            "CSVLogger: cannot be made .*colour",
+            "CSVLogger: cannot be built .*colour",
         ),
         ({"class_path": "test_dashboards.Unfinished"}, "trainer.logger: Unfinished cannot log the config .*later"),
     ],

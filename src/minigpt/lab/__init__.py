@@ -1,1 +1,1 @@
-"""Programs about runs: compare, doctor, prove_resume."""
+"""Programs about runs: compare recipes, check a config on this machine (doctor), prove that resume is exact."""

@@ -1,10 +1,10 @@
-"""Recipes -> one table: each is trained on the same text with the same seeds and budget; only the recipe differs.
+"""Trains recipes on the same text with the same seeds and budget, and prints one table of losses and speeds.
 
     minigpt compare configs/attention/*.yaml --seeds 1 2
 
-Finished runs are noted in OUT/runs.csv and not trained again, so a comparison that was stopped goes on, and recipes can
-be added later. Speeds are measured apart from training, all recipes in turn within one process: on a machine that has
-other work too, the speed of one run says little about that of the next.
+Finished runs are recorded in OUT/runs.csv and not trained again, so a stopped comparison can be continued and recipes
+can be added later. Speeds are measured separately, all recipes in turn in one process: on a busy machine, speeds of
+runs at different times are not comparable.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ class Result:
     recipe: str
     seed: int
     config_digest: str
-    """Of everything that defines the run but its names: a changed recipe is trained anew."""
+    """Hash of the config without name and runs_dir: a changed recipe is trained again."""
     parameters: int
     val_loss: float
     """Nats per token, over the whole val split, after the last step."""
     bits_per_byte: float
     peak_memory_bytes: int
-    """Of the training process: resident memory, or on a GPU what torch allocated there."""
+    """Of the training process: resident memory, or on a GPU the memory that torch allocated."""
     folder: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of the table: one recipe, over its seeds."""
+    """A row of the table: one recipe, over its seeds."""
 
     recipe: str
     parameters: int
@@ -71,7 +71,7 @@ def compare_recipes(compare_config: CompareConfig) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {out}: cannot be made ({reason(error)})") from None
+        raise UserError(f"--out {out}: cannot be created ({reason(error)}); give another folder") from None
     results = train_missing(recipes, compare_config, out)
     print("measuring speeds, each recipe in turn", flush=True)
     speeds = measure_speeds(recipes)
@@ -83,10 +83,10 @@ def compare_recipes(compare_config: CompareConfig) -> None:
 
 
 def load_recipes(compare_config: CompareConfig) -> dict[str, Config]:
-    """The recipes' configs by name, checked to share everything but model and optimizer.
+    """The recipes' configs by name, which may differ only in model and optimizer.
 
     Raises:
-        UserError: a recipe that cannot be read, two of one name, or a budget or a text that another does not have.
+        UserError: a recipe cannot be read, two have one name, or text, budget or context length differ.
     """
     budget = []
     if compare_config.max_steps is not None:
@@ -98,7 +98,7 @@ def load_recipes(compare_config: CompareConfig) -> dict[str, Config]:
         except UserError as error:
             raise UserError(str(error).removeprefix("--config ")) from None
         if config.name in recipes:
-            raise UserError(f"{path}: another recipe is called {config.name} too: give it a name of its own")
+            raise UserError(f"{path}: name={config.name} is another recipe's name too: change one of them")
         if config.trainer.max_time is not None:
             raise UserError(
                 f"{path}: trainer.max_time={config.trainer.max_time} gives a faster run more steps: "
@@ -113,19 +113,22 @@ def load_recipes(compare_config: CompareConfig) -> dict[str, Config]:
                 a, b = getattr(theirs, field.name), getattr(ours, field.name)
                 if a != b:
                     raise UserError(
-                        f"{section}.{field.name} is {a} in {first} and {b} in {name}: a comparison has equal text and "
-                        "budget; only model and optimizer may differ"
+                        f"{section}.{field.name} is {a} in {first} and {b} in {name}: make them equal; only model and "
+                        "optimizer may differ"
                     )
         if config.model.context_length != recipes[first].model.context_length:
-            raise UserError(f"model.context_length differs between {first} and {name}: each would see another text")
+            raise UserError(
+                f"model.context_length is {recipes[first].model.context_length} in {first} and "
+                f"{config.model.context_length} in {name}: make them equal, so that both train on the same tokens"
+            )
     return recipes
 
 
 def train_missing(recipes: dict[str, Config], compare_config: CompareConfig, out: Path) -> list[Result]:
-    """Train every (recipe, seed) that runs.csv does not have yet; return all results that belong to the recipes."""
+    """Train each (recipe, seed) that is not yet in runs.csv; return the results of all of them."""
     from minigpt.data.prepare import open_data
 
-    open_data(next(iter(recipes.values())).data)  # once, before several processes want it
+    open_data(next(iter(recipes.values())).data)  # prepare the text once, before several processes do
     wanted = {
         (name, seed): dataclasses.replace(config, seed=seed, name=f"{name}-seed{seed}", runs_dir=str(out))
         for seed in compare_config.seeds
@@ -137,7 +140,7 @@ def train_missing(recipes: dict[str, Config], compare_config: CompareConfig, out
     missing = {key: config for key, config in wanted.items() if key not in results}
     print(f"{len(wanted)} runs, {len(results)} of them finished before, {compare_config.jobs} at a time", flush=True)
     threads = max(1, usable_cores() // compare_config.jobs)
-    # A process for each run, so that one run's memory is not another's.
+    # One process per run, so that peak memory is the run's own.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(compare_config.jobs, mp_context=context, max_tasks_per_child=1) as pool:
         futures = {pool.submit(_train_one, config, threads): key for key, config in missing.items()}
@@ -154,9 +157,9 @@ def train_missing(recipes: dict[str, Config], compare_config: CompareConfig, out
                 )
         except (KeyboardInterrupt, SystemExit, BrokenProcessPool) as end:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():  # a terminal has signalled them too, a scheduler has not
+            for process in multiprocessing.active_children():  # Ctrl-C signals them too, a scheduler may not
                 process.terminate()
-            print("stopped; finished runs are kept, and the same command goes on", file=sys.stderr, flush=True)
+            print("stopped; finished runs are kept; repeat the command to continue", file=sys.stderr, flush=True)
             if isinstance(end, SystemExit):
                 raise
             raise KeyboardInterrupt from None
@@ -167,7 +170,7 @@ def train_missing(recipes: dict[str, Config], compare_config: CompareConfig, out
 
 
 def _train_one(config: Config, threads: int) -> dict[str, Any]:
-    """Train in this process, which does nothing else; everything of a `Result` that the run itself tells."""
+    """Train in this process, which does nothing else; returns the fields of `Result` that the run determines."""
     import torch
 
     from minigpt.runs.loading import load_model
@@ -175,7 +178,10 @@ def _train_one(config: Config, threads: int) -> dict[str, Any]:
 
     torch.set_num_threads(threads)
     trainer = dataclasses.replace(config.trainer, enable_progress_bar=False)
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):  # several runs would interleave
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+    ):  # output of parallel runs would interleave
         folder = train(dataclasses.replace(config, trainer=trainer))
     with folder.metrics.open() as file:
         last = [row for row in csv.DictReader(file) if row["val/loss"]][-1]
@@ -191,9 +197,10 @@ def _train_one(config: Config, threads: int) -> dict[str, Any]:
 
 
 def measure_speeds(recipes: dict[str, Config], rounds: int = 9) -> dict[str, float]:
-    """Tokens per second of a training step (forward, backward, update) without Lightning.
+    """Tokens per second of a training step (forward, backward, update) without Lightning, by recipe.
 
-    All recipes take one step in each round, in a new order; the median over the rounds counts, after two to warm up.
+    Each round takes one step of every recipe, in random order; the result is the median over the rounds, after two
+    warm-up rounds.
     """
     import torch
 
@@ -238,7 +245,7 @@ def measure_speeds(recipes: dict[str, Config], rounds: int = 9) -> dict[str, flo
 
 
 def make_rows(recipes: dict[str, Config], results: Sequence[Result], speeds: dict[str, float]) -> list[Row]:
-    """A row for each recipe, the best bits per byte first."""
+    """A row for each recipe, lowest bits per byte first."""
     rows = []
     for name in recipes:
         runs = sorted((r for r in results if r.recipe == name), key=lambda r: r.seed)
@@ -256,7 +263,7 @@ def make_rows(recipes: dict[str, Config], results: Sequence[Result], speeds: dic
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """Markdown, aligned so that it reads as plain text too. ± is half the distance of the best and the worst seed."""
+    """A Markdown table, aligned to be read as plain text. ± is half the range over the seeds."""
     header = ("recipe", "parameters", "val/loss", "bits per byte", "tokens/s", "peak memory")
     lines = [
         (
@@ -278,7 +285,7 @@ def _with_spread(values: Sequence[float]) -> str:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """The table as a picture: bits per byte of every seed, and speed."""
+    """Plot bits per byte of every seed, and speed, to a PNG file."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -317,7 +324,7 @@ def _read(path: Path) -> list[Result]:
         with path.open(newline="", encoding="utf-8") as file:
             return [Result(**{k: kinds.get(k, str)(v) for k, v in row.items()}) for row in csv.DictReader(file)]
     except (OSError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not the results of a comparison ({error}): name another --out") from None
+        raise UserError(f"{path}: not the results of a comparison ({error}): give another --out") from None
 
 
 def _write(path: Path, results: Sequence[Result]) -> None:

@@ -1,4 +1,4 @@
-"""Two run folders -> every difference between them but clocks and names: none where one is the other, bit for bit."""
+"""Compares two run folders bit for bit, except for clocks and names."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import CHECKPOINT_KEY, read_checkpoint
 
 CLOCKS = {"seconds", "perf/tokens_per_second"}
-"""Columns of metrics.csv that no two runs share."""
+"""Columns of metrics.csv that differ between any two runs."""
 DASHBOARDS = {"wandb", "tensorboard", "lightning_logs", "loggers.json"}
-"""What is another program's, with clocks and names of its own; what we send there is in our files too."""
+"""Files of dashboards, with their own clocks and names. All logged values are in the run's own files too."""
 NAMES = {"name", "runs_dir"}
-"""Settings that say where a run lies."""
+"""Settings of a run's location."""
 
 
 def differences(one: RunFolder, other: RunFolder) -> list[str]:
-    """What is not the same in two runs: metrics, then weights and the optimizer's state, then whatever else they left.
+    """All differences between two runs: metrics first, then weights and optimizer state, then all other files.
 
-    A file with other bytes is opened, to see whether a clock or the run's name made it another; a kind of file that is
-    not known here must have the same bytes.
+    If the bytes of a file differ, a file of a known type is parsed and compared without clocks and the run's name.
+
+    Returns:
+        A line for each difference, starting with the file's name; empty if there is none.
 
     Raises:
         UserError: a checkpoint is damaged.
@@ -43,19 +45,19 @@ def differences(one: RunFolder, other: RunFolder) -> list[str]:
     for name in sorted(ours & theirs, key=lambda name: ([name != first for first in telling], name)):
         first, second = one.path / name, other.path / name
         if first.read_bytes() != second.read_bytes():
-            look = _KINDS.get(Path(name).suffix)
-            lines += [f"{name}: {what}" for what in (look(first, second) if look else ["other bytes"])]
+            compare = _KINDS.get(Path(name).suffix)
+            lines += [f"{name}: {what}" for what in (compare(first, second) if compare else ["bytes differ"])]
     return lines
 
 
 def _files(run: RunFolder) -> set[str]:
-    """Names of a run's files, also those that a process had begun to write and nobody took away."""
+    """Relative paths of a run's files, left-over temporary files included, without dashboards and the lock."""
     names = {path.relative_to(run.path) for path in run.path.rglob("*") if path.is_file()}
     return {name.as_posix() for name in names if name.parts[0] not in DASHBOARDS and name.name != ".lock"}
 
 
 def _table(first: Path, second: Path) -> Iterator[str]:
-    """The first row that is another, as those after it follow from it; and rows that are missing or there twice."""
+    """The number of rows if it differs, and the first row that differs: later ones usually follow from it."""
     rows = [_rows(path) for path in (first, second)]
     pairs = enumerate(itertools.zip_longest(*rows, fillvalue={}), 1)
     unequal = [(number, a, b) for number, (a, b) in pairs if a != b]
@@ -79,7 +81,7 @@ def _checkpoint(first: Path, second: Path) -> Iterator[str]:
 
 
 def _without_clocks(content: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint without what may be another in the same run: seconds, and where it lies."""
+    """A checkpoint without times and the run's location."""
     ours = content[CHECKPOINT_KEY]
     clocks = {"seconds", "time_elapsed"}  # of `Metrics`, and of Lightning's Timer
     callbacks = {
@@ -118,10 +120,10 @@ def _recipe(first: Path, second: Path) -> Iterator[str]:
 
 
 def _page(first: Path, second: Path) -> Iterator[str]:
-    """A page has the run's name, that of its folder, in its title."""
+    """Compare pages without their titles, which contain the run's name."""
     texts = [re.sub(r"(<title>|<h1>)[^<]*", r"\1", path.read_text(encoding="utf-8")) for path in (first, second)]
     if texts[0] != texts[1]:
-        yield "another page"
+        yield "pages differ"
 
 
 _KINDS: dict[str, Callable[[Path, Path], Iterator[str]]] = {
@@ -135,12 +137,12 @@ _KINDS: dict[str, Callable[[Path, Path], Iterator[str]]] = {
 
 
 def _unequal(one: Any, other: Any, where: str = "") -> Iterator[str]:
-    """Where two nested values are not the same, bit for bit."""
+    """Where two nested values differ, bit for bit."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in [*one, *(key for key in other if key not in one)]:
             place = f"{where}.{key}" if where else str(key)
             if key not in one or key not in other:
-                yield f"{place} is there once"
+                yield f"{place} is in only one of them"
             else:
                 yield from _unequal(one[key], other[key], place)
     elif isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
@@ -158,13 +160,13 @@ def _unequal(one: Any, other: Any, where: str = "") -> Iterator[str]:
 
 def _unequal_tensors(one: Tensor, other: Tensor, where: str) -> Iterator[str]:
     if one.dtype != other.dtype or one.shape != other.shape:
-        yield f"{where} has another shape or type"
+        yield f"{where} differs in shape or dtype"
     elif not torch.equal(_bits(one), _bits(other)):
         yield f"{where} differs by up to {float((one.double() - other.double()).abs().max()):.2g}"
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """As bytes, so that a NaN is what it is and -0 is not 0."""
+    """As bytes, so that NaN equals the same NaN, and -0 differs from 0."""
     return tensor.flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 

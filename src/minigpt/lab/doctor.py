@@ -1,8 +1,8 @@
-"""A config and this machine -> one screen: what works here, what would fail, how long and how large the run will be.
+"""Checks a config on this machine: what works, what would fail, and the run's time, memory and disk.
 
     minigpt doctor --config configs/demo.yaml --trainer.max_steps 2000
 
-It takes the arguments of `train.py`, asks nothing, and leaves no file behind.
+It takes the arguments of `train.py`, prints one screen, never prompts, and leaves no file behind.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from minigpt.config import AUTO, Config
 from minigpt.errors import UserError
 from minigpt.files import shown
 
-if TYPE_CHECKING:  # all of them load torch, and a mistake in the config is answered before that
+if TYPE_CHECKING:  # these import torch; errors in the config are reported before that
     import lightning as L
 
     from minigpt.data.shards import PreparedData
@@ -32,26 +32,26 @@ if TYPE_CHECKING:  # all of them load torch, and a mistake in the config is answ
 T = TypeVar("T")
 WIDTH, INDENT = 100, 11
 SHORT_BYTES = 1 << 20
-"""Text up to this length is prepared in a temporary folder, to see what would become of it."""
+"""Texts below this size are prepared in a temporary folder, to find errors and the number of tokens."""
 MEASURING_SECONDS = 2.0
-"""About how long one step may take that is timed; of a larger one, a part is."""
+"""Approximate limit for one timed step; of a slower one, only part is timed."""
 FLOPS_USED = 0.5
-"""Share of the speed of a plain matrix product that training reaches, about: for planning the measurement alone."""
+"""Fraction of a plain matrix product's speed that training reaches, roughly; used to plan the measurement only."""
 
 
 class Findings:
-    """Lines of the screen, and what would fail."""
+    """Lines to print, and failures that the run would meet."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str]] = []
         self.failures: list[str] = []
 
     def add(self, label: str, text: str) -> None:
-        """A line of the screen."""
+        """Add a line."""
         self.lines.append((label, text))
 
     def check(self, function: Callable[..., T], *arguments: Any) -> T | None:
-        """What a function gives, or None where it refuses, which is noted."""
+        """Call a function; on UserError, record the failure and return None."""
         try:
             return function(*arguments)
         except UserError as error:
@@ -75,7 +75,7 @@ def diagnose(config: Config, resume: Path | None) -> None:
     findings = Findings()
     with tempfile.TemporaryDirectory(prefix="minigpt-doctor-") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for variable in ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR"):  # what libraries write when they are imported
+        for variable in ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR"):  # libraries write there on import
             os.environ.setdefault(variable, folder)
         examine(config, resume, Path(folder), findings)
     print(shown(findings))
@@ -85,7 +85,7 @@ def diagnose(config: Config, resume: Path | None) -> None:
 
 
 def examine(config: Config, resume: Path | None, temporary: Path, findings: Findings) -> None:
-    """Everything, in the order of the screen; questions to others are asked first and heard last."""
+    """Run all checks in the order of the output; network requests start first, their answers are read last."""
     from minigpt.training import machine
 
     machine.refuse_withdrawn()  # before Lightning is imported
@@ -107,7 +107,7 @@ def examine(config: Config, resume: Path | None, temporary: Path, findings: Find
             for name, path in (("runs_dir", config.runs_dir), ("data.dir", config.data.dir))
         }
         room = [f"{free_bytes / 1e9:.1f} GB free for {name}" for name, free_bytes in disk.items() if free_bytes]
-        findings.add("disk", ", ".join(room) or "no folder that can be written")
+        findings.add("disk", ", ".join(room) or "no writable folder")
         device = trainer.strategy.root_device if trainer else torch.device("cpu")
         speeds = machine.speeds(device)
         rates = ", ".join(f"{name} {rate / 1e9:,.2g}" for name, rate in speeds.items())
@@ -121,7 +121,7 @@ def examine(config: Config, resume: Path | None, temporary: Path, findings: Find
         findings.add("compile", f"{compiling.result()}; this run {'compiles' if will else 'does not compile'}{chosen}")
     findings.add("W&B", _wandb_line(config, wandb))
     silent = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else f"{hub.host} does not answer" * (not hub)
-    findings.add("hub", f"{silent}; what was fetched before can be used" if silent else f"{hub.host} answers")
+    findings.add("hub", f"{silent}; only cached data can be used" if silent else f"{hub.host} answers")
     if resume is not None and resume != Path(AUTO):
         config = findings.check(_with_paths, config, resume) or config
     data = findings.check(_text, config, temporary, not silent, findings)
@@ -132,7 +132,7 @@ def examine(config: Config, resume: Path | None, temporary: Path, findings: Find
 
 
 def _with_paths(config: Config, resume: Path) -> Config:
-    """The config as the run itself would look for its text."""
+    """The config with the paths that the resumed run would use."""
     from minigpt.runs.folder import RunFolder
     from minigpt.runs.loading import newest_checkpoint
     from minigpt.training.resuming import with_paths_of
@@ -146,7 +146,7 @@ def _gpus() -> str:
     if torch.cuda.is_available():
         properties = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         return ", ".join(f"{each.name} with {each.total_memory / 1e9:.0f} GB" for each in properties)
-    return "Apple's GPU" if torch.backends.mps.is_available() else "no GPU"
+    return "Apple GPU" if torch.backends.mps.is_available() else "no GPU"
 
 
 def _wandb_address() -> str:
@@ -162,13 +162,13 @@ def _wandb_line(config: Config, answers: Any) -> str:
         return f"not used: trainer.logger={config.trainer.logger}"
     reached = f"{answers.host or 'its service'} {'answers' if answers else 'does not answer'}"
     key = has_key(f"https://{answers.host}")
-    later = "offline; its end prints the `wandb sync` command"
+    later = "offline; the `wandb sync` command is printed at its end"
     mode = os.environ.get("WANDB_MODE") or ("online" if key and answers else later)
     return f"{reached}; {'logged in' if key else 'not logged in'}: the run is logged {mode}"
 
 
 def _text(config: Config, temporary: Path, hub: bool, findings: Findings) -> PreparedData | None:
-    """The text as it is prepared, or None where it is not yet; a short one is prepared for this."""
+    """The prepared data; None if the text is not prepared yet and too long to prepare here."""
     from minigpt.data.prepare import find_prepared, prepare
     from minigpt.data.sources.hub import is_kept
     from minigpt.data.tokenizers.bpe import TIKTOKEN_NAMES, require_tables
@@ -180,9 +180,7 @@ def _text(config: Config, temporary: Path, hub: bool, findings: Findings) -> Pre
     for name in missing:
         _require_source(name, hub)
     if "-" in settings.sources or fetched or settings.streaming:
-        findings.add(
-            "text", f"{names}: {'fetched or piped in when the run starts, and' if missing else ''} not looked at"
-        )
+        findings.add("text", f"{names}: not checked{', since it is read when the run starts' if missing else ''}")
         if settings.tokenizer in TIKTOKEN_NAMES:
             require_tables(settings.tokenizer)
         return None
@@ -194,7 +192,7 @@ def _text(config: Config, temporary: Path, hub: bool, findings: Findings) -> Pre
         findings.add("text", f"{names}, not prepared yet: {data.train} to train on, {data.val} held out")
         return data
     state = (
-        f"{n_bytes / 1e6:,.1f} MB, not prepared yet: that is done first"
+        f"{n_bytes / 1e6:,.1f} MB, not prepared yet: the run prepares it first"
         if data is None
         else f"{data.train} to train on"
     )
@@ -203,23 +201,26 @@ def _text(config: Config, temporary: Path, hub: bool, findings: Findings) -> Pre
 
 
 def _require_source(name: str, hub: bool) -> None:
-    """Refuse what would have to be fetched and cannot be."""
+    """Refuse a source that must be fetched but cannot be.
+
+    Raises:
+        UserError: the source or its host does not answer.
+    """
     from minigpt.data.sources.hub import parse_name, require_dataset
     from minigpt.training.machine import Asking
 
     if name.startswith("hf:") and hub:
         path, _, _ = parse_name(name)
-        with contextlib.suppress(OSError, RuntimeError):  # networks fail in many types; that it is not there is said
+        with contextlib.suppress(OSError, RuntimeError):  # any network error; only a missing dataset counts
             require_dataset(name, path)
     elif name.startswith("hf:") or not Asking(lambda: name):
         raise UserError(
-            f"data.source={name}: nobody answers, and it was never fetched before; without network, use files on this "
-            "machine"
+            f"data.source={name}: no answer, and there is no cached copy; without network, use files on this machine"
         )
 
 
 def _filled_in(config: Config, data: PreparedData | None, findings: Findings) -> Config:
-    """The config with a size of the vocabulary, guessed where only the text could say."""
+    """The config with a vocab_size, guessed from the tokenizer's name if there is no prepared text."""
     from minigpt.training.run import filled_in
 
     known = data and findings.check(filled_in, config, data)
@@ -234,7 +235,7 @@ def _filled_in(config: Config, data: PreparedData | None, findings: Findings) ->
 def _start(
     config: Config, data: PreparedData, trainer: L.Trainer | None, resume: Path | None, findings: Findings
 ) -> None:
-    """What a run does before its first step, as far as it writes nothing."""
+    """The checks of a run before its first step that write nothing."""
     from minigpt.runs.folder import RunFolder
     from minigpt.runs.loading import CHECKPOINT_KEY, newest_checkpoint
     from minigpt.training.loaders import make_loaders
@@ -266,7 +267,7 @@ def _plan(
     disk: int | None,
     findings: Findings,
 ) -> None:
-    """What the run needs: memory, disk, time."""
+    """Estimate the run's disk, memory and time."""
     import torch
 
     from minigpt.model.gpt import GPT
@@ -277,21 +278,21 @@ def _plan(
         model = GPT(config.model)
     weights = sum(parameter.nbytes for parameter in model.parameters())
     matrices = sum(parameter.nbytes for parameter in stacked_rows(model)) if config.optimizer.name == "muon" else 0
-    state = 2 * weights - matrices  # AdamW keeps two numbers for each weight, Muon one
+    state = 2 * weights - matrices  # AdamW keeps two moments per weight, Muon one
     findings.add("model", f"{model.n_parameters:,} parameters")
     kept = (config.keep_every_n_steps and config.trainer.max_steps // config.keep_every_n_steps) or 0
-    needed = 3 * (weights + state) + (2 + kept) * weights  # a file is written beside the one that it replaces
+    needed = 3 * (weights + state) + (2 + kept) * weights  # a new file is written before the old one is deleted
     findings.add("files", f"{(weights + state) / 1e6:,.0f} MB a checkpoint, {needed / 1e6:,.0f} MB of disk for the run")
     if disk is not None and needed > disk:
         findings.failures.append(
-            f"runs_dir={config.runs_dir}: {needed / 1e9:.1f} GB of checkpoints do not fit the {disk / 1e9:.1f} GB that "
-            "are free: make room, name another folder, or keep fewer with keep_every_n_steps"
+            f"runs_dir={config.runs_dir}: {needed / 1e9:.1f} GB of checkpoints do not fit in {disk / 1e9:.1f} GB of "
+            "free disk: free space, give another folder, or keep fewer with keep_every_n_steps"
         )
     p, B, T = config.trainer, config.data.batch_size, config.model.context_length
     processes = trainer.world_size if trainer else 1
     n_tokens = B * T * p.accumulate_grad_batches * processes
     seen = n_tokens * p.max_steps
-    epochs = f": {seen / len(data.train.tokens):.2f} times through the text" if data else ""
+    epochs = f": {seen / len(data.train.tokens):.2f} epochs" if data else ""
     findings.add("tokens", f"{n_tokens:,} a step, {seen:,} in {p.max_steps:,} steps{epochs}")
     if trainer is None:
         return
@@ -310,9 +311,9 @@ def _plan(
     )
     if total > free:
         findings.failures.append(
-            f"memory: about {total / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free on {device}: a smaller "
-            "data.batch_size with more trainer.accumulate_grad_batches, a shorter model.context_length, or a smaller "
-            "model"
+            f"memory: about {total / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free on {device}: try a "
+            "smaller data.batch_size with more trainer.accumulate_grad_batches, a shorter model.context_length, or a "
+            "smaller model"
         )
     if measured is not None:
         findings.add("time", _time(config, data, processes, measured))
@@ -320,19 +321,22 @@ def _plan(
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Seconds and bytes of one step on this machine."""
+    """Time and memory of one step on this machine."""
 
     micro_batch_seconds: float
     update_seconds: float
-    """Of the optimizer."""
+    """Of the optimizer step."""
     activation_bytes: int
-    """What is kept for the backward pass of a micro-batch."""
+    """Tensors saved for the backward pass of a micro-batch."""
     share: float
-    """Of a micro-batch's work that was timed; the rest is in proportion."""
+    """Fraction of a micro-batch that was timed; the seconds are scaled up by it."""
 
 
 def measure(config: Config, trainer: L.Trainer, n_parameters: int, flops: float) -> Measured:
-    """Three steps on random tokens, of which the first one warms up; of a slow step, a few rows or part of one."""
+    """Time three steps on random tokens, the first as a warm-up.
+
+    If a step would take longer than MEASURING_SECONDS, fewer rows or a shorter context are timed and scaled up.
+    """
     import torch
 
     from minigpt.model.gpt import GPT
@@ -342,7 +346,7 @@ def measure(config: Config, trainer: L.Trainer, n_parameters: int, flops: float)
     m, device = config.model, trainer.strategy.root_device
 
     def work(rows: int, length: int) -> float:
-        # 6 operations a weight and token, forward and backward, and those of the scores (Chowdhery et al. 2022).
+        # 6 FLOPs per weight and token, forward and backward, plus attention scores (Chowdhery et al. 2022, PaLM).
         return rows * length * (6.0 * n_parameters + 6.0 * m.n_layer * m.n_embd * length)
 
     B, T = config.data.batch_size, m.context_length
@@ -390,15 +394,15 @@ def _now(device: Any) -> float:
 
 
 def _time(config: Config, data: PreparedData | None, processes: int, measured: Measured) -> str:
-    """Training and validation in words; samples and looks at attention are a small part."""
+    """Estimated time of training and validation, as text; samples and attention maps are a small part."""
     p = config.trainer
     step = p.accumulate_grad_batches * measured.micro_batch_seconds + measured.update_seconds
     seconds, interval = p.max_steps * step, p.val_check_interval
     if data is not None:
         n_batches = p.max_steps * p.accumulate_grad_batches
-        looks = n_batches // interval + 1 if isinstance(interval, int) else 1 / (interval or 1)
+        validations = n_batches // interval + 1 if isinstance(interval, int) else 1 / (interval or 1)
         rows = len(data.val.tokens) / config.model.context_length / config.data.batch_size / processes
-        seconds += looks * rows * measured.micro_batch_seconds / 3  # forward alone is a third
+        seconds += validations * rows * measured.micro_batch_seconds / 3  # forward alone is a third
     part = "measured" if measured.share == 1 else f"measured on {100 * measured.share:.2g} % of a micro-batch"
     limit = p.max_time_seconds
     within = ""
@@ -411,7 +415,7 @@ def _time(config: Config, data: PreparedData | None, processes: int, measured: M
 
 
 def _span(seconds: float) -> str:
-    """Like 2 h 5 min."""
+    """Format seconds, for example as "2 h 5 min"."""
     for unit, length, smaller, part in (("days", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
         if seconds >= length:
             return f"{seconds // length:,.0f} {unit} {seconds % length // part:.0f} {smaller}"

@@ -1,4 +1,4 @@
-"""Where a run is, as a line of a file: written by the run, read by whoever waits for a place in it."""
+"""A run's current phase and step, as one line of a file: written by the run, read by `prove_resume`."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import dataclasses
 from pathlib import Path
 
 START, STEP, SAVE, VALIDATION, END = PHASES = ("start", "step", "save", "validation", "end")
-"""start: before the first step. save: from a checkpoint's beginning to the next step. end: when no step is left."""
+"""start: before the first step. save: from the start of a checkpoint to the next step. end: after the last step."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a run is."""
+    """A run's current phase and step."""
 
     phase: str = START
     step: int = 0
-    """Optimizer steps that are done."""
+    """Completed optimizer steps."""
 
     @property
     def order(self) -> tuple[int, int]:
-        """Grows while a run goes on: of a number of done steps, what belongs to the last one comes first."""
+        """Sort key that grows during a run: validation and save after a step come before the next step."""
         return self.step, (START, VALIDATION, SAVE, STEP, END).index(self.phase)
 
     @classmethod
     def read(cls, path: Path) -> Place:
-        """What stands in the file; the start where there is none."""
+        """Read the file; the start if there is none."""
         words = path.read_text(encoding="utf-8").split() if path.exists() else []
         return cls(words[0], int(words[1])) if len(words) == 2 else cls()

@@ -1,10 +1,9 @@
-"""A config -> the proof that a killed run of it goes on exactly: trained straight and with kills, everything compared.
+"""Proves that resume is exact: trains a config with and without kills and compares all files bit for bit.
 
     minigpt prove-resume --config configs/demo.yaml --steps 60 --kills 5
 
-Real processes of `python -m minigpt train`, on this machine and this text, killed by SIGKILL at random moments and
-continued by `--resume RUN` alone. Where the killed run is another one than the run that was never stopped, each
-difference is named.
+It starts real processes of `python -m minigpt train` on this machine and this text, kills them with SIGKILL at random
+moments, and continues them with `--resume RUN`. Each difference from the uninterrupted run is printed.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ from minigpt.lab.place import START, STEP, Place
 from minigpt.runs.folder import RunFolder
 
 VAL_BATCHES = 20
-"""Validation on a large text would take longer than the steps."""
+"""Limit of validation batches: all of a large text would take longer than the steps."""
 SHOWN = 20
-"""Differences that are printed; more seldom say more."""
+"""Most differences that are printed."""
 STARTS = 0.2
-"""Share of the kills that are aimed at the time before the first step; the others fall on a process that trains."""
+"""Fraction of kills aimed at the time before the first step; the others hit a training process."""
 POLL_SECONDS = 0.005
 
 
@@ -45,29 +44,29 @@ class Death:
     """How one process of a run ended."""
 
     phase: str
-    """Of `place.PHASES`."""
+    """One of `place.PHASES`."""
     step: int
     seconds: float
-    """Since the process began."""
+    """Since the process started."""
     resumed_from: int | None
-    """Step of the checkpoint from which the next process goes on; None where there was none yet."""
+    """Step of the checkpoint that the next process resumes from; None if there was none yet."""
 
 
 @dataclasses.dataclass
 class Proof:
-    """What came out."""
+    """The result of a proof."""
 
     deaths: list[Death] = dataclasses.field(default_factory=list)
     runs: int = 0
-    """That were killed, continued to the end and compared."""
+    """Runs that were killed, continued to the end and compared."""
     differences: list[str] = dataclasses.field(default_factory=list)
     repeats_itself: bool = True
-    """Whether two runs that nobody kills are one and the same; looked at where there are differences."""
+    """Whether two uninterrupted runs are equal; tested only if there are differences."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """When to kill: some time after a process has come to a place, or passed it; so a slow machine moves nothing."""
+    """When to kill: a delay after a process reaches a phase and step, so that a slow machine does not shift it."""
 
     place: Place
     delay_seconds: float
@@ -75,18 +74,18 @@ class Moment:
 
 @dataclasses.dataclass
 class Timeline:
-    """When a process that is not killed was first seen where, in seconds since it began: kills are drawn from it."""
+    """Seconds from an uninterrupted process's start until each phase and step; kills are drawn from it."""
 
     seen: list[tuple[float, Place]] = dataclasses.field(default_factory=lambda: [(0.0, Place())])
     end_seconds: float = 0.0
 
     @property
     def start_seconds(self) -> float:
-        """To the first step."""
+        """Seconds to the first step."""
         return self.seen[1][0] if self.seen[1:] else self.end_seconds
 
     def draw(self, chance: random.Random, begun_at: int, kills: int) -> Moment:
-        """A moment of the way from a step on; each kill that is to come has its share of it."""
+        """Draw a moment after step `begun_at`, early enough to leave time for the remaining kills."""
         if chance.random() < STARTS:
             return Moment(Place(), chance.uniform(0, self.start_seconds))
         first = next(seconds for seconds, place in self.seen if place.order >= Place(STEP, begun_at).order)
@@ -110,7 +109,7 @@ def prove_and_print(config: Config, asked: ProofConfig) -> None:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
             with contextlib.suppress(OSError):
-                folder.parent.rmdir()  # where it was made for this
+                folder.parent.rmdir()  # if it is empty, hence made for this
     if keep:
         sys.exit(1)
 
@@ -120,7 +119,7 @@ def _print(line: str) -> None:
 
 
 def verdict(proof: Proof, asked: ProofConfig, folder: Path) -> str:
-    """The last lines."""
+    """The text printed at the end."""
     counts = f"{asked.steps} steps, {len(proof.deaths)} kills"
     if not proof.differences:
         return f"resume is exact: {counts}, 0 differences"
@@ -129,30 +128,30 @@ def verdict(proof: Proof, asked: ProofConfig, folder: Path) -> str:
         lines.append(f"and {len(proof.differences) - SHOWN} more")
     if not proof.repeats_itself:
         lines.append(
-            "but two runs that nobody killed differ as well: this machine does not repeat itself with this config, so "
-            "nothing is said about resume; try --trainer.deterministic true"
+            "but two uninterrupted runs differ too: this config is not deterministic on this machine, so this says "
+            "nothing about resume; try --trainer.deterministic true"
         )
-    lines.append(f"the runs are kept for a look in {folder}")
+    lines.append(f"the runs are kept in {folder}")
     exact = "NOT exact" if proof.repeats_itself else "not proven"
     return "\n".join([f"resume is {exact}: {counts}, {len(proof.differences)} differences", *lines])
 
 
 def shortened(config: Config, steps: int) -> tuple[Config, list[str]]:
-    """The config as it is trained here, and in words what is another than in what the user gave.
+    """The config shortened to `steps`, and the changed settings as "trainer.max_steps=60 (was 2000)".
 
     Raises:
-        UserError: what has no checkpoints, or cannot be read again by a second process.
+        UserError: checkpoints are disabled, or the text comes from stdin.
     """
     t = config.trainer
     if t.enable_checkpointing is False or t.fast_dev_run:
         raise UserError("trainer.enable_checkpointing=false or fast_dev_run: there would be nothing to resume from")
     if "-" in config.data.sources:
-        raise UserError("data.source=-: the text is read by every process that is started here: keep it in a file")
+        raise UserError("data.source=-: several processes read the text, and stdin can be read once: save it to a file")
     trainer, top = dict[str, Any](), dict[str, Any]()
     if t.max_steps != steps:
         trainer["max_steps"] = steps
     if t.max_time is not None:
-        trainer["max_time"] = None  # no two runs are alike by the clock
+        trainer["max_time"] = None  # a schedule by the clock differs between runs
     third = max(1, steps // 3) * t.accumulate_grad_batches
     interval = t.val_check_interval
     if interval is None or (interval > third if isinstance(interval, int) else interval > 1 / 3):
@@ -171,7 +170,7 @@ def shortened(config: Config, steps: int) -> tuple[Config, list[str]]:
         every = max(1, steps // 4)
         top["attention"] = dataclasses.replace(config.attention, every_n_steps=every)
     if config.compile is None and _compiles(config):
-        top["compile"] = True  # with so few steps it would be False
+        top["compile"] = True  # null would mean false for so few steps
     changes = [f"trainer.{name}={value} (was {getattr(t, name)})" for name, value in trainer.items()]
     changes += [f"{name}={value} (was {getattr(config, name)})" for name, value in top.items() if name != "attention"]
     if "attention" in top:
@@ -186,7 +185,7 @@ def _compiles(config: Config) -> bool:
 
 
 def _temporary_folder(runs_dir: Path) -> Path:
-    """On the disk on which runs lie: how files are renamed and flushed is part of what is proven."""
+    """A folder on the disk of runs_dir: how that disk renames and flushes files is part of the proof."""
     try:
         runs_dir.mkdir(parents=True, exist_ok=True)
         require_writable(runs_dir)
@@ -204,23 +203,23 @@ def prove(
     on_line: Callable[[str], None] = lambda line: None,
     python: str | None = None,
 ) -> Proof:
-    """Train straight, train with kills, compare; where the killed run ended before all kills, another one is killed.
+    """Train once without kills, then with kills until all are done, and compare.
 
     Args:
-        config: as `shortened` gives it.
-        folder: an empty one, for the runs.
-        kills: processes to kill.
-        seed: of the moments.
-        on_line: is told what happens.
-        python: what runs the processes; this Python by default.
+        config: from `shortened`.
+        folder: an empty folder for the runs.
+        kills: number of kills, over as many runs as are needed.
+        seed: of the kills' moments.
+        on_line: called with each line of progress.
+        python: the interpreter of the processes; this one by default.
 
     Raises:
-        UserError: the run does not even come to its end where nobody kills it.
+        UserError: the uninterrupted run fails.
     """
     from minigpt.data.prepare import open_data
     from minigpt.lab.differences import differences
 
-    open_data(config.data)  # once, before times are taken
+    open_data(config.data)  # prepare the text once, before the timed run
     work = _Work(config, folder, python or sys.executable)
     straight, proof, chance = RunFolder(folder / "straight" / config.name), Proof(), random.Random(seed)
     times = work.straight("straight")
@@ -235,7 +234,7 @@ def prove(
                 on_line(f"kill {len(proof.deaths)}/{kills}: {_told(death)}")
             proof.differences += differences(straight, RunFolder(folder / name / config.name))
         except UserError as error:  # of the resumed run, or of a file that it left
-            proof.differences.append(f"the run does not go on: {error}")
+            proof.differences.append(f"the run cannot be resumed: {error}")
         if not proof.differences:
             shutil.rmtree(folder / name)
     if proof.differences:
@@ -247,12 +246,12 @@ def prove(
 
 def _told(death: Death) -> str:
     where = "before the first step" if death.phase == "start" else f"at step {death.step}, {death.phase}"
-    then = "started anew" if death.resumed_from is None else f"resumes from step {death.resumed_from}"
+    then = "no checkpoint, starts again" if death.resumed_from is None else f"resumes from step {death.resumed_from}"
     return f"after {death.seconds:.1f} s {where}; {then}"
 
 
 class _Work:
-    """Processes that train one config, one after the other."""
+    """Runs processes that train one config, one after the other."""
 
     def __init__(self, config: Config, folder: Path, python: str) -> None:
         self.folder, self.python, self.name, self.steps = folder, python, config.name, config.trainer.max_steps
@@ -262,16 +261,16 @@ class _Work:
         self.config = dataclasses.replace(config, trainer=trainer)
         self.environment = {"WANDB_MODE": "offline"} | os.environ | {"PYTHONUNBUFFERED": "1"}
         if self.environment["WANDB_MODE"] not in {"disabled", "dryrun"}:
-            self.environment["WANDB_MODE"] = "offline"  # a proof is no run for a dashboard
+            self.environment["WANDB_MODE"] = "offline"  # do not upload the proof's runs
 
     def straight(self, name: str) -> Timeline:
-        """A run that nobody kills."""
+        """Train without kills and return when each phase and step was reached."""
         times = Timeline()
         self._process(self._new(name), None, times)
         return times
 
     def killed(self, name: str, times: Timeline, kills: int, chance: random.Random) -> Iterator[Death]:
-        """A run that is killed so many times, or fewer where it comes to its end before, and then goes to its end."""
+        """Train with up to `kills` kills, fewer if the run ends before, then to the end."""
         run = RunFolder(self.folder / name / self.name)
         arguments, begun_at = self._new(name), 0
         while True:
@@ -286,7 +285,7 @@ class _Work:
                 arguments, begun_at = self._new(name), 0
             elif step < self.steps:
                 arguments, begun_at = ["--resume", str(run.path)], step
-            else:  # nothing is left to do, and --resume would say so; perhaps but for a file that was to go next
+            else:  # killed after its last checkpoint: --resume would refuse; only old checkpoints may be left to delete
                 for file in list(run.all_earlier.values())[self.config.keep_checkpoints - 1 :]:
                     file.unlink()
                 return
@@ -305,13 +304,13 @@ class _Work:
         return int(newest_checkpoint(run)[1]["global_step"])
 
     def _process(self, arguments: list[str], moment: Moment | None, times: Timeline | None = None) -> Death | None:
-        """One process, killed at a moment, or watched.
+        """Run one process; kill it at `moment`, or record its progress in `times`.
 
         Returns:
-            None where it came to its end before.
+            How it was killed; None if it ended before.
 
         Raises:
-            UserError: it ended by itself, and not well.
+            UserError: the process failed.
         """
         self.place.unlink(missing_ok=True)
         began, reached = time.monotonic(), None
@@ -321,7 +320,7 @@ class _Work:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # a group of its own: its loaders' workers and other ranks are killed with it
+            start_new_session=True,  # its own process group, so that DataLoader workers and other ranks are killed too
         )
         try:
             while True:
@@ -349,7 +348,7 @@ class _Work:
         return None
 
     def _kill(self, process: subprocess.Popen[bytes]) -> None:
-        """And wait until the last of its processes has let go of its output."""
+        """Kill the process group and wait until its last process has closed the output."""
         if process.returncode is not None:
             return
         with contextlib.suppress(ProcessLookupError):

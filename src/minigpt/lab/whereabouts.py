@@ -1,4 +1,4 @@
-"""A run -> a file of one line that always says where it is, for whoever kills it: step, and what it is doing there."""
+"""A callback that keeps a run's phase and step in a one-line file, so that `prove_resume` can time its kills."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lightning.pytorch.callbacks import Callback
 from minigpt.lab.place import END, SAVE, STEP, VALIDATION
 
 _LENGTH = 32
-"""Of the line: a shorter one would leave the end of the one before."""
+"""Fixed length of the line in bytes: a shorter line would leave the end of the previous one."""
 
 
 class Whereabouts(Callback):
-    """One write of a few bytes at each step; it has no state, so a checkpoint holds nothing of it."""
+    """Writes a few bytes at each step. It has no state, so it does not change the checkpoints."""
 
     def __init__(self, path: str) -> None:
         """Args: the file."""

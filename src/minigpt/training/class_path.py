@@ -40,4 +40,4 @@ def find_class(value: dict[str, Any]) -> Any:
 
 def _cannot_be_made(value: dict[str, Any], error: Exception) -> UserError:
     why = " ".join(f"{type(error).__name__}: {error}".split())
-    return UserError(f"class_path={value['class_path']}: cannot be made ({why})")
+    return UserError(f"class_path={value['class_path']}: cannot be built ({why})")

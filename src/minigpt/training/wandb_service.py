@@ -1,8 +1,8 @@
-"""W&B's run: opened without asking, failing or hanging, and finished in bounded time.
+"""Opens a W&B run without prompting, failing or hanging, and finishes it in bounded time.
 
-It is online where the user is logged in, otherwise offline (`wandb sync` sends it later), and offline as well when the
-service does not answer. When the service goes away later, W&B keeps what it cannot send in the run's folder, and the
-user is told at the end. A run that the user opened is logged to, and stays open.
+The run is online if the user is logged in and the service answers, else offline (`wandb sync` uploads it later). If the
+service goes away later, W&B keeps unsent data in the run's folder, and the user is told at the end. A W&B run that the
+user opened is used, and stays open.
 """
 
 from __future__ import annotations
@@ -29,30 +29,28 @@ from minigpt.runs.folder import RunFolder
 from minigpt.signals import SIGNALS, handled_by, not_to_children
 
 CONNECT_SECONDS = 8
-"""How long W&B's service may take to answer before the run goes on offline; WANDB_INIT_TIMEOUT says otherwise."""
+"""Time limit for W&B's service to answer, after which the run is offline; WANDB_INIT_TIMEOUT overrides it."""
 
 FINISH_SECONDS = 30
-"""How long the last of a run may take to reach W&B's service; WANDB_FINISH_TIMEOUT says otherwise."""
+"""Time limit for the last upload when the run ends; WANDB_FINISH_TIMEOUT overrides it."""
 
 END_SECONDS = 10
-"""How long W&B's own process, which is on this machine, may take to end."""
-
+"""Time limit for W&B's local service process to exit."""
 
 SENT = ".wandb.synced"
-"""What a part of a run is called in W&B's folder once it was sent."""
+"""Suffix of the file by which W&B marks an uploaded part of a run."""
 
 OWN_KEYS = ("train/*", "val/*", "attn/*", "perf/*", "samples", "learning_rate", "grad_norm")
-"""What minigpt logs, as W&B's globs."""
+"""The keys that minigpt logs, as globs for W&B."""
 
 STEP = "trainer/global_step"
-"""Lightning's name for the optimizer step: W&B's own step counts the calls of `log`."""
-
+"""Lightning's key for the optimizer step; W&B's own step counts calls of `log`."""
 
 _environment: dict[str, str | None] = {}
-"""Environment variables that were set here for one run, as they were before."""
+"""Values, before the run, of the environment variables that this module sets."""
 
 _opened: Any = None
-"""The run that training has opened. One that the user opened is theirs to finish."""
+"""The W&B run that training opened; None if the user opened it, who then finishes it."""
 
 
 def make_wandb_logger(
@@ -61,16 +59,16 @@ def make_wandb_logger(
     earlier: Mapping[str, Any],
     folder: RunFolder,
 ) -> WandbLogger | None:
-    """Lightning's logger with its run open, or None where W&B cannot even log offline.
+    """Lightning's logger with its W&B run open, or None if W&B cannot log even offline.
 
     Args:
         make: builds the logger from arguments.
         given: the arguments in the config.
-        earlier: the arguments with which a resumed run goes on in the same run of W&B.
-        folder: where W&B's files go, unless the user says otherwise.
+        earlier: the arguments with which a resumed run continues its W&B run, see `identity`.
+        folder: where W&B's files go, unless the config or WANDB_DIR names another folder.
 
     Raises:
-        UserError: the logger does not take the arguments.
+        UserError: the logger refuses the arguments.
     """
     global _opened
     _messages.forget()
@@ -80,11 +78,11 @@ def make_wandb_logger(
             logger = make(dict(given))
             _use_step(logger.experiment, OWN_KEYS)
         return logger
-    # Whatever a logging service has to complain of (network, key, version) is no reason not to train.
+    # No error of a logging service (network, key, version) may prevent training.
     try:
         arguments, mode = _prepare(given, earlier, folder)
     except Exception as error:
-        warnings.warn(f"W&B cannot log ({_reason(error)}), so the run is logged to files alone", stacklevel=2)
+        warnings.warn(f"W&B cannot log ({_reason(error)}), so the run is logged to files only", stacklevel=2)
         return None
     import wandb
 
@@ -95,7 +93,7 @@ def make_wandb_logger(
             return logger
         except Exception as error:
             warnings.warn(f"W&B cannot log {attempt} ({_reason(error)})", stacklevel=2)
-            _end_process(wandb)  # it would not give the run's id a second time
+            _end_process(wandb)  # the process would refuse a second run of the same id
         except (KeyboardInterrupt, SystemExit):
             _end_process(wandb, interrupted=True)
             raise
@@ -104,7 +102,7 @@ def make_wandb_logger(
 
 
 def _use_step(run: Any, keys: Sequence[str]) -> None:
-    """Draw some keys over the optimizer step, as Lightning's logger does with all keys of a run that it opens."""
+    """Plot keys against the optimizer step, as Lightning's logger does for all keys of a run that it opens."""
     run.define_metric(STEP)
     for key in keys:
         run.define_metric(key, step_metric=STEP, step_sync=True)
@@ -113,19 +111,19 @@ def _use_step(run: Any, keys: Sequence[str]) -> None:
 def _prepare(
     given: Mapping[str, Any], earlier: Mapping[str, Any], folder: RunFolder
 ) -> tuple[dict[str, Any], str | None]:
-    """The logger's arguments, and W&B's mode; sets up what W&B reads from the environment.
+    """The logger's arguments and W&B's mode; also sets W&B's environment variables.
 
-    What the config gives comes first, then what W&B's environment variables and settings files say, then defaults.
+    The config takes precedence over W&B's environment variables and settings files, and those over the defaults.
     """
-    # Staging and caches belong to the run, not to a home folder that may be read-only or on a slow disk.
+    # Keep staging and caches in the run's folder: a home folder may be read-only or on a slow disk.
     for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
         _set_environment(variable, str((folder.path / "wandb" / ".local").absolute()))
-    # The reports that W&B makes of its own errors go to the same service, and hold up the end while that hangs.
+    # W&B sends reports of its own errors to the same service; if that hangs, they delay the run's end.
     _set_environment("WANDB_ERROR_REPORTING", "false")
     import wandb
 
-    # Silent before it looks for a key: else it asks for one where WANDB_MODE is online and nobody has logged in.
-    # W&B is to live until the run has ended, whatever SLURM (SIGUSR1) or a closing terminal (SIGHUP) sends to all.
+    # Silent before W&B looks for a key: otherwise it prompts for one if WANDB_MODE is online without a login.
+    # Its process must outlive the run, so it ignores signals sent to all processes by SLURM or a closing terminal.
     with not_to_children(*set(SIGNALS) - {signal.SIGINT, signal.SIGTERM}):
         wandb.setup(settings=wandb.Settings(silent=True))
     wandb.termsetup(wandb.Settings(silent=True), _messages)
@@ -139,17 +137,17 @@ def _prepare(
         "resume": known.resume or "allow",
     }
     if not {"id", "version"} & set(given):
-        # Runs of earlier versions have their id only in the name of the log that their first part left.
+        # Runs of earlier minigpt versions have their id only in the name of the first part's log.
         logs = (folder.path / "wandb").glob("*run-*/run-*.wandb")
         found = earlier.get("id") or next((log.stem.removeprefix("run-") for log in logs), None)
         defaults["id"] = known.run_id or found or secrets.token_hex(4)
     if not {"save_dir", "dir"} & set(given):
         defaults["save_dir"] = None if "WANDB_DIR" in os.environ else folder.path
     elif "dir" in given:
-        defaults["save_dir"] = None  # Lightning's default would come before it
+        defaults["save_dir"] = None  # Lightning's default would override `dir`
     settings = {"silent": True, "finish_timeout_raises": True, **limits, **dict(given.get("settings") or {})}
     mode = "offline" if given.get("offline") else given.get("mode") or os.environ.get("WANDB_MODE")
-    _environment.setdefault("WANDB_MODE", os.environ.get("WANDB_MODE"))  # which Lightning sets where offline is given
+    _environment.setdefault("WANDB_MODE", os.environ.get("WANDB_MODE"))  # Lightning sets it if offline is given
     return (
         defaults | dict(given) | {"settings": wandb.Settings(**settings)},
         mode or ("online" if _logged_in(wandb) else "offline"),
@@ -163,7 +161,7 @@ def _set_environment(variable: str, value: str) -> None:
 
 
 def _restore_environment() -> None:
-    """As the user had it: another run of this process has another folder."""
+    """Restore the user's environment, since another run of this process has another folder."""
     for variable, value in _environment.items():
         os.environ.pop(variable, None)
         if value is not None:
@@ -172,7 +170,7 @@ def _restore_environment() -> None:
 
 
 def identity(logger: WandbLogger) -> dict[str, Any]:
-    """The arguments with which a resumed run goes on in the same run of W&B."""
+    """The arguments with which a resumed run continues its W&B run; empty if W&B is disabled."""
     run = logger.experiment
     if run.disabled:
         return {}
@@ -180,7 +178,7 @@ def identity(logger: WandbLogger) -> dict[str, Any]:
 
 
 def config_for(logger: WandbLogger, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as W&B is to have it: what stands under the same names in the config of the user's run stays."""
+    """The config to log; keys that the user's own W&B run has set already move under "minigpt"."""
     run = logger.experiment
     taken = set() if run is _opened else {key for key in config if key in run.config}
     ours = {key: value for key, value in config.items() if key not in taken}
@@ -192,22 +190,22 @@ def _reason(error: Exception) -> str:
 
 
 class _Messages:
-    """Where W&B's messages go: warnings to the user, who is told at the end if some of the run was not sent."""
+    """Receives W&B's messages: prints warnings and notes whether part of the run was not uploaded."""
 
     def __init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
-        """A new run begins."""
+        """Reset for a new run."""
         self.incomplete = False
 
     def info(self, message: str) -> None:
-        """Whose key it uses and where it runs is no news."""
+        """Drop information messages, such as the account and the run's address."""
 
     def warning(self, message: str) -> None:
-        if "anonymous setting has no effect" in message:  # which Lightning's logger always gives
+        if "anonymous setting has no effect" in message:  # Lightning's logger always sets it
             return
-        # Where the service refuses the run, or was away for long, W&B gives up sending it and says so only here.
+        # If the service refuses the run or stays away too long, W&B gives up and reports it only in this message.
         self.incomplete |= "wandb sync" in message
         print(message, file=sys.stderr, flush=True)
 
@@ -218,20 +216,20 @@ _messages = _Messages()
 
 
 def note_loss(error: Exception) -> None:
-    """W&B did not take something: the user is told once, and at the end how to send what it has."""
+    """Warn once that W&B failed to log something; the end of the run says how to upload the rest."""
     if not _messages.incomplete:
-        warnings.warn(f"W&B does not take what is logged ({_reason(error)}); the run's folder has it", stacklevel=5)
+        warnings.warn(f"W&B cannot log ({_reason(error)}); the run's folder has everything", stacklevel=5)
     _messages.incomplete = True
 
 
 def _logged_in(wandb: Any) -> bool:
-    """Whether credentials are there, without asking for any."""
+    """Whether W&B has credentials, without prompting for any."""
     settings = wandb.setup().settings
     return bool(getattr(settings, "api_key", None)) or has_key(settings.base_url)
 
 
 def has_key(address: str) -> bool:
-    """Whether the environment or the user's netrc has credentials for W&B's service at an address."""
+    """Whether the environment or the user's netrc has credentials for the W&B service at an address."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urllib.parse.urlsplit(address).hostname or ""
@@ -243,13 +241,13 @@ def has_key(address: str) -> bool:
 
 
 def finish_wandb(exit_code: int = 0) -> str | None:
-    """Close the W&B run that training has opened, if any, in bounded time.
+    """Finish the W&B run that training opened, if any, in bounded time.
 
     Args:
-        exit_code: 0 where the run is done; any other makes it a failed run for W&B.
+        exit_code: 0 if the run is done; any other marks it as failed in W&B.
 
     Returns:
-        What the user may want to know of it: where it is, or how to send what W&B has not received.
+        The run's address, or the command that uploads what W&B has not received; None if there is neither.
     """
     global _opened
     if _opened is None:
@@ -263,7 +261,7 @@ def finish_wandb(exit_code: int = 0) -> str | None:
     notice.start()
     interrupted = False
     try:
-        # A program that a signal ends while W&B waits would take W&B along before the last rows are in its file.
+        # If a signal ended this program while W&B waits, W&B's process would die before writing the last rows.
         with handled_by(signal.default_int_handler):
             run.finish(exit_code=exit_code)
     except TimeoutError:
@@ -291,11 +289,11 @@ def finish_wandb(exit_code: int = 0) -> str | None:
 
 
 def _url(run: Any) -> str | None:
-    return None if run.offline or run.disabled else run.url  # asking an offline run for it prints a warning
+    return None if run.offline or run.disabled else run.url  # an offline run's url prints a warning
 
 
 def how_to_see(logger: WandbLogger) -> str | None:
-    """Where the run is that the user opened, which stays open; None where it was opened and finished here."""
+    """Address of a W&B run that the user opened, or how to upload it; None if training opened and finished it."""
     run, wandb = logger.experiment, sys.modules.get("wandb")
     if wandb is None or run is not wandb.run or run.disabled:
         return None
@@ -303,40 +301,42 @@ def how_to_see(logger: WandbLogger) -> str | None:
 
 
 def _mark_sent(folder: Path) -> None:
-    """Leave the file by which `wandb sync` knows what it has sent; it cannot tell of a run that was online."""
+    """Create the file by which `wandb sync` recognises uploaded runs; W&B does not create it for online runs."""
     with contextlib.suppress(OSError):
         for log in folder.glob("*.wandb"):
             log.with_suffix(SENT).touch()
 
 
 def unsent_parts(wandb_dir: Path, run_id: str) -> list[Path]:
-    """W&B's folders of a run that it has not received: each time that a run is resumed it gets another folder."""
-    # The folder's own name ends otherwise where two parts began in the same second.
+    """W&B's folders of a run that are not uploaded; each resume makes another folder.
+
+    Matched by the log's name: if two parts start in the same second, the folder's name has a suffix.
+    """
     logs = wandb_dir.glob(f"*run-*/run-{glob.escape(run_id)}.wandb")
     parts = [log.parent for log in logs if not log.with_suffix(SENT).exists()]
     return sorted(parts, key=lambda part: part.name.removeprefix("offline-"))
 
 
 def sync_command(parts: Sequence[Path]) -> str:
-    """The command that sends parts of a run, as it stands."""
+    """The command line that uploads parts of a run."""
     wandb_dir = parts[0].parent
     logs = {log.name for part in parts for log in part.glob("*.wandb")}
     alone = {log.name for log in wandb_dir.glob("*run-*/*.wandb")} <= logs
-    # Without the option, it passes over parts that were meant to be sent at once.
+    # Without the option, `wandb sync` skips parts that were online.
     option = [] if all(part.name.startswith("offline-") for part in parts) else ["--include-online"]
     return tool("wandb", "sync", *option, *map(_short, [wandb_dir] if alone else parts))
 
 
 def _end_process(wandb: Any, interrupted: bool = False) -> None:
-    """End W&B's own process now, where its complaints can be caught; at the program's end they are tracebacks.
+    """End W&B's service process now, so that its errors can be caught; at the program's exit they print tracebacks.
 
-    W&B waits for it without limit, so it does that in another thread; a process that is left behind ends with ours.
+    W&B waits for the process without limit, hence the thread. A process that does not end in time ends with this one.
     """
 
     def end() -> None:
         if interrupted:
-            # It answers what was broken off. If nobody listens any more by then, it does not hear that it is to end
-            # (0.31), and leaves the last rows unwritten. The answer takes some milliseconds.
+            # The process still answers the interrupted request, within milliseconds. If the connection is closed by
+            # then, it misses the request to end (wandb 0.31) and does not write the last rows.
             time.sleep(1)
         with contextlib.suppress(Exception, SystemExit):  # W&B exits with the code of its process if that died
             wandb.teardown()
