@@ -115,7 +115,7 @@ def test_one_screen_says_what_a_run_would_be(arguments: list[str], tmp_path: Pat
         ),
         (["--trainer.precision=fp8"], ["trainer.precision=fp8", "bf16-mixed"]),
         (["--model.n_embd=200000", "--model.n_layer=10"], ["memory: about", "GB are needed", "smaller model"]),
-        (["--keep_every_n_steps=1", "--trainer.max_steps=1000000000"], ["of checkpoints do not fit", "make room"]),
+        (["--keep_every_n_steps=1", "--trainer.max_steps=1000000000"], ["of checkpoints do not fit", "free space"]),
         (["--data.source=nowhere", "--trainer.precision=fp8"], ["data.source=nowhere", "trainer.precision=fp8"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
