@@ -1,1 +1,1 @@
-"""Looking inside: capture attention, measure heads, show both in a page, a picture and numbers."""
+"""Inspection: capture attention weights, score heads, follow relations between tokens, save snapshots."""

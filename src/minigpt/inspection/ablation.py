@@ -1,4 +1,4 @@
-"""A model and a text -> how much worse it predicts without each head: the one score that says what a head causes."""
+"""Zero ablation: how much the loss rises without each head. The only score here that measures a causal effect."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from minigpt.model.gpt import GPT
 
 @contextlib.contextmanager
 def without_head(attention: Attention, head: int) -> Iterator[None]:
-    """Let a layer compute as if one head had gathered zeros."""
+    """Zero ablation of one head: its output is zeros before the output projection."""
 
-    def silence(_: object, arguments: tuple[Tensor]) -> tuple[Tensor]:
+    def ablate(_: object, arguments: tuple[Tensor]) -> tuple[Tensor]:
         gathered = arguments[0].unflatten(-1, (attention.n_head, attention.head_dim)).clone()
         gathered[..., head, :] = 0.0
         return (gathered.flatten(-2),)
 
-    handle = attention.proj.register_forward_pre_hook(silence)
+    handle = attention.proj.register_forward_pre_hook(ablate)
     try:
         yield
     finally:
@@ -31,35 +31,34 @@ def without_head(attention: Attention, head: int) -> Iterator[None]:
 
 
 def ablation(model: GPT, tokens: Tensor, positions: slice = slice(None)) -> Tensor:
-    """The loss without each head less the loss with all: positive where the head helps (Michel et al. 2019).
+    """Loss with a head zeroed minus the full model's loss: positive where the head helps (Michel et al. 2019).
 
-    https://arxiv.org/abs/1905.10650. Zeros replace what the head gathers; other heads may take over part of its work,
-    so a small change does not show that a head does nothing.
+    https://arxiv.org/abs/1905.10650. Other heads may compensate, so a small change does not prove a head unused.
 
     Args:
-        model: read only; see `undisturbed`.
+        model: not modified; see `undisturbed`.
         tokens: (B, T + 1) ids.
-        positions: of the T predictions, those whose loss counts.
+        positions: which of the T predictions are averaged.
 
     Returns:
         (n_layer, n_head) float32 on the CPU, nats per token.
     """
     with undisturbed(model):
-        whole = _loss(model, tokens, positions)
+        baseline = _loss(model, tokens, positions)
         layers = [module for module in model.modules() if isinstance(module, Attention)]
         changes = torch.zeros(len(layers), model.config.n_head)
         for layer, attention in enumerate(layers):
             for head in range(attention.n_head):
                 with without_head(attention, head):
-                    changes[layer, head] = _loss(model, tokens, positions) - whole
+                    changes[layer, head] = _loss(model, tokens, positions) - baseline
     return changes
 
 
 def losses(model: GPT, tokens: Tensor) -> Tensor:
-    """(B, T) nats of each prediction of (B, T + 1) ids."""
+    """Cross-entropy of each prediction: (B, T + 1) ids to (B, T) losses in nats."""
     logits = model(tokens[:, :-1]).float()
     return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(tokens[:, 1:].shape)
 
 
 def _loss(model: GPT, tokens: Tensor, positions: slice) -> float:
-    return float(losses(model, tokens)[:, positions].cpu().double().mean())  # not every accelerator has float64
+    return float(losses(model, tokens)[:, positions].cpu().double().mean())  # on the CPU, since MPS has no float64

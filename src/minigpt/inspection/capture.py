@@ -1,4 +1,4 @@
-"""A model and a text -> the attention weights that the fused kernel used."""
+"""Capture attention weights with hooks, computed beside the fused kernel, which never stores them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from minigpt.model.gpt import GPT
 from minigpt.model.variants.kernels import repeat_heads
 
 EXPECTED = 5
-"""Next tokens that are kept with their probabilities."""
+"""Number of likeliest next tokens kept for each position."""
 Look = Callable[[int, Tensor, Tensor, Tensor, How], None]
-"""(layer, query, key, value, how): what a layer is about to attend with; see `attend` for the shapes."""
+"""Hook (layer, query, key, value, how) on the inputs of a layer's attention; see `attend` for the shapes."""
 
 
 @contextlib.contextmanager
 def tapped(model: GPT, look: Look) -> Iterator[None]:
-    """Show each layer's queries, keys and values to `look`, whenever the model runs inside.
+    """Call the hook `look` with each layer's queries, keys and values in every forward pass inside the block.
 
-    They are tapped behind positions and norms, right before the fused kernel, which runs as always. Taps may be nested
-    or overlap: each is called, and each is removed at its own end.
+    It runs after positions and norms, right before the fused kernel, which is not affected. Hooks may be nested or
+    overlap: all are called, and each is removed at the end of its own block.
     """
     layers = [module for module in model.modules() if isinstance(module, Attention)]
     taps = [partial(look, number) for number in range(len(layers))]
@@ -40,16 +40,16 @@ def tapped(model: GPT, look: Look) -> Iterator[None]:
 
 
 class AttentionMaps(list[Tensor]):
-    """(B, H, T, S) weights, a layer each, in the order in which the layers ran."""
+    """(B, H, T, S) weights, one tensor per layer, in the order in which the layers ran."""
 
     def __init__(self) -> None:
         super().__init__()
         self.forwards: list[list[Tensor]] = []
-        """The same for each forward pass: `maps.forwards[-1][layer]` is of the last one."""
+        """The same, grouped by forward pass: `maps.forwards[-1][layer]` is from the last one."""
         self._last_layer = 0
 
     def add(self, layer: int, weights: Tensor) -> None:
-        """Keep the weights of a layer; one that does not come after the last layer begins another forward pass."""
+        """Keep the weights of a layer; a layer number that does not increase starts another forward pass."""
         if not self.forwards or layer <= self._last_layer:
             self.forwards.append([])
         self._last_layer = layer
@@ -59,10 +59,10 @@ class AttentionMaps(list[Tensor]):
 
 @contextlib.contextmanager
 def capture_attention(model: GPT) -> Iterator[AttentionMaps]:
-    """`with capture_attention(model) as maps: model(tokens)` fills maps with (B, H, T, S) weights, a layer each.
+    """`with capture_attention(model) as maps: model(tokens)` fills maps with (B, H, T, S) weights, one per layer.
 
-    They are worked out beside the fused kernel, for whatever kind of attention it is; see `tapped`. Where the model
-    runs several times inside, as it does for each token that is written, `maps.forwards` tells the runs apart.
+    The weights are computed beside the fused kernel, for every similarity and graph; see `tapped`. Generation runs the
+    model once per token: `maps.forwards` has an entry for each forward pass.
     """
     maps = AttentionMaps()
 
@@ -76,9 +76,9 @@ def capture_attention(model: GPT) -> Iterator[AttentionMaps]:
 
 @contextlib.contextmanager
 def undisturbed(model: torch.nn.Module) -> Iterator[None]:
-    """Look at a model in the midst of training: eval mode and no gradients inside, everything as it was afterwards.
+    """Evaluate a model in the middle of training: eval mode, no gradients, and no trace afterwards.
 
-    Each module's own training flag is restored, and torch's random state on the CPU and the GPUs.
+    Restores each module's own training flag, and torch's random state on the CPU and the GPUs.
     """
     flags = [(module, module.training) for module in model.modules()]
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
@@ -92,13 +92,13 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
 
 
 def probe(model: GPT, tokenizer: Tokenizer, tokens: Sequence[int], step: int) -> Snapshot:
-    """Attention of every head on one text, the lengths of its values, and what the model expects after each token.
+    """Snapshot of one text: attention weights and value norms of every head, and the likeliest next tokens.
 
     Args:
-        model: read only; see `undisturbed`.
-        tokenizer: turns each token into the text that is shown for it.
-        tokens: T ids, at most the model's context.
-        step: training step that the weights belong to.
+        model: not modified; see `undisturbed`.
+        tokenizer: decodes each token for display.
+        tokens: T ids, at most the model's `context_length`.
+        step: training step of the model's weights.
     """
     layers = [module for module in model.modules() if isinstance(module, Attention)]
     weights: list[Tensor] = []
@@ -127,7 +127,7 @@ def probe(model: GPT, tokenizer: Tokenizer, tokens: Sequence[int], step: int) ->
 
 
 def value_norms(attention: Attention, value: Tensor) -> Tensor:
-    """(B, H, S) lengths of what a key adds to the residual stream where it has all of a head's weight: |v W_O|.
+    """|v W_O|, (B, H, S): norm of what a key adds to the residual stream when it has all of a head's weight.
 
     Args:
         attention: the layer.

@@ -1,9 +1,9 @@
-"""A model's weights alone, without any text -> what each head copies, and how alike its queries and its keys are.
+"""Head scores from the model's weights alone: does the OV circuit copy, and is the QK circuit symmetric?
 
-Both work on the small products that share their eigenvalues and traces with the large matrices (Elhage et al. 2021,
-https://transformer-circuits.pub/2021/framework). What is linear in a norm, its gains and LayerNorm's subtraction of
-the mean, is folded in; its division by a length, biases and rotations are not: of rotary positions this is the reading
-at distance 0. All is computed on the CPU in float64, which not every accelerator has.
+Both use (D, D) products that have the eigenvalues and traces of the full circuits (Elhage et al. 2021,
+https://transformer-circuits.pub/2021/framework). The linear part of a norm is folded in: its gains and LayerNorm's
+subtraction of the mean. Its division, biases and rotations are not, so with rotary positions the scores hold for
+distance 0. Computed on the CPU in float64, which MPS lacks.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from minigpt.model.gpt import GPT
 
 @torch.no_grad()
 def copying(model: GPT) -> Tensor:
-    """sum_k Re(l_k) / sum_k |l_k| over the eigenvalues l of W_U W_O W_V W_E: 1 where what is heard is made likelier.
+    """sum_k Re(l_k) / sum_k |l_k| over the eigenvalues l of W_U W_O W_V W_E: 1 for a head that copies.
 
-    -1 where it is made less likely, around 0 where something else is done with it (Olsson et al. 2022,
-    https://arxiv.org/abs/2209.11895). Only the way straight from the embedding through this head to the logits counts,
-    not what other layers make of it.
+    A head with 1 raises the logits of the tokens it attends to, one with -1 lowers them, one near 0 does neither
+    (Olsson et al. 2022, https://arxiv.org/abs/2209.11895). Only the direct path counts, from the embedding through
+    this head to the logits, without other layers.
 
     Returns:
-        (n_layer, n_head) float64 on the CPU; NaN of a head whose weights are zeros.
+        (n_layer, n_head) float64 on the CPU; NaN for a head whose weights are all zero.
     """
     V = model.config.vocab_size
     embedding = _exact(model.token_embedding.weight)[:V]
     head = embedding if model.config.tie_embeddings else _exact(model.lm_head.weight)[:V]
-    back = embedding.T @ head @ _linear_part(model.final_norm, model.config.n_embd)  # (C, C), from written to read
+    back = embedding.T @ head @ _linear_part(model.final_norm, model.config.n_embd)  # (C, C): output to logits to input
     layers = []
     for attention, norm in _layers(model):
         reads = _projection(attention, "value") @ norm  # (H, D, C)
@@ -44,13 +44,14 @@ def copying(model: GPT) -> Tensor:
 
 @torch.no_grad()
 def symmetry(model: GPT) -> Tensor:
-    """tr(M M) / |M|^2 of M = W_Q^T W_K: 1 where a looks for b as b does for a, -1 where the opposite, 0 for neither.
+    """tr(M M) / |M|^2 of M = W_Q^T W_K: 1 if M is symmetric, -1 if antisymmetric, 0 for neither.
 
-    That most heads are far from 1 is why there are two projections (Saponati et al. 2025,
-    https://arxiv.org/abs/2502.10927).
+    Symmetric: b scores for a as a does for b. Most trained heads are far from it, hence separate query and key
+    projections (Saponati et al. 2025, https://arxiv.org/abs/2502.10927).
 
     Returns:
-        (n_layer, n_head) float64 on the CPU; 1 where both share a projection, NaN where there is none, or only zeros.
+        (n_layer, n_head) float64 on the CPU; 1 where query and key share a projection, NaN where the similarity has no
+        key projection or the weights are all zero.
     """
     layers = []
     for attention, norm in _layers(model):
@@ -76,19 +77,19 @@ def _layers(model: GPT) -> Iterator[tuple[Attention, Tensor]]:
 
 
 def _projection(attention: Attention, name: str) -> Tensor:
-    """(H, D, C) rows that make each head's queries, keys or values; heads that share some have them each."""
+    """(H, D, C) query, key or value projection of each head; shared ones are repeated."""
     parts = _exact(attention.qkv.weight).unflatten(0, (-1, attention.head_dim)).split(attention.n_projected)
     part = parts[("query", "key", "value").index(name)]
     return part.repeat_interleave(attention.n_head // len(part), dim=0)
 
 
 def _linear_part(norm: nn.Module, width: int) -> Tensor:
-    """(width, width) matrix of what a norm does besides dividing by a length and adding a bias."""
+    """(width, width) matrix of a norm without its division and its bias."""
     matrix = torch.eye(width, dtype=torch.float64)
     if isinstance(norm, nn.Identity):
         return matrix
     if isinstance(norm, nn.LayerNorm):
-        matrix -= 1 / width  # the mean
+        matrix -= 1 / width  # subtracts the mean
     return _exact(norm.weight)[:, None] * matrix
 
 

@@ -1,4 +1,4 @@
-"""A model, a text and a repeated sequence -> the scores of every head, what it is called, and numbers of the whole."""
+"""Scores and labels of every head, and a few numbers of the model, on a text and on repeated random tokens."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from minigpt.inspection.statistics import Statistic
 from minigpt.model.gpt import GPT
 
 MOST_REPEATED, N_REPEATED = 64, 4
-"""Tokens of a random sequence that is repeated, at most, and number of such sequences."""
+"""Most tokens in a random sequence that is repeated, and number of such sequences."""
 
 TEXT_STATISTICS: Mapping[str, Statistic] = {
     "entropy": statistics.entropy,
@@ -42,33 +42,33 @@ LABELS: Mapping[str, float] = {
     "current_token": 0.5,
     "first_token": 0.5,
 }
-"""Score -> what a head must reach to be called by it; where it reaches several, the one that it exceeds by most."""
+"""Score -> threshold for a head to get this label; among several, the one exceeded by the largest factor wins."""
 RELATION = "relation: "
-"""What the names of relations' scores begin with; their value is the lift over what distance alone explains."""
+"""Prefix of relation scores. Their value is the lift: weight beyond what distance alone explains."""
 RELATION_LABEL = 0.2
 FEWEST_LINKS = 5
-"""Of a relation that occurs less often, a head's score says nothing."""
+"""Relations with fewer links get no score: the mean would be noise."""
 
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What a model does with a probe."""
+    """Results of a model on one probe."""
 
     snapshot: Snapshot
-    """Maps and scores of every head, and numbers of the whole model."""
+    """Attention weights and scores of every head, and numbers of the model."""
     relations: dict[str, RelationScore]
-    """What heads do with each relation in the probe's windows."""
+    """Scores of every head for each relation in the probe's windows."""
 
 
 def look(model: GPT, tokenizer: Tokenizer, probe: Probe, step: int, *, everything: bool = False) -> Seen:
-    """All that is shown of a model at one step.
+    """Run a model on a probe and score every head.
 
     Args:
-        model: read only.
-        tokenizer: that made the probe.
-        probe: what is looked at.
-        step: training step that the weights belong to.
-        everything: also the scores that cost more.
+        model: not modified.
+        tokenizer: the one that encoded the probe.
+        probe: text to inspect.
+        step: training step of the model's weights.
+        everything: also compute the expensive scores; see `costly_scores`.
     """
     snapshot = capture.probe(model, tokenizer, probe.tokens, step)
     scores, numbers = measure_repeated(model, tokenizer.end_of_text)
@@ -89,30 +89,30 @@ def look(model: GPT, tokenizer: Tokenizer, probe: Probe, step: int, *, everythin
 
 
 def measure_repeated(model: GPT, end_of_text: int) -> tuple[dict[str, Heads], dict[str, float]]:
-    """What heads do on random tokens that are then repeated, where nothing but looking back helps.
+    """Score heads on repeated random tokens, where only attention to the first copy lowers the loss.
 
     Returns:
         Scores `induction` and `duplicate_token`; numbers `second_copy_loss` and, for comparison, `first_copy_loss`, in
-        nats. Nothing where the context holds no two copies of two tokens.
+        nats. Both empty where two copies of two tokens do not fit the context.
     """
     period = repeated_period(model)
     if not period:
         return {}, {}
     wanted = {"induction": statistics.induction(period, 1), "duplicate_token": statistics.duplicate_token(period, 1)}
     found = measure(model, repeated_tokens(model, end_of_text, period), wanted)
-    # The first token of the second copy is as random as any of the first.
+    # The first token of the second copy is not predictable yet, so the first token of each copy is skipped.
     copies = {"first_copy_loss": found.losses[:, 1:period], "second_copy_loss": found.losses[:, period + 1 :]}
     return {name: found.scores[name] for name in wanted}, {name: float(each.mean()) for name, each in copies.items()}
 
 
 def repeated_period(model: GPT) -> int:
-    """Tokens of a sequence that fits the context twice behind end_of_text; 0 where not even two do."""
+    """Most tokens, up to MOST_REPEATED, whose two copies after end_of_text fit the context; 0 if fewer than two."""
     period = min(MOST_REPEATED, model.config.context_length // 2)
     return period if period >= 2 else 0
 
 
 def repeated_tokens(model: GPT, end_of_text: int, period: int) -> Tensor:
-    """(N_REPEATED, 1 + 2 period) ids: end_of_text, random tokens, and the same again."""
+    """(N_REPEATED, 1 + 2 period) ids: end_of_text, random tokens, and the same tokens again."""
     choices = torch.tensor([token for token in range(model.config.vocab_size or 0) if token != end_of_text])
     drawn = torch.randint(len(choices), (N_REPEATED, period), generator=torch.Generator().manual_seed(0))
     copy = choices[drawn]
@@ -121,9 +121,9 @@ def repeated_tokens(model: GPT, end_of_text: int, period: int) -> Tensor:
 
 
 def in_context_score(each: Tensor) -> float | None:
-    """How much lower the loss is late in the context than early: the last tenth's mean less the second tenth's.
+    """In-context learning score: mean loss of the last tenth of the context minus that of the second tenth.
 
-    More negative is better (Olsson et al. 2022, who take the 500th token less the 50th). None of fewer than 20 tokens.
+    More negative is better (Olsson et al. 2022: loss of the 500th token minus the 50th). None below 20 tokens.
 
     Args:
         each: (B, T) losses.
@@ -135,10 +135,10 @@ def in_context_score(each: Tensor) -> float | None:
 
 
 def costly_scores(model: GPT, end_of_text: int, weights: Weights) -> dict[str, Heads]:
-    """`copying` and `symmetry` from the model's matrices, `redundancy`, and `ablation`, which runs the model per head.
+    """`copying` and `symmetry` from the model's weights, `redundancy`, and `ablation`, which runs the model per head.
 
     Args:
-        model: read only.
+        model: not modified.
         end_of_text: its id.
         weights: (n_layer, n_head, T, T) of any text.
     """
@@ -146,14 +146,14 @@ def costly_scores(model: GPT, end_of_text: int, weights: Weights) -> dict[str, H
     scores = {"copying": copying(model), "symmetry": symmetry(model)}
     scores["redundancy"] = torch.stack([statistics.redundancy(layer) for layer in layers])
     if period := repeated_period(model):
-        # On the second copy, where a head that looks back is missed.
+        # Only the second copy: its loss depends on the heads that attend to the first.
         tokens = repeated_tokens(model, end_of_text, period)
         scores["ablation"] = ablation(model, tokens, slice(period + 1, None))
     return {name: score.double().numpy() for name, score in scores.items()}
 
 
 def summary(scores: Mapping[str, Heads]) -> dict[str, float]:
-    """A few numbers, however many heads there are: what is logged as curves."""
+    """A few numbers to log as curves, however many heads the model has."""
     numbers = {
         f"max/{name.removeprefix(RELATION).replace(' ', '_')}": scores[name].max()
         for name in scores
@@ -167,12 +167,12 @@ def summary(scores: Mapping[str, Heads]) -> dict[str, float]:
 
 
 def relation_scores(found: Mapping[str, RelationScore]) -> dict[str, Heads]:
-    """The lifts of relations with enough links to say something."""
+    """Lift of each relation with at least FEWEST_LINKS links."""
     return {RELATION + name: score.lift for name, score in found.items() if score.n_links >= FEWEST_LINKS}
 
 
 def label_heads(scores: Mapping[str, npt.NDArray[np.floating]]) -> list[list[str | None]]:
-    """For each layer and head, what it is best described as, or None."""
+    """The best label of each head, by layer; None where no score reaches its threshold."""
     thresholds = dict(LABELS) | {name: RELATION_LABEL for name in scores if name.startswith(RELATION)}
     known = [name for name in thresholds if name in scores]
     if not known:
@@ -186,7 +186,7 @@ def label_heads(scores: Mapping[str, npt.NDArray[np.floating]]) -> list[list[str
 
 
 def head_table(scores: Mapping[str, npt.NDArray[np.floating]]) -> tuple[list[str], list[list[object]]]:
-    """Columns and a row for each head: layer, head, label, and every score, None where it has no meaning."""
+    """Columns and a row for each head: layer, head, label, and every score, None where undefined."""
     columns = ["layer", "head", "label", *scores]
     labels = label_heads(scores)
     rows: list[list[object]] = []

@@ -1,7 +1,7 @@
-"""A model and some windows of text -> statistics of every head, what it does with relations, and the losses.
+"""Windows of text -> statistics of every head, relation scores and losses, in bounded memory.
 
-The model computes as in training, through the fused kernel. Its queries and keys are tapped, and the weights worked out
-beside it: some windows, one layer and some queries at a time, so that no (T, T) matrix is held for all heads.
+The model runs through the fused kernel, as in training. Hooks compute the weights beside it, for one layer and a chunk
+of windows and queries at a time, so the (T, T) matrices of all heads are never in memory together.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ from minigpt.model.attention import How, attention_scores, weights_of
 from minigpt.model.gpt import GPT
 
 ROWS = 256
-"""Queries whose statistics are worked out at a time."""
+"""Queries per chunk."""
 TOKENS = 1024
-"""Tokens that the model reads at a time, if those are more than one window."""
+"""Tokens per forward pass, unless one window is longer."""
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What a model did with some tokens."""
+    """Measurements of a model on a batch of tokens."""
 
     scores: dict[str, Heads]
-    """(n_layer, n_head) each; NaN where a score has no meaning."""
+    """(n_layer, n_head) each; NaN where a score is undefined."""
     losses: Tensor
-    """(B, T) nats of each prediction."""
+    """(B, T), in nats."""
     relations: dict[str, RelationScore]
-    """What heads do with each kind of link."""
+    """Scores of every head for each relation."""
 
 
 def measure(
     model: GPT, tokens: Tensor, wanted: Mapping[str, Statistic], links: Sequence[Sequence[Link]] = ()
 ) -> Measured:
-    """The mean of some statistics over all queries of a batch, and `largest_score`, the greatest before the softmax.
+    """Mean of each statistic over all queries of a batch, and `largest_score`, the maximum before the softmax.
 
-    Scores that grow without bound are how training becomes unstable (Dehghani et al. 2023, arXiv:2302.05442).
+    Attention scores that grow without bound make training unstable (Dehghani et al. 2023, arXiv:2302.05442).
 
     Args:
-        model: read only; see `undisturbed`.
+        model: not modified; see `undisturbed`.
         tokens: (B, T + 1) ids, one or more rows.
         wanted: name -> statistic.
-        links: within each row; none when not given.
+        links: links of each row; none when not given.
     """
     B, T = tokens.shape[0], tokens.shape[1] - 1
     tally = _Tally(model.config.n_layer, model.config.n_head, wanted)
@@ -62,7 +62,7 @@ def measure(
 
 
 class _Tally:
-    """Sums over what is tapped."""
+    """Accumulates statistics from the hooks of each forward pass."""
 
     def __init__(self, n_layer: int, n_head: int, wanted: Mapping[str, Statistic]) -> None:
         self.wanted = wanted
@@ -70,9 +70,9 @@ class _Tally:
         self.counts = {name: torch.zeros(n_layer, n_head, dtype=torch.float64) for name in wanted}
         self.largest = torch.full((n_layer, n_head), -torch.inf, dtype=torch.float64)
         self.links: Sequence[Sequence[Link]] = ()
-        """Within each row of the batch that is read now."""
+        """Of each row in the current forward pass."""
         self.linked: list[list[dict[str, RelationScore]]] = [[] for _ in range(n_layer)]
-        """For each layer, of each row with links."""
+        """For each layer, the scores of each row with links."""
 
     def add(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: How) -> None:
         T = query.shape[2]

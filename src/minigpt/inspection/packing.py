@@ -4,9 +4,9 @@ A page with every head of a model has to stay a few MB. Four steps do it, and `a
 
 1. keep the lower triangle, row after row: a causal model has nothing above the diagonal;
 2. store a weight p as the byte q = rint(255 * sqrt(p)), and read it as p = (q / 255)**2. The square root spends the
-   256 levels where the weights are: a token that listens evenly to 500 others gives each 0.002, which a linear byte
+   256 levels where the weights are: a token that attends evenly to 500 others gives each 0.002, which a linear byte
    would round to 0 or to twice as much;
-3. store a snapshot as its difference from the one before (bytes that wrap at 256): heads change little between steps;
+3. store the difference from the previous snapshot (bytes that wrap at 256): heads change little between steps;
 4. deflate without a header (what browsers call "deflate-raw"), then base64, since HTML is text.
 """
 
@@ -28,17 +28,17 @@ MAX_ERROR = 1 - (254.5 / 255) ** 2
 
 _COARSE = 8
 COARSE_ERROR = (248**2 - 243.5**2) / 255**2
-"""The same after `coarsen`, 0.034: reached half a level below the middle between the two highest steps of eight."""
+"""The same after `coarsen`, 0.034: reached half a level below the middle between the two highest multiples of 8."""
 
 _SHORTEST = 1e-4
 LENGTH_ERROR = _SHORTEST ** (-0.5 / 254) - 1
-"""Largest relative error of a length of at least a ten thousandth of the longest: half a level, 1.9 %."""
+"""Largest relative error of a length of at least 1e-4 of the longest: half a level, 1.9 %."""
 
-# Level 9 measured: 0.2 % smaller, up to two and a half times as long.
+# Measured: level 9 saves 0.2 % and takes up to 2.5 times as long.
 _DEFLATE_LEVEL = 6
-_RAW_DEFLATE = -15  # zlib's way to say: the largest window, no header, no checksum
+_RAW_DEFLATE = -15  # in zlib: the largest window, no header, no checksum
 _MEMORY = 9
-# For "data produced by a filter": differences repeat seldom but cluster around 0. Measured: 4 to 8 % smaller.
+# For "data produced by a filter": differences rarely repeat but cluster around 0. Measured: 4 to 8 % smaller.
 _STRATEGY = zlib.Z_FILTERED
 
 
@@ -56,7 +56,7 @@ def compand(weights: npt.NDArray[np.floating]) -> Levels:
 
 
 def coarsen(levels: Levels) -> Levels:
-    """Round levels to every eighth of them: in trained heads, whose noise does not compress, half of the bytes.
+    """Round to every eighth level: halves the bytes of trained heads, whose noise does not compress.
 
     Returns:
         uint8 of the same shape; `expand` gives the weights back to within `COARSE_ERROR` = 0.034.
@@ -70,18 +70,18 @@ def expand(levels: Levels) -> Weights:
 
 
 def compand_lengths(lengths: npt.NDArray[np.floating]) -> Levels:
-    """Round lengths to 255 levels, evenly spaced in their logarithm: only their ratios within a head count.
+    """Round lengths to 255 levels, evenly spaced in their logarithm: only ratios within a head matter.
 
-    The attention page multiplies weights with the lengths of the values and makes each row sum to 1 again. A share p
-    of such a row is then off by at most p * (1 - p) * 2 * LENGTH_ERROR / (1 - LENGTH_ERROR), which is below 0.01, for
-    this rounding; that of the weights comes on top.
+    The attention page multiplies weights with the lengths of the values and normalises each row. This rounding changes
+    a share p of such a row by at most p * (1 - p) * 2 * LENGTH_ERROR / (1 - LENGTH_ERROR), which is below 0.01. The
+    rounding of the weights adds to it.
 
     Args:
         lengths: (..., T), 0 or more.
 
     Returns:
-        uint8 of the same shape. 0 is a length below a ten thousandth of the longest in its row (of the last axis),
-        255 the longest, and everything between keeps to within `LENGTH_ERROR` = 1.9 % of itself.
+        uint8 of the same shape: 0 for a length below 1e-4 of the longest in its row (last axis), 255 for the longest.
+        Lengths between are within `LENGTH_ERROR` = 1.9 %.
     """
     lengths = np.asarray(lengths, dtype=np.float64)
     longest = lengths.max(axis=-1, keepdims=True)
@@ -98,10 +98,10 @@ def expand_lengths(levels: Levels) -> Weights:
 
 
 def row_sum_error(n_tokens: int) -> float:
-    """How far from 1 the sum of a row of `n_tokens` weights can be after `compand` and `expand`.
+    """Largest error of the sum of `n_tokens` weights after `compand` and `expand`: 0.045 for 128 tokens.
 
-    A rounded square root is off by at most d = 0.5 / 255, a weight then by d * (2 * sqrt(p) + d), and the square
-    roots of weights that sum to 1 sum to at most sqrt(n_tokens) (Cauchy and Schwarz). 0.045 for 128 tokens.
+    A rounded square root is off by at most d = 0.5 / 255, a weight p by d * (2 * sqrt(p) + d), and the square roots of
+    weights that sum to 1 sum to at most sqrt(n_tokens) (Cauchy and Schwarz).
     """
     half_level = 0.5 / 255
     return half_level * (2 * math.sqrt(n_tokens) + n_tokens * half_level)
@@ -111,7 +111,7 @@ def pack(weights: npt.NDArray[np.floating]) -> Levels:
     """Keep the lower triangle of each map, as levels.
 
     Args:
-        weights: (..., T, T), each from 0 to 1. What is above the diagonal is dropped.
+        weights: (..., T, T), each from 0 to 1. Entries above the diagonal are dropped.
 
     Returns:
         (..., T * (T + 1) / 2) uint8: row 0 (one level), row 1 (two levels), ...
@@ -133,7 +133,7 @@ def unpack(levels: Levels, n_tokens: int) -> Weights:
         n_tokens: T, the length of the side.
 
     Returns:
-        (..., T, T) float32, zero above the diagonal, each within `MAX_ERROR` of what was packed.
+        (..., T, T) float32, zero above the diagonal, each within `MAX_ERROR` of the packed weight.
 
     Raises:
         ValueError: the last axis does not hold a triangle of that side.
@@ -162,7 +162,7 @@ def encode_frames(frames: Sequence[Levels]) -> str:
     for frame in frames:
         if previous is not None and frame.shape != previous.shape:
             raise ValueError(f"frames must have one shape, got {previous.shape} and {frame.shape}")
-        # uint8 wraps at 256, and so does the sum of whoever reads it
+        # uint8 wraps at 256, and so does the reader's sum
         change = frame if previous is None else frame - previous
         pieces.append(compressor.compress(change.tobytes()))
         previous = frame
@@ -174,7 +174,7 @@ def decode_frames(text: str, shape: tuple[int, ...]) -> Levels:
     """Undo `encode_frames`: the Python twin of the reader in `attention.js`.
 
     Args:
-        text: what `encode_frames` returned.
+        text: output of `encode_frames`.
         shape: of one frame.
 
     Returns:

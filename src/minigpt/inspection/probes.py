@@ -1,4 +1,4 @@
-"""A text and what refers to what in it -> what a model is asked about: tokens to show, windows to measure, links."""
+"""A text and its relations -> a probe of the model: tokens to show, windows to measure, links between tokens."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from minigpt.inspection.python_relations import python_relations
 from minigpt.inspection.relations import Link, links, moved, token_spans, within
 
 PROBE_TOKENS = 512
-"""Tokens of text that are measured at each look while training: so many windows of the whole context, or one."""
+"""Tokens measured at each inspection during training, in windows of the full context; at least one window."""
 
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """What a model is asked about, the same at every step."""
+    """The text on which a model is inspected, the same at every step."""
 
     tokens: tuple[int, ...]
-    """Whose maps are shown."""
+    """Ids of the tokens whose attention maps are shown."""
     windows: Tensor
-    """(B, T + 1) ids on which heads are measured."""
+    """(B, T + 1) ids on which heads are scored."""
     links: tuple[Link, ...]
-    """Relations between `tokens`."""
+    """Links between `tokens`."""
     window_links: tuple[tuple[Link, ...], ...]
-    """Relations within each window."""
+    """Links within each window."""
 
     @classmethod
     def of(
@@ -40,15 +40,15 @@ class Probe:
         most_measured: int = PROBE_TOKENS,
         known: Sequence[Link] | None = None,
     ) -> Probe:
-        """A text's beginning, and as much of it as is measured.
+        """Make a probe from the beginning of a text.
 
         Args:
-            tokenizer: that made the tokens.
-            tokens: one or more.
+            tokenizer: the one that encoded the tokens.
+            tokens: one or more ids.
             context_length: of the model.
-            most_shown: tokens whose maps are shown, at most.
-            most_measured: tokens in the windows, at most, if those are more than one.
-            known: relations between the tokens; those of Python when not given.
+            most_shown: maximum number of tokens whose maps are shown.
+            most_measured: maximum number of tokens in the windows; a single window may be longer.
+            known: links between the tokens; those of Python code when not given.
         """
         shown = tuple(tokens[: min(most_shown, context_length)])
         T = min(context_length, len(tokens) - 1)
@@ -65,7 +65,7 @@ class Probe:
 
 
 def links_of_documents(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[Link]:
-    """The relations of Python in each document of some tokens."""
+    """Links of Python code within each document; end_of_text separates documents."""
     found: list[Link] = []
     start = 0
     while start < len(tokens):
@@ -77,15 +77,15 @@ def links_of_documents(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[Link
 
 
 def read_examples(tokenizer: Tokenizer, examples: Iterable[Example], most: int) -> tuple[list[int], list[Link]]:
-    """Texts whose relations are known -> their tokens, each text behind an end_of_text, and the links between them.
+    """Encode texts with known relations: their tokens, each text after an end_of_text, and the links between them.
 
     Args:
         tokenizer: of the model.
-        examples: taken until there are enough tokens.
-        most: tokens that are asked for; the last text stays whole.
+        examples: read until there are enough tokens.
+        most: number of tokens to reach; the last text is not cut.
 
     Raises:
-        UserError: the tokenizer has no token for some of a text.
+        UserError: the tokenizer cannot encode a text.
     """
     tokens: list[int] = []
     found: list[Link] = []

@@ -1,4 +1,4 @@
-"""The tree and the tokens of Python code -> where each name stands, and where what it stands for was bound."""
+"""Syntax tree and tokens of Python code -> the position of each name, and the binding that each use refers to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Placed = ast.expr | ast.stmt | ast.arg | ast.keyword | ast.alias | ast.excepthan
 
 
 class Token(NamedTuple):
-    """One of `tokenize`, its span in characters of the text."""
+    """A token of `tokenize`, with its span in characters of the text."""
 
     kind: int
     text: str
@@ -27,14 +27,14 @@ class Token(NamedTuple):
 
 
 class Names:
-    """Where names stand in a text, found by the lines and bytes in which `ast` counts."""
+    """Spans of names in a text, looked up by the lines and byte columns of `ast`."""
 
     def __init__(self, text: str, tokens: Sequence[Token]) -> None:
         data = np.frombuffer(text.encode(), dtype=np.uint8)
         self._lines = [0, *(np.flatnonzero(data == ord("\n")) + 1).tolist()]
         starts_character = (data & 0xC0) != 0x80
         self._characters = np.cumsum(np.concatenate([[0], starts_character])).tolist()  # before each byte
-        # Keywords are among them.
+        # Includes keywords: tokenize has no kind of its own for them.
         self._spans = [token.span for token in tokens if token.kind == tokenize.NAME]
         self._starts = [start for start, _ in self._spans]
         self._ends = [end for _, end in self._spans]
@@ -44,7 +44,7 @@ class Names:
         return self._characters[self._lines[node.lineno - 1] + node.col_offset]
 
     def end(self, node: Placed) -> int:
-        """The character behind a node."""
+        """The character after a node."""
         line, column = node.end_lineno or node.lineno, node.end_col_offset or 0
         return self._characters[self._lines[line - 1] + column]
 
@@ -61,22 +61,22 @@ class Names:
         return self._spans[i] if i < len(self._ends) and self._ends[i] == end else None
 
     def behind(self, position: int, n: int) -> Span | None:
-        """The n-th name or keyword, from 0, that begins at a position or behind it."""
+        """The n-th name or keyword, from 0, that begins at or after a position."""
         i = bisect_left(self._starts, position) + n
         return self._spans[i] if i < len(self._spans) else None
 
     def before(self, position: int) -> Span | None:
-        """The last name or keyword that ends at a position or before it."""
+        """The last name or keyword that ends at or before a position."""
         i = bisect_right(self._ends, position) - 1
         return self._spans[i] if i >= 0 else None
 
     def last_of(self, node: ast.expr) -> Span | None:
-        """The name itself, or the attribute's own name; None of anything else."""
+        """The span of a name, or of an attribute's own name; None for other expressions."""
         return self.ending(node) if isinstance(node, ast.Name | ast.Attribute) else None
 
 
 def walk(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those in f-strings, however deep they are nested."""
+    """All nodes outside f-strings; iterative, as code may be nested deeper than Python's recursion limit."""
     waiting = [tree]
     while waiting:
         node = waiting.pop()
@@ -86,10 +86,10 @@ def walk(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def definitions(tree: ast.AST, names: Names) -> Iterator[tuple[Span, Span]]:
-    """Each use of a name, and where it was last bound before that in the text, in the scope that it belongs to.
+    """Each use of a name and its last binding earlier in the text, in its scope.
 
-    The order of the text stands for that of time, in loops and branches too. A binding holds from where it is done:
-    in `x = x + 1` the second x is an earlier one.
+    The order of the text stands for the order of execution, in loops and branches too. A binding holds from where it
+    takes effect: in `x = x + 1` the second x refers to an earlier binding.
     """
     reader = _Reader(names)
     reader.read(tree)
@@ -104,28 +104,28 @@ class _Scope:
     kind: Literal["module", "class", "function", "comprehension"]
     around: _Scope | None = None
     bound: dict[str, list[tuple[int, Span]]] = field(default_factory=dict)
-    """From which character on each binding of a name holds, and where the name stands."""
+    """For each name its bindings: the character from which each holds, and the span of the name."""
     elsewhere: dict[str, _Scope] = field(default_factory=dict)
     """The scopes of names that are declared global or nonlocal."""
 
     def find(self, name: str, position: int) -> Span | None:
-        """The binding that holds at a position, by the rules for free variables of the language."""
+        """The binding that holds at a position, by Python's scoping rules."""
         own = scope = self.elsewhere.get(name, self)
         while True:
             bindings = scope.bound.get(name)
-            # In a class its names are seen, but not in the functions in it.
+            # Names of a class are visible in its body, but not in its methods.
             if bindings and (scope is own or scope.kind != "class"):
                 n_holding = bisect_right(bindings, position, key=lambda binding: binding[0])
                 if n_holding:
                     return bindings[n_holding - 1][1]
                 if scope.kind in {"function", "comprehension"}:
-                    return None  # a local name, which is bound only later
+                    return None  # a local name that is bound only later
             if scope.around is None:
                 return None
             scope = scope.around
 
     def outside(self, *kinds: str) -> _Scope:
-        """This scope, or the closest one around it that is of no such kind."""
+        """This scope or the closest enclosing one that is of none of these kinds."""
         scope = self
         while scope.kind in kinds and scope.around:
             scope = scope.around
@@ -133,7 +133,7 @@ class _Scope:
 
 
 class _Reader:
-    """Notes where names are bound and used. It keeps its own stack: code may be nested deeper than Python's allows."""
+    """Collects bindings and uses of names. Iterative, as code may nest deeper than Python's recursion limit."""
 
     def __init__(self, names: Names) -> None:
         self.names = names
@@ -148,13 +148,13 @@ class _Reader:
             node, scope, holds = self._waiting.pop()
             n_before = len(self._waiting)
             self._visit(node, scope, holds)
-            self._waiting[n_before:] = self._waiting[n_before:][::-1]  # so that they come in the order of the text
+            self._waiting[n_before:] = self._waiting[n_before:][::-1]  # visited in the order of the text
         for scope in self._scopes:
             for bindings in scope.bound.values():
                 bindings.sort()
 
     def _later(self, scope: _Scope, *nodes: ast.AST | None, holds: int = 0) -> None:
-        """Visit nodes next; what they bind holds from there, or from its own end if that is later."""
+        """Visit nodes next; their bindings hold from `holds`, or from their own end if that is later."""
         self._waiting += [(node, scope, holds) for node in nodes if node is not None]
 
     def _inside(self, kind: Literal["class", "function", "comprehension"], around: _Scope) -> _Scope:
@@ -235,7 +235,7 @@ class _Reader:
     def _visit_comprehension(self, node: Comprehension, scope: _Scope) -> None:
         inside = self._inside("comprehension", scope)
         for i, part in enumerate(node.generators):
-            # The first is evaluated before the comprehension begins.
+            # The first iterable is evaluated in the enclosing scope.
             self._later(inside if i else scope, part.iter)
             self._later(inside, part.target, holds=self.names.end(part.iter))
             self._later(inside, *part.ifs)
@@ -255,7 +255,7 @@ class _Reader:
             self._bind(node.name, self.names.ending(node), scope)
 
     def _nonlocal(self, name: str, scope: _Scope) -> _Scope:
-        """The closest function around that has bound the name so far, or the closest at all."""
+        """The closest enclosing function that has bound the name so far, or else the closest one."""
         closest = scope = scope.outside("class", "comprehension")
         while scope.kind == "function" and scope.around:
             if name in scope.bound:

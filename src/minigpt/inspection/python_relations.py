@@ -1,8 +1,7 @@
-"""Python code -> which token refers to which earlier one, as the language itself says it.
+"""Python code -> which token refers to which earlier one, by the rules of the language.
 
-Brackets, names and lines come from `tokenize`, the rest from `ast`. Code may end anywhere, as a probe does: where it
-does not parse, the longest beginning that does is taken. What is inside f-strings is left out, since they are a
-single token to Python 3.11.
+Brackets, names and lines come from `tokenize`, the rest from `ast`. A probe may end in the middle of a statement, so
+only a prefix that parses is used. The contents of f-strings are skipped: to Python 3.11 an f-string is a single token.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from minigpt.inspection.python_names import Names, Token, definitions, walk
 
 _OPENING = {")": "(", "]": "[", "}": "{"}
 _LAYOUT = {tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT, tokenize.ENDMARKER}
-# Of a carriage return alone, tokenize and ast think differently; the others are in no program.
+# tokenize and ast disagree about a lone carriage return; NUL and surrogates are not valid in source code.
 _NO_PYTHON = re.compile("\r(?!\n)|[\0\ud800-\udfff]")
 
 
 def python_relations(text: str) -> list[Relation]:
-    """Relations of six kinds, in the order of their sources; few or none where the text is no Python.
+    """Relations of six kinds, sorted by source; few or none where the text is not Python.
 
     Relations:
         bracket: a closing bracket -> its opening one.
-        previous occurrence: a name -> the same name before it, whatever it means there.
-        definition: a name that is used -> where it was last bound before that in the text, in the scope it belongs to.
-        attribute: an attribute -> the name or attribute whose it is.
+        previous occurrence: a name -> its previous occurrence, whatever it refers to there.
+        definition: a use of a name -> its last binding earlier in the text, in its scope.
+        attribute: an attribute -> the name or attribute before its dot.
         keyword argument: its name -> the name of the callee.
         block: the first word of each line of a block -> the line that opens the block.
     """
@@ -52,7 +51,7 @@ def python_relations(text: str) -> list[Relation]:
 
 
 def _tokens(text: str) -> Iterator[Token]:
-    """The tokens up to the first that is no Python, f-strings without what is in them."""
+    """Tokens up to the first error, without the contents of f-strings."""
     starts = [0, *(match.end() for match in re.finditer("\n", text))]
     f_string = {getattr(tokenize, name, None): step for name, step in (("FSTRING_START", 1), ("FSTRING_END", -1))}
     depth = 0  # in f-strings, whose parts are tokens since Python 3.12
@@ -70,8 +69,8 @@ def _tokens(text: str) -> Iterator[Token]:
 
 
 def _parsed(text: str) -> ast.AST | None:
-    """The tree of the longest beginning that is said to be without error."""
-    lines = list(io.StringIO(text))  # which a form feed does not end, as it does for str.splitlines
+    """Syntax tree of a prefix that parses: lines from each reported error on are dropped."""
+    lines = list(io.StringIO(text))  # unlike str.splitlines, does not split at form feeds
     attempt = 0
     while lines:
         try:
@@ -79,8 +78,8 @@ def _parsed(text: str) -> ast.AST | None:
                 warnings.simplefilter("ignore")
                 return ast.parse("".join(lines))
         except SyntaxError as error:
-            # What is unfinished may be unfinished again without its last line, and again; a few steps back are small,
-            # but a long text is not parsed anew for each of its lines.
+            # Without its last line an unfinished statement may still be unfinished. The first cuts are small; later
+            # ones double, so that a long text is not parsed once per line.
             attempt += 1
             n_lines = min((error.lineno or 1) - 1, len(lines) - max(1, 2**attempt // 128))
             del lines[max(n_lines, 0) :]
@@ -96,7 +95,7 @@ def _brackets(tokens: list[Token]) -> Iterator[Relation]:
             open_ones.append(token)
         elif token.kind == tokenize.OP and token.text in _OPENING:
             if not open_ones or open_ones[-1].text != _OPENING[token.text]:
-                return  # no Python from here on
+                return  # not Python from here on
             yield Relation("bracket", token.span, open_ones.pop().span)
 
 
@@ -104,7 +103,7 @@ def _previous_occurrences(tokens: list[Token]) -> Iterator[Relation]:
     last: dict[str, Span] = {}
     for token in tokens:
         if token.kind == tokenize.NAME and not keyword.iskeyword(token.text):
-            name = unicodedata.normalize("NFKC", token.text)  # what Python takes for the same name
+            name = unicodedata.normalize("NFKC", token.text)  # Python compares names in this form
             if name in last:
                 yield Relation("previous occurrence", token.span, last[name])
             last[name] = token.span

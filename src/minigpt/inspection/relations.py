@@ -1,4 +1,4 @@
-"""Relations of a text -> how much weight each head puts on what is meant, and how much of it distance explains."""
+"""Relations of a text -> the weight that each head puts on their targets, and the part that distance explains."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Heads = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Link:
-    """A relation between tokens: the last token of what refers, and all tokens of what is meant."""
+    """A relation between tokens: from the last token of its source to all tokens of its target."""
 
     name: str
     query: int
@@ -29,41 +29,41 @@ class Link:
 
 @dataclass(frozen=True, eq=False)
 class RelationScore:
-    """What the heads do with one kind of relation, on the average over its links."""
+    """Scores of every head for one relation, averaged over its links."""
 
     n_links: int
     mass: Heads
-    """The weight that goes from the query to the keys."""
+    """Attention weight from the query to the keys."""
     baseline: Heads
-    """What it would be if the head knew nothing but distances; see `by_distance`."""
+    """The weight expected from distance alone; see `by_distance`."""
 
     @property
     def lift(self) -> Heads:
-        """How much more than distance explains: 0 of a head whose scores depend on the distance alone."""
+        """Weight beyond what distance explains: 0 for a head whose scores depend on distance alone."""
         return self.mass - self.baseline
 
 
 def token_spans(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[Span]:
-    """The characters of `decode(tokenizer, tokens)` that each token has a byte of; tokens of one character share it."""
+    """For each token the characters of `decode(tokenizer, tokens)` that it has bytes of; spans may overlap by one."""
     characters = _characters(b"".join(pieces := [tokenizer.decode_bytes([token]) for token in tokens]))
     spans: list[Span] = []
     start = 0
     for piece in pieces:
         stop = start + len(piece)
-        # A token without a byte is like the one before it, so that spans stay in order.
+        # A token without bytes gets the span before it, so that spans stay sorted.
         spans.append((characters[start], characters[stop - 1] + 1) if piece else [(0, 0), *spans[-1:]][-1])
         start = stop
     return spans
 
 
 def links(relations: Sequence[Relation], spans: Sequence[Span]) -> list[Link]:
-    """The relations that lie within the tokens.
+    """Map relations between characters to links between tokens; relations outside the tokens are dropped.
 
-    A token that holds the end of what refers and some of what is meant cannot be its own key; where nothing else is
-    meant, there is no link.
+    The query is never its own key: where one token holds the end of the source and part of the target, only the other
+    tokens of the target are keys, and without any there is no link.
 
     Args:
-        relations: of the text that the tokens decode to, or of one that it is the beginning of.
+        relations: of the text that the tokens decode to, or of a longer text that begins with it.
         spans: of the tokens; see `token_spans`.
     """
     firsts, lasts = [span[0] for span in spans], [span[1] for span in spans]
@@ -71,7 +71,7 @@ def links(relations: Sequence[Relation], spans: Sequence[Span]) -> list[Link]:
     for relation in relations:
         query = bisect_left(firsts, relation.source[1]) - 1
         if query < 0 or lasts[query] < relation.source[1]:
-            continue  # it ends behind the last token
+            continue  # it ends after the last token
         keys = range(bisect_right(lasts, relation.target[0]), min(query, bisect_left(firsts, relation.target[1])))
         if keys:
             found.append(Link(relation.name, query, tuple(keys)))
@@ -79,20 +79,20 @@ def links(relations: Sequence[Relation], spans: Sequence[Span]) -> list[Link]:
 
 
 def moved(found: Sequence[Link], by: int) -> list[Link]:
-    """The same links among tokens that stand so many places later."""
+    """Links with all positions shifted by `by`."""
     return [Link(link.name, link.query + by, tuple(key + by for key in link.keys)) for link in found]
 
 
 def within(found: Sequence[Link], start: int, stop: int) -> tuple[Link, ...]:
-    """The links between tokens start..stop alone, counted from `start`."""
+    """Links whose query and keys are all in start..stop, with positions relative to `start`."""
     return tuple(moved([link for link in found if min(link.keys) >= start and link.query < stop], -start))
 
 
 def score_relations(weights: Weights, found: Sequence[Link]) -> dict[str, RelationScore]:
-    """Every head on every kind of relation.
+    """Score every head on every relation.
 
-    A mean over few links says little: `n_links` says how many there were. Of a relation that always lies at the same
-    distance, distance explains all that a head does with it.
+    A mean over few links is noisy: check `n_links`. A relation that always spans the same distance is explained by
+    distance alone, so its lift says nothing.
 
     Args:
         weights: (n_layer, n_head, T, T) of a causal model.
@@ -111,7 +111,7 @@ def score_relations(weights: Weights, found: Sequence[Link]) -> dict[str, Relati
 
 
 def stacked(layers: Sequence[Mapping[str, RelationScore]]) -> dict[str, RelationScore]:
-    """The scores of single layers on the same links as those of all layers."""
+    """Concatenate the scores of single layers, which are on the same links."""
     return {
         name: RelationScore(
             score.n_links,
@@ -123,7 +123,7 @@ def stacked(layers: Sequence[Mapping[str, RelationScore]]) -> dict[str, Relation
 
 
 def merged(found: Sequence[Mapping[str, RelationScore]]) -> dict[str, RelationScore]:
-    """The scores of several texts as those of one: each link counts the same."""
+    """Combine the scores of several texts; every link has equal weight."""
     scores = {}
     for name in dict.fromkeys(name for each in found for name in each):
         own = [each[name] for each in found if name in each]
@@ -135,17 +135,18 @@ def merged(found: Sequence[Mapping[str, RelationScore]]) -> dict[str, RelationSc
 
 
 def by_distance(weights: Weights, queries: set[int]) -> dict[int, npt.NDArray[np.float64]]:
-    """The weights of the softmax over distances alone, a score for each, that explains a head best.
+    """Weights of the softmax with one score per distance that fits a head best.
 
-    That is, of greatest likelihood: over all queries it puts as much on each distance as the head does. Means over a
-    diagonal would not do, since early queries have few keys and give each more. The scores need not be found, as each
-    query has the keys of the one before and one more: with h_d the share of distance d in the weight up to d, over the
-    queries that reach so far, query i gives distance d the weight h_d (1 - h_{d+1}) ... (1 - h_i). This is the
-    estimator of Lynden-Bell (1971, https://doi.org/10.1093/mnras/155.1.95) for observations with an upper limit each.
+    The fit has maximum likelihood: summed over queries, it puts as much weight on each distance as the head does. Means
+    over diagonals are biased, since early queries have few keys and give each more weight. The solution is in closed
+    form, because each query has the distances of the query before it and one more: let h_d be the share of distance d
+    in the weight on distances up to d, over the queries that have a key at distance d. Query i then gives distance d
+    the weight h_d (1 - h_{d+1}) ... (1 - h_i). This is the estimator of Lynden-Bell (1971,
+    https://doi.org/10.1093/mnras/155.1.95) for truncated observations.
 
     Args:
         weights: (n_layer, n_head, T, T) of a causal model.
-        queries: those whose weights are asked for.
+        queries: positions whose weights are returned.
 
     Returns:
         For each query i (n_layer, n_head, i + 1), the weights of the keys 0..i.
@@ -164,13 +165,13 @@ def by_distance(weights: Weights, queries: set[int]) -> dict[int, npt.NDArray[np
 
 
 def _characters(data: bytes) -> list[int]:
-    """For each byte, which character of `data.decode(errors="replace")` it belongs to."""
+    """For each byte the index of its character in `data.decode(errors="replace")`."""
     found: list[int] = []
     n = 0
     while data:
         try:
             text, n_broken = data.decode(), 0
-        except UnicodeDecodeError as error:  # what stands there becomes one U+FFFD
+        except UnicodeDecodeError as error:  # the invalid bytes become one U+FFFD
             text, n_broken = data[: error.start].decode(), error.end - error.start
         sizes = [len(character.encode()) for character in text] + [n_broken] * bool(n_broken)
         for size in sizes:

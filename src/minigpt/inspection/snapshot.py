@@ -1,4 +1,4 @@
-"""One step's attention weights, their text and what is known of the heads -> a small .npz file, and back."""
+"""Snapshots: attention weights, tokens and head scores at one training step, kept in a small .npz file."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from minigpt.inspection import packing
 from minigpt.inspection.packing import Weights
 
 NextTokens = tuple[tuple[tuple[str, float], ...], ...]
-"""For each of the T tokens: (text, probability) of what the model expects after it, best first."""
+"""For each of the T tokens: (text, probability) of the likeliest next tokens, best first."""
 
 # Format 1 had step, tokens and weights only.
 _FORMATS = (1, 2)
-# What damaged files make numpy, zipfile and json raise.
+# Exceptions of numpy, zipfile and json on damaged files.
 _DAMAGE = (ValueError, TypeError, AttributeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
-# Weights that come from a bfloat16 model are rounded to three digits, and a long row adds the rounding up.
+# bfloat16 weights have three digits, and the rounding adds up over a long row.
 _SUM_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: comparing arrays has no single truth value
 class Snapshot:
-    """What every head of a model does with one probe text, at one training step.
+    """Attention of every head on one probe text, at one training step.
 
     Raises:
         ValueError: a field does not fit its description below, or the fields do not fit each other.
@@ -41,24 +41,23 @@ class Snapshot:
     step: int
     """Optimizer steps done when the weights were captured; 0 is the untrained model."""
     tokens: tuple[str, ...]
-    """Decoded text of each of the T probe tokens. It comes from a data set, so whoever shows it must escape it."""
+    """Decoded text of each of the T probe tokens. Untrusted, as it comes from a data set: escape it before display."""
     weights: Weights
     """(n_layer, n_head, T, T) float32 from query (row) to key (column): zero above the diagonal, rows sum to 1."""
     scores: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
-    """What is known of each head, by name: (n_layer, n_head), NaN where it is not known. "ablation" is the change of
-    the loss in nats per token when the head is taken out."""
+    """Head scores by name: (n_layer, n_head), NaN where undefined. "ablation" is the change of the loss in nats per
+    token when the head is zeroed."""
     value_norms: npt.NDArray[np.float32] | None = None
     """(n_layer, n_head, T): length of each key's value after the head's part of the output projection, 0 or more."""
     next_tokens: NextTokens = ()
-    """For each token what the model expects next, best first, or nothing at all. The texts are as untrusted as
-    `tokens`."""
+    """For each token the likeliest next tokens, best first; or empty. The texts are as untrusted as `tokens`."""
     numbers: Mapping[str, float] = field(default_factory=dict)
-    """What is known of the whole model, by name: finite numbers, the points of curves over training."""
+    """Numbers of the whole model by name, all finite: points of curves over training."""
     token_ids: tuple[int, ...] = ()
-    """Ids of the tokens, or none where they are not known: a token that is half a character has no text of its own."""
+    """Ids of the tokens, or empty if unknown. Text cannot replace them: a token may be half a character."""
 
     def __post_init__(self) -> None:
-        # frozen forbids plain assignment; what follows only gives each field its exact type
+        # A frozen dataclass forbids plain assignment; this only converts each field to its exact type.
         object.__setattr__(self, "step", int(self.step))
         object.__setattr__(self, "tokens", tuple(self.tokens))
         object.__setattr__(self, "weights", np.ascontiguousarray(self.weights, dtype=np.float32))
@@ -79,9 +78,9 @@ class Snapshot:
         object.__setattr__(self, "numbers", _checked_numbers(self.numbers))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the snapshot as a compressed .npz; a weight keeps to within 0.0039, everything else exactly.
+        """Write a compressed .npz: weights are rounded by at most 0.0039, everything else is exact.
 
-        The file appears whole or not at all, see `write_atomically`. Missing folders are made.
+        The write is atomic, see `write_atomically`. Missing folders are created.
 
         Raises:
             UserError: the file cannot be written.
@@ -108,7 +107,7 @@ class Snapshot:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Snapshot:
-        """Read what `save` wrote, now or before snapshots had scores. A weight is within 0.0039 of the saved one.
+        """Read a snapshot of this version or of format 1, which had no scores. Weights are off by at most 0.0039.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -149,7 +148,7 @@ def read_numbers(path: str | os.PathLike[str]) -> tuple[int, dict[str, float]]:
 
 
 def history_of(newest: Snapshot, earlier: Sequence[Path], most: int) -> list[Snapshot]:
-    """Snapshots of one probe up to the newest, thinned evenly to `most` (2 or more) with the first and the newest.
+    """The newest snapshot and earlier ones of its probe, thinned evenly to `most` (2 or more), keeping the first.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing, or is not a snapshot.
@@ -182,9 +181,9 @@ def _check_weights(weights: Weights, n_tokens: int) -> None:
             "give the weights after softmax, not the scores before it"
         )
     if n_tokens > 1 and weights[..., *np.triu_indices(n_tokens, 1)].max() > 1e-6:
-        raise ValueError("weights must be zero above the diagonal: a token cannot listen to a later one")
+        raise ValueError("weights must be zero above the diagonal: a token cannot attend to a later one")
     sums = weights.sum(axis=-1, dtype=np.float64)
-    # rows that went through `packing` are off by its rounding, and loading one must not fail
+    # Rows of a saved snapshot carry the rounding of `packing`, and loading them must not fail.
     if np.abs(sums - 1).max() > _SUM_TOLERANCE + packing.row_sum_error(n_tokens):
         extremes = f"{sums.min():.4g} to {sums.max():.4g}"
         raise ValueError(f"each row of weights must sum to 1, got sums from {extremes}")

@@ -1,8 +1,7 @@
-"""Attention weights -> what each head does, as numbers; some queries at a time, so that no whole matrix need be held.
+"""Statistics of attention patterns, computed on chunks of queries, so the full (T, T) matrix is never needed.
 
-A statistic takes some rows of weights, (..., R, S), and the positions (R,) of their queries. It gives (..., R): NaN for
-a query that it says nothing of, as the first token, which hears nobody but itself. A head's score is the mean over its
-queries.
+A statistic maps rows of weights, (..., R, S), and the positions of their queries, (R,), to (..., R): NaN where it is
+undefined, as for the first token, which can only attend to itself. A head's score is the mean over queries.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ Statistic = Callable[[Tensor, Tensor], Tensor]
 
 
 def entropy(weights: Tensor, queries: Tensor) -> Tensor:
-    """-sum_j a_ij ln a_ij / ln(i + 1): 0 where one key has it all, 1 where all keys that there are have equal shares.
+    """-sum_j a_ij ln a_ij / ln(i + 1): 0 if one key has all the weight, 1 if all i + 1 keys have equal weight.
 
     Low entropy in many heads at once precedes unstable training (Zhai et al. 2023, https://arxiv.org/abs/2303.06296).
     """
@@ -25,17 +24,17 @@ def entropy(weights: Tensor, queries: Tensor) -> Tensor:
 
 
 def previous_token(weights: Tensor, queries: Tensor) -> Tensor:
-    """a_{i, i-1}: one half of what an induction head needs (Olsson et al. 2022, https://arxiv.org/abs/2209.11895)."""
+    """a_{i, i-1}: induction heads build on such heads (Olsson et al. 2022, https://arxiv.org/abs/2209.11895)."""
     return _at_distance(weights, queries, 1)
 
 
 def current_token(weights: Tensor, queries: Tensor) -> Tensor:
-    """a_{i, i}: how much of its own value a token takes."""
+    """a_{i, i}: attention of a token to itself."""
     return _after_first(_at_distance(weights, queries, 0), queries)
 
 
 def first_token(weights: Tensor, queries: Tensor) -> Tensor:
-    """a_{i, 0}: the sink into which a head with nothing to say puts its weight (Xiao et al. 2023, arXiv:2309.17453)."""
+    """a_{i, 0}: attention sink, where heads without a match put their weight (Xiao et al. 2023, arXiv:2309.17453)."""
     return _after_first(weights[..., 0], queries)
 
 
@@ -46,26 +45,26 @@ def mean_distance(weights: Tensor, queries: Tensor) -> Tensor:
 
 
 def near_zero(weights: Tensor, queries: Tensor) -> Tensor:
-    """The share of the keys up to i that have less than a hundredth of an even share, 0.01 / (i + 1), each."""
+    """Share of the i + 1 keys with less than a hundredth of an even share: below 0.01 / (i + 1)."""
     keys = torch.arange(weights.shape[-1], device=weights.device)
-    n_heard = queries + 1
-    small = (weights < 0.01 / n_heard[:, None]) & (keys < n_heard[:, None])
-    return _after_first(small.sum(-1) / n_heard, queries)
+    n_keys = queries + 1
+    small = (weights < 0.01 / n_keys[:, None]) & (keys < n_keys[:, None])
+    return _after_first(small.sum(-1) / n_keys, queries)
 
 
 def keys_for_mass(mass: float) -> Statistic:
-    """The smallest number of keys whose weights add up to that share of the whole."""
+    """The smallest number of keys whose weights add up to the share `mass` of the row."""
 
     def statistic(weights: Tensor, queries: Tensor) -> Tensor:
         held = weights.sort(dim=-1, descending=True).values.cumsum(-1)
-        # What rounding takes from the sum must not add a key.
+        # Tolerance, so that rounding of the sum does not add a key.
         return _after_first(1.0 + (held < mass * (1 - 1e-6) * held[..., -1:]).sum(-1), queries)
 
     return statistic
 
 
 def duplicate_token(period: int, first: int = 0) -> Statistic:
-    """a_{i, i-period} in the second of two copies: it finds what it stands on (Wang et al. 2022, arXiv:2211.00593).
+    """a_{i, i-period} in the second of two copies: attention to the same token (Wang et al. 2022, arXiv:2211.00593).
 
     Args:
         period: length of a copy, in tokens.
@@ -75,7 +74,7 @@ def duplicate_token(period: int, first: int = 0) -> Statistic:
 
 
 def induction(period: int, first: int = 0) -> Statistic:
-    """a_{i, i-period+1} in the second of two copies: the head finds what came next.
+    """a_{i, i-period+1} in the second of two copies: attention to the token that came next in the first.
 
     Olsson et al. (2022, https://arxiv.org/abs/2209.11895) call it prefix matching.
 
@@ -87,22 +86,21 @@ def induction(period: int, first: int = 0) -> Statistic:
 
 
 def sink_rate(first_token_scores: Tensor, threshold: float = 0.3) -> float:
-    """The share of heads that give the first token more than 0.3 (Gu et al. 2024, https://arxiv.org/abs/2410.10781)."""
+    """Share of heads that give the first token more than 0.3 (Gu et al. 2024, https://arxiv.org/abs/2410.10781)."""
     return float((first_token_scores > threshold).double().mean())
 
 
 def redundancy(weights: Tensor) -> Tensor:
-    """How much like its closest neighbour in the layer each head is: 1 less the smallest Jensen-Shannon divergence.
+    """Similarity of each head to the closest head of its layer: 1 - the smallest Jensen-Shannon divergence.
 
-    In units of ln 2, so that 1 is the same map and 0 one without a key in common (after Clark et al. 2019,
-    https://arxiv.org/abs/1906.04341). It compares whole heads, so it takes whole maps; as above, the first token,
-    which leaves no choice, does not count.
+    The divergence is in units of ln 2: 1 means the same map, 0 no key in common (after Clark et al. 2019,
+    https://arxiv.org/abs/1906.04341). Unlike the other statistics it needs full maps. The first token does not count.
 
     Args:
         weights: (B, H, T, S).
 
     Returns:
-        (H,); NaN where there is one head or one token only.
+        (H,); NaN for a single head or a single token.
     """
     n_head = weights.shape[1]
     weights = weights[:, :, 1:]
@@ -113,21 +111,21 @@ def redundancy(weights: Tensor) -> Tensor:
             mixed = torch.special.entr((weights[:, one] + weights[:, other]) / 2).sum(-1)
             between = (mixed - (own[:, one] + own[:, other]) / 2).mean() / math.log(2)
             divergence[one, other] = divergence[other, one] = between
-    closest = divergence.min(dim=1).values.clamp(min=0)  # rounding can leave a little less
+    closest = divergence.min(dim=1).values.clamp(min=0)  # rounding can go below 0
     return torch.where(closest.isfinite(), 1 - closest, torch.nan)
 
 
 def value_weighted(weights: Tensor, value_norms: Tensor) -> Tensor:
-    """What each key really adds: a_ij |v_j W_O| as shares of the row (Kobayashi et al. 2020, arXiv:2004.10102).
+    """Weights times value norms, a_ij |v_j W_O|, as shares of the row (Kobayashi et al. 2020, arXiv:2004.10102).
 
-    A sink's value is often small: much weight, little effect.
+    The value of an attention sink is often small: much weight, little effect.
 
     Args:
         weights: (..., T, S).
         value_norms: (..., S): length of each key's value after the head's part of the output projection.
 
     Returns:
-        (..., T, S): rows sum to 1, or to 0 where all that is heard is zeros.
+        (..., T, S): rows sum to 1, or to 0 where all values with weight are zero.
     """
     products = weights * value_norms[..., None, :]
     return products / products.sum(-1, keepdim=True).clamp(min=torch.finfo(products.dtype).tiny)
