@@ -183,7 +183,7 @@ RUNS = [
     on("inspect runs/tiny --text a --out empty", "empty: is a folder; name a file"),
     on("inspect runs/tiny --text a --compare nowhere", "nowhere: no such run or checkpoint"),
     on("inspect runs/tiny --relations nowhere", "nowhere: cannot be read (no such file or directory)"),
-    on("inspect nowhere --report", "nowhere: no such run; a report is made of", "such as runs/demo"),
+    on("inspect nowhere --report", "nowhere: no such run; a report needs", "such as runs/demo"),
     on("inspect runs/tiny --report --out long.txt", "long.txt: is there already and is no HTML page"),
 ]
 """What needs torch to be told."""

@@ -55,10 +55,10 @@ def test_captured_weights_times_values_are_what_attention_gathered(
     for weights, (value, result) in zip(maps, gathered, strict=True):
         torch.testing.assert_close(weights @ value, result, atol=1e-5, rtol=1e-4)
         assert (weights.triu(1) == 0).all()
-        heard = weights.sum(-1)
-        torch.testing.assert_close(heard[0], torch.ones(4, 24))
-        torch.testing.assert_close(heard[1], torch.cat([torch.zeros(4, 3), torch.ones(4, 21)], dim=-1))
-        assert not weights[1, :, 12:, :12].any(), "no text hears another"
+        sums = weights.sum(-1)
+        torch.testing.assert_close(sums[0], torch.ones(4, 24))
+        torch.testing.assert_close(sums[1], torch.cat([torch.zeros(4, 3), torch.ones(4, 21)], dim=-1))
+        assert not weights[1, :, 12:, :12].any(), "no document attends to another"
 
 
 @pytest.mark.parametrize("kind", [{}, {"n_kv_head": 2}, {"similarity": "linear"}], ids=str)

@@ -40,7 +40,7 @@ SELF, PREVIOUS, FIRST, UNIFORM, INDUCTION, HALF = ((0, 0), (0, 1), (0, 2), (1, 0
 def known_heads(n_tokens, period=None):
     """(2, 3, T, T): heads whose every weight is known, one pattern each, in the order of the names above.
 
-    `period` is where the text begins to repeat: the induction head listens to the token after the earlier copy.
+    `period` is where the text begins to repeat: the induction head attends to the token after the earlier copy.
     """
     period = period or n_tokens
     maps = np.zeros((2, 3, n_tokens, n_tokens), dtype=np.float32)

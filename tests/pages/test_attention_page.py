@@ -145,8 +145,8 @@ def test_clicking_the_map_pins_its_row_and_colours_the_text(view):
 def test_clicking_a_token_selects_it_and_dims_what_it_cannot_see(view):
     view.page.locator("#tokens span").nth(3).click()
     assert view.state("token") == "3"
-    deaf = view.page.evaluate("[...document.querySelectorAll('#tokens .deaf')].map(span => +span.dataset.token)")
-    assert deaf == list(range(4, 12))
+    masked = view.page.evaluate("[...document.querySelectorAll('#tokens .masked')].map(span => +span.dataset.token)")
+    assert masked == list(range(4, 12))
 
 
 def readout(view):
@@ -167,8 +167,8 @@ def test_readout_and_marks_follow_whatever_selects_another_token(view):
     assert readout(view) == ([9, 5], 9)
     view.page.keyboard.press("[")
     assert readout(view) == ([8, 5], 8), "the pointer still rests on token 5"
-    view.page.get_by_text("who listens to it").dispatch_event("click")
-    assert readout(view)[0] == [8, 8], "token 5 cannot listen to token 8"
+    view.page.get_by_text("what attends to it").dispatch_event("click")
+    assert readout(view)[0] == [8, 8], "token 5 cannot attend to token 8"
     token.nth(9).hover()
     assert readout(view)[0] == [9, 8]
 
@@ -184,12 +184,12 @@ def test_at_the_load_event_everything_is_drawn_for_programs_that_print_or_captur
     page.close()
 
 
-def test_the_other_direction_shows_who_listens(view):
+def test_the_other_direction_shows_what_attends_to_a_token(view):
     view.select(PREVIOUS)
     view.page.locator("#tokens span").nth(4).click()
-    view.page.get_by_text("who listens to it").click()
+    view.page.get_by_text("what attends to it").click()
     assert view.state("direction") == "to"
-    assert "Who listens to" in view.text("#text-title")
+    assert "What attends to" in view.text("#text-title")
     shares = view.shares()
     assert [i for i, share in enumerate(shares) if share > 0] == [5]
     assert view.ranking("one")[0] == (5, pytest.approx(1, abs=0.01))
@@ -405,7 +405,7 @@ def test_of_many_steps_only_the_newest_keeps_all_digits_and_the_page_says_so(mon
     monkeypatch.setattr("minigpt.pages.attention._EXACT_WEIGHTS", 1000)
     coarse = render_page(snapshots, title="")
     assert "all steps but the last" not in exact
-    assert f"all steps but the last by {packing.COARSE_ERROR:.3f}" in " ".join(coarse.split())
+    assert f"before the last step by at most {packing.COARSE_ERROR:.3f}" in " ".join(coarse.split())
     errors = []
     for page in (exact, coarse):
         (run,) = runs_of(page)

@@ -90,10 +90,10 @@ def test_the_targets_of_the_selected_token_are_underlined_and_their_weight_told(
     assert not view.page.locator("#linked").is_visible()
 
 
-def test_in_the_other_direction_the_tokens_that_should_listen_are_underlined(view):
+def test_in_the_other_direction_the_tokens_that_should_attend_are_underlined(view):
     relate(view, "same word")
     view.page.locator("#tokens span").nth(0).click()
-    view.page.get_by_text("who listens to it").click()
+    view.page.get_by_text("what attends to it").click()
     assert targets(view) == [9, 10]
 
 

@@ -171,7 +171,7 @@ def test_every_scale_colours_differences_and_its_bar_reads_from_minus_one_to_one
         assert (places[len(places) // 2], places[-1]) == (pytest.approx(50.2, abs=0.1), 100)
         picture = view.pixels()[..., :3].astype(int)
         cells[scale] = picture[7, 7].tolist()
-        assert picture[7, 7].sum() < 3 * 0x85 < picture[7, 3].sum()  # B listens more here, A there
+        assert picture[7, 7].sum() < 3 * 0x85 < picture[7, 3].sum()  # more weight in B here, in A there
     assert len(set(map(tuple, cells.values()))) == 4
     choose(view, "b")
     assert not view.page.locator("#bar-note").is_visible()

@@ -228,7 +228,7 @@ def explained() -> Page:
 def test_a_click_or_an_arrow_selects_a_token_and_tells_its_numbers(explained: Page, show: Any) -> None:
     view, data = show(explained), data_of(explained)
     assert view.text("h1") == "runs/<b>tiny</b>"
-    assert f"rounded, by {packing.MAX_ERROR:.3f} at most" in view.text("footer")
+    assert f"rounded by at most {packing.MAX_ERROR:.3f}" in view.text("footer")
     assert view.state("step") == "0"
     view.token(data["n_prompt"] + 4).click()
     for keys, step in (([], 4), (["ArrowRight"], 5), (["ArrowLeft", "ArrowLeft"], 3), (["End"], 11), (["Home"], 0)):
@@ -246,7 +246,7 @@ def test_a_click_or_an_arrow_selects_a_token_and_tells_its_numbers(explained: Pa
         assert view.page.locator("#alternatives .drawn .note").text_content() == "drawn"
         notes = [note for note in rows.locator(".note").all_text_contents() if note.startswith("−")]
         names = [data["stages"][row[3]] for row in told["alternatives"] if row[3] >= 0]
-        assert notes == [f"− {name}".replace("permitted", "demanded") for name in names]
+        assert notes == [f"− {name}".replace("permitted", "constraints") for name in names]
         assert view.page.locator("#text [aria-pressed=true]").count() == 1
         assert "top_k" in view.text("#stages")
     view.token(0).click()

@@ -140,7 +140,7 @@ def test_a_damaged_checkpoint_is_named_and_the_others_are_shown(run: RunFolder) 
     for file in (run.kept(100), run.last, run.kept(20)):
         assert f"{file}: damaged or incomplete" in page
     torch.save({CHECKPOINT_KEY: {}}, run.last)
-    assert f"{run.last}: does not say of which step it is" in film(run.path, "abc", WRITING)
+    assert f"{run.last}: has no global_step" in film(run.path, "abc", WRITING)
     run.kept(5).write_bytes(b"")
     run.best.unlink()
     with pytest.raises(UserError, match="damaged"):

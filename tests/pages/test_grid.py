@@ -31,8 +31,8 @@ def test_lightness_of_the_colour_map_only_rises():
 
 def test_rows_are_layers_and_columns_are_heads():
     maps = np.zeros((2, 3, 4, 4), dtype=np.float32)
-    maps[..., 0] = 1  # every head listens to the first token ...
-    maps[1, 2] = np.eye(4)  # ... but the last one, which listens to itself
+    maps[..., 0] = 1  # every head attends to the first token ...
+    maps[1, 2] = np.eye(4)  # ... but the last one, which attends to itself
     image = grid_image(snapshot_of(maps), cell_pixels=40)
     assert image.dtype == np.uint8
     height, width, channels = image.shape

@@ -163,9 +163,9 @@ def test_what_the_run_is_stands_at_the_top(show: Any) -> None:
     assert view.text("h1") == view.page.title() == "demo"
     tiles = view.page.locator(".tile").all_text_contents()
     assert tiles == [
-        "3.3 val/lossnats a token; best 3.3 at step 40",
+        "3.3 val/lossnats per token; best 3.3 at step 40",
         "1.65 val/bits_per_bytebest 1.65 at step 40",
-        "3.125 train/lossnats a token; at step 40",
+        "3.125 train/lossnats per token; at step 40",
         "40 stepsof 50 planned",
     ]
     facts = view.page.locator("dd").all_text_contents()
@@ -396,9 +396,9 @@ def test_of_very_many_curves_the_first_are_drawn_and_the_others_named(show: Any)
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["nowhere"], "nowhere: no such run; a report is made of a run folder"),
+        (["nowhere"], "nowhere: no such run; a report needs a run folder"),
         (["empty"], "empty: neither a run folder (config.yaml, metrics.csv) nor a W&B run (run-*.wandb)"),
-        (["text.txt"], "text.txt: no run; a report is made of a run folder"),
+        (["text.txt"], "text.txt: no run; a report needs a run folder"),
         (["noise/run-abc.wandb"], "run-abc.wandb: not a W&B run that can be read"),
         (["noise"], "run-abc.wandb: not a W&B run that can be read"),
         (["folders"], "metrics.csv: is a directory"),

@@ -87,7 +87,7 @@ def test_a_log_without_its_files_says_so(other_program: Path, tmp_path: Path) ->
     record = read_wandb_run(tmp_path / file.name)
     assert len(record.curves["loss"]) == 30
     (sentence,) = record.missing
-    assert sentence.endswith(" and 3 more: not there, too large or damaged.")
+    assert sentence.endswith(" and 3 more: missing, too large or damaged.")
 
 
 def test_a_log_that_is_none_is_one_clear_line(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_damaged_table_is_named(table: str, log: Log) -> None:
     (folder / "files" / "t.json").write_text(table)
     record = read_wandb_run(folder)
     assert record.samples == []
-    assert record.missing == ["t.json: not there, too large or damaged."]
+    assert record.missing == ["t.json: missing, too large or damaged."]
 
 
 def test_of_pages_the_newest_is_shown_and_its_pictures_are_not(log: Log) -> None:

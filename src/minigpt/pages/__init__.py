@@ -1,1 +1,1 @@
-"""Numbers -> one HTML file without network."""
+"""Pages: render numbers as single HTML files that need no network."""

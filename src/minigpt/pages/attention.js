@@ -1,4 +1,4 @@
-// The attention page: snapshots (the JSON in #data) -> what is drawn. attention.py writes this into attention.html; no libraries.
+// Draws the attention page from the snapshots in #data (JSON), without libraries. attention.py inlines this into attention.html.
 "use strict";
 const $ = (id) => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
@@ -12,8 +12,8 @@ const ARROWS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], Arrow
 const state = { frame: steps.length - 1, layer: 0, head: 0, token: T - 1, direction: "from", scale: "sqrt", hide: false,
   score: names.length ? 0 : -1, order: "place", minimum: 0,       // score: place in names; minimum: percent of its range
   values: false, view: "a", relation: -1 };                       // view: a, b or diff; relation: place in data.links
-let shown;                                // what the maps show, see look()
-let under = null;                         // what the pointer is on: { token } of the text, or { cell } of the large map
+let shown;                                // weights that the maps show, see look()
+let under = null;                         // under the pointer: { token } of the text, or { cell } of the large map
 let pointed = -1;                         // head whose curve is under the pointer
 let timer = 0;
 
@@ -26,7 +26,7 @@ function bytesOf(base64) {
   return bytes;
 }
 
-// Undoes encode_frames of packing.py: base64, raw deflate, then each frame is a difference from the one before.
+// Undoes encode_frames of packing.py: base64, raw deflate, then each frame is the difference from the previous one.
 async function framesOf(base64, size) {
   const stream = new Blob([bytesOf(base64)]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
   const all = new Uint8Array(await new Response(stream).arrayBuffer());
@@ -38,7 +38,7 @@ async function decode() {
   for (const run of data.runs) {
     run.levels = await framesOf(run.levels, SIZE);
     if (run.norms) run.norms = await framesOf(run.norms, L * H * T);
-    // for each step of the slider, which are those of A, the place of the nearest step of this run
+    // The slider has the steps of A: for each of them the index of this run's nearest step.
     run.nearest = steps.map((step) => run.steps.reduce((best, other, i) =>
       (Math.abs(other - step) < Math.abs(run.steps[best] - step) ? i : best), 0));
   }
@@ -48,7 +48,7 @@ const frameOf = (run, frame = state.frame) => (run === A ? frame : run.nearest[f
 const WEIGHT = Float64Array.from({ length: 256 }, (_, q) => (q / 255) ** 2);                       // expand of packing.py
 const LENGTH = Float64Array.from({ length: 256 }, (_, q) => q && 1e-4 ** ((255 - q) / 254));       // expand_lengths
 
-// One run's weights at the current step: the levels to paint, and what turns the place of a level into its weight.
+// One run's weights at the current step: the levels to paint, and a function from a level's index to its weight.
 function weigh(run) {
   const frame = frameOf(run), levels = run.levels.subarray(frame * SIZE, (frame + 1) * SIZE);
   if (!state.values) return { levels, at: (i) => WEIGHT[levels[i]] };
@@ -67,7 +67,7 @@ function weigh(run) {
   return { levels: painted, at: (i) => weights[i] };
 }
 
-// The difference of two: levels from 1 to 255 with 128 for none, again evenly spaced in the square root.
+// The difference of two: levels from 1 to 255, 128 for no difference, again evenly spaced in the square root.
 function difference(a, b) {
   const levels = new Uint8Array(SIZE), at = (i) => a.at(i) - b.at(i);
   for (let i = 0; i < SIZE; i++) {
@@ -81,7 +81,7 @@ const isDifference = () => state.view === "diff";
 
 function look() {
   const key = [state.frame, state.values, state.view].join();
-  if (shown?.key === key) return;                       // the longest work of a large page, so only where it must be
+  if (shown?.key === key) return;                       // slow on a large page, so only when something changed
   shown = isDifference() ? difference(weigh(A), weigh(B)) : weigh(state.view === "b" ? B : A);
   shown.key = key;
 }
@@ -91,8 +91,8 @@ const placeOf = (layer, head, query, key) => start(layer, head) + query * (query
 const levelAt = (...cell) => shown.levels[placeOf(...cell)];
 const weightAt = (layer, head, query, key) => shown.at(placeOf(layer, head, query, key));
 
-// A scale is a table from the stored level to a colour from 0 to 255, with what stands under the colour bar: all of the
-// ticks, or a few of them to both sides of 0. The stored level is the square root already.
+// A scale: a table from stored levels to indices of the colour map, the ticks of the colour bar, and fewer ticks for the
+// two sides of a difference. Stored levels are square roots already.
 const SCALES = {
   sqrt: { table: (q) => q, ticks: [0, 0.01, 0.1, 0.3, 0.6, 1], few: [0.1, 0.4, 1] },
   linear: { table: (q) => 255 * WEIGHT[q], ticks: [0, 0.2, 0.4, 0.6, 0.8, 1], few: [0.5, 1] },
@@ -105,13 +105,13 @@ const SCALES = {
 const tablesOf = (shade) => Object.fromEntries(Object.entries(SCALES).map(([name, scale]) =>
   [name, Uint8Array.from({ length: 256 }, (_, q) => shade(q, (level) => Math.round(scale.table(level))))]));
 const PLAIN = tablesOf((q, table) => table(q));
-// for differences: the same to both sides of 128
+// For differences: the same on both sides of 128.
 const SIGNED = tablesOf((q, table) => {
   const size = Math.min(255, Math.round(255 / 127 * Math.abs(q - 128)));      // level 0 does not occur
   return 128 + Math.sign(q - 128) * Math.round(127 / 255 * table(size));
 });
 
-// How a level becomes a place in the colour table; `most` is the largest of its row where the scale asks for it.
+// Maps a level to an index of the colour map; `most` is the largest level of its row if the scale is by row.
 function shading() {
   const signed = isDifference(), zero = signed ? 128 : 0, full = signed ? 127 : 255;
   const table = (signed ? SIGNED : PLAIN)[state.scale], colours = signed ? DIFFERENCE : PALETTE;
@@ -161,11 +161,11 @@ const thumbs = [];
 
 function drawGrid() {
   const width = $("grid").clientWidth / H;
-  for (const [name, least] of [["tight", 72], ["compact", 56], ["tiny", 30]]) {    // the less room, the fewer words on a map
+  for (const [name, least] of [["tight", 72], ["compact", 56], ["tiny", 30]]) {    // less room, fewer words on a map
     $("grid").classList.toggle(name, width < least);
   }
   arrange();
-  const size = Math.max(...thumbs.map((thumb) => thumb.clientWidth));     // one that is left out has no width
+  const size = Math.max(...thumbs.map((thumb) => thumb.clientWidth));     // a hidden one has no width
   thumbs.forEach((thumb, i) => { if (!thumb.hidden) paint(thumb.firstChild, Math.floor(i / H), i % H, size); });
 }
 
@@ -185,7 +185,7 @@ function drawBar() {
   $("bar-note").hidden = !isDifference();
 }
 
-// ---- the words: token text comes from a data set and reaches the page by textContent alone ----------------------------
+// ---- text: tokens are untrusted, so they enter the page as textContent only -------------------------------------------
 
 function make(tag, properties = {}, attributes = {}) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -193,16 +193,16 @@ function make(tag, properties = {}, attributes = {}) {
   return element;
 }
 
-// Line breaks and tabs become visible; so do other control characters, as the pictures Unicode has for them.
+// Makes line breaks, tabs and other control characters visible (U+2400 to U+241F).
 const visible = (text, ifEmpty = "\u2205") => text.replace(/\n/g, "\u21b5").replace(/\t/g, "\u2192")
   .replace(/[\u0000-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0))) || ifEmpty;
 const inText = (text) => text.split("\n").map((part) => part && visible(part)).join("\u21b5\n") || "\u2205";
 const quoted = (i) => `\u201c${visible(tokens[i])}\u201d`;
 const short = (weight) => (weight > 0 && weight < 0.001 ? "<0.001" : weight.toFixed(3));
-// A weight, or the difference of two: with its sign, and never a nought with a minus.
+// A weight, or a difference of two with its sign, but no negative zero.
 const toldWeight = (weight) => (isDifference() ? number(Math.abs(weight) < 0.0005 ? 0 : weight, true) : short(weight));
 
-// The tokens that can be related to the selected one, each with its level in the selected head.
+// The tokens that the selected one can attend to, or that can attend to it, each with weigh(query, key).
 function related(weigh) {
   const { token, direction, hide } = state;
   const list = [];
@@ -221,13 +221,13 @@ function drawText() {
   spans.forEach((span, i) => {
     span.style.setProperty("--share", (0.85 * Math.abs(shades.get(i) ?? 0)).toFixed(3));
     span.classList.toggle("less", shades.get(i) < 0);
-    span.classList.toggle("deaf", direction === "from" ? i > token : i < token);
+    span.classList.toggle("masked", direction === "from" ? i > token : i < token);
     span.setAttribute("aria-pressed", i === token);
     span.tabIndex = i === token ? 0 : -1;
   });
-  $("text-title").replaceChildren(direction === "from" ? "What " : "Who listens to ",
+  $("text-title").replaceChildren(direction === "from" ? "What " : "What attends to ",
     make("bdi", { className: "label", textContent: quoted(token) }),
-    (direction === "from" ? " listens to" : "") + (isDifference() ? ", A \u2212 B" : ""));
+    (direction === "from" ? " attends to" : "") + (isDifference() ? ", A \u2212 B" : ""));
 }
 
 function fill(list, ranking) {
@@ -244,7 +244,7 @@ function fill(list, ranking) {
 
 function drawRanking() {
   const { layer, head } = state;
-  const what = state.direction === "from" ? "sources" : "listeners";
+  const what = state.direction === "from" ? "keys" : "queries";
   $("rank-title").textContent = isDifference() ? `Largest differences of ${what}, A \u2212 B` : `Strongest ${what}`;
   $("one-title").textContent = `layer ${layer}, head ${head}`;
   $("all-title").textContent = `mean of all ${L * H} heads`;
@@ -256,7 +256,7 @@ function drawRanking() {
   }));
 }
 
-// [query, key] under the pointer, for the token that is selected now; null where there is no weight to tell.
+// [query, key] under the pointer, for the selected token; null where there is no weight.
 function hovered() {
   const { token, direction, hide } = state;
   if (!under) return null;
@@ -265,7 +265,7 @@ function hovered() {
   return key <= query ? [query, key] : null;
 }
 
-// Where nothing is hovered, the readout tells the strongest pair of the selected token.
+// Shows the pair under the pointer, or else the strongest pair of the selected token.
 function drawReadout() {
   const { layer, head, token, direction } = state, hover = hovered();
   let pair = hover;
@@ -296,14 +296,14 @@ function place(mark, [row, column, rows, columns]) {
   [style.top, style.left, style.height, style.width] = [row, column, rows, columns].map((x) => `${100 * x / T}%`);
 }
 
-// ---- the scores: what is known of each head beside its map -----------------------------------------------------------
+// ---- the scores of each head -----------------------------------------------------------------------------------------
 
 const nameOf = (i) => `layer ${Math.floor(i / H)}, head ${i % H}`;
 const words = (name) => visible(name.replaceAll("_", " "));
 const selected = () => state.layer * H + state.head;
-const labelOf = (i) => (state.view === "b" ? "" : data.labels?.[state.frame][i] ?? "");    // those of B are not known
+const labelOf = (i) => (state.view === "b" ? "" : data.labels?.[state.frame][i] ?? "");    // B has no labels
 
-// The score of a head at a step, or null where it is not known.
+// The score of a head at a step, or null where there is none.
 function scoreAt(frame, score, i) {
   const of = (run) => run.scores[frameOf(run, frame)][score]?.[i] ?? null;
   if (!isDifference()) return of(state.view === "b" ? B : A);
@@ -317,7 +317,7 @@ function number(x, signed = false) {
   return plus + (size > 0 && size < 0.001 ? x.toExponential(1) : x.toFixed(size >= 100 ? 0 : size >= 1 ? 2 : 3));
 }
 
-// Two digits after the point, for maps that are hardly wider.
+// Two decimals, for narrow maps.
 function brief(x, signed) {
   const size = Math.abs(x ?? 0);
   if (size >= 0.0095) return (signed && x > 0 ? "+" : "") + x.toFixed(size >= 10 ? 0 : 2);
@@ -327,7 +327,7 @@ function brief(x, signed) {
 const isChange = (score) => isDifference() || names[score] === "ablation";
 const shownScore = (x, score) => number(x, isChange(score));
 
-// Smallest and largest value of the chosen score, of all heads at all steps: one range for the slider and the curves.
+// Range of the chosen score over all heads and steps, for both the slider and the curves.
 function range() {
   let low = Infinity, high = -Infinity;
   steps.forEach((_, frame) => thumbs.forEach((_, i) => {
@@ -337,7 +337,7 @@ function range() {
   return low <= high ? [low, high] : [0, 0];
 }
 
-// Written so that at 100 percent it is the largest value itself, whatever the rounding.
+// In this form 100 percent gives exactly the largest value, without rounding.
 function least() {
   const [low, high] = range();
   return state.score < 0 || state.minimum === 0 ? null : high - (high - low) * (1 - state.minimum / 100);
@@ -345,7 +345,7 @@ function least() {
 
 const isRanked = () => state.score >= 0 && state.order !== "place";
 
-// Heads as they stand in the grid, without those that are left out of a ranking.
+// Heads in the order of the grid, without those hidden in a ranking.
 function inOrder() {
   const heads = thumbs.map((_, i) => i);
   if (!isRanked()) return heads;
@@ -393,19 +393,19 @@ function drawScores() {
 
 // ---- the curves of the chosen score over the training steps ------------------------------------------------------------
 
-const EDGE = 7, LEFT = 40;                // pixels between the chart's border and its lines; the range stands at the left
+const EDGE = 7, LEFT = 40;                // margins of the chart in pixels; the range is written at the left
 
-// What the axis of scores covers at least, so that noise looks small: scores are shares, the change of loss is in nats.
+// Least range of the y axis, so that noise looks small: scores are shares, ablation is in nats.
 const leastSpan = () => (names[state.score] === "ablation" ? 0.01 : 0.1);
 
-// The axis of scores: their range, widened to the least span, but not across zero.
+// The y axis: the range of the scores, widened to the least span, but not across zero.
 function axis() {
   const [low, high] = range(), missing = Math.max(0, leastSpan() - (high - low));
   const below = low >= 0 ? Math.min(low, missing / 2) : high <= 0 ? Math.max(missing / 2, missing + high) : missing / 2;
   return [low - below, high + missing - below];
 }
 
-// Where a step and a score lie on the chart, in CSS pixels.
+// Positions of steps and scores on the chart, in CSS pixels.
 function chart() {
   const { clientWidth: width, clientHeight: height } = $("curve"), [low, high] = axis();
   const first = steps[0], span = steps[steps.length - 1] - first || 1;
@@ -465,7 +465,7 @@ function tellCurve(low, high) {
 
 let pointedFrame = 0;                     // step nearest to the pointer
 
-// Finds the curve nearest to the pointer, above or below it; of equal ones the selected head's.
+// Finds the curve vertically nearest to the pointer; the selected head wins ties.
 function pointCurve(event) {
   const box = $("curve").getBoundingClientRect(), { x, y } = chart();
   const across = event.clientX - box.left, down = event.clientY - box.top;
@@ -485,7 +485,7 @@ function pointCurve(event) {
   drawCurve();
 }
 
-// ---- relations between tokens, and what the model expects next -------------------------------------------------------
+// ---- relations between tokens, and likeliest next tokens -------------------------------------------------------------
 
 const pairsOf = () => data.links[state.relation]?.[1] ?? [];        // [query, key] of the chosen relation
 
@@ -501,7 +501,7 @@ function drawLinks() {
   }
 }
 
-// Underlines what is linked to the selected token, and tells how much of the weight it gets.
+// Underlines the tokens linked to the selected one, and shows their weights.
 function drawLinked() {
   const { layer, head, token, direction } = state;
   const pairs = pairsOf().filter(([query, key]) => (direction === "from" ? query : key) === token);
@@ -519,7 +519,7 @@ function drawLinked() {
     ...(told.length ? [":", ...told] : [": nothing is linked to this token"]));
 }
 
-// The tokens that a run expects after the selected one: [text, probability], best first.
+// A run's likeliest tokens after the selected one: [text, probability], best first.
 function expected(run) {
   const flat = run.next[frameOf(run)]?.[state.token] ?? [], pairs = [];
   for (let i = 0; i < flat.length; i += 2) pairs.push([data.texts[flat[i]], flat[i + 1]]);
@@ -546,9 +546,9 @@ function drawNext() {
   }));
 }
 
-// ---- what happens when ---------------------------------------------------------------------------------------------
+// ---- updates and events --------------------------------------------------------------------------------------------
 
-// For whoever reads the page with a program: what is selected stands in data attributes of the root element.
+// Copies the selection to data attributes of the root element, for tests and other programs.
 function describe() {
   const { layer, head, token, direction, scale, hide, frame, order, values, view, relation } = state;
   Object.assign(document.documentElement.dataset, { layer, head, token, direction, scale, hide, frame, step: steps[frame],
@@ -582,7 +582,7 @@ function drawAll() {
   $("slider").setAttribute("aria-valuetext", `step ${steps[state.frame]}`);
   $("step").textContent = steps[state.frame];
   $("other-step").textContent = B ? [[A, "A"], [B, "B"]].map(([run, name]) => [name, run.steps[frameOf(run)]])
-    .filter(([name, step]) => step && (name === "B" || steps.length === 1))    // A's own stands at the slider; 0 is not known
+    .filter(([name, step]) => step && (name === "B" || steps.length === 1))    // A's step is at the slider; 0: unknown
     .map(([name, step]) => `${name}: step ${step}`).join(", ") : "";
   drawGrid();
   drawBar();
@@ -597,7 +597,7 @@ function set(changes) {
 
 const choose = (i) => set({ layer: Math.floor(i / H), head: i % H });
 
-// Arrows follow what is seen: the layers and heads, or the ranking, which is H wide too.
+// Arrows move over layers and heads, or over the ranking, which is H wide too.
 function move([rows, columns]) {
   const { layer, head } = state;
   if (!isRanked()) return set({ layer: clamp(layer + rows, 0, L - 1), head: clamp(head + columns, 0, H - 1) });
@@ -627,7 +627,7 @@ function onKey(event) {
   if (event.metaKey || (event.ctrlKey && !event.altKey)) return;
   const arrow = ARROWS[event.key];
   if (arrow) {
-    if (event.altKey || event.shiftKey || event.target.closest("input, select")) return;    // those have their own arrows
+    if (event.altKey || event.shiftKey || event.target.closest("input, select")) return;    // those use the arrows
     move(arrow);
     if (document.activeElement.classList.contains("thumb")) thumbs[selected()].focus();
   } else if (event.key === "," || event.key === ".") toFrame(state.frame + (event.key === "." ? 1 : -1));
@@ -688,7 +688,7 @@ function listen() {
   const tokenOf = (event) => (event.target.dataset.token === undefined ? null : Number(event.target.dataset.token));
   const select = (event) => {
     if (tokenOf(event) === null) return;
-    under = null;                                        // the pointer is on the selected token: tell its strongest pair
+    under = null;                                        // the pointer is on the selected token: show its strongest pair
     set({ token: tokenOf(event) });
   };
   $("tokens").addEventListener("click", select);
@@ -727,17 +727,17 @@ function listen() {
     }
   }
   document.addEventListener("keydown", onKey);
-  let waiting = 0;                                       // many resize events make one drawing
+  let waiting = 0;                                       // draw once for many resize events
   new ResizeObserver(() => {
     cancelAnimationFrame(waiting);
     waiting = requestAnimationFrame(drawAll);
   }).observe(document.body);
 }
 
-// The load event waits while a document in a frame is open, and programs that print or capture a page wait for it.
+// An open document in a frame delays the load event, for which programs that print or capture a page wait.
 function holdLoad() {
   const frame = document.body.appendChild(make("iframe", { hidden: true }));
-  frame.contentDocument?.open();                         // there is none inside a sandbox
+  frame.contentDocument?.open();                         // null inside a sandbox
   return () => frame.remove();
 }
 
@@ -757,5 +757,5 @@ async function main() {
 
 const release = holdLoad();
 main().finally(release).catch((error) => {
-  $("intro").textContent = `This browser could not draw the page (${error.message}). Chrome 105, Firefox 121, Safari 16.4 or newer can.`;
+  $("intro").textContent = `This browser cannot draw the page (${error.message}): use Chrome 105, Firefox 121, Safari 16.4 or newer.`;
 });

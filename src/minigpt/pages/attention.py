@@ -1,4 +1,4 @@
-"""Snapshots of one probe text -> one HTML document that shows every head, without network and without libraries."""
+"""The attention page: snapshots of one probe text as one HTML document of all heads, without network or libraries."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from minigpt.pages.colormap import COLOURS, DIFFERENCE_COLOURS
 from minigpt.pages.documents import document, json_for_html, policy_of
 
 Labels = Sequence[Sequence[str | None]]
-"""What each head is called, n_layer x n_head; None for a head that has no name."""
+"""Label of each head, n_layer x n_head; None for a head without one."""
 
-# Probabilities beyond the first few are small, and each costs its share of the page.
+# Further probabilities are small, and each adds to the size of the page.
 _NEXT_TOKENS = 5
 
-# Weights in a page that keeps every step to all its digits: about 1 MB of trained heads.
+# Pages with more weights than this (about 1 MB of trained heads) round all steps but the last more.
 _EXACT_WEIGHTS = 1_000_000
 
 
 class Link(Protocol):
-    """A relation between tokens that a head could have found, such as from a pronoun to the noun it stands for."""
+    """A relation between tokens that a head may follow, such as from a pronoun to its noun."""
 
     @property
     def name(self) -> str:
-        """Which relation it is; the page offers one choice for each name."""
+        """Name of the relation; the page offers one choice for each name."""
 
     @property
     def query(self) -> int:
-        """Position of the token that would listen."""
+        """Position of the token that refers."""
 
     @property
     def keys(self) -> Sequence[int]:
-        """Positions of the tokens it would listen to."""
+        """Positions of the tokens it refers to."""
 
 
 class Page(str):
-    """A whole HTML document; a notebook shows it where it is the last line of a cell."""
+    """An HTML document; a notebook shows it as the last expression of a cell."""
 
     __slots__ = ()
 
     def _repr_html_(self) -> str:
-        """The document in a frame of its own, which may run its script and nothing else."""
+        """The document in a sandboxed frame, which may run its script and nothing else."""
         return f'<iframe sandbox="allow-scripts" width="100%" height="760" srcdoc="{html.escape(self)}"></iframe>'
 
 
@@ -61,11 +61,11 @@ def render_page(
     labels: Sequence[Labels] = (),
     other: Sequence[Snapshot] = (),
 ) -> Page:
-    """Make the attention page: all heads, one head large, the text, the strongest sources, a slider over the steps.
+    """Render the attention page: all heads, one head large, the text, the strongest keys, a slider over the steps.
 
-    The document is complete in itself and asks for nothing: it opens from a disk, in a notebook or in
-    `<iframe sandbox="allow-scripts">`. Its security policy allows only its own script and style, named by their
-    hashes, so no text of a data set can ever run or load anything, whatever it says.
+    The document is self-contained: it opens from a disk, in a notebook or in `<iframe sandbox="allow-scripts">`. Its
+    security policy allows only its own script and style, by their hashes, so text of a data set can neither run nor
+    load anything.
 
     Measured: 54 kB for the page itself, and 0.85 to 0.96 characters for each weight on or below the diagonal of trained
     heads, half of that where earlier steps are rounded more (`packing.coarsen`). Ten steps of a trained model with
@@ -75,12 +75,12 @@ def render_page(
     heads and 128 tokens.
 
     Args:
-        snapshots: one or more, of the same tokens and the same shape; they are shown in the order of their steps.
-            What only some of them know (a score, next tokens) is shown where it is known; weights can be multiplied
-            with the lengths of the values only if all snapshots have them, those of `other` too.
+        snapshots: one or more, of the same tokens and the same shape; shown in the order of their steps. A score or
+            next tokens that only some have are shown at those steps. Value weighting needs `value_norms` in all
+            snapshots, those of `other` too.
         title: plain text, shown as the heading.
-        links: relations between the tokens, to be marked in the map and in the text.
-        labels: what each head is called, for each snapshot in the order given; or none at all.
+        links: relations between the tokens, marked in the map and in the text.
+        labels: labels of the heads for each snapshot, in the order given; or none at all.
         other: snapshots of a second run or checkpoint, of the same tokens and shape. The page then shows either or
             the difference, at the nearest steps.
 
@@ -118,10 +118,10 @@ def render_page(
 
 
 def renew_page(page: str) -> Page | None:
-    """The same page made anew by the installed template, or None if it was made by another.
+    """Render a page again with the installed template; None if another version made it.
 
-    A page that lies in a folder may be anybody's. Of this one only the data is kept, parsed and escaped again, so that
-    whatever else stands in it gets nowhere; and the data fits the template, since the policy names the same script.
+    A page in a folder is untrusted. Only its data is kept, parsed and escaped again; the rest is dropped. The data fits
+    the template, since the page's policy has the hash of the same script.
     """
     begin = page[: page.find("</style>")]
     title = re.search(r"<title>(.*?)</title>", begin, re.DOTALL)
@@ -141,7 +141,7 @@ def _document(title: str, data: object) -> Page:
 def _run_data(
     frames: Sequence[Snapshot], names: Sequence[str], texts: dict[str, int], with_norms: bool
 ) -> dict[str, object]:
-    """What attention.js reads of one run; `texts` collects each text of a next token once, with its number."""
+    """One run's data for attention.js; `texts` numbers each distinct text of a next token."""
     norms = [packing.compand_lengths(frame.value_norms) for frame in frames if frame.value_norms is not None]
     return {
         "steps": [frame.step for frame in frames],
@@ -153,7 +153,7 @@ def _run_data(
 
 
 def _levels(frames: Sequence[Snapshot]) -> list[packing.Levels]:
-    """The weights of all steps; the newest keep all their digits, earlier ones where there are few."""
+    """Packed weights of all steps; large pages coarsen all but the newest."""
     levels = [packing.pack(frame.weights) for frame in frames]
     return [packing.coarsen(each) for each in levels[:-1]] + levels[-1:] if _is_coarse(frames) else levels
 
@@ -163,17 +163,15 @@ def _is_coarse(frames: Sequence[Snapshot]) -> bool:
 
 
 def _rounding(runs: Sequence[Sequence[Snapshot]]) -> str:
-    """What the reader of a weight should know."""
-    text = f"Weights are rounded, by {packing.MAX_ERROR:.3f} at most"
+    """The page's note on rounding."""
+    text = f"Weights are rounded by at most {packing.MAX_ERROR:.3f}"
     if any(_is_coarse(run) for run in runs):
-        text += (
-            f"; those of all steps but the last by {packing.COARSE_ERROR:.3f}, near 1, and less the smaller they are"
-        )
+        text += f"; before the last step by at most {packing.COARSE_ERROR:.3f}, less for small weights"
     return text + "."
 
 
 def _short_numbers(scores: npt.NDArray[np.float32]) -> list[float | None]:
-    """Four digits each, and null for NaN, which JSON does not have."""
+    """Four digits each; null for NaN, which JSON lacks."""
     return [None if np.isnan(score) else float(f"{score:.4g}") for score in scores.ravel()]
 
 

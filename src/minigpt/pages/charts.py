@@ -1,4 +1,4 @@
-"""Values over steps -> a chart: SVG that shows without any script, and the numbers that report.js tells of it."""
+"""Charts of values over steps: SVG that needs no script, and the points that report.js reads out."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 2000, 1000
-"""Units of the drawing, which is stretched to the room there is; report.js counts in them too."""
+"""Units of the SVG's viewBox, which is stretched to the page; the same as in report.js."""
 MOST_POINTS = 800
-"""Of one line; of longer ones the least and the greatest of each stretch are kept, so that no spike is lost."""
+"""Of one line. Longer ones keep the minimum and maximum of each stretch, so that no spike is lost."""
 LEAST_SHARE = 0.1
-"""The axis of values covers at least this share of the largest one, so that noise around a constant looks small."""
+"""The y axis covers at least this share of the largest value, so that noise around a constant looks small."""
 MOST_DOTS = 40
-"""A line of more points is drawn without dots."""
+"""Lines with more points are drawn without dots."""
 
 _Points = Sequence[tuple[int, float]]
 
@@ -26,10 +26,10 @@ class Chart:
     lines: Mapping[str, Mapping[int, float]]
     wide: bool = False
     least_span: float = 0.0
-    """The axis of values covers at least this much, in the unit of the values."""
+    """Least range of the y axis, in the unit of the values."""
 
     def html(self, number: int) -> str:
-        """The chart as a <figure>; `number` is its place among the charts of a document."""
+        """The chart as a <figure>; `number` is its index among the charts of a document."""
         lines = self._points()
         first, last, bottom, top = _limits(lines, self.least_span)
 
@@ -45,7 +45,7 @@ class Chart:
             path = " ".join(f"{x(step)} {y(value)}" for step, value in points)
             drawn.append(f'<path class="line line-{place}" d="M{path}"/>')
             if len(points) <= MOST_DOTS:
-                # a line of no length has round ends, and they stay round where the drawing is stretched
+                # A dot is a zero-length line with round caps, which stays round where the drawing is stretched.
                 dots = "".join(f"M{x(step)} {y(value)}h0" for step, value in points)
                 drawn.append(f'<path class="dots line-{place}" d="{dots}"/>')
         told = "; ".join(f"{name} {_latest(points)}" for name, points in lines.items())
@@ -63,7 +63,7 @@ class Chart:
         )
 
     def data(self) -> dict[str, object]:
-        """What the script needs to tell the value at a step: limits and points."""
+        """Limits and points, from which report.js shows the value at a step."""
         lines = self._points()
         return {
             "limits": _limits(lines, self.least_span),
@@ -82,12 +82,12 @@ class Chart:
 
 
 def short(value: float) -> str:
-    """Four digits, more only before the point."""
+    """Four significant digits, more only before the point."""
     return f"{value:.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.4g}"
 
 
 def thinned(points: _Points, most: int = MOST_POINTS) -> _Points:
-    """About `most` points, with the first, the last and, of each stretch between, the least and the greatest."""
+    """About `most` points: the first, the last, and the minimum and maximum of each stretch between."""
     if len(points) <= most:
         return points
     kept = {0, len(points) - 1}
@@ -118,7 +118,7 @@ def _limits(lines: Mapping[str, _Points], least_span: float) -> tuple[int, int, 
     low, high = min(values), max(values)
     largest = max(abs(low), abs(high))
     span = max(high - low, LEAST_SHARE * largest, least_span)
-    if span <= 1e-200:  # all zero, or as good as zero
+    if span <= 1e-200:  # all values are zero, or nearly
         span = 1.0
     room = 0.05 * span
     below = (span - (high - low)) / 2

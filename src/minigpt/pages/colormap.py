@@ -1,4 +1,4 @@
-"""A level from 0 to 255 -> a colour: the colour maps of the attention page and of the attention picture."""
+"""Colour maps of the attention page and of the attention pictures."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 
 # Dark violet to bright yellow, after matplotlib's "viridis" (Smith and van der Walt 2015, CC0,
-# https://bids.github.io/colormap): its lightness only ever rises, so it reads the same in grey and without
+# https://bids.github.io/colormap): its lightness rises monotonically, so it reads the same in grey and without
 # colour vision.
 _STOPS = "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725"
-# For differences: dark blue, grey in the middle, bright yellow. Its lightness only ever rises too, so that more and
-# less can be told apart without colour vision; where both ends are dark, as is common, they cannot.
+# For differences: dark blue, grey in the middle, bright yellow. Its lightness rises monotonically too, so more and less
+# differ without colour vision; in the common maps with two dark ends they do not.
 _DIFFERENCE_STOPS = "081d58 2c4f94 858585 dcae4e fff2ab"
 
 
@@ -22,7 +22,7 @@ def _table(names: str) -> npt.NDArray[np.uint8]:
 
 
 COLOURS: npt.NDArray[np.uint8] = _table(_STOPS)
-"""(256, 3) RGB; row 0 is no attention, row 255 is all of it."""
+"""(256, 3) RGB; row 0 is weight 0, row 255 is weight 1."""
 
 DIFFERENCE_COLOURS: npt.NDArray[np.uint8] = _table(_DIFFERENCE_STOPS)
-"""(256, 3) RGB; row 128 is no difference, row 1 is minus one, row 255 is one."""
+"""(256, 3) RGB; row 128 is difference 0, row 1 is -1, row 255 is 1."""

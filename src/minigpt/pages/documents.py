@@ -1,4 +1,4 @@
-"""A template and what belongs into it -> one HTML document that asks for nothing and runs no script but its own."""
+"""Fill HTML templates: self-contained documents that load nothing and run only their own script."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 
-# A character that could end the JSON's <script> element, or begin a comment or an entity. Everything that is not
-# ASCII (U+2028 and U+2029 end a line in JavaScript) is escaped by json.dumps already.
+# Characters that could end the JSON's <script> element, or begin a comment or an entity. json.dumps already escapes
+# everything that is not ASCII (U+2028 and U+2029 end a line in JavaScript).
 _RISKY = {character: f"\\u{ord(character):04x}" for character in "<>&"}
 
 
@@ -20,9 +20,9 @@ def document(name: str, policy: str, *, shared: str | None = None, **parts: str)
 
     Args:
         name: of the template.
-        policy: what the document may run, see `policy_of`.
-        shared: a style of several templates, without its ".css", for the placeholder `shared_style`.
-        parts: HTML for each other placeholder, escaped already.
+        policy: Content-Security-Policy, see `policy_of`.
+        shared: name of a style shared by several templates, without ".css", for the placeholder `shared_style`.
+        parts: HTML for each other placeholder, already escaped.
 
     Returns:
         The document as ASCII text.
@@ -30,14 +30,14 @@ def document(name: str, policy: str, *, shared: str | None = None, **parts: str)
     parts |= {"policy": policy, "style": _file(f"{name}.css"), "script": _file(f"{name}.js")}
     if shared is not None:
         parts["shared_style"] = _file(f"{shared}.css")
-    # one pass over the template, so that a title or a token that reads like a placeholder is left alone
+    # One pass over the template, so that a title or a token that looks like a placeholder is not replaced.
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _file(f"{name}.html"))
-    # The script must stay byte for byte what was hashed, and it is ASCII: only text outside of it is rewritten here.
+    # The script must match its hash byte for byte. It is ASCII, so this rewrites only the text outside of it.
     return page.encode("ascii", "xmlcharrefreplace").decode("ascii")
 
 
 def policy_of(*names: str, shared: Sequence[str] = (), more: Sequence[str] = ()) -> str:
-    """Content-Security-Policy: nothing at all, but the scripts and the styles of these templates, by their hashes."""
+    """Content-Security-Policy that allows only the scripts and styles of these templates, by their hashes."""
     rules = ["default-src 'none'", "base-uri 'none'", "form-action 'none'"]
     for element, suffix, files in (("script", "js", names), ("style", "css", (*shared, *names))):
         rules.append(" ".join([f"{element}-src", *(_hash(f"{name}.{suffix}") for name in files)]))
@@ -45,7 +45,7 @@ def policy_of(*names: str, shared: Sequence[str] = (), more: Sequence[str] = ())
 
 
 def json_for_html(data: object) -> str:
-    """JSON that may stand inside a <script type="application/json"> element, whatever its strings hold."""
+    """JSON that is safe inside a <script type="application/json"> element, whatever its strings hold."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return re.sub("[<>&]", lambda match: _RISKY[match[0]], text)
 

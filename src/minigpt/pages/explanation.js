@@ -1,14 +1,14 @@
-// The explanation of a text: what was taken down while it was written (the JSON in #data) -> the selected token's panel,
-// the heads' strips, the tints of the text. documents.py writes this into explanation.html; the text itself is there.
+// Draws the explanation of a generated text from its record in #data (JSON): the panel of the selected token, the strips of
+// the heads, the tints of the text. documents.py inlines this into explanation.html, which has the text itself.
 "use strict";
 const $ = (id) => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
 const { n_prompt: P, n_layer: L, n_head: H, steps, starts, stages } = data;
 const spans = [...document.querySelectorAll("#text .token")];     // the prompt's tokens, then one for each step
-const LISTED = 10;                        // sources
+const LISTED = 10;                        // strongest keys
 const ALL = -1;                           // as layer: all heads; as head: all of the layer
 const state = { step: 0, layer: ALL, head: ALL, shade: "surprise" };
-const sizes = starts.map((start, step) => P + step - start);      // tokens that were heard at each step
+const sizes = starts.map((start, step) => P + step - start);      // keys at each step
 const begins = [];                        // where each step begins in a head's levels
 const perHead = sizes.reduce((sum, size) => { begins.push(sum); return sum + size; }, 0);
 const buttons = [];
@@ -45,7 +45,7 @@ function weightsOf(layer, head) {
   return sum.map((x) => x / n);
 }
 
-// ---- the words: token text reaches the page by textContent alone ------------------------------------------------------
+// ---- text: tokens are untrusted, so they enter the page as textContent only -------------------------------------------
 
 function make(tag, properties = {}, attributes = {}) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -58,9 +58,9 @@ const percent = (p) => (p === 0 ? "0 %" : p < 0.0001 ? "<0.01 %" : `${(100 * p).
 const short = (weight) => (weight > 0 && weight < 0.001 ? "<0.001" : weight.toFixed(3));
 const nameOf = (layer, head) => (layer === ALL ? `mean of all ${L * H} heads`
   : head === ALL ? `mean of layer ${layer}` : `layer ${layer}, head ${head}`);
-// What a stage of the sampler is called here, and what it is.
+// Title and note of a stage of the sampler.
 const WORDS = {
-  permitted: ["demanded", "spaces at the prompt's end come first; no end before min_new_tokens"],
+  permitted: ["constraints", "spaces at the prompt's end are generated again; no end of text before min_new_tokens"],
 };
 const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
 
@@ -70,7 +70,7 @@ function drawToken() {
   const { token, rank, bits, entropy, alternatives } = steps[state.step];
   const [, chance, after] = alternatives.find(([other]) => other === token);
   const isEnd = data.ended === "end_of_text" && state.step === steps.length - 1;
-  $("which").textContent = `Token ${state.step + 1} of ${steps.length}${isEnd ? ": here the text ends" : ""}`;
+  $("which").textContent = `Token ${state.step + 1} of ${steps.length}${isEnd ? ": end of text" : ""}`;
   $("token").replaceChildren(quoted(token));
   const facts = [[percent(chance), "by the model"], [percent(after), "when drawn"], [`#${rank}`, "in the model's order"],
     [bits.toFixed(2), "bits of surprise"], [`${entropy[0].toFixed(2)} \u2192 ${entropy[1].toFixed(2)}`, "bits expected (entropy), by the model \u2192 when drawn"]];
@@ -127,9 +127,9 @@ function drawStages() {
   }
 }
 
-// ---- what was listened to ----------------------------------------------------------------------------------------
+// ---- attention ---------------------------------------------------------------------------------------------------
 
-// One row of colours, a pixel for each token, or for several the largest of them.
+// One row of colours; a pixel shows the largest weight of its tokens.
 function paint(canvas, weights) {
   const n = clamp(Math.round(canvas.clientWidth * devicePixelRatio), 1, weights.length);
   const most = new Float64Array(n);
@@ -151,13 +151,13 @@ function drawHeads() {
     button.setAttribute("aria-pressed", isChosen);
     button.tabIndex = isChosen ? 0 : -1;                // Tab passes the grid in one stop, arrows move inside it
   }
-  $("heads-title").replaceChildren("What was listened to when ", quoted(steps[state.step].token), " was drawn, by the token before it");
+  $("heads-title").replaceChildren("What the token before ", quoted(steps[state.step].token), " attended to");
 }
 
 function drawSources(weights) {
   const start = starts[state.step];
   const order = [...weights.keys()].sort((a, b) => weights[b] - weights[a]).slice(0, LISTED);
-  $("sources-title").textContent = `Strongest sources, ${nameOf(state.layer, state.head)}`;
+  $("sources-title").textContent = `Strongest keys, ${nameOf(state.layer, state.head)}`;
   $("sources").replaceChildren(...order.map((i) => {
     const item = make("li", {}, { "data-token": start + i }), value = make("span", { className: "number", textContent: short(weights[i]) });
     value.prepend(make("small", { textContent: `${start + i < P ? "prompt " : ""}#${start + i} ` }));
@@ -185,7 +185,7 @@ function drawText(weights) {
   for (const radio of document.getElementsByName("shade")) radio.checked = radio.value === state.shade;
 }
 
-// ---- what happens when -------------------------------------------------------------------------------------------
+// ---- updates and events ------------------------------------------------------------------------------------------
 
 function draw() {
   const weights = weightsOf(state.layer, state.head);
@@ -195,7 +195,7 @@ function draw() {
   drawHeads();
   drawSources(weights);
   drawText(weights);
-  // for whoever reads the page with a program
+  // for tests and other programs
   Object.assign(document.documentElement.dataset, { ...state, token: steps[state.step].token });
 }
 
@@ -204,7 +204,7 @@ function set(changes) {
   draw();
 }
 
-// Selects a token that was written, and keeps it in sight.
+// Selects a generated token and scrolls it into view.
 function toStep(step) {
   const hadFocus = spans.includes(document.activeElement);
   set({ step: clamp(step, 0, steps.length - 1) });
@@ -253,28 +253,28 @@ function build() {
     const tick = make("span", { textContent: weight });
     tick.style.background = `rgb(var(--look) / ${0.85 * Math.sqrt(weight)})`;
     return tick;
-  }), make("span", { textContent: "underlined: the token that listens" }));
-  for (const id of ["why", "heads", "heard", "shade"]) $(id).hidden = false;
+  }), make("span", { textContent: "underlined: the query" }));
+  for (const id of ["why", "heads", "attended", "shade"]) $(id).hidden = false;
 }
 
 function listen() {
   $("text").addEventListener("click", (event) => {
     const i = spans.indexOf(event.target.closest(".token"));
-    if (i >= P && getSelection().isCollapsed) toStep(i - P);      // who marks text to copy it selects no token
+    if (i >= P && getSelection().isCollapsed) toStep(i - P);      // marking text to copy it selects no token
   });
   for (const radio of document.getElementsByName("shade")) radio.addEventListener("change", () => set({ shade: radio.value }));
   document.addEventListener("keydown", onKey);
-  let waiting = 0;                                       // many resize events make one drawing
+  let waiting = 0;                                       // draw once for many resize events
   new ResizeObserver(() => {
     cancelAnimationFrame(waiting);
     waiting = requestAnimationFrame(drawHeads);
   }).observe(document.body);
 }
 
-// The load event waits while a document in a frame is open, and programs that print or capture a page wait for it.
+// An open document in a frame delays the load event, for which programs that print or capture a page wait.
 function holdLoad() {
   const frame = document.body.appendChild(make("iframe", { hidden: true }));
-  frame.contentDocument?.open();                         // there is none inside a sandbox
+  frame.contentDocument?.open();                         // null inside a sandbox
   return () => frame.remove();
 }
 
@@ -288,5 +288,5 @@ async function main() {
 
 const release = holdLoad();
 main().finally(release).catch((error) => {
-  $("intro").textContent = `This browser could not draw the page (${error.message}). Chrome 105, Firefox 121, Safari 16.4 or newer can.`;
+  $("intro").textContent = `This browser cannot draw the page (${error.message}): use Chrome 105, Firefox 121, Safari 16.4 or newer.`;
 });

@@ -1,7 +1,7 @@
-"""A prompt -> its continuation, and one HTML page of why each token was written.
+"""Explain generated text: one HTML page with the alternatives, settings and attention behind each token.
 
-Everything is taken down while the model writes, from the very numbers that it draws from and the queries and keys that
-it attends with; nothing is computed a second time and nothing of what is written changes.
+All of it is recorded during generation, from the logits that are sampled and the queries and keys of each layer. No
+forward pass runs twice, and the generated text does not change.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from minigpt.pages.written import ENDS, label, mean, n_kept, scale_html, setting
 Shares = npt.NDArray[np.float64]
 
 ALTERNATIVES = 10
-"""Likeliest tokens that are listed for each token drawn, which is added where it is none of them."""
+"""Likeliest tokens listed for each drawn token; the drawn one is added if it is not among them."""
 
 
 def explain(
     writer: Writer, prompt: str, config: GenerationConfig | None = None, *, title: str = ""
 ) -> tuple[Written, Page]:
-    """Write, and show why: for every token what each head listened to, what else was likely, and what was removed.
+    """Generate text and explain each token: attention of every head, alternatives, and what each setting removed.
 
     Measured: 27 kB for the page itself, half a kB for each token, and about 0.9 characters for each weight. 200 tokens
     after a short prompt took 0.36 MB with the demo's 4 x 4 heads, and 3.2 MB with 12 x 12 random ones and a context of
@@ -49,20 +49,18 @@ def explain(
     Args:
         writer: the model.
         prompt: text.
-        config: how to write; what is written is what `writer.generate` writes with it.
-        title: of the page, as the run that the model is of.
+        config: sampling settings; `writer.generate` gives the same text with them.
+        title: of the page, such as the run's name.
 
     Returns:
-        What was written, and the document.
+        The generated text and the document.
 
     Raises:
         UserError: as `Writer.generate`.
     """
     if writer.reader is not None:
-        raise UserError(
-            "what reads with 8 bits or compiled cannot be looked at: load the model without int8 and compile"
-        )
-    # a draft would be attended to as one, and changes nothing of the text
+        raise UserError("an int8 or compiled model cannot be explained: load it without int8 and compile")
+    # Drafted tokens would share a forward pass, and the hook keeps one query of each. Drafts do not change the text.
     config = dataclasses.replace(config or GenerationConfig(), draft_tokens=0)
     witness = _Witness(writer, config)
     with tapped(writer.model, witness.look):
@@ -71,31 +69,31 @@ def explain(
 
 
 class _Witness:
-    """Takes down what happens while a text is written, step by step: a step is a token that is drawn."""
+    """Records attention and sampling during generation, step by step: a step is one drawn token."""
 
     def __init__(self, writer: Writer, config: GenerationConfig) -> None:
         self.model, self.temperature = writer.model, config.temperature
         self.n_prompt = 0
         self.drawn: list[int] = []
-        """The stop token too, which is not kept in the text."""
+        """Ids, with the stop token, which is not part of the text."""
         self.stages: list[str] = []
-        """The settings, as they are applied one after the other."""
+        """Names of the settings, in the order in which they apply."""
         self.steps: list[dict[str, Any]] = []
         self.levels: list[list[packing.Levels]] = []
-        """For each step and layer (H, S): weights of the last token that was read, on those of its window."""
+        """For each step and layer (H, S): weights of the newest token on the keys of its window."""
         self.starts: list[int] = []
-        """For each step the first token of the window."""
+        """For each step the position of the window's first token."""
         self._keys: dict[int, Tensor] = {}
         self._generator = torch.Generator().manual_seed(config.seed)
 
     def look(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: How) -> None:
-        """A layer attends: keep the weights of the newest token."""
+        """Hook on attention: keep the weights of the newest token."""
         T = query.shape[2]
         self.n_prompt = self.n_prompt or T
         n_tokens = self.n_prompt + len(self.drawn)
         start = window_start(n_tokens, self.model.config.context_length)
         if isinstance(how["similarity"], Linear):
-            # Where it carries sums, only the new tokens' keys are handed over.
+            # Linear attention may cache sums instead of keys; then `key` has the new tokens only.
             is_whole = key.shape[2] == n_tokens - start
             key = self._keys[layer] = key if is_whole else torch.cat([self._keys[layer], key], dim=2)
         weights = attention_weights(query, key, **how, queries=range(T - 1, T))[0, :, 0]  # (H, S)
@@ -105,7 +103,7 @@ class _Witness:
         self.levels[-1].append(packing.compand(weights.float().cpu().numpy()))
 
     def watch(self, logits: Logits, stages: list[tuple[str, Choice]]) -> None:
-        """A token is about to be drawn: keep what it is drawn from, and draw it as the engine does."""
+        """Hook on sampling: record the distribution, and draw the engine's token with a generator of the same seed."""
         choice = stages[-1][1]
         token = draw(choice, self.temperature, self._generator)
         if self.temperature == 0:
@@ -116,12 +114,12 @@ class _Witness:
 
 
 def _step(logits: Shares, stages: list[tuple[str, Choice]], token: int) -> dict[str, Any]:
-    """What explanation.js reads of one token, probabilities as shares of 1.
+    """One token's data for explanation.js, with probabilities from 0 to 1.
 
     Args:
         logits: (V,) of the model.
-        stages: the settings' names, and what each leaves.
-        token: the one drawn.
+        stages: name of each setting, and the choice that it leaves.
+        token: the drawn one.
     """
     V = len(logits)
     chances = previous = _shares(Choice(np.arange(V), logits), V)
@@ -132,7 +130,7 @@ def _step(logits: Shares, stages: list[tuple[str, Choice]], token: int) -> dict[
         lost[choice.tokens] = False
         removed_by[lost] = number
         now = _shares(choice, V)
-        # tokens removed; the model's probability of them; how much probability went from some tokens to others
+        # Tokens removed, their probability by the model, and the total variation distance to the previous stage.
         removals.append([int(lost.sum()), _short(chances[lost].sum()), _short(np.abs(now - previous).sum() / 2)])
         previous = now
     listed: list[int] = np.argsort(-chances, kind="stable")[:ALTERNATIVES].tolist()
@@ -153,7 +151,7 @@ def _step(logits: Shares, stages: list[tuple[str, Choice]], token: int) -> dict[
 
 
 def _shares(choice: Choice, V: int) -> Shares:
-    """(V,) probabilities, 0 of what may not be drawn."""
+    """(V,) probabilities, 0 for removed tokens."""
     shares = np.zeros(V)
     shares[choice.tokens] = np.exp(choice.logits - choice.logits.max())
     return shares / shares.sum()
@@ -192,7 +190,7 @@ def _render(writer: Writer, written: Written, witness: _Witness, config: Generat
             summary=_summary(writer, written, bits, witness, config),
             text=tokens_html(tokenizer, tokens, witness.n_prompt, bits, n_kept(tokenizer, written)),
             scale=scale_html(),
-            rounding=f"Weights are rounded, by {packing.MAX_ERROR:.3f} at most.",
+            rounding=f"Weights are rounded by at most {packing.MAX_ERROR:.3f}.",
             data=json_for_html(data),
         )
     )
@@ -203,8 +201,8 @@ def _summary(writer: Writer, written: Written, bits: list[float], witness: _Witn
     first = mean([step["rank"] == 1 for step in witness.steps])
     tiles = {
         "tokens drawn": (str(n_drawn), f"after {witness.n_prompt} of the prompt; {ENDS[written.ended]}"),
-        "bits a token": (f"{mean(bits):.2f}", "mean surprise, by the model's own probabilities"),
-        "first choices": (f"{100 * first:.0f} %", "tokens that the model found likeliest"),
+        "bits per token": (f"{mean(bits):.2f}", "mean surprise, by the model's own probabilities"),
+        "first choices": (f"{100 * first:.0f} %", "the model's likeliest token was drawn"),
     }
     facts = {
         "model": f"{model.n_layer} layers of {model.n_head} heads · {model.n_embd} wide · context of "
@@ -219,11 +217,11 @@ def _summary(writer: Writer, written: Written, bits: list[float], witness: _Witn
 
 
 def _short(number: float) -> float:
-    """Four digits."""
+    """Four significant digits."""
     return float(f"{number:.4g}")
 
 
 def _entropy(chances: Shares) -> float:
-    """In bits."""
+    """Entropy in bits."""
     possible = chances[chances > 0]
     return _short(-(possible * np.log2(possible)).sum())

@@ -1,5 +1,5 @@
-// The film of a run: one checkpoint's text at a time, by a slider, the arrow keys or a play button. documents.py writes this
-// into film.html; without it all texts show one below the other.
+// Film of a run: shows one checkpoint's text at a time, by slider, arrow keys or play button. documents.py inlines this into
+// film.html; without JavaScript all texts show one below the other.
 "use strict";
 const $ = (id) => document.getElementById(id);
 const FRAME_MS = 900;                    // pause between two steps while playing
@@ -14,7 +14,7 @@ function show(frame) {
   $("slider").value = at;
   $("slider").setAttribute("aria-valuetext", `step ${step}`);
   $("step").textContent = step;
-  document.documentElement.dataset.step = step;          // for whoever reads the page with a program
+  document.documentElement.dataset.step = step;          // for tests and other programs
 }
 
 function play(on) {

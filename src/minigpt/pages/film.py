@@ -1,4 +1,4 @@
-"""A run's checkpoints and a prompt -> one HTML page of what each of them writes, step after step."""
+"""Film of a run: one HTML page with the text that each checkpoint generates from the same prompt."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ from minigpt.runs.folder import RunFolder, name_of
 from minigpt.runs.loading import read_checkpoint, weights_files
 
 KEEP = "train with --keep_every_n_steps 50, say, to keep one every 50 steps"
-_MEASURES = {"val/loss": "nats a token", "val/bits_per_byte": "bits a byte"}
+_MEASURES = {"val/loss": "nats per token", "val/bits_per_byte": "bits per byte"}
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """What one checkpoint wrote."""
+    """Generated text of one checkpoint."""
 
     step: int
     written: Written
     text: str
     """HTML."""
     bits: list[float]
-    """Surprise of each token that was written."""
+    """Surprise of each generated token."""
 
 
 def film(
     run: str | Path, prompt: str | None = None, config: GenerationConfig | None = None, device: str = "cpu"
 ) -> Page:
-    """Let every checkpoint of a run write after the same prompt with the same seed.
+    """Generate from every checkpoint of a run, with the same prompt and the same seed.
 
     Args:
         run: a run folder.
         prompt: text; the run's first prompt when not given.
-        config: how to write.
+        config: sampling settings.
         device: where to compute.
 
     Returns:
-        The document. Checkpoints of one step are shown once, and what cannot be opened is named in it.
+        The document. Each step is shown once; checkpoints that cannot be opened are named.
 
     Raises:
-        UserError: no checkpoint, or none that can be opened; or a prompt that does not fit.
+        UserError: no checkpoint, none that can be opened, or a prompt that does not fit.
     """
     folder, config, notes = RunFolder(run), config or GenerationConfig(), list[str]()
     frames = []
@@ -62,7 +62,7 @@ def film(
     if not frames:
         raise UserError(" ".join(dict.fromkeys(notes)) or f"{run}: holds no checkpoint yet; {KEEP}")
     if len(frames) < 3:
-        notes.append(f"The run has few checkpoints to look back at; {KEEP}.")
+        notes.append(f"The run has few checkpoints; {KEEP}.")
     curves = curves_of((int(row["step"]), row) for row in metric_rows(folder.metrics, notes))
     measured = {name: curves.get(name, {}) for name in _MEASURES}
     facts = {"settings": f"{settings_text(config)} · seed {config.seed}", "checkpoints": _steps(frames)}
@@ -81,9 +81,9 @@ def film(
 
 
 def _opened(folder: RunFolder, device: str, notes: list[str]) -> Iterator[tuple[int, Writer]]:
-    """Each step and who writes with its model, one at a time; `notes` takes a sentence for what cannot be opened."""
+    """Step and writer of each checkpoint, one at a time; `notes` gets a sentence for each that cannot be opened."""
     if not folder.path.is_dir():
-        weights_files(folder.path)  # says what there is, where nothing is
+        weights_files(folder.path)  # raises where nothing exists, naming the runs there are
         raise UserError(f"{folder.path}: is a single checkpoint; name the folder of its run")
     files = {step: [file] for step, file in folder.all_kept.items()}
     for file in sorted((folder.path / "checkpoints").glob("*.ckpt")):
@@ -92,9 +92,9 @@ def _opened(folder: RunFolder, device: str, notes: list[str]) -> Iterator[tuple[
         except UserError as error:
             notes.append(f"{error}.")
         except (KeyError, TypeError, ValueError):
-            notes.append(f"{file}: does not say of which step it is.")
+            notes.append(f"{file}: has no global_step.")
     for step, candidates in sorted(files.items()):
-        for file in candidates:  # the weights of a step are the same in all of them
+        for file in candidates:  # all of them have the same weights
             try:
                 writer = Writer.load(file, device)
             except UserError as error:
@@ -115,14 +115,14 @@ def _frame(step: int, writer: Writer, prompt: str, config: GenerationConfig) -> 
 
 
 def _frame_html(frame: _Frame, measured: dict[str, dict[int, float]]) -> str:
-    """Losses stand where the run was validated at that very step."""
+    """A <section>, with losses where the run was validated at the same step."""
     facts = [
         f"{name} <b>{curve[frame.step]:.3f}</b> {_MEASURES[name]}"
         for name, curve in measured.items()
         if frame.step in curve
     ]
     if frame.bits:
-        facts.append(f"surprise <b>{mean(frame.bits):.2f}</b> bits a token")
+        facts.append(f"surprise <b>{mean(frame.bits):.2f}</b> bits per token")
     facts.append(f"{len(frame.bits)} tokens, {ENDS[frame.written.ended]}")
     return (
         f'<section class="frame" data-step="{frame.step}"><h2>step {frame.step} <small>{" · ".join(facts)}</small></h2>'

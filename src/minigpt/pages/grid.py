@@ -1,4 +1,4 @@
-"""One snapshot -> one picture: a small attention map for every head, rows are layers, columns are heads."""
+"""The attention grid: a picture with a small map for every head; rows are layers, columns are heads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from minigpt.pages.colormap import COLOURS
 Picture = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 2400
-"""Longest side of the picture; a model with many heads gets smaller cells instead of a larger picture."""
+"""Longest side of the picture; many heads make the cells smaller, not the picture larger."""
 
 _BACKGROUND = (255, 255, 255)
 _SEPARATOR = (208, 213, 219)
@@ -66,7 +66,7 @@ def grid_image(snapshot: Snapshot, *, cell_pixels: int = 96) -> Picture:
 
 
 def save_png(path: str | os.PathLike[str], image: Picture) -> None:
-    """Write an RGB picture as PNG; missing folders are made.
+    """Write an RGB picture as PNG; missing folders are created.
 
     Raises:
         OSError: the file cannot be written.
@@ -93,7 +93,7 @@ def _cell(weights: packing.Weights, pixels: int) -> Picture:
 
 
 def _label(picture: Picture, n_layer: int, n_head: int, pitch: int) -> Picture:
-    """Write layer numbers on the left and head numbers on top, leaving some out where they would touch."""
+    """Write layer numbers on the left and head numbers on top, skipping some where they would touch."""
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default()

@@ -1,4 +1,4 @@
-"""A trained model, or two -> the attention page, and a table of heads for the terminal."""
+"""Inspect one or two trained models: the attention page, and tables for the terminal."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ from minigpt.runs.folder import RunFolder, name_of
 from minigpt.runs.loading import LoadedModel, load_model
 
 COLUMNS = ("induction", "duplicate_token", "previous_token", "current_token", "first_token", "entropy")
-"""Scores of the table; the page has all."""
+"""Scores in the table; the page has all of them."""
 MEASURED = 8192
-"""Tokens of a text on which heads are measured, at most."""
+"""Maximum number of tokens on which heads are scored."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is known of a model; in a notebook it is shown as its page."""
+    """Results of an inspection; a notebook shows the page."""
 
     page: Page
     table: str
-    """Of heads, of relations, and numbers of the whole, as Markdown."""
+    """Heads, relations and numbers of the model, as Markdown."""
 
     def _repr_html_(self) -> str:
         return self.page._repr_html_()
 
 
 def inspect_runs(config: InspectConfig, text: str | None = None) -> Inspection:
-    """Look at the model of a run, or at two side by side.
+    """Inspect the model of a run, or compare two.
 
     Args:
-        config: which runs, and texts with relations.
-        text: to look at; None for those, or else for the one that was looked at while the run trained.
+        config: names the runs, and a file of texts with relations if there is one.
+        text: text to inspect; when None, the texts of that file, or else the text inspected during training.
 
     Raises:
-        UserError: there is no such run, no text, or the two do not fit each other.
+        UserError: there is no such run, no text, or the two models cannot be compared.
     """
     loaded = load_model(config.run, config.device)
     tokens, known = _tokens(loaded, config, text)
@@ -84,15 +84,15 @@ def _heading(letter: str, name: str, loaded: LoadedModel) -> str:
 
 
 def difference_lines(a: Snapshot, b: Snapshot) -> str:
-    """Scores of each head in A minus those in B; heads first whose ablation differs most."""
+    """Scores of each head in A minus those in B, sorted by the difference of ablation."""
     scores = {name: a.scores[name] - b.scores[name] for name in a.scores if name in b.scores}
     return _head_table(a, scores, labels=[], signed=True)
 
 
 def write_inspection(config: InspectConfig, text: str | None) -> str:
-    """Write the page where the config says; what to print comes back. Arguments and errors as for `inspect_runs`."""
+    """Write the page and return what to print. Arguments and errors as for `inspect_runs`."""
     if config.out:
-        require_page(Path(config.out))  # before the work, and so that no other file of the user's is replaced
+        require_page(Path(config.out))  # fails before the work, and protects other files from being overwritten
     inspection = inspect_runs(config, text)
     out = Path(config.out) if config.out else _folder(Path(config.run)) / "inspection.html"
     write_text(out, inspection.page)
@@ -100,7 +100,7 @@ def write_inspection(config: InspectConfig, text: str | None) -> str:
 
 
 def head_lines(snapshot: Snapshot) -> str:
-    """Every head with its label and main scores, those first whose absence the model would miss most."""
+    """Every head with its label and main scores, the largest ablation first."""
     return _head_table(snapshot, snapshot.scores, label_heads(snapshot.scores))
 
 
@@ -123,24 +123,24 @@ def _head_table(
 
 
 def relation_lines(found: Mapping[str, RelationScore]) -> str:
-    """For each relation the head that follows it most, and how much of that distance alone explains."""
+    """For each relation the head with the largest lift, and the part of its weight that distance explains."""
     rows = []
     for name, score in found.items():
         if score.n_links >= FEWEST_LINKS:
             layer, head = np.unravel_index(np.argmax(score.lift), score.lift.shape)
             numbers = (values[layer, head] for values in (score.mass, score.baseline, score.lift))
             rows.append([name, f"{layer}.{head}", *(f"{number:.2f}" for number in numbers), str(score.n_links)])
-    return markdown.table(["relation", "head", "weight on it", "by distance", "lift", "times"], rows) if rows else ""
+    return markdown.table(["relation", "head", "weight", "by distance", "lift", "links"], rows) if rows else ""
 
 
 def number_line(numbers: Mapping[str, float]) -> str:
-    """The numbers of the whole model that the table does not show."""
+    """Numbers of the whole model, without the maxima, which the table shows."""
     shown = {name: value for name, value in numbers.items() if not name.startswith("max/")}
     return "   ".join(f"{name} {value:.3f}" for name, value in shown.items())
 
 
 def _tokens(loaded: LoadedModel, config: InspectConfig, text: str | None) -> tuple[list[int], list[Link] | None]:
-    """What to look at, and the links in it where they are known."""
+    """Tokens to inspect, and their links where these are known."""
     if config.relations is not None:
         tokens, known = read_examples(loaded.tokenizer, read_json_lines(config.relations), MEASURED)
         if not tokens:
@@ -161,10 +161,10 @@ def _second(loaded: LoadedModel, first: LoadedModel, probe: Probe) -> Seen:
     if sizes[0] != sizes[1]:
         raise UserError(
             f"--compare {loaded.path}: has {sizes[1][0]} layers of {sizes[1][1]} heads instead of {sizes[0][0]} of "
-            f"{sizes[0][1]}; only models of one shape can be compared"
+            f"{sizes[0][1]}; only models of the same shape can be compared"
         )
     if loaded.tokenizer.to_dict() != first.tokenizer.to_dict():
-        raise UserError(f"--compare {loaded.path}: has another tokenizer; only models of one tokenizer can be compared")
+        raise UserError(f"--compare {loaded.path}: has another tokenizer; compare models with the same tokenizer")
     if len(probe.tokens) > loaded.model.config.context_length:
         raise UserError(
             f"--compare {loaded.path}: has a context of {loaded.model.config.context_length} tokens; set --max_tokens"
@@ -176,17 +176,17 @@ def _second(loaded: LoadedModel, first: LoadedModel, probe: Probe) -> Seen:
 
 
 def _tokens_of_run(loaded: LoadedModel, run: Path) -> list[int]:
-    """What was looked at while a run trained; where an older snapshot has texts alone, they are encoded again."""
+    """Tokens inspected during a run's training; old snapshots have texts only, which are encoded again."""
     files = RunFolder(_folder(run)).snapshots
     if not files:
-        raise UserError(f"{run}: nothing was looked at while it trained; give a text as --text or --file")
+        raise UserError(f"{run}: has no attention snapshots; give a text as --text or --file")
     try:
         snapshot = Snapshot.load(files[-1])
     except ValueError as error:
         raise UserError(f"{error}; give a text as --text or --file") from None
     if snapshot.token_ids:
         if not 0 <= min(snapshot.token_ids) <= max(snapshot.token_ids) < loaded.tokenizer.vocab_size:
-            raise UserError(f"{files[-1]}: is of another tokenizer; give a text as --text or --file")
+            raise UserError(f"{files[-1]}: was made with another tokenizer; give a text as --text or --file")
         return list(snapshot.token_ids)
     end_of_text = loaded.tokenizer.end_of_text
     mark = decode(loaded.tokenizer, [end_of_text])
@@ -202,7 +202,7 @@ def _folder(run: Path) -> Path:
 
 
 def _names(config: InspectConfig) -> tuple[str, str]:
-    """Of both runs, the second one empty where there is none; as they were typed where their names are the same."""
+    """Names of both runs, the second empty without one; the paths as typed if the names are equal."""
     if config.compare is None:
         return name_of(config.run), ""
     names = name_of(config.run), name_of(config.compare)

@@ -1,9 +1,9 @@
-// The report's charts: the values at a step, for the pointer and for the arrow keys. documents.py writes this into
-// report.html; everything else shows without it.
+// The report's charts: shows the values at a step, by pointer or arrow keys. documents.py inlines this into report.html;
+// everything else shows without JavaScript.
 "use strict";
 const WIDTH = 2000, HEIGHT = 1000;       // of the drawings, as in charts.py
 
-// Place of what is nearest to x in a sorted list; of two the earlier.
+// Index of the value nearest to x in a sorted list; the earlier one of two.
 function nearest(list, x) {
   const after = list.findIndex((other) => other >= x);
   if (after <= 0) return after < 0 ? list.length - 1 : 0;
@@ -14,7 +14,7 @@ function listen(figure, { limits: [first, last, bottom, top], lines }) {
   const plot = figure.querySelector(".lines"), values = [...figure.querySelectorAll(".value")];
   const latest = values.map((value) => value.textContent), spoken = plot.getAttribute("aria-valuetext");
   const steps = [...new Set(lines.flatMap((line) => line.steps))].sort((a, b) => a - b);
-  let at = steps.length - 1;             // place in steps
+  let at = steps.length - 1;             // index in steps
   const x = (step) => Math.round((step - first) / (last - first) * WIDTH);
   const y = (value) => Math.round((top - value) / (top - bottom) * HEIGHT);
 

@@ -1,4 +1,4 @@
-"""A run folder of ours or of W&B's -> one HTML file: losses, samples, attention. No model is opened."""
+"""Report of a run folder or a W&B run: one HTML file with losses, samples and attention. No model is loaded."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from minigpt.pages.wandb_run import read_wandb_run
 
 LOSSES = ("train/loss", "val/loss")
 ORDER = ("val/bits_per_byte", "learning_rate", "grad_norm", "perf/tokens_per_second")
-"""The small charts that come first; the others follow by their names."""
+"""The small charts that come first; the others are sorted by name."""
 BOUNDED, SHARES = ("attn/max/", "attn/entropy", "attn/sink_rate"), 0.1
-"""Curves of shares between 0 and 1, and what their axis covers at least: of less, a curve would be mostly noise."""
+"""Prefixes of curves between 0 and 1, and the least range of their y axis, so that noise looks small."""
 MOST_CHARTS = 60
 MOST_PICTURES = 24
 _TYPES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg"}
@@ -48,10 +48,10 @@ def report_run(config: ReportConfig) -> str:
 
 
 def read_run(path: str | Path) -> RunRecord:
-    """What is known of the run that a user means by a path.
+    """Read a run folder or a W&B run.
 
     Raises:
-        UserError: it is no run.
+        UserError: the path is no run.
         OSError: a file cannot be read.
     """
     path = Path(path)
@@ -59,15 +59,15 @@ def read_run(path: str | Path) -> RunRecord:
         return read_wandb_run(path)
     if path.is_dir():
         return read_run_folder(path)
-    known = "a report is made of a run folder such as runs/demo, or of a W&B run (its folder or its run-*.wandb)"
+    known = "a report needs a run folder such as runs/demo, or a W&B run (its folder or its run-*.wandb)"
     raise UserError(f"{path}: {'no run' if path.exists() else 'no such run'}; {known}")
 
 
 def render_report(record: RunRecord) -> str:
-    """Make the report, complete in itself like the attention page, which is in it.
+    """Render the report, self-contained like the attention page, which it embeds.
 
-    Its policy allows its own script and the attention page's, both of this version of minigpt, and pictures that are
-    part of the document; so no text, name or page of a run can run or load anything, whatever it says.
+    Its policy allows its own script and the attention page's, by their hashes, and embedded pictures, so no text, name
+    or page of a run can run or load anything.
     """
     charts = [Chart({name: record.curves[name] for name in LOSSES if name in record.curves}, wide=True)]
     charts = [chart for chart in charts if chart.lines]
@@ -83,7 +83,9 @@ def render_report(record: RunRecord) -> str:
     ]
     drawn = [chart.html(number) for number, chart in enumerate(charts)]
     split = first + len(of_training)
-    missing = [*record.missing, *([f"Curves that there was no room for: {', '.join(left_out)}."] if left_out else [])]
+    missing = [*record.missing]
+    if left_out:
+        missing.append(f"Curves beyond the first {MOST_CHARTS}: {', '.join(left_out)}.")
     body = [
         _header(record),
         _section("Training", *drawn[:first], _grid(drawn[first:split])),
@@ -92,7 +94,7 @@ def render_report(record: RunRecord) -> str:
         _section("Pictures", _pictures(record.pictures[:MOST_PICTURES])),
         _section("Not shown", "".join(f"<p>{html.escape(text)}</p>" for text in missing)),
     ]
-    # A frame made of srcdoc obeys the policy of the document around it as well as its own, so this one names both.
+    # A srcdoc frame obeys the policy of the document around it as well as its own, so this one names both scripts.
     policy = policy_of("report", "attention", more=["img-src data:"])
     return document(
         "report",
@@ -134,8 +136,8 @@ def _header(record: RunRecord) -> str:
 
 
 def _tiles(record: RunRecord) -> Iterable[tuple[str, str, str]]:
-    """(name, number, note) of what matters most."""
-    units = {"val/loss": "nats a token; ", "val/bits_per_byte": "", "train/loss": "nats a token; "}
+    """(name, number, note) of the main results."""
+    units = {"val/loss": "nats per token; ", "val/bits_per_byte": "", "train/loss": "nats per token; "}
     for name, unit in units.items():
         if curve := record.curves.get(name):
             best = min(curve, key=lambda step: curve[step])
@@ -147,7 +149,7 @@ def _tiles(record: RunRecord) -> Iterable[tuple[str, str, str]]:
 
 
 def _settings(settings: Mapping[str, Any]) -> dict[str, str]:
-    """The main settings in words; those that are not there are left out."""
+    """The main settings in words; missing ones are left out."""
 
     def words(section: str, **forms: str) -> str:
         values = {name: _at(settings, section, name) for name in forms}
@@ -195,18 +197,18 @@ def _samples(samples: Sequence[Sample]) -> str:
 
 
 def _sample(sample: Sample) -> str:
-    """Ours begin with their prompt; in a table of another program it may stand apart."""
+    """minigpt's samples begin with their prompt; a table of another program may keep it apart."""
     begins = sample.text.startswith(sample.prompt)
     prompt = html.escape(sample.prompt if begins else f"{sample.prompt}\n")
     rest = html.escape(sample.text[len(sample.prompt) :] if begins else sample.text)
-    # the line break after <pre> is the document's; one that a text begins with would be swallowed without it
+    # HTML drops a line break right after <pre>; without this one it would drop the text's own.
     return f'<pre class="text" dir="auto">\n<b>{prompt}</b>{rest}</pre>'
 
 
 def _frame(page: str | None) -> str:
-    """The attention page in a frame of its own; the report's policy lets it run our scripts alone.
+    """The attention page in a frame, where the report's policy allows minigpt's scripts only.
 
-    It has no `sandbox`: browsers leave out what a sandboxed frame shows when they capture a whole document.
+    No `sandbox`: browsers omit the contents of sandboxed frames when they capture a whole document.
     """
     if page is None:
         return ""

@@ -1,6 +1,6 @@
-"""A run folder -> what is known of the run: settings, curves, samples, attention. Its model is not opened.
+"""Read a run folder for its report: settings, curves, samples, attention page. The model is not loaded.
 
-The folder may be of a run that still trains, was stopped, or lacks parts; `wandb_run.py` makes the same of a W&B run.
+The run may still be training, may have been stopped, or may lack files; `wandb_run.py` reads W&B runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NO_CURVES = {"step", "tokens", "seconds"}
 
 
 class Sample(NamedTuple):
-    """Text that the model wrote after a prompt, which is its beginning."""
+    """Generated text, which begins with its prompt."""
 
     step: int
     prompt: str
@@ -47,27 +47,27 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What is known of a run, wherever it was kept. All texts are as untrusted as the text it was trained on."""
+    """Contents of a report, from a run folder or from W&B. All texts are as untrusted as the training data."""
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
     """The run's config, as nested dictionaries."""
     facts: dict[str, str] = field(default_factory=dict)
-    """What neither config nor curves say, such as the time it took."""
+    """Facts outside config and curves, such as the training time."""
     curves: Curves = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     page: str | None = None
-    """The newest attention page, as the installed version makes it."""
+    """The newest attention page, rendered by the installed version."""
     pictures: list[Picture] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    """A sentence for each thing that is not shown, and why."""
+    """A sentence for each part that is not shown, with the reason."""
 
 
 def read_run_folder(path: str | Path) -> RunRecord:
-    """What `train.py` has written up to now.
+    """Read what `train.py` has written so far.
 
     Raises:
-        UserError: it is no run folder.
+        UserError: the path is no run folder.
         OSError: a file cannot be read.
     """
     run, path = RunFolder(path), Path(path)
@@ -97,11 +97,11 @@ def read_run_folder(path: str | Path) -> RunRecord:
 
 
 def curves_of(rows: Iterable[tuple[int, Mapping[str, Any]]]) -> Curves:
-    """Every number of every row at its step; where a step comes again, the later number counts."""
+    """Curves from rows of numbers; the later value wins where a step repeats."""
     curves: Curves = {}
     for step, row in rows:
         for name, value in row.items():
-            # what no chart could show is left out, too: a loss of 1e300 is as good as infinite
+            # Skip values that no chart can show: a loss of 1e300 is as good as infinite.
             if name not in _NO_CURVES and math.isfinite(value) and abs(value) < 1e300:
                 curves.setdefault(name, {})[step] = float(value)
     return {name: dict(sorted(curve.items())) for name, curve in curves.items()}
@@ -129,11 +129,11 @@ def _settings(file: Path, missing: list[str]) -> dict[str, Any]:
 
 
 def metric_rows(file: Path, missing: list[str]) -> list[dict[str, float]]:
-    """Lines of metrics.csv with a step, and their numbers; what comes after the last line break is half written.
+    """Numbers of each row of metrics.csv that has a step. A last line without a line break is incomplete and skipped.
 
     Args:
-        file: which may not be there.
-        missing: takes a sentence for what cannot be read.
+        file: may be missing.
+        missing: gets a sentence for what cannot be read.
     """
     if not file.exists():
         return []
@@ -167,7 +167,7 @@ def _facts(rows: list[dict[str, float]]) -> dict[str, str]:
 
 
 def _samples(file: Path) -> list[Sample]:
-    """What `Samples` of training/callbacks.py wrote into one file."""
+    """Parse a file of the callback `Samples` of training/callbacks.py."""
     content = file.read_bytes().decode("utf-8", errors="replace")
     _, *parts = re.split(r"^──── step (\d+), prompt (.*)\n", content, flags=re.MULTILINE)
     return [
@@ -190,7 +190,7 @@ def _most_snapshots(settings: dict[str, Any]) -> int:
 
 
 def _numbers(run: RunFolder) -> Iterator[tuple[int, dict[str, float]]]:
-    """What each look at the attention says of the whole model; a damaged file says nothing."""
+    """Numbers of each attention snapshot; damaged files are skipped."""
     for file in run.snapshots:
         with contextlib.suppress(OSError, ValueError):
             step, numbers = read_numbers(file)
@@ -198,7 +198,7 @@ def _numbers(run: RunFolder) -> Iterator[tuple[int, dict[str, float]]]:
 
 
 def _page(run: RunFolder, title: str, most: int, missing: list[str]) -> str | None:
-    """The attention page that lies there, or, if another version wrote it, a new one of the same snapshots."""
+    """The run's attention page; one of another version is rendered again from the snapshots."""
     file = run.attention_page
     if file.exists():
         page = renew_page(file.read_text(encoding="utf-8", errors="replace"))
@@ -209,7 +209,7 @@ def _page(run: RunFolder, title: str, most: int, missing: list[str]) -> str | No
         try:
             return render_page(history_of(Snapshot.load(files[-1]), files[:-1], most), title=title)
         except ValueError as error:
-            missing.append(f"There is no attention page here, since {error}.")
+            missing.append(f"The attention page is missing: {error}.")
     elif file.exists():
         missing.append(f"{file.name} was made by another version of minigpt: open that file by itself.")
     return None

@@ -1,6 +1,6 @@
-"""Scores of all heads -> one picture: a small table of layers and heads for each score, the brighter the higher.
+"""Picture of the head scores: a small table of layers and heads for each score, the brighter the higher.
 
-It is made to be read where nothing else can be: as a thumbnail in a dashboard, or in a terminal (`wandb leet`).
+It is legible as a thumbnail in a dashboard and in a terminal (`wandb leet`).
 """
 
 from __future__ import annotations

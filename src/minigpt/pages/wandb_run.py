@@ -1,7 +1,7 @@
-"""A W&B run's folder, offline or online -> what is known of the run. The run's own folder may be long gone.
+"""Read the folder of a W&B run, offline or online, for its report. minigpt's own run folder is not needed.
 
-W&B's own tool reads the log (`wandb leet inspect`); tables, pictures and pages lie beside it, in files/media. All of
-them may come from anybody: paths in the log are followed inside of the folder only.
+W&B's own tool reads the log (`wandb leet inspect`); tables, pictures and pages are in files/media. All of them are
+untrusted: paths in the log are followed only inside the folder.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from minigpt.pages.attention import renew_page
 from minigpt.pages.run_record import Picture, RunRecord, Sample, curves_of, duration
 
 STEP = "trainer/global_step"
-"""Lightning's step; a run of another program has W&B's own count of rows instead."""
+"""Lightning's step; runs of other programs have only W&B's count of rows."""
 PAGE = "attn/page"
 MOST_BYTES = 32_000_000
-"""A larger table, picture or page is not shown."""
+"""Larger tables, pictures and pages are not shown."""
 
 
 class Row(NamedTuple):
-    """What was logged at once."""
+    """One logged row."""
 
     folder: Path
-    """Where its media lie."""
+    """Folder of its media."""
     step: int
     item: dict[str, Any]
 
     def media(self, kind: str) -> Iterator[str]:
-        """Names of what was logged as one type of W&B's."""
+        """Names of the row's values of one W&B media type."""
         return (name.removesuffix("._type") for name, value in self.item.items() if value == kind)
 
 
 def read_wandb_run(path: str | Path) -> RunRecord:
-    """What W&B logged of a run up to now.
+    """Read what W&B has logged of a run so far.
 
     Args:
         path: the run's folder, or the `run-*.wandb` file in it.
 
     Raises:
-        UserError: it is no W&B run, or wandb is not installed.
+        UserError: the path is no W&B run, or wandb is not installed.
         OSError: a file cannot be read.
     """
     path = Path(path)
@@ -61,10 +61,10 @@ def read_wandb_run(path: str | Path) -> RunRecord:
             if record["type"] == "history":
                 part.append(_row(file.parent / "files", content["item"]))
             else:  # run or config
-                about = content | about  # of a run that was resumed the first beginning counts
+                about = content | about  # a resumed run keeps its first start time
                 settings |= (content.get("config") or content).get("update") or {}
         seconds += max((row.item.get("_runtime", 0) for row in part), default=0)
-        # A run that was resumed begins again at its last checkpoint.
+        # A resumed run starts again at its last checkpoint, so its rows replace later ones.
         begin = min((row.step for row in part), default=sys.maxsize)
         rows = [row for row in rows if row.step < begin] + part
     if not about and not rows:
@@ -81,7 +81,7 @@ def _record(about: dict[str, Any], settings: dict[str, Any], rows: list[Row], se
         settings=settings,
         facts={
             "began": str(about.get("start_time", ""))[:16].replace("T", " ") + " UTC",
-            "time": f"{duration(seconds)} from the start to what was logged last",
+            "time": f"{duration(seconds)} from the start to the last logged row",
         },
         curves=curves_of((row.step, _numbers(row.item)) for row in rows),
         samples=[sample for row in rows for name in row.media("table-file") for sample in media.samples(row, name)],
@@ -92,7 +92,7 @@ def _record(about: dict[str, Any], settings: dict[str, Any], rows: list[Row], se
 
 
 def _parts(path: Path) -> list[Path]:
-    """The log, and those of the same run that lie beside it: each time that a run is resumed it gets another folder."""
+    """All logs of the run, oldest first: W&B makes another folder each time a run is resumed."""
     file = (path if path.is_file() else min(path.glob("*.wandb"))).resolve()
     run_id = file.stem.removeprefix("run-")
     # Where two parts began in the same second, a folder's name ends in -1.
@@ -101,23 +101,23 @@ def _parts(path: Path) -> list[Path]:
 
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:
-    """The records of settings and of history, as W&B's tool tells them; of a log that is being written, too."""
-    # -P: not a wandb.py of the folder that one stands in. Without the variable the tool looks for a service.
+    """Records of settings and history, read by W&B's tool, also from a log that is still being written."""
+    # -P ignores a wandb.py in the current folder. Without the variable the tool looks for a service.
     command = [sys.executable, "-P", "-m", "wandb", "leet", "inspect", "--json", str(file)]
     environment = os.environ | {"WANDB_ERROR_REPORTING": "false"}
     done = subprocess.run(
         command, capture_output=True, encoding="utf-8", errors="replace", env=environment, check=False
     )
     if "No module named wandb" in done.stderr:
-        raise UserError(f"{file}: a W&B run is read by W&B's own tool: pip install wandb")
+        raise UserError(f"{file}: reading a W&B run needs W&B's own tool: pip install wandb")
     if "No such command" in done.stderr or "No such option" in done.stderr:
-        raise UserError(f"{file}: the wandb that is installed cannot read it: pip install -U 'wandb>=0.31'")
+        raise UserError(f"{file}: the installed wandb cannot read it: pip install -U 'wandb>=0.31'")
     if done.returncode:
         why = (done.stderr.strip() or "the wandb tool failed").splitlines()[-1].removeprefix("Error: ")
         raise UserError(f"{file}: not a W&B run that can be read ({why})")
     wanted = tuple(f'"type":"{kind}"' for kind in ("run", "config", "history"))
     for line in done.stdout.splitlines():
-        if any(kind in line[:80] for kind in wanted):  # most lines are others, and parsing takes longer than looking
+        if any(kind in line[:80] for kind in wanted):  # most lines are of other types, and parsing is slow
             yield json.loads(line)
 
 
@@ -127,7 +127,7 @@ def _row(folder: Path, item: dict[str, Any]) -> Row:
 
 
 def _numbers(item: dict[str, Any]) -> dict[str, float]:
-    """The scalars of a row, without what W&B says of its media, such as the size of a table."""
+    """The scalars of a row, without W&B's own about media, such as the size of a table."""
     own = tuple(name.removesuffix("_type") for name in item if name.endswith("._type"))
     return {
         name: value
@@ -137,7 +137,7 @@ def _numbers(item: dict[str, Any]) -> dict[str, float]:
 
 
 def _page(rows: list[Row], media: _Media) -> str | None:
-    """The newest attention page; pages of others are named, never shown."""
+    """The newest attention page; pages of other programs are named, never shown."""
     page = None
     for name, row in _newest(rows, "html-file").items():
         content = media.read(row, row.item.get(f"{name}.path"))
@@ -150,7 +150,7 @@ def _page(rows: list[Row], media: _Media) -> str | None:
 
 
 def _pictures(rows: list[Row], media: _Media, without_attention: bool) -> list[Picture]:
-    """The newest of each; the attention page has all that its pictures show."""
+    """The newest picture of each name; attention pictures are redundant beside the attention page."""
     pictures = []
     for kind in ("image-file", "images/separated"):
         for name, row in _newest(rows, kind).items():
@@ -166,7 +166,7 @@ def _newest(rows: list[Row], kind: str) -> dict[str, Row]:
 
 
 class _Media:
-    """Reads files of a run, and remembers which were not to be had."""
+    """Reads media files of a run, and remembers those that it could not read."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -184,7 +184,7 @@ class _Media:
         return None
 
     def samples(self, row: Row, name: str) -> list[Sample]:
-        """The rows of a table that has texts; ours has step, prompt and text."""
+        """Samples in a table that has a column `text`; minigpt's has step, prompt and text."""
         content = self.read(row, row.item.get(f"{name}.path"))
         if content is None:
             return []
@@ -198,5 +198,5 @@ class _Media:
 
     def missing(self) -> list[str]:
         others = f" and {len(self.absent) - 1} more" if len(self.absent) > 1 else ""
-        absent = [f"{self.absent[0]}{others}: not there, too large or damaged."] if self.absent else []
+        absent = [f"{self.absent[0]}{others}: missing, too large or damaged."] if self.absent else []
         return [*self.notes, *absent]

@@ -1,4 +1,4 @@
-"""Tokens that were written -> text one can see: marks for what is invisible, tints for what was surprising."""
+"""Generated tokens -> HTML: marks for invisible characters, tints for surprise."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from minigpt.data.tokenizers.base import Tokenizer
 from minigpt.generation.generator import Written
 
 MOST_BITS = 10
-"""A surprise of so many bits or more has the strongest tint, see written.css."""
+"""Surprise in bits from which on the tint is strongest, see written.css."""
 ENDS = {
-    "end_of_text": "then the end of the text was drawn",
-    "stop_token": "then one of stop_tokens was drawn",
-    "stop": "then a stop text came, crossed out here",
-    "length": "as many as max_new_tokens",
-    "context": "then the context was full",
+    "end_of_text": "ended by end_of_text",
+    "stop_token": "ended by a stop token",
+    "stop": "ended by a stop text, crossed out",
+    "length": "ended by max_new_tokens",
+    "context": "ended by a full context",
 }
-"""What `Written.ended` means."""
+"""`Written.ended` in words."""
 _MARKS = {"\n": "↵", "\t": "→", " ": "␣", "\x7f": "␡"}
 _INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"}
 
 
 def label(tokenizer: Tokenizer, token: int) -> str:
-    """A token by itself, with a mark for each character that is not seen; bytes of half a character as ‹c3›."""
+    """Text of a single token, with marks for invisible characters; bytes of half a character as ‹c3›."""
     if token == tokenizer.end_of_text:
         return "‹end of text›"
     if token >= tokenizer.vocab_size:
@@ -39,18 +39,17 @@ def label(tokenizer: Tokenizer, token: int) -> str:
 def tokens_html(
     tokenizer: Tokenizer, tokens: Sequence[int], n_prompt: int, bits: Sequence[float], n_kept: int | None = None
 ) -> str:
-    """A text whose every token is an element of its own: the prompt's apart, the others tinted by their surprise.
+    """A text with one element per token; generated tokens are tinted by their surprise.
 
-    Who selects and copies it gets the text: marks are drawn by the style and are no text. Only characters that are
-    invisible, beside spaces, tabs and line breaks, are left out for their marks. A character of several tokens stands
-    in the last of them.
+    Copying it gives the text: the style draws the marks. Only invisible characters other than spaces, tabs and line
+    breaks are replaced by their marks. A character of several tokens is in the element of the last.
 
     Args:
         tokenizer: of the tokens.
-        tokens: the prompt and what was drawn.
-        n_prompt: how many are the prompt's.
-        bits: surprise of each of the others.
-        n_kept: how many of the others are part of the text; the rest belongs to a stop text. All when not given.
+        tokens: ids of the prompt and of the generated tokens.
+        n_prompt: number of prompt tokens.
+        bits: surprise of each generated token.
+        n_kept: number of generated tokens that are part of the text; the rest is a stop text. All when not given.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     parts = []
@@ -65,11 +64,11 @@ def tokens_html(
 
 
 def n_kept(tokenizer: Tokenizer, written: Written) -> int:
-    """How many of the tokens drawn are wholly part of the text; where it ended at a stop text, its own are not."""
+    """Number of generated tokens that are entirely part of the text; those of a stop text are not."""
     if written.ended != "stop":
         return len(written.tokens)
     prompt = written.prompt
-    spaces = len(prompt) - len(prompt.rstrip(" ") or prompt)  # they were taken back and written anew
+    spaces = len(prompt) - len(prompt.rstrip(" ") or prompt)  # token healing generates them again
     left = spaces + len(written.text)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for number, token in enumerate(written.tokens):
@@ -80,12 +79,12 @@ def n_kept(tokenizer: Tokenizer, written: Written) -> int:
 
 
 def mean(values: Sequence[float]) -> float:
-    """Of no values 0: a text may end before it begins."""
+    """The mean, or 0 without values: a text may have no tokens."""
     return math.fsum(values) / len(values) if values else 0.0
 
 
 def settings_text(config: GenerationConfig) -> str:
-    """The settings that a text was written with; those that are off are left out."""
+    """Sampling settings of a text; those that are off are left out."""
     shown = {
         "temperature": config.temperature,
         "top_k": config.top_k,
@@ -104,7 +103,7 @@ def settings_text(config: GenerationConfig) -> str:
 
 
 def scale_html() -> str:
-    """What the tints mean."""
+    """Legend of the tints."""
     steps = "".join(
         f'<span class="token bits-{level}">{level if level < MOST_BITS else f"{level}+"}</span>'
         for level in range(MOST_BITS + 1)
@@ -126,7 +125,7 @@ def _shown(kind: str, characters: str) -> str:
         return f'<i class="space">{characters}</i>'
     if kind == "plain":
         return html.escape(characters)
-    moves = "\n\t"  # these stay in the text behind their marks; others would show as nothing, or turn the line around
+    moves = "\n\t"  # these stay in the text after their marks; others are invisible or reverse the line's direction
     return "".join(f'<i data-mark="{_mark(each)}"></i>{each if each in moves else ""}' for each in characters)
 
 
@@ -135,7 +134,7 @@ def _kind(character: str) -> str:
 
 
 def _mark(character: str) -> str | None:
-    """What stands for a character that is not seen; None where it is."""
+    """Mark of an invisible character; None for a visible one."""
     number = ord(character)
     if character in _MARKS:
         return _MARKS[character]
@@ -147,7 +146,7 @@ def _mark(character: str) -> str | None:
 
 
 def _text(tokenizer: Tokenizer, token: int) -> str:
-    """Bytes that are no whole character become lone surrogates, as Python's surrogateescape has it."""
+    """Bytes of incomplete characters become lone surrogates (surrogateescape)."""
     return tokenizer.decode_bytes([token]).decode("utf-8", errors="surrogateescape")
 
 
