@@ -35,7 +35,7 @@ def test_the_page_opens_at_the_last_step_and_token_without_any_request(view):
     assert view.page.title() == TITLE
     assert view.text("h1") == TITLE
     assert view.page.locator(".thumb").count() == 6
-    assert "row is a token" in view.text("#intro")
+    assert "row is a query token" in view.text("#intro")
 
 
 def test_clicking_a_head_changes_the_large_map(view):
