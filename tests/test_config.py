@@ -81,7 +81,7 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (GPTConfig, {"end_of_text": -1}, "model.end_of_text=-1: must be at least 0"),
     (GPTConfig, {"vocab_size": 10, "end_of_text": 10}, "model.end_of_text=10: the vocabulary has 10 tokens"),
     (GPTConfig, {"similarity": "symmetric", "n_kv_head": 2}, "model.n_kv_head=2: with similarity=symmetric"),
-    (GPTConfig, {"similarity": "uniform"}, "model.position=rotary turns queries and keys, and similarity=uniform"),
+    (GPTConfig, {"similarity": "uniform"}, "model.position=rotary rotates queries and keys, and similarity=uniform"),
     (GPTConfig, {"similarity": "hard", "dropout": 0.1}, "model.dropout=0.1: similarity=hard puts all weight on one"),
     (GPTConfig, {"similarity": "linear", "dropout": 0.1}, "model.dropout=0.1: similarity=linear never forms"),
     *(
@@ -162,8 +162,8 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     *((GenerationConfig, {"top_p": x}, f"top_p={x}: must be above 0 and at most 1") for x in (0.0, 1.01)),
     *((GenerationConfig, {"min_p": x}, f"min_p={x}: must lie between 0 and 1") for x in (-0.1, 1.01)),
     (GenerationConfig, {"repetition_penalty": 0.0}, "repetition_penalty=0.0: must lie in 0.001 to 1000"),
-    (GenerationConfig, {"stop": ["a", ""]}, "stop=['a', '']: has an empty text, which stands everywhere"),
-    (GenerationConfig, {"stop": ""}, "stop=: has an empty text, which stands everywhere"),
+    (GenerationConfig, {"stop": ["a", ""]}, "stop=['a', '']: has an empty string, which matches everywhere"),
+    (GenerationConfig, {"stop": ""}, "stop=: has an empty string, which matches everywhere"),
     (SamplingConfig, {"top_p": 2.0}, "sampling.top_p=2.0: must be above 0 and at most 1"),
     (SamplingConfig, {"min_new_tokens": 97}, "sampling.min_new_tokens=97: is above sampling.max_new_tokens=96"),
     *((SampleConfig, {"run": "r", "temperature": x}, f"temperature={x}: must be a finite number") for x in (NAN, INF)),
@@ -202,7 +202,7 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (
         Config,
         {"optimizer": OptimizerConfig(name="adamw"), "trainer": TrainerConfig(strategy="fsdp")},
-        "trainer.gradient_clip_val=1.0: the norm of all gradients is not known under trainer.strategy=fsdp: use fsdp2",
+        "trainer.gradient_clip_val=1.0: the global gradient norm is not available under trainer.strategy=fsdp: use fsdp2",
     ),
 ]
 

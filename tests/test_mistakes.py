@@ -92,13 +92,13 @@ CONFIG = [
     on("prepare --data.token_type uint8", "data.token_type=uint8: expected auto, uint16 or uint32"),
     on("sample", "run is missing"),
     on("sample runs/tiny --top_k 0", "top_k=0: must be at least 1"),
-    on("sample runs/tiny --device gpu", "device=gpu: there are cpu, cuda, cuda:1, mps"),
+    on("sample runs/tiny --device gpu", "device=gpu: use cpu, cuda, cuda:1 or mps"),
     on("sample runs/tiny --prompts asked.jsonl", "--out texts.jsonl"),
     on("sample runs/tiny --interactive --compare runs/tiny", "interactive and compare are given together"),
     on("inspect", "run is missing"),
     on("inspect runs/tiny --text a --file long.txt", "text and file are both given: leave one out"),
     on("inspect runs/tiny --max_tokens 0", "max_tokens=0: must lie between 1 and 256"),
-    on("inspect runs/tiny --device quantum", "device=quantum: there are cpu"),
+    on("inspect runs/tiny --device quantum", "device=quantum: use cpu"),
 ]
 """What the command line alone tells: answered without torch."""
 

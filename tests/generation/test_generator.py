@@ -232,7 +232,7 @@ def test_a_config_is_the_default_of_single_changes() -> None:
         ({"stop": 5}, r"stop=5: expected str \| list\[str\]"),
         ({"stop_tokens": [1.5]}, r"stop_tokens=\[1.5\]: expected list\[int\]"),
         ({"overflow": "x"}, "overflow='x': expected Literal"),
-        ({"temperature": 1e-310}, "temperature=1e-310: must be 0, for the likeliest token, or at least 1e-30"),
+        ({"temperature": 1e-310}, "temperature=1e-310: must be 0, for greedy decoding, or at least 1e-30"),
         ({"repetition_penalty": 1e308}, "repetition_penalty=1e.308: must lie in 0.001 to 1000; 1 is none"),
     ],
 )

@@ -102,7 +102,7 @@ def test_recipes_are_trained_once_and_again_only_when_they_change(tmp_path: Path
         ({"trainer": {"max_steps": 4}}, "trainer.max_steps is 3 in first and 4 in second"),
         ({"model": {"context_length": 8}}, "model.context_length is 16 in first and 8 in second"),
         ({"trainer": {"max_time": "00:00:01:00"}}, "trainer.max_time=00:00:01:00 gives a faster run more steps"),
-        ({"model": {"similarity": "uniform"}}, "model.position=rotary turns queries and keys"),
+        ({"model": {"similarity": "uniform"}}, "model.position=rotary rotates queries and keys"),
     ],
 )
 def test_what_would_be_no_comparison_is_refused(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:

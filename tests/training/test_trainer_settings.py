@@ -25,7 +25,7 @@ REFUSED = {
     "min_epochs": [(1, "trainer.min_steps")],
     "min_steps": [(601, "trainer.max_steps=600")],
     "reload_dataloaders_every_n_epochs": [(1, "a function of the step")],
-    "use_distributed_sampler": [(True, "divided among the devices already")],
+    "use_distributed_sampler": [(True, "already sharded among the devices")],
     "sync_batchnorm": [(True, "no batch norm")],
     "barebones": [(True, "trainer.profiler")],
     "overfit_batches": [(1.5, "a share of at most 1.0")],

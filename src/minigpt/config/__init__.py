@@ -1,7 +1,7 @@
-"""Every setting of the project, as frozen dataclasses that refuse bad values when they are built.
+"""All settings, as frozen dataclasses that validate their values when built.
 
-The line under a field is its `--help`. No heavy import belongs here: the command line is parsed and checked before
-torch is loaded. The defaults are the demo recipe (`configs/demo.yaml`) without its time limit.
+The line under a field is its `--help`. Import nothing heavy here: the command line is parsed and checked before torch
+is loaded. The defaults are the demo recipe (`configs/demo.yaml`) without its time limit.
 """
 
 from minigpt.config.attention import AttentionConfig

@@ -1,4 +1,4 @@
-"""`attention`: what is captured while a model trains."""
+"""`attention`: attention maps logged during training."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from minigpt.config.checks import require, require_at_least, require_types, take
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """What is shown of attention while the model trains."""
+    """Attention maps logged during training."""
 
     enabled: bool = True
-    """Probe a fixed text at each validation: maps as an image grid and an interactive page."""
+    """Log attention maps of a fixed probe text at each validation, as an image grid and an interactive HTML page."""
     text: str | None = None
-    """The probed text; the beginning of the val split when not given."""
+    """Probe text; the beginning of the val split by default."""
     relations: str | None = None
-    """Instead, a file of JSON lines with texts and what refers to what in them, see docs/data.md."""
+    """Instead of text: a JSON Lines file of texts annotated with which token refers to which, see docs/data.md."""
     every_n_steps: int | None = None
-    """Look every so many optimizer steps, and at the end; at each validation when not given."""
+    """Log attention maps every N optimizer steps and at the end; at each validation by default."""
     max_tokens: int = 96
-    """Length of the probe, in tokens (at most 256, and at most the context)."""
+    """Probe length in tokens, at most 256 and at most context_length."""
     max_snapshots: int = 12
-    """Training steps kept in the page; beyond that, an even selection with the first and the newest."""
+    """Snapshots kept in the page; beyond that, an evenly spaced selection that includes the first and the latest."""
 
     def __post_init__(self) -> None:
         take_paths(self, "relations")
@@ -32,5 +32,5 @@ class AttentionConfig:
         require_at_least("attention", self, 1, "every_n_steps")
         require(
             self.text is None or self.relations is None,
-            "attention.text and attention.relations are both given: leave one out, as the file has its own texts",
+            "attention.text and attention.relations are both given: leave one out; a relations file has its own texts",
         )

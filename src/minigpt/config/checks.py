@@ -1,4 +1,4 @@
-"""Checks of settings, which each section makes when it is built."""
+"""Validation helpers for the config sections; each raises UserError naming the setting and its value."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def require_finite(prefix: str, config: Any) -> None:
 
 
 def require_types(prefix: str, config: Any) -> None:
-    """For settings that are given in Python, where no parser looks at them; a tuple becomes the list it stands for."""
+    """Check types of settings given from Python, which bypass the parser; tuples become lists."""
     section: Any = type(config)
     for name, wanted in hints(section).items():
         value = getattr(config, name)
@@ -46,7 +46,7 @@ def hints(section: Any) -> dict[str, Any]:
 
 
 def take_paths(config: Any, *names: str) -> None:
-    """Paths may be given as a Path; settings keep them as text, as files and checkpoints do."""
+    """Convert Path values to strings, so that YAML files and checkpoints hold plain types."""
     for name in names:
         value = getattr(config, name)
         if isinstance(value, list | tuple):
@@ -75,12 +75,12 @@ def is_of(value: object, wanted: Any) -> bool:
 def require_device(device: str) -> None:
     require(
         re.fullmatch(r"(cpu|cuda|mps|xpu|hpu)(:\d+)?", device) is not None,
-        f"device={device}: there are cpu, cuda, cuda:1, mps",
+        f"device={device}: use cpu, cuda, cuda:1 or mps",
     )
 
 
 def is_object(value: Mapping[str, Any]) -> bool:
-    """Whether a mapping names a class and its arguments."""
+    """Whether a mapping has the form {class_path, init_args}."""
     path, arguments = value.get("class_path"), value.get("init_args", {})
     named = isinstance(path, str) and re.fullmatch(r"\w+(\.\w+)+", path) is not None
     return named and isinstance(arguments, dict) and set(value) <= {"class_path", "init_args"}

@@ -11,34 +11,34 @@ from minigpt.config.sampling import GenerationConfig
 
 @dataclass(frozen=True)
 class SampleConfig(GenerationConfig):
-    """What `sample.py` is asked for."""
+    """Options of `sample.py`."""
 
     run: str
     """A run folder such as runs/demo, or a .ckpt or .safetensors file."""
     prompt: str | None = None
-    """Text to continue; the run's first prompt when not given, and an empty one starts a new document."""
+    """Text to continue; the run's first sampling prompt by default, and an empty one starts a new document."""
     prompt_file: str | None = None
-    """Read the prompt from this file, or from standard input if it is '-'."""
+    """Read the prompt from this file; - reads standard input."""
     num_samples: int = 1
-    """Texts to write after each prompt, each with the next seed."""
+    """Number of samples per prompt, with seeds seed, seed + 1, ..."""
     prompts: str | None = None
-    """Instead, a file of JSON lines, each {"prompt": ...} and settings of its own if wanted; the texts go to `out`."""
+    """Batch mode: a JSON Lines file, each line {"prompt": ...} plus optional settings; samples are appended to out."""
     out: str | None = None
-    """JSON lines of what was written after `prompts`; started again, what it has is not written again."""
+    """JSON Lines file for the samples of prompts; rerunning the command resumes after the lines already there."""
     interactive: bool = False
-    """Ask for prompts at the terminal; settings change on the fly, and Ctrl-C stops a text only."""
+    """Prompt at the terminal, with /commands that change settings; Ctrl-C stops the current sample only."""
     compare: str | None = None
-    """A second run: both write after the same prompt with the same seeds, side by side."""
+    """A second run to compare with: both continue the same prompt with the same seeds, side by side."""
     explain: str | None = None
-    """An HTML file for why each token was written: what heads listened to, and what else was likely."""
+    """Write an HTML page that explains each token: attention of each head, and the likeliest alternatives."""
     checkpoints: str | None = None
-    """An HTML file for what each checkpoint of the run writes, with the same prompt and seed."""
+    """Write an HTML page with a sample from each checkpoint of the run, with the same prompt and seed."""
     int8: bool = False
-    """Read the weights with 8 bits each, on a CPU: models of 50 million parameters and more are faster then."""
+    """Quantize weights to int8, on a CPU; faster from about 50 million parameters."""
     compile: bool = False
-    """Decode through torch.compile, which takes a minute first: for a GPU; a CPU is faster without."""
+    """Decode with torch.compile; compiling takes about a minute. For GPUs: on a CPU it is slower."""
     device: str = "cpu"
-    """Where to compute: cpu, cuda, cuda:1, mps."""
+    """Device: cpu, cuda, cuda:1, mps."""
 
     def __post_init__(self) -> None:
         take_paths(self, "run", "prompt_file", "prompts", "out", "compare", "explain", "checkpoints")
@@ -57,7 +57,7 @@ class SampleConfig(GenerationConfig):
         require(
             self.prompts is None or self.out is not None, "prompts: name a file for the texts, as in --out texts.jsonl"
         )
-        require(self.out is None or self.prompts is not None, "out: is for what follows --prompts FILE; leave it out")
+        require(self.out is None or self.prompts is not None, "out: only --prompts FILE uses it; leave it out")
         sources = [name for name in ("prompts", "prompt_file", "prompt") if getattr(self, name) is not None]
         require(len(sources) < 2, f"{' and '.join(sources)} are given together: give one of them")
         single = next((name for name in ("explain", "checkpoints") if getattr(self, name)), None)
@@ -70,13 +70,13 @@ class SampleConfig(GenerationConfig):
 
     @property
     def generation(self) -> GenerationConfig:
-        """How text is written, without whose, after what and where it goes."""
+        """The generation settings alone."""
         return GenerationConfig(
             **{each.name: getattr(self, each.name) for each in dataclasses.fields(GenerationConfig)}
         )
 
     def of_sample(self, number: int) -> GenerationConfig:
-        """How the sample of this number, from 0, is written: with its own seed."""
+        """Generation settings of sample `number` (from 0), with its own seed."""
         return dataclasses.replace(self.generation, seed=self.seed + number)
 
 
@@ -87,19 +87,19 @@ class InspectConfig:
     run: str
     """A run folder such as runs/demo, or a .ckpt or .safetensors file."""
     text: str | None = None
-    """The text to look at; when not given, the one that was looked at while the run trained."""
+    """Text to inspect; the run's probe text by default."""
     file: str | None = None
-    """Read the text from this file, or from standard input if it is '-'."""
+    """Read the text from this file; - reads standard input."""
     relations: str | None = None
-    """Instead, a file of JSON lines with texts and what refers to what in them, see docs/data.md."""
+    """Instead of text: a JSON Lines file of texts annotated with which token refers to which, see docs/data.md."""
     compare: str | None = None
-    """A second run or checkpoint with the same tokenizer and the same number of layers and heads."""
+    """A second run or checkpoint to compare with: same tokenizer, n_layer and n_head."""
     max_tokens: int = 96
-    """Tokens whose maps are shown (at most 256, and at most the context); more of the text is measured."""
+    """Tokens shown in the maps, at most 256 and at most context_length; statistics use more of the text."""
     out: str | None = None
     """Where the page goes; when not given, inspection.html beside the weights."""
     device: str = "cpu"
-    """Where to compute: cpu, cuda, cuda:1, mps."""
+    """Device: cpu, cuda, cuda:1, mps."""
 
     def __post_init__(self) -> None:
         take_paths(self, "run", "file", "relations", "compare", "out")
@@ -131,15 +131,15 @@ class CompareConfig:
     """What `minigpt compare` is asked for."""
 
     recipes: list[str]
-    """YAML recipes that differ in model or optimizer alone."""
+    """YAML recipes that differ only in model or optimizer settings."""
     seeds: list[int] = field(default_factory=lambda: [1, 2])
-    """Each recipe is trained once with each seed."""
+    """Seeds; each recipe is trained once per seed."""
     max_steps: int | None = None
-    """Optimizer steps of every run, instead of the recipes' own trainer.max_steps and max_time."""
+    """Optimizer steps per run; overrides the recipes' trainer.max_steps and trainer.max_time."""
     out: str = "runs/compare"
-    """Folder for the runs, runs.csv, table.md and table.png; what it has finished is not trained again."""
+    """Folder for the runs, runs.csv, table.md and table.png; finished runs found there are not trained again."""
     jobs: int = 1
-    """Runs at the same time, each with its share of the CPU's cores."""
+    """Number of parallel runs; the CPU cores are divided among them."""
 
     def __post_init__(self) -> None:
         take_paths(self, "recipes", "out")
@@ -158,11 +158,11 @@ class ProofConfig:
     """What `minigpt prove-resume` is asked for, besides the config."""
 
     steps: int = 60
-    """Optimizer steps of the run, instead of trainer.max_steps."""
+    """Optimizer steps of the run; overrides trainer.max_steps."""
     kills: int = 5
-    """Processes to kill on the way."""
+    """How many times to kill and resume the run."""
     kill_seed: int = 1
-    """Seed of the moments at which they are killed."""
+    """Seed of the kill times."""
 
     def __post_init__(self) -> None:
         require_types("", self)

@@ -1,4 +1,4 @@
-"""`data`: the text, its tokenizer and its batches."""
+"""`data`: dataset, tokenizer and batches."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from minigpt.config.checks import require, require_at_least, require_finite, req
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which text, which tokenizer, and how much of it at once."""
+    """Dataset, tokenizer and batch size."""
 
     source: str | list[str] = "python_stdlib"
     """Text: python_stdlib, files, folders, globs, URLs, hf:NAME[:CONFIG[:SPLIT]], - (stdin), repeats or references."""
     weights: list[float] | None = None
-    """Share of the windows that each source gets, one number a source; by their lengths when not given."""
+    """Mixture weights, one per source: its share of the training windows; proportional to length by default."""
     text_column: str = "text"
-    """Column that holds the text in JSON Lines, CSV, Parquet, Arrow and hub datasets."""
+    """Text column of JSON Lines, CSV, Parquet, Arrow and hub datasets."""
     delimiter: str | None = None
-    """What separates the fields of a CSV file, \\t for a tab; found in the heading when not given."""
+    """CSV delimiter, \\t for a tab; detected from the header by default."""
     encoding: str = "utf-8"
-    """Encoding of text, JSON Lines and CSV, any that Python knows: cp1252, utf-16, shift_jis."""
+    """Encoding of text, JSON Lines and CSV files, any that Python knows: cp1252, utf-16, shift_jis."""
     encoding_errors: Literal["error", "replace", "skip"] = "error"
-    """A file that is not in that encoding: stop, replace what is wrong with U+FFFD, or leave the file out."""
+    """Files with invalid bytes: error stops, replace substitutes U+FFFD, skip leaves the file out."""
     tokenizer: str = "bpe:2048"
     """bytes, chars, bpe:N (trained on the train split), gpt2, cl100k_base, o200k_base, or a tokenizer.json."""
     token_type: Literal["auto", "uint16", "uint32"] = "auto"
-    """How a token is stored; auto takes uint16 for vocabularies of up to 65536."""
+    """dtype of prepared token ids; auto is uint16 for vocabularies of up to 65536."""
     val_source: str | list[str] | None = None
-    """Text to validate on; when not given, a part of the source is held out."""
+    """Validation text; by default part of the source is held out."""
     val_fraction: float = 0.05
-    """Share of the documents held out for validation (of the text's end, if there is a single document)."""
+    """Share of the documents held out for validation; of a single document, its end."""
     max_documents: int | None = None
-    """Use only this many documents of each source, the same ones every time; all when not given."""
+    """Use only this many documents of each source, always the same ones; all by default."""
     mode: Literal["packed", "examples"] = "packed"
-    """packed cuts the joined documents into windows; examples trains on each text by itself, padded."""
+    """packed concatenates documents and cuts windows; examples trains on each text separately, padded."""
     streaming: bool = False
-    """Tokenise while training instead of before, for text that is too large to download or prepare."""
+    """Tokenize while training, for text too large to download or prepare first."""
     batch_size: int = 16
-    """Windows of context_length tokens, or examples, per micro-batch and device."""
+    """Micro-batch size per device: windows of context_length tokens, or examples."""
     num_workers: int = 0
-    """Processes that read batches ahead; 0 reads in the main process, which is enough for prepared tokens."""
+    """DataLoader workers; 0 loads in the main process, which is enough for prepared tokens."""
     dir: str = "data"
-    """Folder for prepared token files; they are reused while text, tokenizer and split are unchanged."""
+    """Folder for prepared token files, reused while text, tokenizer and split are unchanged."""
 
     def __post_init__(self) -> None:
         take_paths(self, "source", "tokenizer", "val_source", "dir")
@@ -87,7 +87,7 @@ class DataConfig:
     def _check_reading(self) -> None:
         try:
             io.TextIOWrapper(io.BytesIO(), encoding=self.encoding).read()  # refuses codecs that do not make text
-            is_known = self.codec not in {"idna", "punycode"}  # names of hosts, one at a time
+            is_known = self.codec not in {"idna", "punycode"}  # these encode single host names
         except (LookupError, ValueError):
             is_known = False
         require(
@@ -128,27 +128,27 @@ class DataConfig:
         }.items():
             require(
                 not (self.streaming and given),
-                f"data.{name}: not with data.streaming, which reads one source in its own order, in windows, in the "
-                "main process, and does not know its characters in advance; prepared text can do this",
+                f"data.{name}: not with data.streaming, which reads one source in file order, in packed windows, in "
+                "the main process, without knowing its characters in advance; set data.streaming=false",
             )
 
     @property
     def codec(self) -> str:
-        """The encoding by Python's name for it; a mark at a file's beginning is dropped in any of them."""
+        """Python's name of the encoding, without -sig: a byte order mark is dropped in any case."""
         return codecs.lookup(self.encoding).name.removesuffix("-sig")
 
     @property
     def delimiter_character(self) -> str:
-        """The delimiter, a tab spelled out; empty where none is given."""
+        """The delimiter with \\t resolved; empty by default."""
         return "\t" if self.delimiter == "\\t" else self.delimiter or ""
 
     @property
     def sources(self) -> list[str]:
-        """The sources, also where there is one."""
+        """`source` as a list."""
         return [self.source] if isinstance(self.source, str) else list(self.source)
 
     @property
     def val_sources(self) -> list[str]:
-        """The sources to validate on; none where a part of the others is held out."""
+        """`val_source` as a list; empty where part of the source is held out."""
         given = [] if self.val_source is None else self.val_source
         return [given] if isinstance(given, str) else list(given)

@@ -1,4 +1,4 @@
-"""`model`: the shape of the model."""
+"""`model`: sizes and architecture of the GPT."""
 
 from __future__ import annotations
 
@@ -10,60 +10,60 @@ from minigpt.config.checks import require, require_at_least, require_finite, req
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Shape of the model. The defaults are the modern family; `gpt2_family` names the other one."""
+    """Sizes and architecture. The defaults are Llama-like (RMSNorm, SwiGLU, RoPE); `gpt2_family` gives GPT-2's."""
 
     vocab_size: int | None = None
-    """Number of token ids; taken from the tokenizer when not given."""
+    """Vocabulary size; the tokenizer's by default."""
     context_length: int = 128
-    """Longest sequence the model can read, in tokens."""
+    """Maximum sequence length in tokens (nanoGPT's block_size)."""
     n_layer: int = 4
     """Number of transformer blocks."""
     n_head: int = 4
-    """Number of query heads in a block."""
+    """Number of query heads per block."""
     n_kv_head: int | None = None
-    """Number of key/value heads (grouped-query attention); n_head when not given, 1 is multi-query."""
+    """Number of key/value heads (grouped-query attention); n_head by default, 1 is multi-query attention."""
     n_embd: int = 192
-    """Width of the residual stream."""
+    """Embedding dimension: width of the residual stream."""
     head_dim: int | None = None
-    """Width of one head; n_embd / n_head when not given."""
+    """Dimension of each head; n_embd / n_head by default."""
     mlp_hidden: int | None = None
-    """Width inside the MLP; when not given 4 x n_embd, or for swiglu 8/3 x n_embd rounded up to 64."""
+    """Hidden dimension of the MLP; 4 x n_embd by default, or for swiglu 8/3 x n_embd rounded up to a multiple of 64."""
     position: Literal["rotary", "learned", "sinusoidal", "alibi", "none"] = "rotary"
-    """rotary turns queries and keys, learned and sinusoidal add a vector, alibi lowers the scores of far keys."""
+    """Position encoding: rotary (RoPE), learned or sinusoidal embeddings, alibi (linear score bias), or none."""
     rotary_base: float = 10_000.0
-    """Longest wavelength of rotary positions is about 2 pi times this, in tokens."""
+    """RoPE base (theta); the longest wavelength is about 2 pi times this, in tokens."""
     similarity: Literal["scaled_dot", "cosine", "gaussian", "hopfield", "symmetric", "uniform", "linear", "hard"] = (
         "scaled_dot"
     )
-    """How much a query weighs a key; docs/attention.md shows and compares them."""
+    """Similarity of query and key; docs/attention.md explains and compares them."""
     softmax_temperature: float = 1.0
-    """Divides the scores of scaled_dot, symmetric and hard, besides sqrt(head_dim): above 1 is flatter."""
+    """Divides the scores of scaled_dot, symmetric and hard, in addition to sqrt(head_dim); above 1 is flatter."""
     hopfield_beta: float | None = None
-    """Inverse temperature of hopfield; 1 / sqrt(head_dim) when not given."""
+    """Inverse temperature of hopfield; 1 / sqrt(head_dim) by default."""
     hopfield_steps: int = 2
-    """Updates of a query by hopfield; 1 is the scaled dot product."""
+    """Update steps of each hopfield query; 1 is scaled dot-product attention."""
     hard_choice: Literal["best", "sampled"] = "best"
-    """The one key of hard attention: the best, or in training one sampled by its probability."""
+    """Key that hard attention selects: best is the argmax; sampled draws it from the softmax during training."""
     window: int | list[int | None] | None = None
-    """Tokens that attention reaches back, itself included, or a pattern that repeats over the layers; null is all."""
+    """Sliding window in tokens, including the current one, or a list of windows repeated over layers; null is full."""
     logit_softcap: float | None = None
-    """Bend attention scores into (-softcap, softcap) by a tanh, as Gemma 2 does with 50; not when not given."""
+    """Soft-cap attention scores to (-softcap, softcap) with tanh, as Gemma 2 does at 50; null is off."""
     document_mask: bool = False
-    """Keep documents apart: a token never attends across the end of one, and absolute positions start anew."""
+    """Mask attention across document boundaries in packed windows, and restart absolute positions at each document."""
     end_of_text: int | None = None
-    """Token id at which document_mask begins a new document; taken from the tokenizer when not given."""
+    """Token id that separates documents for document_mask; the tokenizer's by default."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    """Normalisation before attention, before the MLP and at the end."""
+    """Norm before attention, before the MLP and before the output head."""
     mlp: Literal["swiglu", "gelu", "gelu_exact"] = "swiglu"
-    """The MLP's nonlinearity: gated SiLU, GPT-2's GELU (tanh approximation), or GELU itself, as in nanoGPT."""
+    """MLP activation: swiglu, gelu (tanh approximation, GPT-2's), or gelu_exact (erf, nanoGPT's)."""
     qk_norm: bool = True
-    """Normalise queries and keys per head before their product: bounds the scores."""
+    """Normalize queries and keys per head (QK-norm), which bounds the scores."""
     bias: bool = False
-    """Biases in linear layers and LayerNorm."""
+    """Use biases in linear layers and LayerNorm."""
     tie_embeddings: bool = False
-    """Use the token embedding as the output head."""
+    """Tie the output head to the token embedding (weight tying)."""
     dropout: float = 0.0
-    """Probability of dropping an attention weight, a residual update or an embedding in training."""
+    """Dropout probability of attention weights, residual updates and embeddings."""
 
     def __post_init__(self) -> None:
         require_types("model", self)
@@ -135,12 +135,12 @@ class GPTConfig:
             )
         require(
             self.similarity != "symmetric" or self.kv_heads == self.n_head,
-            f"model.n_kv_head={self.n_kv_head}: with similarity=symmetric queries are the keys, so there are as many "
-            f"of one as of the other: leave it out or give {self.n_head}",
+            f"model.n_kv_head={self.n_kv_head}: with similarity=symmetric the queries are the keys, so both need the "
+            f"same number of heads: leave it out or give {self.n_head}",
         )
         require(
             self.similarity != "uniform" or self.position != "rotary",
-            "model.position=rotary turns queries and keys, and similarity=uniform has none: use learned, sinusoidal, "
+            "model.position=rotary rotates queries and keys, and similarity=uniform has none: use learned, sinusoidal, "
             "alibi or none",
         )
         check_attention(
@@ -153,30 +153,30 @@ class GPTConfig:
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """The window of each layer; None where attention reaches all that came before."""
+        """The window of each layer; None for full causal attention."""
         pattern = self.window if isinstance(self.window, list) else [self.window]
         return tuple(pattern[layer % len(pattern)] for layer in range(self.n_layer))
 
     @property
     def kv_heads(self) -> int:
-        """Number of key/value heads."""
+        """Number of key/value heads (H_kv)."""
         return self.n_head if self.n_kv_head is None else self.n_kv_head
 
     @property
     def width_per_head(self) -> int:
-        """Width of one head (the axis D)."""
+        """Dimension of one head (the axis D)."""
         return self.n_embd // self.n_head if self.head_dim is None else self.head_dim
 
     @property
     def mlp_width(self) -> int:
-        """Width inside the MLP. SwiGLU has three matrices instead of two, so 8/3 keeps the parameter count."""
+        """Hidden dimension of the MLP. SwiGLU has three matrices, not two, so 8/3 keeps the parameter count of 4."""
         if self.mlp_hidden is not None:
             return self.mlp_hidden
         return 4 * self.n_embd if self.mlp != "swiglu" else -(-8 * self.n_embd // 3 // 64) * 64
 
     @classmethod
     def gpt2_family(cls, **overrides: Any) -> GPTConfig:
-        """GPT-2's choices (Radford et al. 2019), by default of the smallest model: 124,439,808 parameters."""
+        """GPT-2's architecture (Radford et al. 2019), by default the smallest size: 124,439,808 parameters."""
         settings: dict[str, Any] = {
             "vocab_size": 50257,
             "context_length": 1024,
@@ -201,16 +201,18 @@ def check_attention(
     alibi: bool,
     names: tuple[str, str, str] = ("softcap", "dropout", "key_bias"),
 ) -> None:
-    """Refuse what a kind of attention cannot do, with the reason; `names` are the settings' names in the message.
+    """Refuse a softcap, dropout or ALiBi bias that the similarity does not support.
+
+    Args: `names` are the settings' names in the message.
 
     Raises:
-        UserError: the combination has no meaning, or would change one that has.
+        UserError: naming the setting, its value and the reason.
     """
     no_scores = {"uniform": "has no scores", "linear": "has no softmax and so no scores"}
-    shifted = {"gaussian": "counts distances, of which a softmax sees only the differences; a cap would change them"}
+    shifted = {"gaussian": "scores by distance up to a constant, which softmax ignores but a cap would not"}
     weightless = {
         "linear": "never forms the weights",
-        "hard": "puts all weight on one key, and without it is nothing left",
+        "hard": "puts all weight on one key; dropping it would leave none",
     }
     for name, value, reasons in (
         (names[0], softcap, no_scores | shifted),

@@ -1,4 +1,4 @@
-"""`optimizer`: optimizer, schedule and weight averaging."""
+"""`optimizer`: optimizer, learning rate schedule and weight averaging."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from minigpt.config.checks import require, require_at_least, require_finite, req
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How the loss turns into new weights."""
+    """Optimizer, learning rate schedule and weight averaging."""
 
     name: Literal["adamw", "muon"] = "muon"
-    """muon for the matrices inside the blocks and adamw for the rest, or adamw for all parameters."""
+    """muon (for the matrices inside blocks, with AdamW for the rest) or adamw (for all parameters)."""
     learning_rate: float = 8e-3
-    """Peak learning rate; with muon one serves all widths, adamw alone wants less for wide models (6e-4 for GPT-2)."""
+    """Peak learning rate; muon's holds for all widths, adamw needs less for wide models (6e-4 for GPT-2)."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "linear"
-    """Decay after the warm-up, to its end at max_steps or max_time; wsd is constant at first and then linear."""
+    """Learning rate decay from warmup to max_steps or max_time; wsd (warmup-stable-decay) decays only at the end."""
     decay_fraction: float = 0.4
-    """Share of the run over which wsd falls, at the end."""
+    """Share of the run in which wsd decays."""
     final_lr_fraction: float = 0.0
-    """Learning rate at the end, as a share of the peak."""
+    """Final learning rate as a share of the peak (nanoGPT's min_lr / learning_rate)."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises linearly from zero; muon needs none."""
+    """Linear warmup steps of the learning rate; muon needs none."""
     weight_decay: float = 0.0
-    """Decoupled weight decay, on matrices only: never on biases, norms or embeddings."""
+    """Decoupled weight decay, on matrices only: not on biases, norms or embeddings."""
     momentum: float = 0.95
-    """Decay of Muon's mean of gradients."""
+    """Muon's momentum."""
     momentum_warmup_steps: int = 300
-    """Steps over which Muon's momentum rises from 0.85: the first gradients are soon out of date."""
+    """Steps in which Muon's momentum rises from 0.85, since early gradients go stale fast."""
     ns_steps: Literal[3, 5] = 3
-    """Newton-Schulz steps of Muon; 5 come nearer to an orthogonal update, 3 are faster."""
+    """Muon's Newton-Schulz steps: 5 are closer to orthogonal, 3 are faster."""
     beta1: float = 0.9
-    """Decay of AdamW's mean of gradients."""
+    """AdamW's beta1."""
     beta2: float = 0.95
-    """Decay of AdamW's mean of squared gradients."""
+    """AdamW's beta2."""
     average_decay: float | None = None
-    """Validate and save a moving average of the weights, of which this share stays at each step; null for none."""
+    """Decay of an exponential moving average (EMA) of the weights, which is validated and saved; null for none."""
 
     def __post_init__(self) -> None:
         require_types("optimizer", self)

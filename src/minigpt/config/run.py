@@ -1,4 +1,4 @@
-"""The whole config of a run: its sections and its top-level settings."""
+"""The complete config of a training run: its sections and top-level settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from minigpt.config.sampling import SamplingConfig
 from minigpt.config.trainer import TrainerConfig
 
 AUTO = "auto"
-"""`--resume auto`: go on with the run that the same command line began, if there is one."""
+"""`--resume auto`: resume the run that the same command line started, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -25,35 +25,35 @@ class Config:
     """Everything that defines a run."""
 
     model: GPTConfig = field(default_factory=GPTConfig)
-    """The model's shape."""
+    """Sizes and architecture of the model."""
     data: DataConfig = field(default_factory=DataConfig)
-    """The text and its tokens."""
+    """Dataset, tokenizer and batch size."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """The optimizer and its schedule."""
+    """Optimizer, learning rate schedule and weight averaging."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    """Lightning's Trainer."""
+    """Arguments of Lightning's Trainer."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    """Text written during training."""
+    """Samples generated during training."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
-    """Attention shown during training."""
+    """Attention maps logged during training."""
     name: str = "demo"
-    """Name of the run; its folder is runs_dir/name, or name-2, name-3, ... when that is taken."""
+    """Run name; the run folder is runs_dir/name, or name-2, name-3, ... where that exists."""
     runs_dir: str = "runs"
-    """Folder that holds the run folders."""
+    """Parent folder of the run folders."""
     seed: int = 1337
-    """Seed of the weights, of dropout and of the order of the batches."""
+    """Random seed of weight initialization, dropout and data order."""
     compile: bool | None = None
-    """Compile the model with torch.compile, a minute at the start; null: on a GPU, in runs of 1000 steps or more."""
+    """Use torch.compile, which takes about a minute; null compiles on a GPU for runs of 1000 steps or more."""
     checkpoint_every_n_steps: int | None = None
-    """Save last.ckpt every so many steps, besides at each validation."""
+    """Save last.ckpt every N steps, besides at each validation."""
     checkpoint_every_n_minutes: float | None = 10.0
-    """Save last.ckpt when so many minutes have passed since it was saved; null for steps and validations alone."""
+    """Save last.ckpt every N minutes, besides at each validation; null is off."""
     keep_checkpoints: int = 2
-    """How many checkpoints to keep: last.ckpt and those before it, which are used when it is damaged."""
+    """Number of resumable checkpoints to keep: last.ckpt, and earlier ones in case it is damaged."""
     keep_every_n_steps: int | None = None
-    """Keep the weights every so many steps, as checkpoints/step_000200.safetensors, for looking back; null for none."""
+    """Keep a copy of the weights every N steps, as checkpoints/step_000200.safetensors; null for none."""
     on_non_finite: Literal["stop", "skip", "rollback"] = "stop"
-    """Where a loss or gradient is NaN or infinite: stop, skip the step, or go on with the last checkpoint's weights."""
+    """On a NaN or infinite loss or gradient: stop, skip the step, or rollback to the last checkpoint's weights."""
 
     def __post_init__(self) -> None:
         take_paths(self, "runs_dir")
@@ -66,32 +66,32 @@ class Config:
         require(bool(self.runs_dir), "runs_dir is empty: name a folder such as runs")
         require(
             "-" not in self.data.sources or self.trainer.devices in {"auto", "1", 1},
-            f"data.source=-: only one process can read what is piped in, and there are trainer.devices="
-            f"{self.trainer.devices}: keep it in a file",
+            f"data.source=-: only one process can read standard input, and trainer.devices={self.trainer.devices}: "
+            "save the text to a file",
         )
-        divides = any(word in str(self.trainer.strategy).lower() for word in ("fsdp", "deepspeed", "modelparallel"))
+        shards = any(word in str(self.trainer.strategy).lower() for word in ("fsdp", "deepspeed", "modelparallel"))
         require(
-            self.optimizer.name != "muon" or not divides,
+            self.optimizer.name != "muon" or not shards,
             f"optimizer.name=muon: needs whole matrices on each device, and trainer.strategy={self.trainer.strategy} "
-            "divides them: use ddp, or optimizer.name=adamw",
+            "shards them: use ddp, or optimizer.name=adamw",
         )
         require(
-            self.optimizer.average_decay is None or not divides,
+            self.optimizer.average_decay is None or not shards,
             f"optimizer.average_decay={self.optimizer.average_decay}: needs whole weights on each device, and "
-            f"trainer.strategy={self.trainer.strategy} divides them: use ddp, or leave it out",
+            f"trainer.strategy={self.trainer.strategy} shards them: use ddp, or leave it out",
         )
         require(
-            self.on_non_finite != "rollback" or not divides or self.trainer.strategy == "fsdp2",
+            self.on_non_finite != "rollback" or not shards or self.trainer.strategy == "fsdp2",
             f"on_non_finite=rollback: needs whole weights on each device, and trainer.strategy={self.trainer.strategy} "
-            "divides them: use fsdp2, ddp, or on_non_finite=skip",
+            "shards them: use fsdp2, ddp, or on_non_finite=skip",
         )
         require(
             not self.trainer.gradient_clip_val
             or self.trainer.gradient_clip_algorithm == "value"
             or "fsdp" not in str(self.trainer.strategy).lower()
             or self.trainer.strategy == "fsdp2",
-            f"trainer.gradient_clip_val={self.trainer.gradient_clip_val}: the norm of all gradients is not known under "
-            f"trainer.strategy={self.trainer.strategy}: use fsdp2, or trainer.gradient_clip_val=null",
+            f"trainer.gradient_clip_val={self.trainer.gradient_clip_val}: the global gradient norm is not available "
+            f"under trainer.strategy={self.trainer.strategy}: use fsdp2, or trainer.gradient_clip_val=null",
         )
         require_finite("", self)
         require_at_least("", self, 1, "checkpoint_every_n_steps", "keep_every_n_steps", "keep_checkpoints")
@@ -107,7 +107,7 @@ class Config:
         """The inverse of `to_dict`.
 
         Raises:
-            UserError: a key that no field has, or a value that is refused.
+            UserError: an unknown key, or an invalid value.
         """
         sections = {f.name: f.default_factory for f in dataclasses.fields(cls) if f.name in _SECTIONS}
         arguments: dict[str, Any] = {}

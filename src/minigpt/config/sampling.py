@@ -1,4 +1,4 @@
-"""Settings of generation, and `sampling`: what a run writes while it trains."""
+"""Generation settings, and `sampling`: the samples generated during training."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from minigpt.config.checks import require, require_at_least, require_finite, req
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """How text is written. What narrows the choice of a token is applied in the order in which it stands here."""
+    """Generation settings, by Hugging Face's names where it has them. Filters apply in the order of the fields."""
 
     max_new_tokens: int = 200
-    """Tokens to write; the text may end sooner, where the model ends its document."""
+    """Maximum number of tokens to generate; an end-of-text token ends the sample sooner."""
     min_new_tokens: int = 0
-    """The model cannot end its document before this many tokens."""
+    """Minimum number of tokens: end-of-text and stop_tokens cannot be drawn before it."""
     forbidden_tokens: list[int] = field(default_factory=list)
-    """Ids of tokens that are never drawn."""
+    """Token ids that are never drawn."""
     repetition_penalty: float = 1.0
-    """Divides positive logits of tokens that occurred, and multiplies negative ones: above 1 avoids repetitions."""
+    """Penalize tokens already in the text (Hugging Face's rule): above 1 avoids repetition, 1 is off."""
     temperature: float = 0.8
-    """Flattens (above 1) or sharpens (below 1) the distribution; 0 always takes the likeliest token."""
+    """Softmax temperature: below 1 is sharper, above 1 flatter; 0 is greedy decoding."""
     top_k: int | None = 50
-    """Draw among this many likeliest tokens; null for all."""
+    """Sample from the k likeliest tokens; null for all."""
     top_p: float | None = None
-    """Draw among the likeliest tokens that together have this probability; null for all."""
+    """Nucleus sampling: sample from the likeliest tokens whose probabilities add up to top_p; null for all."""
     min_p: float | None = None
-    """Draw among the tokens of at least this share of the likeliest one's probability; null for all."""
+    """Sample from tokens with at least min_p times the probability of the likeliest; null for all."""
     stop: str | list[str] = field(default_factory=list)
-    """A text, or several, that ends what is written where it would come; it is not shown."""
+    """Stop string, or a list of them; generation ends there, and the stop string is not shown."""
     stop_tokens: list[int] = field(default_factory=list)
-    """Ids of tokens that end the text, besides the end of the document."""
+    """Token ids that end generation, besides end-of-text."""
     draft_tokens: int = 0
-    """Guess so many tokens from where the text said the same before, and check them at once: the same text, sooner."""
+    """Prompt-lookup decoding: draft up to this many tokens from earlier in the text and verify them in one pass."""
     overflow: Literal["slide", "stop"] = "slide"
-    """Past the context: slide forgets its oldest quarter and reads the rest again, stop ends the text."""
+    """When the context is full: slide drops the oldest quarter and re-reads the rest; stop ends generation."""
     seed: int = 1337
-    """Seed of the first text, the next one has the next seed: the same seed writes the same text."""
+    """Random seed of the first sample; each further sample adds 1."""
 
     def __post_init__(self) -> None:
         prefix = self._prefix()
@@ -48,7 +48,7 @@ class GenerationConfig:
         dot = f"{prefix}." if prefix else ""
         for name, fits, what in (
             ("repetition_penalty", 1e-3 <= self.repetition_penalty <= 1e3, "must lie in 0.001 to 1000; 1 is none"),
-            ("temperature", not 0 < self.temperature < 1e-30, "must be 0, for the likeliest token, or at least 1e-30"),
+            ("temperature", not 0 < self.temperature < 1e-30, "must be 0, for greedy decoding, or at least 1e-30"),
             ("top_p", self.top_p is None or 0 < self.top_p <= 1, "must be above 0 and at most 1"),
             ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "must lie between 0 and 1"),
             (
@@ -56,14 +56,14 @@ class GenerationConfig:
                 self.min_new_tokens <= self.max_new_tokens,
                 f"is above {dot}max_new_tokens={self.max_new_tokens}",
             ),
-            ("stop", all(self.stops), "has an empty text, which stands everywhere; leave it out"),
+            ("stop", all(self.stops), "has an empty string, which matches everywhere; leave it out"),
         ):
             require(fits, f"{dot}{name}={getattr(self, name)}: {what}")
         require_seed(f"{dot}seed", self.seed)
 
     @property
     def stops(self) -> list[str]:
-        """The texts that end what is written."""
+        """`stop` as a list."""
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
     @classmethod
@@ -73,14 +73,14 @@ class GenerationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig(GenerationConfig):
-    """Text written at each validation."""
+    """Samples generated at each validation."""
 
     prompts: list[str] | None = None
-    """Prompts continued at each validation; beginnings of the val text when not given, [] for none."""
+    """Prompts to continue at each validation; beginnings of val documents by default, [] for none."""
     max_new_tokens: int = 96
-    """Tokens to write after each prompt; the text may end sooner, where the model ends its document."""
+    """Maximum number of tokens per prompt; an end-of-text token ends the sample sooner."""
     seed: int = 1
-    """Seed of the draws: the same seed writes the same text."""
+    """Random seed of sampling."""
 
     @classmethod
     def _prefix(cls) -> str:

@@ -1,4 +1,4 @@
-"""`trainer`: Lightning's Trainer, by Lightning's own names."""
+"""`trainer`: arguments of Lightning's Trainer, under Lightning's names."""
 
 from __future__ import annotations
 
@@ -22,101 +22,101 @@ _WITHOUT_USE: dict[str, tuple[tuple[Any, ...], str]] = {
     "max_epochs": ((None,), f"{_ONE_EPOCH}: give trainer.max_steps"),
     "min_epochs": ((None,), f"{_ONE_EPOCH}: give trainer.min_steps"),
     "reload_dataloaders_every_n_epochs": ((0,), f"{_ONE_EPOCH}, and its batches are a function of the step"),
-    "use_distributed_sampler": ((False,), "the batches are divided among the devices already"),
-    "sync_batchnorm": ((False,), "the model has no batch norm; model.norm names its own"),
-    "barebones": ((False,), "it switches off what a run is made of; trainer.profiler=simple shows where time goes"),
+    "use_distributed_sampler": ((False,), "the batches are already sharded among the devices; leave it out"),
+    "sync_batchnorm": ((False,), "the model has no batch norm; model.norm chooses its norm"),
+    "barebones": ((False,), "a run needs checkpoints and logging; trainer.profiler=simple shows where time goes"),
 }
-"""Arguments of Lightning's Trainer without a use here -> the values that change nothing, and what to say to others."""
+"""Trainer arguments without a use here -> the values that change nothing, and what to use instead."""
 
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """Lightning's Trainer, by Lightning's own names; the defaults that differ from Lightning's say so."""
+    """Arguments of Lightning's Trainer; help lines name Lightning's default where this one differs."""
 
     max_steps: int = 600
     """Number of optimizer steps."""
     max_time: str | None = None
-    """Stop after this time, as DD:HH:MM:SS; the learning rate reaches its end by then, or at max_steps if sooner."""
+    """Time limit as DD:HH:MM:SS; the learning rate schedule ends at max_time or max_steps, whichever comes first."""
     val_check_interval: int | float | None = 200
-    """Validate every so many micro-batches (int) or share of the run (float); and always at the end."""
+    """Validate every N micro-batches (int) or this share of the run (float), and always at the end."""
     accumulate_grad_batches: int = 1
-    """Micro-batches per optimizer step."""
+    """Gradient accumulation: micro-batches per optimizer step."""
     gradient_clip_val: int | float | None = 1.0
-    """Clip the gradient's norm to this value."""
+    """Gradient clipping threshold, of the global norm by default; null is off."""
     gradient_clip_algorithm: Literal["norm", "value"] | None = None
-    """Clip by norm (default) or by value."""
+    """Clip gradients by norm (default) or by value."""
     precision: str | int | None = "auto"
-    """auto is bf16-mixed where the GPU has bfloat16, else 32-true; or any of Lightning's own names."""
+    """auto is bf16-mixed on GPUs with bfloat16, else 32-true; or any of Lightning's names."""
     accelerator: str | dict[str, Any] = "auto"
-    """cpu, gpu, mps, or auto for the best one there."""
+    """cpu, gpu, mps, or auto for the best available."""
     devices: int | str | list[int] = "auto"
-    """How many devices, or which ones; by default as many as torchrun or SLURM starts on a node, else all there are."""
+    """Number or list of devices; by default as many as torchrun or SLURM starts per node, else all available."""
     strategy: str | dict[str, Any] = "auto"
-    """How several devices work together: ddp, fsdp2 (shares of weights), Lightning's, or {class_path, init_args}."""
+    """Distributed strategy: ddp, fsdp2 (sharded weights), any of Lightning's names, or {class_path, init_args}."""
     num_nodes: int = 1
-    """Number of machines."""
+    """Number of nodes (machines)."""
     logger: (
         Literal["wandb", "tensorboard"] | bool | dict[str, Any] | list[Literal["wandb", "tensorboard"] | dict[str, Any]]
     ) = "wandb"
-    """wandb (online if logged in), tensorboard, false for files alone, {class_path, init_args}, or a list of those."""
+    """wandb (online if logged in), tensorboard, false for local files only, {class_path, init_args}, or a list."""
     callbacks: list[dict[str, Any]] | None = None
-    """More callbacks, each as {class_path, init_args}; those of Lightning's that do not fit a run here are refused."""
+    """More callbacks, each as {class_path, init_args}; callbacks of Lightning's that conflict with a run are refused."""
     plugins: list[dict[str, Any]] | None = None
     """Plugins, each as {class_path, init_args}."""
     profiler: str | dict[str, Any] | None = None
     """simple, advanced, pytorch, or {class_path, init_args}."""
     log_every_n_steps: int | None = 10
-    """Write training metrics every so many steps."""
+    """Log training metrics every N steps (Lightning's default: 50)."""
     limit_train_batches: int | float | None = None
-    """Lightning's; a run here is one epoch, so give max_steps, or overfit_batches to repeat a few batches."""
+    """Not used: a run is one epoch; use max_steps, or overfit_batches to repeat a few batches."""
     limit_val_batches: int | float | None = None
-    """Validate on this many (int) or this share (float) of the val batches: then val/loss is not that of the whole."""
+    """Validate on only N batches (int) or this share of them (float); val/loss then covers that part only."""
     limit_test_batches: int | float | None = None
-    """Lightning's; there is no test loop here."""
+    """Not used: there is no test loop."""
     limit_predict_batches: int | float | None = None
-    """Lightning's; there is no predict loop here."""
+    """Not used: there is no predict loop."""
     overfit_batches: int | float = 0.0
-    """Train and validate on this many batches again and again: a check that learning works."""
+    """Overfit on N batches (int) or this share of them (float), as a sanity check; 0 is off."""
     num_sanity_val_steps: int | None = 0
-    """Validation batches before training starts; Lightning's own default is 2."""
+    """Validation batches run before training starts (Lightning's default: 2)."""
     check_val_every_n_epoch: int | None = 1
-    """Lightning's; a run here is one epoch, so give val_check_interval."""
+    """Not used: a run is one epoch; use val_check_interval."""
     max_epochs: int | None = None
-    """Lightning's; a run here is one epoch, so give max_steps."""
+    """Not used: a run is one epoch; use max_steps."""
     min_epochs: int | None = None
-    """Lightning's; a run here is one epoch, so give min_steps."""
+    """Not used: a run is one epoch; use min_steps."""
     min_steps: int | None = None
-    """Do not stop before this step."""
+    """Minimum number of optimizer steps, before early stopping or max_time may end the run."""
     fast_dev_run: int | bool = False
-    """Run this many batches of everything, as a check; nothing is saved."""
+    """Smoke test: run N training and validation batches (true for 1); nothing is saved."""
     enable_checkpointing: bool | None = None
-    """false writes no checkpoint and no weights."""
+    """false saves no checkpoints and no weights."""
     enable_progress_bar: bool | None = None
-    """false for no progress bar."""
+    """false hides the progress bar."""
     enable_model_summary: bool | None = False
-    """Lightning's table of layers; Lightning's own default is true."""
+    """Print Lightning's table of layers (Lightning's default: true)."""
     deterministic: bool | Literal["warn"] | None = None
-    """Use only deterministic kernels, or warn about others."""
+    """Use deterministic algorithms only (true), or warn about others (warn)."""
     benchmark: bool | None = None
-    """cuDNN's autotuner."""
+    """Enable cuDNN's autotuner (torch.backends.cudnn.benchmark)."""
     inference_mode: bool = True
-    """Validate under torch.inference_mode rather than torch.no_grad."""
+    """Validate under torch.inference_mode instead of torch.no_grad."""
     use_distributed_sampler: bool = False
-    """Batches are already divided among devices here; Lightning's own default is true."""
+    """Not used: batches are already sharded among devices (Lightning's default: true)."""
     detect_anomaly: bool = False
-    """Find the operation that made a NaN; slow."""
+    """Enable autograd anomaly detection, which finds the operation that produced a NaN; slow."""
     barebones: bool = False
-    """Lightning's; it switches off what a run here is made of."""
+    """Not used: it disables checkpoints and logging, which a run needs."""
     sync_batchnorm: bool = False
-    """Lightning's; there is no batch norm here."""
+    """Not used: there is no batch norm."""
     reload_dataloaders_every_n_epochs: int = 0
-    """Lightning's; a run here is one epoch."""
+    """Not used: a run is one epoch."""
     default_root_dir: str | None = None
-    """Folder for what Lightning itself writes; the run folder when not given."""
+    """Folder for files that Lightning itself writes; the run folder by default."""
     enable_autolog_hparams: bool = True
     """Log hyperparameters at the start."""
     model_registry: str | None = None
-    """Lightning's model registry."""
+    """Name of the model in Lightning's model registry."""
 
     def __post_init__(self) -> None:
         take_paths(self, "default_root_dir")
@@ -153,13 +153,13 @@ class TrainerConfig:
                 )
         for name, (neutral, instead) in _WITHOUT_USE.items():
             value = getattr(self, name)
-            # 1.0 is all of the batches and 1 is one of them, which Python takes for equal.
+            # 1.0 means all batches and 1 means one batch, but Python compares them equal.
             known = any(type(value) is type(each) and value == each for each in neutral)
             require(known, f"trainer.{name}={value}: {instead}")
         require(
             self.limit_val_batches is None or self.limit_val_batches > 0,
-            f"trainer.limit_val_batches={self.limit_val_batches}: a run validates at its end, where it saves the "
-            "model: give 1 or more, and a long trainer.val_check_interval",
+            f"trainer.limit_val_batches={self.limit_val_batches}: a run validates at its end to save the model: "
+            "give 1 or more, and a long trainer.val_check_interval",
         )
         require(
             self.min_steps is None or self.min_steps <= self.max_steps,
@@ -168,13 +168,13 @@ class TrainerConfig:
 
     @property
     def loggers(self) -> list[str | dict[str, Any]]:
-        """What `logger` asks for, one by one."""
+        """`logger` as a list."""
         named = ["wandb"] if self.logger is True else [] if self.logger is False else self.logger
         return list(named) if isinstance(named, list) else [named]
 
     @property
     def max_time_seconds(self) -> float | None:
-        """max_time in seconds, None when there is no limit."""
+        """`max_time` in seconds; None for no limit."""
         if self.max_time is None:
             return None
         days, hours, minutes, seconds = map(int, self.max_time.split(":"))
