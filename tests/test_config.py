@@ -202,7 +202,7 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (
         Config,
         {"optimizer": OptimizerConfig(name="adamw"), "trainer": TrainerConfig(strategy="fsdp")},
-        "trainer.gradient_clip_val=1.0: the global gradient norm is not available under trainer.strategy=fsdp: use fsdp2",
+        "trainer.gradient_clip_val=1.0: the global gradient norm is not available under trainer.strategy=fsdp: use ",
     ),
 ]
 

@@ -175,7 +175,7 @@ RUNS = [
     on("sample runs/tiny --explain long.txt", "long.txt: is there already and is no HTML page; name another"),
     on("sample runs/tiny --checkpoints empty", "empty: is a folder; name a file"),
     on("sample runs/tiny --compare nowhere", "nowhere: no such run or checkpoint; there are runs/tiny"),
-    on("sample runs/tiny --forbidden_tokens [999]", "forbidden_tokens: there is no token 999, as there are 257"),
+    on("sample runs/tiny --forbidden_tokens [999]", "forbidden_tokens: there is no token 999: the vocabulary has 257"),
     on("inspect nowhere", "nowhere: no such run or checkpoint; there are runs/tiny"),
     on("inspect runs/tiny --file nowhere", "--file nowhere: no such file or directory"),
     on("inspect runs/tiny --file empty.txt", "the text is empty: give one as --text or --file"),

@@ -280,7 +280,7 @@ def test_logits_that_are_no_numbers_are_refused(temperature: float) -> None:
     model = make({})
     with torch.no_grad():
         model.lm_head.weight[3].fill_(torch.nan)
-    with pytest.raises(UserError, match="the model's logits are no finite numbers"):
+    with pytest.raises(UserError, match="the model's logits are NaN or inf"):
         written(model, [[1]], max_new_tokens=2, temperature=temperature)
 
 

@@ -202,8 +202,8 @@ def test_the_score_of_a_text_is_the_loss_of_each_token_after_at_least_half_a_con
         ({"temperature": -1.0}, "temperature=-1.0: must be at least 0"),
         ({"top_p": 0.0}, "top_p=0.0: must be above 0 and at most 1"),
         ({"stop": [""]}, r"stop=\[''\]: has an empty text"),
-        ({"forbidden_tokens": [257]}, "forbidden_tokens: there is no token 257, as there are 257"),
-        ({"forbidden_tokens": list(range(257))}, "forbidden_tokens: nothing is left to write"),
+        ({"forbidden_tokens": [257]}, "forbidden_tokens: there is no token 257: the vocabulary has 257"),
+        ({"forbidden_tokens": list(range(257))}, "forbidden_tokens: no token is left to draw"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -295,7 +295,7 @@ def test_many_prompts_may_come_one_by_one_or_as_the_rows_of_a_tensor() -> None:
         (lambda writer: writer.generate([True]), "prompt=[True]: expected text"),
         (lambda writer: writer.generate(["ab", "cd"]), "prompt=['ab', 'cd']: expected text"),
         (lambda writer: writer.generate(torch.tensor([[1, 2]])), "prompt=tensor([[1, 2]]): expected text"),
-        (lambda writer: writer.generate([1, 257]), "prompt: there is no token 257, as there are 257"),
+        (lambda writer: writer.generate([1, 257]), "prompt: there is no token 257: the vocabulary has 257"),
         (lambda writer: writer.generate([-1]), "prompt: there is no token -1"),
         (lambda writer: writer.generate("a", {"seed": 3}), "config={'seed': 3}: expected a GenerationConfig"),
         (lambda writer: writer.score(None), "prompt=None: expected text"),

@@ -147,7 +147,7 @@ def test_dropout_backward_hooks_captures_and_other_dtypes_leave_a_model_to_pytor
     assert obstacle(model) == "blocks.1 has a hook"
     handle.remove()
     model.blocks[0].dropout.train()
-    assert obstacle(model) == "blocks.0.dropout drops out, in train mode"
+    assert obstacle(model) == "blocks.0.dropout has dropout on, in train mode"
     model.eval()
     assert can_decode(model)
     model.blocks[0].mlp.proj.bfloat16()

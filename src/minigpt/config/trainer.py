@@ -60,7 +60,7 @@ class TrainerConfig:
     ) = "wandb"
     """wandb (online if logged in), tensorboard, false for local files only, {class_path, init_args}, or a list."""
     callbacks: list[dict[str, Any]] | None = None
-    """More callbacks, each as {class_path, init_args}; callbacks of Lightning's that conflict with a run are refused."""
+    """More callbacks, each as {class_path, init_args}; Lightning's that conflict with a run are refused."""
     plugins: list[dict[str, Any]] | None = None
     """Plugins, each as {class_path, init_args}."""
     profiler: str | dict[str, Any] | None = None

@@ -1,1 +1,1 @@
-"""A model and a prompt -> text."""
+"""Text generation: a model and a prompt -> text."""

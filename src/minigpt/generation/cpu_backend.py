@@ -1,9 +1,9 @@
-"""A few new tokens and a cache -> their logits, in numpy: the model's forward pass where calls cost more than sums.
+"""Decoding on a CPU: the forward pass of a few new tokens with a KV cache, in numpy.
 
-On a CPU a token is read at the speed of memory if the model is large, and at the speed of calls if it is small. PyTorch
-loses at both: its operations cost some five times numpy's to call, and the MKL of its CPU builds reads weights for one
-vector at about half the speed of numpy's OpenBLAS on AMD processors (benchmarks/results/generation_cpu.md). So usual
-kinds of model are decoded here, and everything else by `GPT`, which is what the tests compare this with.
+On a CPU, decoding is bound by memory bandwidth for large models and by call overhead for small ones. PyTorch loses at
+both: its operations cost some five times numpy's to call, and the MKL of its CPU builds multiplies one vector at about
+half the speed of numpy's OpenBLAS on AMD processors (benchmarks/results/generation_cpu.md). So the usual models are
+decoded here and all others by `GPT`, which the tests compare this with.
 """
 
 from __future__ import annotations
@@ -34,32 +34,32 @@ from minigpt.model.variants.similarities import ScaledDot
 Array = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 Function = Callable[[Array], Array]
-"""(n, C) -> (n, N), for each of n vectors."""
+"""(n, C) -> (n, N)."""
 Product = Callable[[Tensor, Tensor | None], Function]
-"""Weight (N, C) and bias (N,) -> what multiplies vectors with them."""
+"""Weight (N, C) and bias (N,) -> the linear layer's function."""
 
 MOST_TOKENS = 64
 """New tokens, over all rows, up to which this is faster than PyTorch."""
 
 SMALL = 2_000_000
-"""Bytes of a matrix up to which a second thread saves nothing, and costs much where it has to wait for a core."""
+"""Bytes of a matrix below which a second thread saves nothing, and costs much where it has to wait for a core."""
 
 
 COLUMNS_PAY_FROM = 32
-"""Tokens of a text from which laying out matrices by columns saves more than it takes."""
+"""New tokens from which a column-major copy of the matrices saves more time than making it costs."""
 
 KEPT = 100_000_000
-"""Bytes of a model up to which its matrices by columns are kept for the next text: a small model's text takes little
-longer than to lay them out."""
+"""Bytes of a model up to which its column-major copies are cached between texts: for a small model, making them takes
+nearly as long as generating a text."""
 
 
 def can_decode(model: GPT) -> bool:
-    """Whether a model is one that is written out here: float32 on the CPU, scaled dot products, no documents, plain."""
+    """Whether `CPUDecode` supports a model: unmodified, float32 on the CPU, scaled_dot, no document mask."""
     return obstacle(model) is None
 
 
 def obstacle(model: GPT) -> str | None:
-    """Why a model is not one that `can_decode`, in a few words."""
+    """Why `CPUDecode` does not support a model; None where it does."""
     if why := difference(model):
         return why
     weight, config = model.token_embedding.weight, model.config
@@ -73,10 +73,8 @@ def obstacle(model: GPT) -> str | None:
 
 
 def _by_columns(weight: Tensor) -> Array:
-    """A copy that is kept column by column: its product with a vector adds long columns instead of summing short rows.
-
-    In strips, as both sides of a strip fit the cache: in one go, numpy and PyTorch take three to five times as long.
-    """
+    """A column-major copy of a matrix: its product with a vector adds long columns instead of summing short rows."""
+    # In strips of 64 rows, which fit the CPU's cache: in one go numpy and PyTorch take three to five times as long.
     matrix = _array(weight)
     columns = np.empty(matrix.shape[::-1], dtype=matrix.dtype)
     for start in range(0, len(matrix), 64):
@@ -85,7 +83,7 @@ def _by_columns(weight: Tensor) -> Array:
 
 
 class _OneThread:
-    """`with ONE_THREAD:` OpenBLAS has one thread inside, and the number that it had before when all have left."""
+    """`with ONE_THREAD:` limits OpenBLAS to one thread; the last of several Python threads to leave resets it."""
 
     def __init__(self) -> None:
         self._lock, self._n_inside, self._before = threading.Lock(), 0, list[int]()
@@ -110,7 +108,7 @@ ONE_THREAD = _OneThread()
 
 
 def _threads_for(n_bytes: int) -> contextlib.AbstractContextManager[None]:
-    """As many threads as pay for matrices of at most so many bytes."""
+    """Limits OpenBLAS to one thread for matrices below SMALL."""
     return ONE_THREAD if n_bytes < SMALL else contextlib.nullcontext()
 
 
@@ -121,19 +119,19 @@ def _openblas() -> list[Any]:
 
 
 class _Forms:
-    """Matrices in another form, each made anew only where its weights have changed."""
+    """Cache of converted matrices (column-major or int8); a matrix is converted again when its weights change."""
 
     def __init__(self) -> None:
         self._before, self._now = dict[bytes, Any](), dict[bytes, Any]()
 
     def renew(self) -> None:
-        """Forget what was not asked for since the last time."""
+        """Drop entries not used since the last call."""
         self._before, self._now = self._now, {}
 
     def of(self, weight: Tensor, make: Callable[[Tensor], Any]) -> Any:
-        """`make(weight)`, or what it made of the same weights before."""
-        # A product with a fixed vector changes where any weight does by more than float32 can tell in a product. It
-        # reads a matrix at the speed of memory, which is a fraction of the time that any other form takes.
+        """`make(weight)`, cached by the weight's values."""
+        # The key is the product with a fixed random vector: it changes with any weight, up to float32 rounding, and
+        # costs one pass over the matrix, a fraction of any conversion.
         key = repr(weight.shape).encode() + (_array(weight) @ _fixed_vector(weight.shape[1])).tobytes()
         if key not in self._now:
             self._now[key] = self._before[key] if key in self._before else make(weight)
@@ -146,23 +144,24 @@ def _fixed_vector(C: int) -> Array:
 
 
 _COLUMNS: WeakKeyDictionary[GPT, _Forms] = WeakKeyDictionary()
-"""Of small models that have written, their matrices by columns."""
+"""Column-major matrices of small models, cached between texts."""
 
 
 class CPUDecode:
-    """A model's weights, as numpy reads them: it shares them with the model, or has a copy in another form."""
+    """numpy decoder of a model: shares the model's weights, or holds column-major or int8 copies."""
 
     def __init__(self, model: GPT, *, int8: bool = False, n_tokens: int = 0) -> None:
         """Read the weights.
 
         Args:
-            model: is one that `can_decode`.
-            int8: round its matrices to 8 bits, which are read faster.
-            n_tokens: that will be read one by one. For many, matrices of more rows than columns are copied, by columns:
-                on an AMD EPYC one from memory is then multiplied in 0.7 (one thread) to 0.9 (two) of the time.
+            model: supported, see `can_decode`.
+            int8: quantize the matrices to int8: a quarter of the memory traffic.
+            n_tokens: expected decode steps. From COLUMNS_PAY_FROM, matrices of more rows than columns are copied
+                column-major: on an AMD EPYC the product of one read from memory takes 0.7 (one thread) to 0.9 (two) of
+                the time.
 
         Raises:
-            UserError: PyTorch was built without products of 8 bits.
+            UserError: PyTorch was built without int8 products.
         """
         self.model, self.int8, self.n_tokens = model, int8, n_tokens
         n_bytes = sum(parameter.nbytes for parameter in model.parameters())
@@ -170,14 +169,14 @@ class CPUDecode:
         self._read()
 
     def ready(self) -> bool:
-        """Read the weights again, which may have changed.
+        """Read the weights again, as they may have changed.
 
         Raises:
-            UserError: the model is one that `can_decode` no more, and 8 bits were asked for.
+            UserError: the model has been modified so that int8 would ignore it.
         """
         why = obstacle(self.model)
         if why and self.int8:
-            raise UserError(f"int8: {why}, which the copy of the weights leaves out; load the model without int8")
+            raise UserError(f"int8: {why}, which the int8 copy of the weights ignores; load the model without int8")
         if not why:
             self._read()
         return why is None
@@ -199,20 +198,20 @@ class CPUDecode:
         blocks = [block for block in model.blocks if isinstance(block, Block)]
         windows = zip(blocks, config.windows, strict=True)
         self.blocks = [_Block(block, window, slopes, product) for block, window in windows]
-        # Products of 8 bits have threads of their own, which OpenBLAS's would get in the way of.
+        # 0 keeps OpenBLAS to one thread: int8 products have a thread pool of their own, and the two would compete.
         self.head_bytes = 0 if self.int8 else head.nbytes
         sizes = (parameter.nbytes for block in blocks for parameter in block.parameters())
         self.block_bytes = 0 if self.int8 else max(sizes)
         self._forms.renew()
 
     def takes(self, tokens: Tensor, texts: Tensor | None) -> bool:
-        """Whether these tokens are better read here than by the model, (B, T) as for `hidden`."""
+        """Whether to read these (B, T) tokens here rather than in the model; arguments as for `hidden`."""
         return self.int8 or (texts is None and tokens.numel() <= MOST_TOKENS)
 
     def hidden(self, tokens: Tensor, texts: Tensor | None, cache: KVCache) -> Tensor:
-        """(B, T) tokens behind those of the cache, which keeps them -> (B, T, C); see `GPT.hidden`.
+        """(B, T) tokens after the cached ones -> (B, T, C), extending the cache; see `GPT.hidden`.
 
-        Args: as there; texts say only what is padding.
+        Args: as there; texts only mark padding.
         """
         start, T = cache.position, tokens.shape[1]
         if texts is None and cache.texts is not None:
@@ -225,7 +224,7 @@ class CPUDecode:
         if self.absolute is not None:
             x = x + self.absolute[positions]
         rotary = None if self.rotary is None else self.rotary[:, positions, None]  # (2, B or 1, T, 1, D)
-        # exp may be infinite in silu and gelu: it is the right infinity
+        # exp may overflow to inf in SiLU and GELU: x / (1 + inf) is then 0, which is correct.
         with _threads_for(self.block_bytes), np.errstate(over="ignore"):
             for block, layer in zip(self.blocks, cache.layers, strict=True):
                 x = block(x, rotary, layer.key.numpy(), layer.value.numpy(), start, n_padding)
@@ -239,7 +238,7 @@ class CPUDecode:
 
 
 class _Block:
-    """`blocks.Block`."""
+    """numpy version of `blocks.Block`."""
 
     def __init__(self, block: Block, window: int | None, slopes: Array | None, product: Product) -> None:
         attn = block.attn
@@ -276,7 +275,7 @@ class _Block:
         if T == 1 and self.window is not None and S > self.window:
             keys, values = keys[:, :, -self.window :], values[:, :, -self.window :]
         first, n_keys = S - keys.shape[2], keys.shape[2]
-        # Query heads of one key head are queries side by side: (B, H_kv, G T, D).
+        # Grouped-query attention: the G query heads of one key head become rows, (B, H_kv, G T, D).
         grouped = query.swapaxes(1, 2).reshape(B, H_kv, -1, D)
         scores = (grouped @ keys.swapaxes(2, 3)).reshape(B, H, T, n_keys)
         scores *= self.scale
@@ -284,9 +283,9 @@ class _Block:
             scores = self.softcap * np.tanh(scores / self.softcap)
         if self.slopes is not None:
             scores = scores + self.slopes[:, None, None] * np.arange(first, S, dtype=np.float32)
-        heard = self._edges(T, first, S, n_padding)
-        if heard is not None:
-            scores = np.where(heard, scores, np.float32(-np.inf))
+        mask = self._edges(T, first, S, n_padding)
+        if mask is not None:
+            scores = np.where(mask, scores, np.float32(-np.inf))
         scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
         weights = np.exp(scores, out=scores)
         weights /= np.add.reduce(weights, axis=-1, keepdims=True)
@@ -294,7 +293,7 @@ class _Block:
         return gathered.reshape(B, H, T, D).swapaxes(1, 2)
 
     def _edges(self, T: int, first: int, S: int, n_padding: Integers | None) -> npt.NDArray[np.bool_] | None:
-        """(B or 1, 1, T, n_keys) which keys each query hears, padding itself alone; None if each hears all."""
+        """(B or 1, 1, T, n_keys) attention mask; padding attends to itself. None if every query attends to all keys."""
         if T == 1 and n_padding is None:
             return None
         keys, queries = np.arange(first, S), np.arange(S - T, S)[:, None]
@@ -316,7 +315,7 @@ def _rotate(x: Array, table: Array) -> Array:
 
 
 def _product(weight: Tensor, bias: Tensor | None, *, by_columns: _Forms | None = None) -> Function:
-    """x W^T + bias; one vector on its own is what BLAS has a kernel for."""
+    """x W^T + bias; a single vector goes to BLAS's matrix-vector kernel."""
     matrix = _array(weight)
     if by_columns is not None and matrix.shape[0] > matrix.shape[1]:
         matrix = by_columns.of(weight, _by_columns)
@@ -332,10 +331,10 @@ def _product(weight: Tensor, bias: Tensor | None, *, by_columns: _Forms | None =
 
 
 def _product_of_int8(weight: Tensor, bias: Tensor | None, *, forms: _Forms) -> Function:
-    """x W^T + bias with 8 bits a weight and a scale a row; x is rounded to 7 bits, as AVX2's sums of products need.
+    """x W^T + bias with int8 weights and a scale per row; x is rounded to 7 bits, else AVX2's sums overflow.
 
-    FBGEMM rounds all vectors of a call by their common range. A vector is to be the same whatever is beside it, so each
-    is brought to the range from -1 to 1, and two more channels, of weight 0, hold the ends of that range.
+    FBGEMM quantizes all vectors of a call by their common range, so results would depend on the batch. Here each vector
+    is scaled to [-1, 1], and two extra channels of weight 0 hold -1 and 1, which fixes the range.
     """
     C, matrix = weight.shape[1], forms.of(weight, _packed_int8)
     width = _width_of_int8(C)
@@ -366,17 +365,17 @@ def _packed_int8(weight: Tensor) -> Any:
     scales = widened.abs().amax(dim=1).clamp(min=1e-12).double() / 127
     try:
         with warnings.catch_warnings():
-            # PyTorch means to drop these types. Without VNNI the others are slower: oneDNN's and PyTorch's own products
-            # of 8 bits took as long as float32's, or thrice as long.
+            # PyTorch deprecates these types. Without VNNI the alternatives are slower: oneDNN's and PyTorch's own int8
+            # products took as long as float32's, or three times as long.
             warnings.simplefilter("ignore")
             rounded = torch.quantize_per_channel(widened, scales, torch.zeros(N, dtype=torch.int64), 0, torch.qint8)
             return torch.ops.quantized.linear_prepack(rounded, None)
     except (RuntimeError, AttributeError) as error:
-        raise UserError(f"int8: not to be had here ({str(error).splitlines()[0]}); leave it out") from None
+        raise UserError(f"int8: not available here ({str(error).splitlines()[0]}); leave it out") from None
 
 
 def _norm(module: nn.Module) -> Function:
-    """`norms.make_norm`, or the identity."""
+    """numpy version of the model's RMSNorm or LayerNorm, or the identity."""
     if isinstance(module, nn.Identity):
         return lambda x: x
     assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
@@ -386,7 +385,7 @@ def _norm(module: nn.Module) -> Function:
     bias = _array(module.bias) if isinstance(module, nn.LayerNorm) and module.bias is not None else None
 
     def norm(x: Array) -> Array:
-        if x.size == C:  # one vector: its sums are numbers, which Python divides sooner than numpy
+        if x.size == C:  # one vector: its sums are scalars, faster in Python than in numpy
             flat = x.reshape(C)
             if mean is not None:
                 flat = flat - flat.dot(mean)

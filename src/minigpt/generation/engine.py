@@ -1,7 +1,7 @@
-"""Prompts -> tokens, as they are drawn: prefill reads what is there, decode reads one more token of each row.
+"""The generation loop: prompts -> tokens, by a prefill of each prompt and then one decode step per token.
 
-The loop owns what moves: the rows' tokens, their random states, and the cache's position. A row is the same alone and
-in any batch: it has its own seed, positions that count from its own beginning, and its own edge of the context.
+The loop owns all state: the rows' tokens, their random generators, and the cache's position. A row's tokens do not
+depend on its batch: it has its own generator, its own positions from 0, and its own context window.
 """
 
 from __future__ import annotations
@@ -26,57 +26,57 @@ from minigpt.model.compiling import compiled
 from minigpt.model.gpt import GPT
 
 NO_TEXT = -1
-"""Number of the text that padding belongs to."""
+"""Document id of padding."""
 
 Logits = npt.NDArray[np.float32]
 
 Watch = Callable[[Logits, list[tuple[str, Choice]]], None]
-"""Told before each draw: the model's (V,) logits, and what each setting leaves of them, see `sampling.narrowed`."""
+"""Called before each draw with the model's (V,) logits and the tokens left after each filter (`sampling.narrowed`)."""
 
 
 @dataclass(eq=False)
 class Row:
-    """One text in the making."""
+    """One sequence being generated."""
 
     tokens: list[int]
-    """The prompt, and what was drawn; whoever reads the stream leaves it alone."""
+    """The prompt and the generated tokens; read-only for the loop's callers."""
     generator: torch.Generator
     index: int
-    """Which prompt of the call it continues, counted over all samples."""
+    """Number of the sample among all samples of the call."""
     n_prompt: int
     restrict: Callable[[Sequence[int]], Mask | None] | None = None
-    """The tokens drawn so far -> which of the first so many tokens may follow; None for any."""
+    """Generated tokens -> mask (n,) of the first n token ids that may follow, others excluded; None for any."""
     watch: Watch | None = None
     log_probabilities: list[float] = field(default_factory=list)
-    """Of each token drawn: what the model gave it, before any filter."""
+    """Of each generated token, in nats, under the model before any filter."""
     stopped_by: int | None = None
     """The stop token that ended it."""
     ended: str | None = None
-    """Why it ended: `stop_token`, `length` or `context`, or what a reader of the stream set; None while it goes on."""
+    """`stop_token`, `length` or `context`, or set by the caller to end the row; None while it goes on."""
 
     @property
     def n_drawn(self) -> int:
-        """How many tokens were written."""
+        """Number of generated tokens."""
         return len(self.tokens) - self.n_prompt
 
     @property
     def drawn(self) -> list[int]:
-        """What was written after the prompt; of a row that ended at a stop token, without it."""
+        """The generated tokens, without a stop token."""
         return self.tokens[self.n_prompt :]
 
 
 class Reader(Protocol):
-    """What reads tokens in the model's place; shapes as for `GPT`."""
+    """A fast path that computes hidden states and logits in place of the model; shapes as for `GPT`."""
 
     def ready(self) -> bool:
-        """Asked before each text: whether it computes what the model does as it is now, its hooks included.
+        """Whether it computes the same as the model does now, hooks included; called before each text.
 
         Raises:
-            UserError: it does not, and the model would compute something else than was asked for.
+            UserError: it does not, and falling back to the model would ignore a setting such as int8.
         """
 
     def takes(self, tokens: Tensor, texts: Tensor | None) -> bool:
-        """Whether it reads these, or leaves them to the model."""
+        """Whether to use it for these tokens; otherwise the model reads them."""
 
     def hidden(self, tokens: Tensor, texts: Tensor | None, cache: KVCache) -> Tensor: ...
 
@@ -84,7 +84,7 @@ class Reader(Protocol):
 
 
 class CompiledDecode:
-    """A model whose decoding goes through torch.compile."""
+    """The model with decode steps compiled by torch.compile."""
 
     def __init__(self, model: GPT) -> None:
         self.model = model
@@ -92,11 +92,11 @@ class CompiledDecode:
         self.logits = model.logits
 
     def ready(self) -> bool:
-        """Compiled code does not ask for hooks again; all else that changes it compiles anew."""
+        """False where the model has hooks: compiled code does not check for new ones. Other changes recompile."""
         return intervention(self.model) is None
 
     def takes(self, tokens: Tensor, texts: Tensor | None) -> bool:
-        """Prompts are left to the model: each new length would be compiled."""
+        """True for decode steps; prompts are read uncompiled, since each new length would compile again."""
         return tokens.shape[1] == 1 and texts is None
 
 
@@ -104,18 +104,24 @@ class CompiledDecode:
 def generate(
     model: GPT, rows: Sequence[Row], config: GenerationConfig, reader: Reader | None = None
 ) -> Iterator[list[Row]]:
-    """Draw a token for each row that goes on, and yield those rows, until all have ended.
+    """Draw one token for each unfinished row and yield these rows, until all rows have ended.
 
-    A row that ends is taken out of the batch, and one that a reader of the stream ends as well.
+    Finished rows leave the batch; a caller ends a row early by setting `row.ended`.
 
     Args:
         model: in eval mode.
         rows: prompts of at least one token; rows of one prompt share its prefill.
-        config: how tokens are drawn, and where a row ends; seed and stop texts are for whoever makes the rows. A stop
-            token is not kept. Where the context is full, "slide" reads the last three quarters of it anew, with
-            positions from 0, which costs a prefill every quarter of a context. With draft_tokens the last row that is
-            left guesses what comes (`lookup`), and reads all of its guess at once: what it draws is the same.
-        reader: reads what it takes; on a CPU numpy when not given, see `cpu_decode`.
+        config: sampling settings and limits; its seed and stop strings are ignored here (`Writer` applies them). A stop
+            token is not kept. When the context is full, "slide" re-reads its last three quarters with positions from 0,
+            which costs a prefill every quarter of a context. With draft_tokens, a batch of one row verifies a
+            prompt-lookup draft (`lookup`) in one pass; its tokens are the same.
+        reader: fast path; by default `CPUDecode` for models that it supports.
+
+    Yields:
+        The rows that have a new token, which is the last of `row.tokens`.
+
+    Raises:
+        UserError: logits are NaN or inf, or no token is left to draw.
     """
     going = list(rows)
     batch = _Batch(model, config, reader)
@@ -139,11 +145,11 @@ def generate(
 
 
 def _draw(logits: Logits, row: Row, config: GenerationConfig) -> None:
-    """A token for the row, or its end."""
+    """Append a token to the row, or end it at a stop token."""
     largest = logits.max()
     total = largest + np.log(np.exp(logits - largest).sum())
     if not np.isfinite(total):
-        raise UserError("the model's logits are no finite numbers: its weights are damaged, or its training diverged")
+        raise UserError("the model's logits are NaN or inf: its weights are damaged, or its training diverged")
     stages = list(narrowed(logits, config, row.tokens, _permitted(row, len(logits), config)))
     if row.watch is not None:
         row.watch(logits, stages)
@@ -156,7 +162,7 @@ def _draw(logits: Logits, row: Row, config: GenerationConfig) -> None:
 
 
 def _permitted(row: Row, V: int, config: GenerationConfig) -> Mask | None:
-    """(V,) which tokens may come where the row is, None for all: what it must begin with, and its least length."""
+    """(V,) mask of the tokens that `restrict` and min_new_tokens permit next; None for all."""
     wanted = None if row.restrict is None else row.restrict(row.drawn)
     too_short = row.n_drawn < config.min_new_tokens
     if wanted is None and not too_short:
@@ -170,7 +176,7 @@ def _permitted(row: Row, V: int, config: GenerationConfig) -> Mask | None:
 
 
 class _Batch:
-    """What the model has read of which rows."""
+    """The unfinished rows and the KV cache of what the model has read of them."""
 
     def __init__(self, model: GPT, config: GenerationConfig, reader: Reader | None) -> None:
         self.model, self.config, self.device = model, config, next(model.parameters()).device
@@ -185,17 +191,18 @@ class _Batch:
         self.cache: KVCache | None = None
 
     def draft(self, rows: Sequence[Row]) -> list[int]:
-        """What may come after the last row that is left, as far as its cache has room."""
+        """Prompt-lookup draft for a batch of one row, limited by the room in its cache; else empty."""
         if not self.config.draft_tokens or len(rows) > 1 or self.cache is None:
             return []
         (row,), cache = rows, self.cache
-        if not self._has_read([row]) or any(layer.summed for layer in cache.layers):  # sums cannot be taken back
+        # Linear attention's sums cannot drop the rejected tokens of a draft.
+        if not self._has_read([row]) or any(layer.summed for layer in cache.layers):
             return []
         room = min(cache.n_tokens - cache.position, self.config.max_new_tokens - row.n_drawn) - 1
         return lookup(row.tokens, min(self.config.draft_tokens, room))
 
     def logits(self, rows: Sequence[Row], draft: Sequence[int] = ()) -> Tensor:
-        """(B, 1 + draft, V) of what follows each row and each token of a draft."""
+        """(B, 1 + draft, V) logits of the token after each row and after each token of the draft."""
         if self.cache is not None and len(rows) < len(self.rows):
             self._keep(rows)
         if self.cache is None or not self._has_read(rows):
@@ -204,12 +211,12 @@ class _Batch:
         return self._read(self.cache, tokens, n_wanted=1 + len(draft))
 
     def take_back(self, n_tokens: int) -> None:
-        """The last tokens of a draft were wrong."""
+        """Drop the last tokens from the cache: the rejected part of a draft."""
         if self.cache is not None:
             self.cache.position -= n_tokens
 
     def _has_read(self, rows: Sequence[Row]) -> bool:
-        """Whether the cache holds all of the rows' windows but their last tokens, and has room for these."""
+        """Whether the cache holds the rows' windows except their last tokens, and has room for these."""
         assert self.cache is not None
         return self._starts(rows) == self.starts and self.cache.position < self.cache.n_tokens
 
@@ -223,7 +230,7 @@ class _Batch:
         self.rows, self.starts = [self.rows[i] for i in kept], [self.starts[i] for i in kept]
 
     def _read(self, cache: KVCache, tokens: Tensor, texts: Tensor | None = None, n_wanted: int = 1) -> Tensor:
-        """(B, n_wanted, V) of what follows the last of the tokens (B, T), which the cache keeps."""
+        """(B, n_wanted, V) logits at the last of the (B, T) tokens, which are added to the cache."""
         own = self.reader is not None and self.reader.takes(tokens, texts)
         if self.calls_forward and not own:
             logits: Tensor = self.model(tokens, texts, cache)[:, -n_wanted:]
@@ -234,7 +241,7 @@ class _Batch:
         return logits
 
     def _prefill(self, rows: Sequence[Row]) -> Tensor:
-        """Read the rows' windows, each different one once, from the left-padded width of the longest."""
+        """Logits after the rows' windows, left-padded to the longest; equal windows are read once."""
         self.rows, self.starts = list(rows), self._starts(rows)
         windows = [tuple(row.tokens[start:]) for row, start in zip(rows, self.starts, strict=True)]
         different = list(dict.fromkeys(windows))
@@ -254,7 +261,7 @@ class _Batch:
 
     def _texts(self, tokens: Tensor, n_padding: list[int]) -> Tensor | None:
         if not any(n_padding):
-            return None  # each row is one text, or the model finds out where texts begin
+            return None  # no padding: with document_mask the model itself finds the document boundaries
         config = self.model.config
         padding = (
             torch.arange(tokens.shape[1], device=self.device) < torch.tensor(n_padding, device=self.device)[:, None]
@@ -264,6 +271,6 @@ class _Batch:
 
 
 def window_start(n_tokens: int, context_length: int) -> int:
-    """The first token that is read of a text: 0 while it fits the context, then on by quarters of it."""
+    """Index of the first token in the context window: 0 while the text fits, then advancing by quarters of a context."""
     step = max(1, context_length // 4)
     return max(0, -(-(n_tokens - context_length) // step)) * step

@@ -1,4 +1,4 @@
-"""A trained model that writes: text in, text, tokens and log-probabilities out."""
+"""The Python API of generation: `Writer` turns prompts into text, tokens and log-probabilities, and scores texts."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from minigpt.runs.loading import load_model
 
 @dataclass(frozen=True)
 class Written:
-    """A prompt and what was written after it."""
+    """A prompt and its generated continuation."""
 
     prompt: str
-    """The text of it, also where token ids were given."""
+    """As text, also where token ids were given."""
     prompt_tokens: tuple[int, ...]
-    """As they were read; spaces at the prompt's end are left to the tokens that follow."""
+    """As the model read them, without spaces at the end of the prompt (token healing)."""
     text: str
-    """The new text alone."""
+    """The generated text alone."""
     tokens: tuple[int, ...]
-    """That were drawn, those of a stop string too."""
+    """The generated tokens, including those of a stop string."""
     log_probabilities: tuple[float, ...]
-    """Of each of them, in nats: what the model gave it, before temperature and filters."""
+    """Of each generated token, in nats, before temperature and filters."""
     ended: str
     """`end_of_text`, `stop`, `stop_token`, `length` or `context`."""
     seed: int
@@ -46,18 +46,18 @@ class Written:
 
 @dataclass(frozen=True)
 class Score:
-    """How well a text is predicted."""
+    """Loss of a model on a text."""
 
     loss: float
     """Mean nats per token."""
     bits_per_byte: float
     tokens: tuple[int, ...]
     log_probabilities: tuple[float, ...]
-    """Of each token after those before it, in nats."""
+    """Of each token given the previous ones, in nats."""
 
 
 class Writer:
-    """A trained model, ready to write."""
+    """A trained model with its tokenizer, ready to generate and to score text."""
 
     def __init__(
         self,
@@ -68,14 +68,14 @@ class Writer:
         reader: Reader | None = None,
         first_prompt: str = "",
     ) -> None:
-        """Open a model for writing.
+        """Wrap a model.
 
         Args:
             model: in eval mode.
-            tokenizer: that it was trained with.
-            from_start: for models of whole texts (data.mode=examples): a prompt is the beginning of one.
+            tokenizer: the one it was trained with.
+            from_start: prepend end-of-text to text prompts, for models trained on whole texts (data.mode=examples).
             reader: see `engine.generate`.
-            first_prompt: of those that were continued while the model trained; `sample.py` writes after it by default.
+            first_prompt: the first of the run's sampling prompts; the default prompt of `sample.py`.
         """
         self.model, self.tokenizer, self.from_start, self.reader = model, tokenizer, from_start, reader
         self.first_prompt = first_prompt
@@ -86,19 +86,19 @@ class Writer:
 
         Args:
             path: of one of these.
-            device: where to compute.
-            int8: with weights of 8 bits, on a CPU: two thirds of the time a token or less, for large models only.
-            compile: through torch.compile, which takes a minute first: for a GPU; on a CPU it is slower than without.
+            device: cpu, cuda, cuda:1, mps.
+            int8: quantize weights to int8, on a CPU: two thirds of the time per token or less, for large models only.
+            compile: decode with torch.compile, which takes about a minute first. For GPUs: on a CPU it is slower.
 
         Raises:
-            UserError: see `load_model`; or int8 and a model that cannot be read so.
+            UserError: see `load_model`; or int8 for a model that does not support it.
         """
         loaded = load_model(path, device)
         model = loaded.model
         reader: Reader | None = None
         if int8 and not can_decode(model):
             raise UserError(
-                f"int8: is for models with similarity=scaled_dot and without document_mask, on the CPU; {path} is none"
+                f"int8: needs a model with similarity=scaled_dot and without document_mask, on the CPU; {path} is not"
             )
         if int8 and compile:
             raise UserError("int8 and compile are both given: leave one out")
@@ -117,16 +117,16 @@ class Writer:
     def generate(
         self, prompt: Prompt = "", config: GenerationConfig | None = None, *, watch: Watch | None = None, **changes: Any
     ) -> Written:
-        """Continue a prompt; an empty one starts a document.
+        """Continue a prompt; an empty one starts a new document.
 
         Args:
-            prompt: text; or token ids, as a list or a 1-D tensor, which are read just as they are.
-            config: how; the defaults of `sample.py` when not given.
-            watch: told what each token is drawn from, before it is.
+            prompt: text; or token ids, as a list or a 1-D tensor, which are read unchanged.
+            config: generation settings; the defaults of `sample.py` if None.
+            watch: called before each draw, see `engine.Watch`.
             changes: single settings, as in generate("def ", temperature=0, seed=3).
 
         Raises:
-            UserError: a prompt that does not fit or cannot be encoded, or a setting that cannot be.
+            UserError: the prompt is too long or cannot be encoded, or a setting is invalid.
         """
         config = _changed(config, changes)
         (stream,) = self._streams([prompt], 1, config)
@@ -136,13 +136,13 @@ class Writer:
     def generate_many(
         self, prompts: Iterable[Prompt], config: GenerationConfig | None = None, *, num_samples: int = 1, **changes: Any
     ) -> list[Written]:
-        """Continue several prompts side by side, each num_samples times, with seeds seed, seed + 1, ...
+        """Continue several prompts as one batch, each num_samples times, with seeds seed, seed + 1, ...
 
         Returns:
             The samples of the first prompt, then those of the second, ...
 
         Raises:
-            UserError: as for `generate`; or a single text in place of a list of them.
+            UserError: as for `generate`; or prompts is a single text instead of a list.
         """
         if isinstance(prompts, str | bytes) or not isinstance(prompts, Iterable):
             raise UserError(f'prompts={prompts!r}: expected a list of prompts, as in generate_many(["def ", "class "])')
@@ -155,32 +155,33 @@ class Writer:
     def stream(
         self, prompt: Prompt = "", config: GenerationConfig | None = None, *, watch: Watch | None = None, **changes: Any
     ) -> Iterator[str]:
-        """The new text, piece by piece as it is written. Arguments and errors as for `generate`."""
+        """Yield the generated text as tokens are drawn. Arguments and errors as for `generate`."""
         config = _changed(config, changes)
         (stream,) = self._streams([prompt], 1, config)
         stream.row.watch = watch
         return (text for _, text in self._run([stream], config))
 
     def check(self, prompt: Prompt, config: GenerationConfig) -> None:
-        """Raise the UserError that `generate` would, without writing."""
+        """Raise the UserError that `generate` would, without generating."""
         n_tokens = self.tokenizer.vocab_size
         for name in ("forbidden_tokens", "stop_tokens"):
             if wrong := [token for token in getattr(config, name) if not 0 <= token < n_tokens]:
-                raise UserError(f"{name}: there is no token {wrong[0]}, as there are {n_tokens}")
+                raise UserError(f"{name}: there is no token {wrong[0]}: the vocabulary has {n_tokens}")
         if len(set(config.forbidden_tokens)) == n_tokens:
-            raise UserError("forbidden_tokens: nothing is left to write; leave some out")
+            raise UserError("forbidden_tokens: no token is left to draw; leave some out")
         encode_prompt(self.tokenizer, prompt, self.model.config.context_length, from_start=self.from_start)
 
     def score(self, text: Prompt) -> Score:
-        """Loss of any text, from the beginning of a document, in windows that overlap by half where it is long.
+        """Loss of a text, read as the beginning of a document.
 
-        Each token is predicted from at least half a context before it, or from the text's beginning.
+        A text longer than the context is scored in windows that overlap by half, so that each token is predicted from
+        at least half a context, or from the beginning of the text.
 
         Args:
-            text: or token ids, as a list or a 1-D tensor.
+            text: text, or token ids as a list or a 1-D tensor.
 
         Raises:
-            UserError: the text is empty, or the tokenizer does not know some of it.
+            UserError: the text is empty, or cannot be encoded.
         """
         tokens = token_ids(self.tokenizer, text)
         own = [token for token in tokens if token != self.tokenizer.end_of_text]
@@ -193,7 +194,7 @@ class Writer:
 
     @torch.inference_mode()
     def _log_probabilities(self, tokens: Sequence[int]) -> list[float]:
-        """Of every token but the first."""
+        """Log-probability of every token but the first, in nats."""
         T, device = self.model.config.context_length, next(self.model.parameters()).device
         reader = self.reader if self.reader is not None and self.reader.ready() else None
         found: list[float] = []
@@ -206,7 +207,7 @@ class Writer:
         return found
 
     def _logits(self, tokens: Tensor, reader: Reader | None) -> Tensor:
-        """(1, T) -> (1, T, V), by what writes as well."""
+        """(1, T) -> (1, T, V), by the same code path that generates."""
         if reader is None or not reader.takes(tokens, None):
             logits: Tensor = self.model(tokens)
             return logits
@@ -216,7 +217,7 @@ class Writer:
 
     def _streams(self, prompts: Sequence[Prompt], num_samples: int, config: GenerationConfig) -> list[_Stream]:
         for prompt in prompts:
-            self.check(prompt, config)  # judged as the user wrote it
+            self.check(prompt, config)  # before spaces are removed, so that messages fit the user's prompt
         return [
             _Stream(self, prompt, i * num_samples + sample, config.seed + sample, config.stops)
             for i, prompt in enumerate(prompts)
@@ -229,7 +230,8 @@ class Writer:
         return [stream.written() for stream in streams]
 
     def _run(self, streams: Sequence[_Stream], config: GenerationConfig) -> Iterator[tuple[_Stream, str]]:
-        """Write all; each piece of text comes with its stream."""
+        """Generate all streams, yielding text as it is complete, with its stream."""
+        # Token ids beyond the tokenizer's exist where the model's vocab_size is rounded up; they must not be drawn.
         padding = range(self.tokenizer.vocab_size, self.model.config.vocab_size or 0)
         config = dataclasses.replace(
             config,
@@ -248,7 +250,7 @@ class Writer:
 
 
 class _Stream:
-    """One text in the making, and what of it has been shown."""
+    """One sample: its row in the engine, and its text so far."""
 
     def __init__(self, writer: Writer, prompt: Prompt, index: int, seed: int, stop: Sequence[str]) -> None:
         tokenizer, context_length = writer.tokenizer, writer.model.config.context_length
@@ -288,7 +290,7 @@ class _Stream:
 
 def _changed(config: GenerationConfig | None, changes: dict[str, Any]) -> GenerationConfig:
     if not isinstance(config, GenerationConfig | None):
-        raise UserError(f"config={config!r}: expected a GenerationConfig; or single settings, as in temperature=0.7")
+        raise UserError(f"config={config!r}: expected a GenerationConfig, or single settings such as temperature=0.7")
     known = [field.name for field in dataclasses.fields(GenerationConfig)]
     if unknown := sorted(set(changes) - set(known)):
         raise UserError(f"{unknown[0]}: no such setting; there are {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""A text's tokens -> a guess of the next ones: what followed where the text said the same before."""
+"""Prompt-lookup drafts: what followed an earlier occurrence of the last tokens."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 
 LOOKED_UP = (4, 3, 2)
-"""Numbers of tokens that a draft is looked up by: after one alone too much may follow."""
+"""Lengths of the n-grams to match, longest first; a single token predicts too little."""
 
 
 def lookup(tokens: Sequence[int], most: int) -> list[int]:
-    """What followed where the text's last tokens stood before (Saxena 2023).
+    """The draft of prompt-lookup decoding (Saxena 2023, https://github.com/apoorvumang/prompt-lookup-decoding).
 
-    The guess of prompt-lookup decoding, https://github.com/apoorvumang/prompt-lookup-decoding: the longest of LOOKED_UP
-    that stood before counts, and of its places the latest.
+    Finds the latest earlier occurrence of the text's last n tokens, for the largest n of LOOKED_UP that has one.
 
     Returns:
-        At most so many tokens, none where nothing stood before.
+        At most `most` tokens that followed there; empty if there is no match.
     """
     text = np.array(tokens)
     for n in LOOKED_UP:

@@ -1,7 +1,7 @@
-"""A model -> whether it is just what `GPT(config)` builds, or has hooks, patches or other modules.
+"""Detects modified models: hooks, patches or modules that differ from what `GPT(config)` builds.
 
-Researchers put hooks on a module, replace it (LoRA, Hu et al. 2021) or patch its `forward`. The modules then compute
-something else than their weights say, so a fast path that reads only the weights must leave such a model alone.
+Researchers put hooks on a module, replace it (LoRA, Hu et al. 2021) or patch its `forward`. A fast path that reads only
+the weights would ignore such a change, so it must not be used then.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from minigpt.model.attention import Attention
 from minigpt.model.gpt import GPT
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-"""Where torch keeps a module's hooks; it has no public question for them."""
+"""Attributes in which torch keeps a module's hooks; it has no public API to ask for them."""
 GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
-"""Those for every module, in torch.nn.modules.module."""
+"""Global hooks, in torch.nn.modules.module."""
 
 
 class Part(NamedTuple):
-    """What a module is, but for the values and the sizes of its weights."""
+    """A module's class and its tensors' types, without their values and sizes."""
 
     kind: type[nn.Module]
     tensors: dict[str, tuple[type[Tensor], torch.dtype, str] | None]
@@ -47,10 +47,10 @@ class Part(NamedTuple):
 
 
 def difference(model: nn.Module) -> str | None:
-    """Where a model is not what `GPT(model.config)` builds on the CPU; None where only its weights are its own.
+    """The first difference of a model from what `GPT(model.config)` builds on the CPU; None if only weights differ.
 
-    Sizes of weights are not compared, as whatever reads the weights sees them. It takes a third of a millisecond for 4
-    layers: little before a text, much before each token.
+    Sizes of weights are not compared: the fast path reads those from the tensors. The check takes a third of a
+    millisecond for 4 layers, so make it once per text, not per token.
     """
     if type(model) is not GPT:
         return f"the model is a {type(model).__name__}, not a GPT"
@@ -72,7 +72,7 @@ def difference(model: nn.Module) -> str | None:
 
 
 def intervention(model: nn.Module) -> str | None:
-    """The first hook, capture, patched instance or active dropout in a model of any kind; None where there is none."""
+    """The first hook, capture, patched instance or active dropout in any model; None if there is none."""
     if any(getattr(nn.modules.module, name) for name in GLOBAL_HOOKS):
         return "every module has a hook"
     for name, module in model.named_modules():
@@ -82,7 +82,7 @@ def intervention(model: nn.Module) -> str | None:
 
 
 def changes_forward(model: nn.Module) -> bool:
-    """Whether a hook, a patch or a subclass changes `GPT.forward`, which `hidden` and `logits` do not go through."""
+    """Whether a hook, patch or subclass changes `GPT.forward`, which calls of `hidden` and `logits` would bypass."""
     if not isinstance(model, GPT):
         return False
     hooked = any(getattr(nn.modules.module, name) for name in GLOBAL_HOOKS) or any(vars(model)[name] for name in HOOKS)
@@ -96,11 +96,11 @@ def _intervention_in(module: nn.Module) -> str | None:
     if isinstance(module, Attention) and module.taps:
         return "is captured"
     if module.training and _dropout(module):
-        return "drops out, in train mode"
+        return "has dropout on, in train mode"
     kind: Any = type(module)
     names = _names(kind)
     if not names.isdisjoint(own):
-        return f"has a {min(names & own.keys())} of its own"
+        return f"has a patched {min(names & own.keys())}"
     return None
 
 
@@ -110,12 +110,12 @@ def _dropout(module: nn.Module) -> float:
 
 @cache
 def _names(kind: Any) -> frozenset[str]:
-    """Of a class's methods and other attributes; an instance with one of them has been patched."""
+    """Names of a class's methods and attributes; an instance that has one in its __dict__ has been patched."""
     return frozenset(dir(kind)) - {"__dict__", "__doc__", "__module__"}
 
 
 def _patched_method(kind: type) -> str | None:
-    """The first function of a class that was not written in it."""
+    """The first function of a class that was defined elsewhere."""
     for name, value in vars(kind).items():
         if isinstance(value, FunctionType) and _is_patched(kind, value):
             return name
@@ -136,7 +136,7 @@ _EXPECTED: dict[str, dict[str, Part]] = {}
 
 
 def _expected(config: GPTConfig) -> dict[str, Part]:
-    """The modules of a GPT by their names, with one block for all: those of a model of the smallest size."""
+    """The modules of a GPT by name, with one block for all; taken from a model of the smallest size."""
     sizes: dict[str, Any] = {
         "vocab_size": 1,
         "context_length": 1,

@@ -1,9 +1,9 @@
-"""Logits of the next token -> the token drawn.
+"""Sampling: logits of the next token -> the token drawn.
 
-What narrows the choice is applied in this order, each to what the one before has left: forbidden tokens, the penalty of
-repetitions, temperature, top_k, top_p, min_p. It is Hugging Face's order, so the same settings mean the same there.
+Filters apply in Hugging Face's order, each to what the previous one left, so equal settings mean the same there:
+forbidden tokens, repetition penalty, temperature, top_k, top_p, min_p.
 
-In numpy and for one row at a time: a draw looks at many numbers once, and PyTorch's calls would take longer than that.
+In numpy, one row at a time: for so little arithmetic PyTorch's call overhead would dominate.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from minigpt.config import GenerationConfig
 from minigpt.errors import UserError
 
 FIRST = 256
-"""Likeliest tokens that are sorted for top_p at first: sorting all of a large vocabulary costs more than the model."""
+"""Tokens sorted for top_p at first; sorting a whole large vocabulary would take longer than the model."""
 
 Mask = npt.NDArray[np.bool_]
 
 
 class Choice(NamedTuple):
-    """The tokens that may still be drawn."""
+    """The tokens left to sample from, with their logits."""
 
     tokens: npt.NDArray[np.int64]
     """(n,) ids, ascending."""
     logits: npt.NDArray[np.float64]
-    """(n,) of each."""
+    """(n,) logits."""
 
     def kept(self, mask: Mask) -> Choice:
-        """Those that a mask (n,) says."""
-        index = np.flatnonzero(mask)  # looking up a few is faster than passing over many
+        """The tokens where a mask (n,) is true."""
+        index = np.flatnonzero(mask)  # indexing a few is faster than a boolean mask over many
         return Choice(self.tokens[index], self.logits[index])
 
 
@@ -44,16 +44,16 @@ def narrowed(
     seen: Sequence[int] = (),
     permitted: Mask | None = None,
 ) -> Iterator[tuple[str, Choice]]:
-    """What each setting that is on leaves to choose from, in their order.
+    """Apply the filters in order, yielding the tokens left after each.
 
     Args:
-        logits: (V,), left as they are.
-        config: which filters; a temperature of 0 narrows nothing more, as the likeliest token is left by all.
-        seen: the tokens that count as repeated.
-        permitted: (V,) the tokens that may come at this place at all; None for all.
+        logits: (V,), not modified.
+        config: the filters; at temperature 0 later ones are skipped, since they all keep the likeliest token.
+        seen: tokens that repetition_penalty applies to.
+        permitted: (V,) tokens allowed at this position; None for all.
 
     Yields:
-        The setting's name and what it leaves; first "permitted".
+        Name of the setting and the tokens left; first "permitted".
 
     Raises:
         UserError: no token is left.
@@ -93,36 +93,36 @@ def narrowed(
 
 
 def draw(choice: Choice, temperature: float, generator: torch.Generator) -> int:
-    """One token, from the row's own random state, so that no row depends on those beside it.
+    """Draw one token by inverse transform sampling, with the row's own generator so that rows stay independent.
 
     Args:
-        choice: as the last of `narrowed`.
-        temperature: 0 takes the likeliest.
-        generator: on the CPU; one number is taken from it.
+        choice: the last one from `narrowed`.
+        temperature: 0 is greedy.
+        generator: on the CPU; one number is drawn from it, at temperature 0 none.
     """
     if temperature == 0:
         return int(choice.tokens[choice.logits.argmax()])
-    reached = np.exp(choice.logits - choice.logits.max()).cumsum()  # the distribution's quantiles, times a factor
-    height = torch.rand(1, generator=generator, dtype=torch.float64).item()
-    # To the right of equal values and never at the very top: a token of no probability adds nothing and is passed over.
-    place = np.searchsorted(reached, height * (1 - 2.0**-52) * reached[-1], side="right")
+    cumulative = np.exp(choice.logits - choice.logits.max()).cumsum()  # unnormalised
+    uniform = torch.rand(1, generator=generator, dtype=torch.float64).item()
+    # side="right" and a factor below 1 never select a token of probability 0, at either end.
+    place = np.searchsorted(cumulative, uniform * (1 - 2.0**-52) * cumulative[-1], side="right")
     return int(choice.tokens[place])
 
 
 def _among(tokens: Sequence[int], V: int) -> Mask:
-    """(V,) whether each token is one of these."""
+    """(V,) mask of these tokens."""
     mask = np.zeros(V, dtype=np.bool_)
     mask[list(tokens)] = True
     return mask
 
 
 def _likeliest(logits: npt.NDArray[np.float64], n: int) -> npt.NDArray[np.float64]:
-    """The n largest, in any order."""
+    """The n largest logits, unsorted."""
     return np.partition(logits, len(logits) - n)[-n:]
 
 
 def _edge(logits: npt.NDArray[np.float64], top_p: float) -> float:
-    """The smallest logit among the likeliest tokens whose probabilities reach top_p."""
+    """The smallest logit in the nucleus: the likeliest tokens whose probabilities add up to top_p."""
     largest = logits.max()
     total, n = np.exp(logits - largest).sum(), FIRST
     while True:

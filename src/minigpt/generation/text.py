@@ -1,4 +1,4 @@
-"""Prompts as text -> token ids, and drawn tokens -> text as it may be shown."""
+"""Encoding of prompts to token ids, and streaming decoding of generated tokens."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Prompt = str | Sequence[int] | Tensor
 
 
 def token_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
-    """Token ids of a text; those that are given as such are checked.
+    """Encode a text, or check token ids.
 
     Raises:
-        UserError: it is neither text nor token ids, or has a character or token that the tokenizer does not know.
+        UserError: neither text nor token ids, or a character or token unknown to the tokenizer.
     """
     if isinstance(prompt, str):
         return tokenizer.encode(prompt)
@@ -32,15 +32,15 @@ def token_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
         raise UserError(f"prompt={prompt!r}: expected text, or a list or a 1-D tensor of token ids")
     tokens = [index(each) for each in values]
     if wrong := [token for token in tokens if not 0 <= token < tokenizer.vocab_size]:
-        raise UserError(f"prompt: there is no token {wrong[0]}, as there are {tokenizer.vocab_size}")
+        raise UserError(f"prompt: there is no token {wrong[0]}: the vocabulary has {tokenizer.vocab_size}")
     return tokens
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, context_length: int, *, from_start: bool = False) -> list[int]:
-    """Token ids of a prompt; an empty one, or each text with `from_start`, begins where a document begins.
+    """Token ids of a prompt; end-of-text is prepended to an empty one, and with `from_start` to any text.
 
     Raises:
-        UserError: the prompt does not fit the context, or has a character that the tokenizer does not know.
+        UserError: the prompt is longer than the context, or has a character unknown to the tokenizer.
     """
     tokens = token_ids(tokenizer, prompt)
     if (from_start and isinstance(prompt, str)) or not tokens:
@@ -48,24 +48,24 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, context_length: int, *, 
     if len(tokens) > context_length:
         raise UserError(
             f"the prompt has {len(tokens)} tokens, but the model reads at most {context_length}: "
-            "shorten it, or train with a longer model.context_length"
+            "shorten it, or train with a larger model.context_length"
         )
     return tokens
 
 
 class Beginning:
-    """Bytes that new text must begin with: tokens are drawn among those that agree with what is left of them.
+    """Token healing for spaces at the end of a prompt: restricts the new text to begin with given bytes.
 
-    A tokenizer writes the spaces at a prompt's end as the beginning of the next word (" name"), and a model that is
-    handed a lone " " has hardly ever seen one there. So they are taken back, and demanded of the new text instead.
+    BPE attaches a space to the following word (" name"), so a prompt that ends in a lone " " is rare in training. The
+    spaces are removed from the prompt, and the first tokens drawn must spell them.
     """
 
     def __init__(self, texts: Sequence[bytes], text: bytes) -> None:
-        """Args: texts of all tokens, see `token_texts`."""
+        """Args: texts of all tokens, see `token_texts`; text to begin with."""
         self.text, self._texts = text, texts
 
     def __call__(self, drawn: Sequence[int]) -> Mask | None:
-        """Which tokens agree with what is left after those that were drawn; None where nothing is left."""
+        """(n,) mask of the tokens that fit the bytes still missing after `drawn`; None once none are missing."""
         left = self.text
         for token in drawn:
             left = left[len(self._texts[token]) :]
@@ -75,7 +75,7 @@ class Beginning:
 
 
 def token_texts(tokenizer: Tokenizer) -> list[bytes]:
-    """The text of each token; the end of a document has none."""
+    """The bytes of each token; empty for end-of-text."""
     return [
         b"" if token == tokenizer.end_of_text else tokenizer.decode_bytes([token])
         for token in range(tokenizer.vocab_size)
@@ -83,25 +83,25 @@ def token_texts(tokenizer: Tokenizer) -> list[bytes]:
 
 
 class TextStream:
-    """Tokens one by one -> text to show: never half a character, and nothing of a stop string.
+    """Decodes tokens one by one, without partial UTF-8 characters or stop strings.
 
-    What could still become a stop string is held back until it cannot.
+    Text that could be the beginning of a stop string is held back until it is decided.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), n_skipped: int = 0) -> None:
-        """Args: n_skipped characters at the beginning are not shown, as they stand in the prompt."""
+        """Args: the first n_skipped characters are dropped, since they belong to the prompt (token healing)."""
         self.tokenizer, self.stop, self.n_skipped = tokenizer, stop, n_skipped
         self.stopped = False
-        """Whether a stop string came; nothing is shown after it."""
+        """Whether a stop string was found; no text follows it."""
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
 
     def add(self, token: int) -> str:
-        """What can be shown now."""
+        """The text that is complete with this token."""
         return self._shown(self._decoder.decode(self.tokenizer.decode_bytes([token])), final=False)
 
     def end(self) -> str:
-        """What is left when no token follows."""
+        """The remaining text, when no token follows."""
         return self._shown(self._decoder.decode(b"", final=True), final=True)
 
     def _shown(self, text: str, *, final: bool) -> str:
@@ -120,5 +120,5 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of the text that is a beginning of the stop string."""
+    """Length of the longest suffix of the text that is a proper prefix of the stop string."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
