@@ -167,7 +167,7 @@ RUNS = [
     on("sample torn.safetensors", "torn.safetensors: damaged or incomplete"),
     on("sample evil.ckpt", "evil.ckpt: "),
     on("sample https://x.org/a.ckpt", "https://x.org/a.ckpt", "download it first"),
-    on("sample runs/tiny --device cuda:99", "device=cuda:99: not to be had here"),
+    on("sample runs/tiny --device cuda:99", "device=cuda:99: not available here"),
     on("sample runs/tiny --prompt_file nowhere", "--prompt_file nowhere: no such file or directory"),
     on("sample runs/tiny --prompt_file latin.txt", "--prompt_file latin.txt: not UTF-8 text (byte 3)"),
     on("sample runs/tiny --prompts torn.jsonl --out o.jsonl", "torn.jsonl:1: not JSON", '{"prompt": "def ", '),

@@ -101,7 +101,7 @@ SAMPLING_MISTAKES: list[tuple[list[str], list[str]]] = [
     (["--prompt", "x"], ["run is missing"]),
     ([""], ["run is empty", "runs/demo"]),
     (["r", "once upon"], ["cannot place the argument 'once'"]),
-    (["--run", "r"], ["run is written without --run"]),
+    (["--run", "r"], ["run is positional: leave out --run"]),
     (["r", "--tempratur", "1"], ["unknown option --tempratur", "did you mean --temperature?"]),
     (["r", "--config", "x.yaml"], ["unknown option --config"]),
     (["r", "--prompt"], ["--prompt needs a value"]),

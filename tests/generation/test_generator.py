@@ -308,7 +308,7 @@ def test_many_prompts_may_come_one_by_one_or_as_the_rows_of_a_tensor() -> None:
         (lambda writer: writer.generate_many(["a"], num_samples="2"), "num_samples='2': must be a whole number from 1"),
         (lambda writer: writer.stream([0.5]), "prompt=[0.5]: expected text"),
         (lambda _: minigpt.load(None), "None: expected the path of a checkpoint, as a str or a Path"),
-        (lambda _: minigpt.load(".", device=[]), "device=[]: not to be had here"),
+        (lambda _: minigpt.load(".", device=[]), "device=[]: not available here"),
     ],
 )
 def test_a_call_with_values_of_another_kind_says_what_was_expected(

@@ -158,7 +158,7 @@ def test_without_checkpoints_it_is_said_how_to_get_them(tmp_path: Path, run: Run
         film(run.path, "Z", WRITING)
     with pytest.raises(UserError) as refusal:
         film(run.path, "abc", WRITING, device="nowhere")
-    assert str(refusal.value).count("device=nowhere: not to be had here") == 1
+    assert str(refusal.value).count("device=nowhere: not available here") == 1
 
 
 def test_a_run_as_training_leaves_it_makes_a_film_that_says_how_to_get_more(tiny_run: Path) -> None:

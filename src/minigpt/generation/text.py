@@ -48,7 +48,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, context_length: int, *, 
     if len(tokens) > context_length:
         raise UserError(
             f"the prompt has {len(tokens)} tokens, but the model reads at most {context_length}: "
-            "shorten it, or train with a larger model.context_length"
+            "shorten it, or train with a longer model.context_length"
         )
     return tokens
 

@@ -87,7 +87,7 @@ def test_settings_are_changed_as_on_the_command_line(line: str, name: str, value
     [
         ("/tempratur 1", "/tempratur: no such command: did you mean /temperature?"),
         ("/agian", "did you mean /again?"),
-        ("/usr/bin/env", "/usr: no such command: /help lists them (a prompt that begins with / is typed with two)"),
+        ("/usr/bin/env", "/usr: no such command: /help lists them (type // for a prompt that begins with /)"),
         ("/", "/: no such command"),
         ("/again 5", "/again takes no value"),
         ("/more", "/more: nothing has been written yet"),

@@ -40,23 +40,23 @@ def lines_of(out: Path) -> list[dict[str, Any]]:
     ("line", "message"),
     [
         ("once upon a time", "not JSON (Expecting value, column 1)"),
-        ("once upon a time", "a file that is one prompt is given by --prompt_file"),
+        ("once upon a time", "use --prompt_file for a file that is one prompt"),
         ('{"prompt": "x"', "not JSON"),
         ("[" * 100_000, "nested too deeply"),
         ('{"prompt": "\x00"}', "not JSON"),
-        ("5", "5 is no object"),
-        ("[]", "is no object"),
-        ('{"seed": 5}', "its prompt is missing or no text: a line is an object such as"),
-        ('{"prompt": null}', "its prompt is missing or no text"),
+        ("5", "5 is not an object"),
+        ("[]", "is not an object"),
+        ('{"seed": 5}', "its prompt is missing or not a string: a line is an object such as"),
+        ('{"prompt": null}', "its prompt is missing or not a string"),
         ('{"promt": "x"}', "unknown setting promt: did you mean prompt?"),
         ('{"prompt": "x", "tempratur": 1}', "unknown setting tempratur: did you mean temperature?"),
         ('{"prompt": "x", "num_samples": 1}', "unknown setting num_samples; there are prompt, id, max_new_tokens"),
         ('{"prompt": "x", "temperature": "hot"}', "temperature=hot: expected float"),
-        ('{"prompt": "x", "temperature": NaN}', "NaN is no number in JSON"),
+        ('{"prompt": "x", "temperature": NaN}', "NaN is not a number in JSON"),
         ('{"prompt": "x", "seed": null}', "seed=null: expected int"),
         ('{"prompt": "x", "seed": 2147483647}', "seed=2147483648: must lie between"),
         ('{"prompt": "x", "top_k": 0}', "top_k=0: must be at least 1"),
-        ('{"prompt": "x", "prompt": "y"}', "prompt stands there twice"),
+        ('{"prompt": "x", "prompt": "y"}', "prompt is given twice"),
         ('{"prompt": "\\ud800"}', "half a surrogate pair"),
         ('{"prompt": "x", "id": 1e999}', "a number out of range"),
     ],
@@ -141,10 +141,10 @@ def test_prompts_may_be_added_at_the_end(tmp_path: Path) -> None:
     ("text", "changes", "message"),
     [
         ('{"prompt": "b"}', {}, r"out:1: is from other prompts or settings \(prompt differs\)"),
-        ('{"prompt": "a", "id": 5}', {}, "out:1: is no line that these prompts lead to"),
+        ('{"prompt": "a", "id": 5}', {}, "out:1: is not an output line of these prompts"),
         ('{"prompt": "a"}', {"seed": 1}, r"out:1: is from other prompts or settings \(seed differs\)"),
         ('{"prompt": "a"}', {"top_k": 1}, "out:1: was written with other settings or weights"),
-        ('{"prompt": "a"}', {"num_samples": 1}, "out:2: there are more lines than these prompts lead to"),
+        ('{"prompt": "a"}', {"num_samples": 1}, "out:2: there are more lines than these prompts have samples"),
         ('{"prompt": "a"}', {"writer": Writer(real(n_layer=1), BYTES)}, "out:1: was written with other settings"),
     ],
 )
@@ -163,7 +163,7 @@ def test_a_file_from_something_else_is_refused_and_stays(
 def test_a_file_of_the_users_is_never_touched(content: bytes, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.write_bytes(content)
-    with pytest.raises(UserError, match="out:1: is no line that these prompts lead to"):
+    with pytest.raises(UserError, match="out:1: is not an output line of these prompts"):
         write('{"prompt": "a"}', out)
     assert out.read_bytes() == content
 
@@ -219,7 +219,7 @@ def test_a_program_that_is_killed_goes_on_to_the_texts_of_one_that_was_not(
     assert 0 < n_kept < 4 * BATCH_SIZE
     if end == signal.SIGINT:
         assert process.returncode == 130
-        assert err == f"stopped; what is complete is in {out}, and the same command goes on\n"
+        assert err == f"stopped; complete lines are in {out}, and the same command resumes\n"
     run(SampleConfig(str(tiny_run), prompts="-", out=str(out), max_new_tokens=50), prompts.read_text(), parsing.change)
     whole = tmp_path / "whole.jsonl"
     run(

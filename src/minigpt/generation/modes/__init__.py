@@ -1,1 +1,1 @@
-"""Ways to write: in the terminal, interactively, from a file of prompts, two models side by side."""
+"""The modes of `sample.py`: terminal, interactive, a file of prompts, two models side by side."""

@@ -1,4 +1,4 @@
-"""Lines that a user types -> text that a model writes after them, with settings that change on the fly."""
+"""`sample.py --interactive`: a prompt loop with commands that change settings."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ if TYPE_CHECKING:  # torch is loaded when a model is
     from minigpt.generation.generator import Writer
 
 Change = Callable[[GenerationConfig, dict[str, Any]], GenerationConfig]
-"""A config and settings as they are typed -> the changed config, or a UserError."""
+"""(config, settings as typed) -> the changed config, or a UserError."""
 
 HELP = """\
-What you type is continued. A line that ends with \\ goes on with the next one; an empty line is passed over.
+Type a prompt to continue. A line that ends with \\ continues on the next one; empty lines are ignored.
 /temperature 0.7   changes a setting, /temperature shows it; /settings shows all
-/again             writes after the same prompt with the next seed
-/more              goes on with what was written
-/quit              ends, as Ctrl-D does; Ctrl-C stops a text
+/again             generates again from the same prompt, with the next seed
+/more              continues the last sample
+/quit              quits, as Ctrl-D does; Ctrl-C stops the current sample
 //...              is a prompt that begins with one /"""
 COMMANDS = ("again", "help", "more", "quit", "settings")
 SETTINGS = tuple(each.name for each in dataclasses.fields(GenerationConfig))
 
 
 def converse(writer: Writer, prompt: str | None, config: SampleConfig, change: Change) -> None:
-    """Answer lines until they end: typed ones with a history in memory, or those of a pipe, without a prompt sign.
+    """Answer lines until end of input: from a terminal with line history, or from a pipe without a prompt sign.
 
     Args:
         writer: the model.
-        prompt: is written after at once, if there is one.
-        config: how, until settings are changed.
-        change: makes settings of what is typed.
+        prompt: continued at once; None to wait for input.
+        config: initial settings.
+        change: parses settings as typed.
     """
     typed = sys.stdin.isatty()
     if typed:
-        with contextlib.suppress(ImportError):  # Windows has none
-            import readline  # `input` finds it: history, and keys that move
+        with contextlib.suppress(ImportError):  # not on Windows
+            import readline  # `input` then has history and line editing
 
-            readline.parse_and_bind("tab: self-insert")  # code has tabs, and there are no file names to complete
+            readline.parse_and_bind("tab: self-insert")  # prompts of code have tabs
         note("/help lists the commands, Ctrl-D ends")
     sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     conversation = Conversation(writer, config, change)
@@ -66,17 +66,17 @@ def converse(writer: Writer, prompt: str | None, config: SampleConfig, change: C
         except UserError as error:
             print(f"error: {shown(error, sys.stderr)}", file=sys.stderr, flush=True)
         except KeyboardInterrupt:
-            if not typed:  # nobody is there to go on
+            if not typed:  # a pipe has no user to type the next line: end the program
                 raise
             print()
 
 
 def read(typed: bool) -> str:
-    r"""The next line, or several that a \ joins.
+    r"""The next line, joined with those after it while a line ends with \.
 
     Raises:
-        EOFError: there is none.
-        UserError: it is not UTF-8 text.
+        EOFError: end of input.
+        UserError: the line is not UTF-8 text.
     """
     lines: list[str] = []
     while True:
@@ -92,7 +92,7 @@ def read(typed: bool) -> str:
     text = "\n".join(lines)
     try:
         text.encode()
-    except UnicodeEncodeError:  # Python stands lone surrogates for bytes that it could not read
+    except UnicodeEncodeError:  # surrogateescape decodes invalid bytes as lone surrogates
         raise UserError("this line is not UTF-8 text") from None
     return text
 
@@ -100,7 +100,7 @@ def read(typed: bool) -> str:
 def _line(sign: str, typed: bool) -> str:
     if typed and sys.stdout.isatty():
         return input(sign)
-    if typed:  # `input` would write into the pipe that stdout is
+    if typed:  # stdout is redirected, and `input` would write the sign into it
         print(sign, end="", file=sys.stderr, flush=True)
     line = sys.stdin.readline()
     if not line:
@@ -109,23 +109,23 @@ def _line(sign: str, typed: bool) -> str:
 
 
 class Conversation:
-    """A model, the settings as they stand, and the last text."""
+    """State of an interactive session: the model, current settings, and the last sample."""
 
     def __init__(self, writer: Writer, config: SampleConfig, change: Change) -> None:
         self.writer, self.change, self.num_samples = writer, change, config.num_samples
         self.config = config.generation
-        """Its seed is that of the next text."""
+        """Its seed is that of the next sample."""
         self.prompt: str | None = None
         self.text = ""
-        """What was written after the prompt, also where that was stopped."""
+        """The last sample, also where Ctrl-C cut it short."""
 
     def answer(self, line: str) -> None:
-        """Do what a line says: a prompt, or a command.
+        """Continue a prompt, or run a command.
 
         Raises:
-            UserError: it is refused; nothing has changed.
-            EOFError: it is /quit.
-            KeyboardInterrupt: the text was stopped; what there is of it is kept.
+            UserError: the prompt or command is invalid; nothing has changed.
+            EOFError: /quit.
+            KeyboardInterrupt: generation was stopped; the text so far is kept.
         """
         if line.startswith("//") or not line.startswith("/"):
             if line:
@@ -136,13 +136,13 @@ class Conversation:
         if word in SETTINGS:
             if value:
                 changed = self.change(self.config, {word: value.strip()})
-                self.writer.check("", changed)  # token ids that there are not
+                self.writer.check("", changed)  # refuses token ids outside the vocabulary
                 self.config = changed
             note(self._setting(word))
         elif word not in COMMANDS:
             close = difflib.get_close_matches(word, [*COMMANDS, *SETTINGS], n=1)
             hint = f"did you mean /{close[0]}?" if close else "/help lists them"
-            raise UserError(f"/{word}: no such command: {hint} (a prompt that begins with / is typed with two)")
+            raise UserError(f"/{word}: no such command: {hint} (type // for a prompt that begins with /)")
         elif value:
             raise UserError(f"/{word} takes no value")
         else:
@@ -164,20 +164,20 @@ class Conversation:
                 self._write_sample(self.prompt, self.text)
 
     def _setting(self, name: str) -> str:
-        """As it can be typed."""
+        """A setting as it can be typed."""
         value = self.config.stops if name == "stop" else getattr(self.config, name)
         return f"/{name} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
 
     def write(self, prompt: str) -> None:
-        """Write after a prompt, as often as num_samples says."""
+        """Print num_samples continuations of a prompt."""
         for _ in range(self.num_samples):
             self._write_sample(prompt)
 
     def _write_sample(self, prompt: str, text: str = "") -> None:
-        """Print what follows prompt and text; with a text that was shown already, only what is new."""
+        """Print a continuation of prompt + text; with a text, which is on the screen already, only what is new."""
         speed = Speed()
         texts = speed.stream(self.writer, self._still_seen(prompt, text) if text else prompt, self.config)
-        first = next(texts, "")  # what is refused is refused before anything changes
+        first = next(texts, "")  # raises for an invalid prompt before the session's state changes
         self.prompt, self.text = prompt, text
         self.config = dataclasses.replace(self.config, seed=(self.config.seed + 1) % 2**31)
         try:
@@ -191,7 +191,7 @@ class Conversation:
             note(speed)
 
     def _still_seen(self, prompt: str, text: str) -> str:
-        """Prompt and text, or where they are beyond the context and slide, their last three quarters of a context."""
+        """Prompt + text; where these exceed the context and overflow is slide, their last 3/4 of a context."""
         T = self.writer.model.config.context_length
         tokens = self.writer.tokenizer.encode(prompt + text)
         if self.config.overflow == "stop" or len(tokens) < T:

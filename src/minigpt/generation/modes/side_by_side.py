@@ -1,4 +1,4 @@
-"""Two models and one prompt -> what both write, in two columns, and what each thinks of the other's text."""
+"""`sample.py --compare`: samples of two models in two columns, each scored by both models."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ if TYPE_CHECKING:  # torch is loaded when a model is
 
 BAR = " │ "
 LEAST_WIDTH = 12
-"""Of a column; a narrower terminal breaks lines itself."""
+"""Minimum width of a column; a narrower terminal wraps lines itself."""
 
 
 def compare(writers: tuple[Writer, Writer], prompt: str | None, config: SampleConfig) -> None:
-    """Print what both models write after a prompt, with the same seeds; by default the first of a run's own.
+    """Print samples of both models for one prompt and the same seeds.
 
-    Under each text stand the bits per byte that each model gives it, with its prompt: a model finds its own texts
-    likely, so the better one is known by what it gives to the other's.
+    Under each text stand the bits per byte of prompt and sample under each model. A model scores its own samples well,
+    so compare the scores on the other's.
+
+    Args: a prompt of None takes the first sampling prompt of a run that both can encode.
 
     Raises:
-        UserError: a prompt or a setting that one of them refuses, naming the run.
+        UserError: the prompt or a setting is invalid for one of the models, naming the run.
     """
     names = (config.run, str(config.compare))
     prompt = _common_prompt(writers, config) if prompt is None else prompt
@@ -53,7 +55,7 @@ def compare(writers: tuple[Writer, Writer], prompt: str | None, config: SampleCo
 
 
 def _common_prompt(writers: tuple[Writer, Writer], config: SampleConfig) -> str:
-    """The first prompt of a run that both models can read; the empty one where there is none."""
+    """The first of the runs' sampling prompts that both models can encode; otherwise the empty prompt."""
     for prompt in [writer.first_prompt for writer in writers]:
         with contextlib.suppress(UserError):
             for writer in writers:
@@ -63,13 +65,13 @@ def _common_prompt(writers: tuple[Writer, Writer], config: SampleConfig) -> str:
 
 
 def columns(left: str, right: str, width: int) -> Iterator[str]:
-    """Lines of two texts beside each other, each in a column of so many cells of a terminal."""
+    """Lines of two texts side by side, each in a column of `width` terminal cells."""
     for ours, theirs in zip_longest(wrapped(left, width), wrapped(right, width), fillvalue=""):
         yield (ours + " " * (width - n_cells(ours)) + BAR + theirs).rstrip()
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """A text's lines, none wider than so many cells (at least 2): tabs are spaces, control characters are shown."""
+    """Lines of a text, at most `width` cells (2 or more) wide; tabs become spaces, control characters visible."""
     lines = []
     for line in text.expandtabs(4).split("\n"):
         cells, current = 0, ""
@@ -84,7 +86,7 @@ def wrapped(text: str, width: int) -> list[str]:
 
 
 def n_cells(text: str) -> int:
-    """Width of a text at a terminal: East Asian wide characters take two cells, combining ones none."""
+    """Width of a text in terminal cells: East Asian wide characters take two, combining ones none."""
     return sum(
         0 if unicodedata.category(each) in {"Mn", "Me", "Cf"} else 1 + (unicodedata.east_asian_width(each) in "WF")
         for each in text

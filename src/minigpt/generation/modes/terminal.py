@@ -1,4 +1,4 @@
-"""A model and a prompt -> text at the terminal while it is written, and how fast that was."""
+"""The default mode of `sample.py`: streams samples to the terminal and reports tokens per second."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:  # torch is loaded when a model is
 
 
 class Speed:
-    """Tokens and seconds of writing alone: neither of loading nor of waiting for whoever reads."""
+    """Tokens and seconds of generation, excluding loading and time in the consumer of the stream."""
 
     def __init__(self) -> None:
         self.n_tokens = 0
-        """That were drawn; the end of a document is one, too."""
+        """Tokens drawn, end-of-text included."""
         self.seconds = 0.0
         self.prefill_seconds = 0.0
-        """Of those, until the first token of each text could be drawn."""
+        """Part of `seconds` before the first draw of each sample."""
 
     def stream(self, writer: Writer, prompt: str, config: GenerationConfig) -> Iterator[str]:
-        """What `Writer.stream` yields, measured."""
+        """`Writer.stream`, measured."""
         read = False
 
         def watch(*_: Any) -> None:
@@ -56,22 +56,24 @@ class Speed:
 
 
 def show(text: str) -> None:
-    """Print text now; as it is, unless a terminal would obey some of it."""
+    """Print text at once; on a terminal, control characters are made visible."""
     sys.stdout.write(shown(text))
     sys.stdout.flush()
 
 
 def write(writer: Writer, prompt: str | None, config: SampleConfig) -> None:
-    """Print the prompt, by default the run's first one, and what follows it, as it is written, for each sample.
+    """Print prompt and continuation as tokens are drawn, for each sample.
+
+    Args: a prompt of None takes the run's first sampling prompt.
 
     Raises:
-        UserError: a prompt or a setting that is refused; nothing is printed then.
+        UserError: the prompt or a setting is invalid; nothing is printed then.
     """
     speed, prompt = Speed(), writer.first_prompt if prompt is None else prompt
     for number in range(config.num_samples):
         settings = config.of_sample(number)
         texts = speed.stream(writer, prompt, settings)
-        first = next(texts, "")  # what is refused is refused before anything is printed
+        first = next(texts, "")  # raises for an invalid prompt before anything is printed
         if config.num_samples > 1:
             print(f"──── sample {number + 1} of {config.num_samples}, seed {settings.seed}")
         for text in itertools.chain([prompt, first], texts):

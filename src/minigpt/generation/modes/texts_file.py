@@ -1,4 +1,4 @@
-"""Prompts with their settings -> a file of JSON lines with what a model wrote, which goes on where it stopped."""
+"""`sample.py --prompts`: generates from a file of prompts into a JSON Lines file; a rerun resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:  # torch is loaded when a model is
     from minigpt.generation.generator import Writer, Written
 
 BATCH_SIZE = 16
-"""Texts written side by side: many, as a step for 16 takes hardly longer than for one; few, as a crash costs them."""
+"""Samples per batch: a decode step for 16 takes hardly longer than for one, and a crash loses at most one batch."""
 
 
 def run(config: SampleConfig, text: str, change: Change) -> None:
-    """Write after each prompt of a text of JSON lines; every mistake is found before anything is written.
+    """Generate from a JSON Lines text of prompts; all of them are validated before the first is written.
 
     Raises:
-        UserError: a mistake in the prompts, or a file that cannot be written or is from something else.
+        UserError: an invalid prompt or setting, or an output file that cannot be written or has other content.
     """
     out, name = Path(str(config.out)), str(config.prompts)
     _check_name(out, name)
@@ -44,22 +44,22 @@ def run(config: SampleConfig, text: str, change: Change) -> None:
 def _check_name(out: Path, prompts: str) -> None:
     try:
         if str(out) == "-" or (out.exists() and not out.is_file()):
-            raise UserError(f"out={out}: texts are kept in a file, to go on after a crash; name one, as texts.jsonl")
+            raise UserError(f"out={out}: must be a file, so that a rerun can resume; name one, as texts.jsonl")
         if out.exists() and Path(prompts).exists() and out.samefile(prompts):
             raise UserError(f"out={out}: is the file of the prompts; name another one")
-    except OSError as error:  # a name that is too long, a folder that cannot be looked into
+    except OSError as error:  # a name that is too long, a folder without permission
         raise UserError(f"out={out}: {reason(error)}") from None
 
 
 def write_jobs(jobs: Sequence[Job], writer: Writer, num_samples: int, out: str | Path) -> None:
-    """Write num_samples texts after each prompt, into lines of JSON, each on disk before the next batch is written.
+    """Write num_samples texts per prompt as JSON lines; each batch is on disk before the next one starts.
 
-    Started again, it goes on after the lines that are there. The batches are those of an uninterrupted run, so that
-    also the last digits of the log-probabilities are.
+    A rerun resumes after the lines already in the file. It uses the batches of an uninterrupted run, so that even the
+    last digits of the log-probabilities agree.
 
     Raises:
-        UserError: a prompt or setting that the model refuses, or a file that cannot be written, that another process
-            writes, or that is not what these prompts, settings and weights lead to; the file is as it was then.
+        UserError: a prompt or setting is invalid for the model; or the file cannot be written, is being written by
+            another process, or is from other prompts, settings or weights; the file is then unchanged.
     """
     out = Path(out)
     for job in jobs:
@@ -75,18 +75,18 @@ def write_jobs(jobs: Sequence[Job], writer: Writer, num_samples: int, out: str |
             note(f"{out}: {_write(file, jobs, writer, num_samples, known, n_there)}")
     except OSError as error:
         raise UserError(
-            f"out={out}: could not be written ({reason(error)}); what is complete in it is kept: see to that, and the "
-            "same command goes on, or name another file"
+            f"out={out}: could not be written ({reason(error)}); complete lines are kept: fix that and rerun the "
+            "command to resume, or name another file"
         ) from None
     except KeyboardInterrupt:
-        note(f"stopped; what is complete is in {out}, and the same command goes on")
+        note(f"stopped; complete lines are in {out}, and the same command resumes")
         raise
 
 
 def _write(
     file: Any, jobs: Sequence[Job], writer: Writer, num_samples: int, known: Sequence[dict[str, Any]], n_there: int
 ) -> str:
-    """Append all texts but the first n_there, and say how many there are."""
+    """Append all texts after the first n_there; returns a summary."""
     from tqdm import tqdm
 
     n_done, n_tokens, seconds = 0, 0, 0.0
@@ -110,7 +110,7 @@ def _write(
 
 
 def _batches(jobs: Sequence[Job], num_samples: int) -> Iterator[tuple[list[Job], range]]:
-    """What is written side by side: prompts of equal settings, and which samples of each. In the order of the file."""
+    """Batches in the order of the file: prompts with equal settings, and the sample numbers of each."""
     n_samples = min(num_samples, BATCH_SIZE)
     n_prompts = BATCH_SIZE // n_samples
     for _, group in itertools.groupby(jobs, key=lambda job: job.config):
@@ -127,14 +127,14 @@ def _written(writer: Writer, batch: Sequence[Job], samples: range) -> list[Writt
 
 
 def _known(job: Job, sample: int, weights: str) -> dict[str, Any]:
-    """The beginning of a text's line, which is known before it is written; by it a line is known again."""
+    """The keys of an output line that are known before generation; a rerun recognizes finished lines by them."""
     settings = dataclasses.asdict(job.config) | {"seed": None}
     of = hashlib.sha256(json.dumps([weights, settings]).encode()).hexdigest()[:16]
     return job.given | {"sample": sample, "seed": job.config.seed + sample, "prompt": job.prompt, "of": of}
 
 
 def _line(known: dict[str, Any], text: Written | None) -> bytes:
-    """A line of the file; without a text as much of it as is known."""
+    """An output line; without a text, its known beginning."""
     if text is None:
         return json.dumps(known, ensure_ascii=False)[:-1].encode() + b', "text": '
     new = {
@@ -147,10 +147,10 @@ def _line(known: dict[str, Any], text: Written | None) -> bytes:
 
 
 def _keep_complete(file: Any, known: Sequence[dict[str, Any]], out: Path) -> int:
-    """How many texts are there. What a crash left of a line after them goes; nothing else is touched.
+    """Number of complete lines; truncates a partial line that a crash left at the end.
 
     Raises:
-        UserError: some line is not the beginning of what would be written.
+        UserError: a line does not match these prompts, settings and weights; the file is unchanged.
     """
     file.seek(0)
     n_there = end = 0
@@ -170,13 +170,13 @@ def _keep_complete(file: Any, known: Sequence[dict[str, Any]], out: Path) -> int
 
 def _difference(line: bytes, known: Sequence[dict[str, Any]]) -> str:
     if not known:
-        return "there are more lines than these prompts lead to"
+        return "there are more lines than these prompts have samples"
     try:
         found = json.loads(line)
     except ValueError:
         found = None
     if not isinstance(found, dict) or not set(known[0]) <= set(found):
-        return "is no line that these prompts lead to"
+        return "is not an output line of these prompts"
     names = [name for name, value in known[0].items() if found[name] != value]
     if names == ["of"]:
         return "was written with other settings or weights"
