@@ -240,7 +240,7 @@ def test_a_folder_of_shards_is_never_opened(opener: str, tmp_path: Path, proof: 
     run = RunFolder(tmp_path / "run")
     run.last.mkdir(parents=True)
     (run.last / ".metadata").write_bytes(pickle.dumps(Payload(proof)))
-    with pytest.raises(UserError, match="a folder of shards"):
+    with pytest.raises(UserError, match="a sharded checkpoint"):
         OPENERS[opener](run)
 
 

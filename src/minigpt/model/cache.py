@@ -1,4 +1,4 @@
-"""What a model keeps of the tokens that it has read, so that the next one costs a token and not a text."""
+"""The KV cache: keys and values of the tokens read so far, so that a decode step computes one token only."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from minigpt.config import GPTConfig
 
 
 class KVCache:
-    """Keys and values of each layer, in memory that is taken once; grouped heads are kept once.
+    """Keys and values of each layer, in preallocated memory with H_kv heads.
 
-    Rows are filled from the left and all to the same place, which `position` says. It is moved by whoever runs the
-    model, never by a layer: moving it back takes tokens away again. Linear attention along the causal graph keeps a sum
-    instead of keys and values (Katharopoulos et al. 2020, https://arxiv.org/abs/2006.16236), which cannot go back.
-    Gradients flow through what is kept, as they would without a cache, at the price of a copy for each call; under
-    torch.no_grad new keys and values are written in place.
+    All rows are filled up to the same `position`. The generation loop advances it, not the layers; setting it back
+    drops tokens. Causal linear attention caches a running sum instead of keys and values (Katharopoulos et al. 2020,
+    https://arxiv.org/abs/2006.16236), which cannot drop tokens. Gradients flow through cached keys and values as
+    without a cache, at the cost of a copy per call; under torch.no_grad new ones are written in place.
     """
 
     def __init__(
@@ -29,19 +28,19 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Take the memory.
+        """Allocate the memory: 2 n_layer n_rows H_kv n_tokens D numbers.
 
         Args:
             config: of the model.
-            n_rows: texts side by side.
-            n_tokens: the most that each may have.
-            dtype: of the keys and values.
-            device: where the model is.
+            n_rows: rows of the batch (B).
+            n_tokens: maximum tokens per row, padding included.
+            dtype: of keys and values.
+            device: of the model.
         """
         self.position = 0
         """Tokens read so far, padding included."""
         self.texts: Tensor | None = None
-        """(B, n_tokens) number of the text of each token, -1 for padding; None while each row is one text."""
+        """(B, n_tokens) document ids, -1 for padding; None while each row is one document without padding."""
         self.n_tokens = n_tokens
         self.layers = []
         for window in config.windows:
@@ -52,11 +51,11 @@ class KVCache:
 
     @property
     def n_rows(self) -> int:
-        """Texts side by side."""
+        """Rows of the batch (B)."""
         return len(self.layers[0].key)
 
     def number_texts(self, texts: Tensor) -> Tensor:
-        """Note which text each of the new tokens (B, T) belongs to; returns that of all so far, (B, position + T)."""
+        """Store the document ids (B, T) of the new tokens; returns those of all tokens, (B, position + T)."""
         start, stop = self.position, self.position + texts.shape[1]
         if self.texts is None:
             self.texts = texts.new_zeros(len(texts), self.n_tokens)
@@ -64,7 +63,7 @@ class KVCache:
         return self.texts[:, :stop]
 
     def select(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only; one that is named several times is copied."""
+        """Keep only these rows, in this order; a repeated row is copied."""
         index = torch.tensor(rows, device=self.layers[0].key.device)
         if self.texts is not None:
             self.texts = self.texts[index]
@@ -74,29 +73,29 @@ class KVCache:
 
 
 class LayerCache:
-    """The part of one layer."""
+    """Cache of one layer."""
 
     def __init__(self, whole: KVCache, key: Tensor, value: Tensor, *, summed: bool) -> None:
         self.whole, self.key, self.value, self.summed = whole, key, value, summed
         self.state: Tensor | None = None
-        """(B, H, D, D_v + 1), where sums are kept; None before the first token."""
+        """(B, H, D, D_v + 1) running sum of linear attention; None before the first token, and for other layers."""
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Add new tokens' (B, H_kv, T, D); returns those of all so far, (B, H_kv, position + T, D)."""
+        """Add keys and values (B, H_kv, T, D) of the new tokens; returns all so far, (B, H_kv, position + T, D)."""
         start, stop = self.whole.position, self.whole.position + key.shape[2]
         self.key, self.value = _replaced(self.key, key, start), _replaced(self.value, value, start)
         return self.key[:, :, :stop], self.value[:, :, :stop]
 
     def real(self, n_new: int) -> Tensor | None:
-        """(B, T) which of the new tokens are no padding; None where all are."""
+        """(B, T) mask of the new tokens that are not padding; None if none is padding."""
         texts, start = self.whole.texts, self.whole.position
         return None if texts is None else texts[:, start : start + n_new] >= 0
 
 
 def _replaced(all_: Tensor, new: Tensor, start: int) -> Tensor:
-    """(B, H, S, D) with the (B, H, T, D) new ones at `start`: in place, but where gradients flow through either."""
+    """(B, H, S, D) with the new (B, H, T, D) at `start`: in place, or a copy where gradients flow through either."""
     stop = start + new.shape[2]
-    if all_.requires_grad or new.requires_grad:  # autograd keeps the old ones for the backward pass
+    if all_.requires_grad or new.requires_grad:  # autograd needs the old values in the backward pass
         with torch.enable_grad():
             return torch.cat([all_[:, :, :start], new.to(all_.dtype), all_[:, :, stop:]], dim=2)
     all_[:, :, start:stop] = new

@@ -1,4 +1,4 @@
-"""A function of tensors -> the same, compiled where that works."""
+"""torch.compile: when it pays, and the uncompiled fallback where it fails."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 from minigpt.model.variants.kernels import has_triton
 
 PAYING_STEPS = 1000
-"""Steps of a run on a GPU from which on the minute of compiling comes back; on a CPU it takes longer to."""
+"""Steps from which a run on a GPU earns back the minute of compiling."""
 
 
 def compiles(setting: bool | None, accelerator: object, n_steps: int) -> bool:
-    """Whether a run compiles its training step: as `compile` says, or, where that is null, where it pays.
+    """Whether a run compiles its training step: as `compile` says, or if null, where it pays.
 
-    It pays on a GPU, in a run long enough to earn back the minute of compiling. PyTorch keeps what it compiled for the
-    next run. On a CPU a fifth is gained (2 cores, nanoGPT's CPU recipe), after minutes.
+    It pays on a GPU, in a run long enough to earn back the minute of compiling; PyTorch caches compiled code for the
+    next run. On a CPU steps are a fifth faster (2 cores, nanoGPT's CPU recipe), but compiling takes minutes.
 
     Args:
-        setting: the config's `compile`.
-        accelerator: Lightning's.
+        setting: `Config.compile`.
+        accelerator: `trainer.accelerator`.
         n_steps: optimizer steps of the run.
     """
     return _pays(accelerator, n_steps) if setting is None else setting
@@ -35,9 +35,9 @@ def _pays(accelerator: object, n_steps: int) -> bool:
 
 
 def compiled(function: Callable[..., Tensor], *, dynamic: bool | None = None) -> Callable[..., Tensor]:
-    """The function through torch.compile, or, with one warning, as it is where compiling fails.
+    """torch.compile a function; if compiling fails, warn once and call it uncompiled from then on.
 
-    Args: dynamic is torch.compile's: True for one program for all shapes.
+    Args: dynamic as in torch.compile: True compiles once for all shapes.
     """
     fast: Callable[..., Tensor] = torch.compile(function, dynamic=dynamic)
 
@@ -48,8 +48,8 @@ def compiled(function: Callable[..., Tensor], *, dynamic: bool | None = None) ->
         try:
             return fast(*arguments)
         except Exception as error:
-            # Compilers fail in many ways; whatever is wrong with the function itself fails again below, uncompiled.
-            warnings.warn(f"torch.compile failed ({type(error).__name__}); going on without it", stacklevel=2)
+            # Compilers raise many types. An error of the function itself is raised again by the uncompiled call below.
+            warnings.warn(f"torch.compile failed ({type(error).__name__}); continuing uncompiled", stacklevel=2)
             fast = function
             return fast(*arguments)
 

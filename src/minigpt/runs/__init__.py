@@ -1,1 +1,1 @@
-"""A run's folder and its trained model, without Lightning."""
+"""Run folders, checkpoints and weights, without Lightning."""

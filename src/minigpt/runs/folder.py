@@ -1,20 +1,20 @@
-"""A run's folder -> the paths of what a run leaves behind. Nothing is opened here, so that nothing heavy is loaded.
+"""Paths in a run folder. No file is opened here, so nothing heavy is imported.
 
 runs/demo/
   config.yaml          the resolved config
   minigpt_tokenizer.json  the tokenizer, complete, in a format of its own
   metrics.csv          losses, bits per byte, learning rate, speed
-  checkpoints/         last.ckpt, best.ckpt and, should last.ckpt be damaged, the one before it as step_000150.ckpt (as
-                       many as keep_checkpoints says): Lightning's format with a checksum at the end, everything needed
-                       to resume; the weights that keep_every_n_steps keeps, as step_000200.safetensors
+  checkpoints/         last.ckpt, best.ckpt, and earlier checkpoints such as step_000150.ckpt in case last.ckpt is
+                       damaged (keep_checkpoints in all): Lightning's format with a checksum at the end, everything
+                       needed to resume; and the weights of keep_every_n_steps, as step_000200.safetensors
   model.safetensors    the weights with the best val loss, with config, tokenizer and checksum in its header
-  samples/             text written at each validation
+  samples/             samples of each validation
   attention.html       the interactive attention page; attention.png the grid of maps; attention/ their data
-  heads.csv            every head's label and scores at the end
-  anomalies/           what is known of a step whose loss or gradient was not finite, as step_000123.json; and in
-                       spikes.csv the steps whose loss was far above those before
-  loggers.json         which run of a dashboard this is, for a resumed run to go on in it
-  .lock                while a process trains here: which
+  heads.csv            label and scores of each head at the end
+  anomalies/           step_000123.json for each step whose loss or gradient was NaN or inf; spikes.csv for the steps
+                       whose loss was far above those before
+  loggers.json         run ids of the dashboards, so that a resumed run continues there
+  .lock                names the process that trains here
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from minigpt.files import locked, reason, refuse_url, require_writable, sweep
 
 
 def name_of(path: str | Path) -> str:
-    """What a run, or a checkpoint in its folder, is called on a page: tiny, or tiny/checkpoints/last.ckpt."""
+    """Display name of a run or of a checkpoint in its folder: tiny, or tiny/checkpoints/last.ckpt."""
     path = Path(path).resolve()
     run = next((folder for folder in (path, *path.parents) if (folder / "config.yaml").is_file()), path)
     return path.relative_to(run.parent).as_posix()
@@ -38,7 +38,7 @@ def name_of(path: str | Path) -> str:
 
 @dataclass(frozen=True, init=False)
 class RunFolder:
-    """The paths of one run."""
+    """Paths of one run."""
 
     path: Path
 
@@ -48,10 +48,10 @@ class RunFolder:
 
     @classmethod
     def create(cls, runs_dir: str | Path, name: str) -> RunFolder:
-        """Make a new folder: runs_dir/name, or name-2, name-3, ... It never takes one that exists.
+        """Create a new folder: runs_dir/name, or name-2, name-3, ... where that exists.
 
         Raises:
-            UserError: the folder cannot be made.
+            UserError: the folder cannot be created.
         """
         runs_dir, number = Path(runs_dir), 1
         while True:
@@ -70,7 +70,7 @@ class RunFolder:
 
     @classmethod
     def all_named(cls, runs_dir: str | Path, name: str) -> list[RunFolder]:
-        """The folders that `create` has made under a name, the newest first."""
+        """The existing folders that `create` made for a name, newest first."""
         pattern = re.compile(rf"{re.escape(name)}(?:-(\d+))?")
         found = [
             (int(match[1] or 1), path) for path in Path(runs_dir).glob("*/") if (match := pattern.fullmatch(path.name))
@@ -79,10 +79,10 @@ class RunFolder:
 
     @contextlib.contextmanager
     def occupied(self) -> Iterator[None]:
-        """One process trains in a folder at a time; what dead ones had begun to write there is removed first.
+        """Lock the folder for training, and remove temporary files of processes that died.
 
         Raises:
-            UserError: another process does, or nothing can be written there.
+            UserError: another process trains in it, or it is not writable.
         """
 
         def refusal(owner: str) -> str:
@@ -108,7 +108,7 @@ class RunFolder:
 
     @property
     def tokenizer(self) -> Path:
-        """Older runs have it as tokenizer.json, as if Hugging Face's tools could open it."""
+        """minigpt_tokenizer.json; in older runs tokenizer.json, a name that wrongly suggested Hugging Face's format."""
         path, old = self.path / "minigpt_tokenizer.json", self.path / "tokenizer.json"
         return old if old.is_file() and not path.is_file() else path
 
@@ -125,21 +125,21 @@ class RunFolder:
         return self.path / "checkpoints" / "best.ckpt"
 
     def earlier(self, step: int) -> Path:
-        """The checkpoint that was last.ckpt once, at this step."""
+        """A former last.ckpt, of this step."""
         return self.path / "checkpoints" / f"step_{step:06d}.ckpt"
 
     @property
     def all_earlier(self) -> dict[int, Path]:
-        """Checkpoints that were last.ckpt once, by their steps, the newest first."""
+        """Former last.ckpt files by step, newest first."""
         return dict(reversed(self._by_step(".ckpt").items()))
 
     def kept(self, step: int) -> Path:
-        """Weights of one step."""
+        """Weights of one step, see keep_every_n_steps."""
         return self.path / "checkpoints" / f"step_{step:06d}.safetensors"
 
     @property
     def all_kept(self) -> dict[int, Path]:
-        """Weights of the steps that were kept, in their order."""
+        """Kept weights by step, in ascending order."""
         return self._by_step(".safetensors")
 
     def _by_step(self, ending: str) -> dict[int, Path]:
@@ -164,7 +164,7 @@ class RunFolder:
         return self.path / "heads.csv"
 
     def anomaly(self, step: int) -> Path:
-        """What is known of a step whose loss or gradient was not finite."""
+        """Diagnostics of a step whose loss or gradient was NaN or inf."""
         return self.path / "anomalies" / f"step_{step:06d}.json"
 
     @property
@@ -172,7 +172,7 @@ class RunFolder:
         return self.path / "anomalies" / "spikes.csv"
 
     def samples(self, step: int) -> Path:
-        """Text written at one step."""
+        """Samples of one step."""
         return self.path / "samples" / f"step_{step:06d}.txt"
 
     def snapshot(self, step: int) -> Path:
@@ -181,5 +181,5 @@ class RunFolder:
 
     @property
     def snapshots(self) -> list[Path]:
-        """Attention maps of all steps there are, in their order."""
+        """Attention maps of all saved steps, in ascending order."""
         return sorted((self.path / "attention").glob("step_*.npz"))

@@ -1,7 +1,7 @@
-"""Checkpoints and weights -> a model ready to use: how what a run leaves behind is opened again without Lightning.
+"""Saves and loads checkpoints and weights, without Lightning.
 
-Nothing here unpickles code: checkpoints are opened with weights_only=True, whatever the environment says. And nothing
-is opened that is not, byte for byte, what was written: each file carries a SHA-256 of itself.
+Checkpoints are loaded with weights_only=True, whatever the environment says, so no pickled code runs. Each file holds a
+SHA-256 of itself, and damaged files are refused.
 """
 
 from __future__ import annotations
@@ -30,42 +30,42 @@ Content = TypeVar("Content")
 Weights = tuple[dict[str, Tensor], Config, Tokenizer, int | None]
 
 CHECKPOINT_KEY = "minigpt"
-"""Where our own part lies in a Lightning checkpoint: {config, tokenizer, text_fingerprint, ...}."""
+"""minigpt's own entry in a Lightning checkpoint: {config, tokenizer, text_fingerprint, ...}."""
 
 CHECKSUM = "sha256"
-"""In a safetensors file's header the checksum itself, of the file with zeros in its place. In a checkpoint's own part
-the word alone, as the checksum stands at the file's end: so that no damage makes a file one without a checksum, as they
-were written once."""
+"""Key of the checksum in a safetensors header; it covers the file with zeros in the checksum's place. In a checkpoint
+the checksum is at the end of the file, and CHECKPOINT_KEY only holds this word: a file that lost its checksum by damage
+must not pass for an old file, which had none."""
 _MARK = b"minigpt sha256 "
-_DAMAGED = "damaged: it is not what was written (its checksum differs)"
+_DAMAGED = "damaged: its checksum differs"
 _SHARDED = (
-    "a folder of shards (torch.distributed.checkpoint), and opening one runs what is hidden in it: minigpt neither "
-    "writes nor opens any; where it is your own, make one file of it with torch.distributed.checkpoint.format_utils"
+    "a sharded checkpoint (torch.distributed.checkpoint); opening one can run code in it, so minigpt does not: if you "
+    "trust it, convert it to one file with torch.distributed.checkpoint.format_utils"
 )
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to use, in eval mode, with what belongs to it."""
+    """A model in eval mode, with its tokenizer and config."""
 
     model: GPT
     tokenizer: Tokenizer
     config: Config
     path: Path
     step: int | None = None
-    """Optimizer steps that the weights have seen; None for a file that does not say."""
+    """Optimizer step of the weights; None if the file does not say."""
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedModel:
-    """Open a run folder (its best weights), a `.ckpt` or a `.safetensors` file of ours.
+    """Load a model from a run folder (its best weights), or from minigpt's `.ckpt` or `.safetensors` file.
 
     Raises:
-        UserError: nothing is there, or it is not ours, damaged or incomplete.
+        UserError: the path does not exist, is another program's file, or is damaged or incomplete.
     """
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:  # an unknown name, or a build without that device
-        raise UserError(f"device={device}: not to be had here ({str(error).splitlines()[0]})") from None
+        raise UserError(f"device={device}: not available here ({str(error).splitlines()[0]})") from None
     file, (state, config, tokenizer, step) = first_intact(weights_files(path), _read_weights)
     try:
         model = GPT(config.model)
@@ -81,7 +81,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedMo
 
 
 def weights_files(path: str | Path) -> list[Path]:
-    """The files that hold the weights that a user means by a path; the first counts, others are for when it is damaged.
+    """Weights files for a path, best first; the others are fallbacks in case it is damaged.
 
     Raises:
         UserError: there is none.
@@ -103,11 +103,11 @@ def weights_files(path: str | Path) -> list[Path]:
 
 
 def newest_checkpoint(run: RunFolder, *, quiet: bool = False) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint to resume from, and what is in it: last.ckpt, or the newest before it that is not damaged.
+    """Path and content of the checkpoint to resume from: last.ckpt, or the newest earlier one that is intact.
 
     Args:
-        run: its folder.
-        quiet: say nothing where it is not last.ckpt, as another process does.
+        run: the run folder.
+        quiet: print no note when falling back; for ranks other than 0.
 
     Raises:
         UserError: there is none.
@@ -121,10 +121,10 @@ def newest_checkpoint(run: RunFolder, *, quiet: bool = False) -> tuple[Path, dic
 def first_intact(
     files: Iterable[Path], read: Callable[[Path], Content], *, quiet: bool = False
 ) -> tuple[Path, Content]:
-    """The first of some files that can be read, and what is in it; says so where it is not the first of all.
+    """Path and content of the first readable file, with a note if it is not the first of all.
 
     Raises:
-        UserError: there is none.
+        UserError: none can be read; the message has the reason of each.
     """
     failures = list[UserError]()
     for file in files:
@@ -140,10 +140,10 @@ def first_intact(
 
 
 def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
-    """Write what a run needs to go on, in torch's format; its checksum is the comment at the end of the zip file.
+    """Write a checkpoint in torch's zip format, atomically, with its checksum as the zip file's comment.
 
     Raises:
-        UserError: it cannot be written; what was there before is.
+        UserError: it cannot be written; an existing file is unchanged.
     """
     content = content | {CHECKPOINT_KEY: content[CHECKPOINT_KEY] | {"checksum": CHECKSUM}}
 
@@ -158,11 +158,11 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
 
 
 _BESIDES = 1 << 20
-"""Bytes that are left for a file's other content than tensors."""
+"""Estimate of a file's bytes besides tensors, for the check of free disk space."""
 
 
 class _Hashing:
-    """A file that is written from its beginning to its end, with the checksum of that."""
+    """A write-only file that hashes what is written."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.digest, self._file = hashlib.sha256(), file
@@ -176,7 +176,7 @@ class _Hashing:
 
 
 def _comment(checksum: str) -> bytes:
-    """The end of a zip file: the length of its comment, and the comment."""
+    """The last fields of a zip file: length of the comment, and the comment."""
     comment = _MARK + checksum.encode()
     return len(comment).to_bytes(2, "little") + comment
 
@@ -191,15 +191,15 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def _n_bytes(value: Any) -> int:
-    """Of all tensors; shared ones are written once."""
+    """Bytes of all tensors; tensors that share memory are written once."""
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors_in(value)}.values())
 
 
 def save_weights(path: str | Path, model: GPT, config: Config, tokenizer: Tokenizer, step: int | None = None) -> None:
-    """Write a safetensors file that needs no other file: config, tokenizer, step and checksum travel in its header.
+    """Write a self-contained safetensors file, atomically: config, tokenizer, step and checksum are in its header.
 
     Raises:
-        UserError: it cannot be written; what was there before is.
+        UserError: it cannot be written; an existing file is unchanged.
     """
     from safetensors.torch import save_file
 
@@ -224,7 +224,7 @@ def save_weights(path: str | Path, model: GPT, config: Config, tokenizer: Tokeni
 
 
 def _checksum_of_weights(file: IO[bytes]) -> tuple[re.Match[bytes] | None, bytes]:
-    """Where the checksum stands in a safetensors file's header (which begins at byte 8), and what it should be."""
+    """Match of the checksum in a safetensors header (which begins at byte 8), and the computed checksum."""
     begin = file.read(8)
     header = file.read(min(int.from_bytes(begin, "little"), 100_000_000))  # safetensors' own limit
     place = re.search(rb'"sha256":"([0-9a-f]{64})"', header)  # in other entries the quotes have backslashes
@@ -234,7 +234,7 @@ def _checksum_of_weights(file: IO[bytes]) -> tuple[re.Match[bytes] | None, bytes
 
 
 def _digest(file: IO[bytes], digest: Any, n_bytes: int | None) -> Any:
-    """A digest, led on by the next bytes of a file, all by default."""
+    """Update a digest with the next n_bytes of a file; None for all."""
     while chunk := file.read(1 << 20 if n_bytes is None else min(1 << 20, n_bytes)):
         digest.update(chunk)
         n_bytes = None if n_bytes is None else n_bytes - len(chunk)
@@ -242,12 +242,12 @@ def _digest(file: IO[bytes], digest: Any, n_bytes: int | None) -> Any:
 
 
 def read_checkpoint(path: str | Path, *, mmap: bool = True) -> dict[str, Any]:
-    """A Lightning checkpoint's content, opened without running anything that is in it.
+    """Content of a Lightning checkpoint, loaded without running code in it.
 
     Args:
         path: the file.
-        mmap: leave tensors in the file until they are used: whoever wants the weights alone does not unpack the
-            optimizer's state, which is twice as long. But until the last tensor goes, the file takes its room.
+        mmap: map tensors into memory, so that loading the weights does not read the optimizer's state, which is twice
+            as large. The file's disk space is not freed while a tensor is in use.
 
     Raises:
         UserError: the file is missing, damaged, or holds more than tensors and plain types.
@@ -262,7 +262,7 @@ def read_checkpoint(path: str | Path, *, mmap: bool = True) -> dict[str, Any]:
         raise UserError(f"{path}: holds more than tensors and plain values, so it is not opened") from None
     except OSError as error:
         raise UserError(f"{path}: {reason(error)}") from None
-    except Exception:  # whatever a strange file leads to
+    except Exception:  # torch.load raises many types for files that are not checkpoints
         raise UserError(f"{path}: damaged or incomplete; or not a checkpoint at all") from None
     ours = content.get(CHECKPOINT_KEY) if isinstance(content, dict) else None
     if is_whole is False or (is_whole is None and isinstance(ours, dict) and "checksum" in ours):
@@ -273,17 +273,17 @@ def read_checkpoint(path: str | Path, *, mmap: bool = True) -> dict[str, Any]:
 
 
 def _is_whole(path: Path) -> bool | None:
-    """Whether a checkpoint is what was written; None where it does not say."""
+    """Whether a checkpoint matches its checksum; None if it has none."""
     length = len(_comment("0" * 64))
     with path.open("rb") as file:
         digest = _digest(file, hashlib.sha256(), max(0, path.stat().st_size - length))
-        digest.update(bytes(2))  # what torch had written there
+        digest.update(bytes(2))  # the comment length 0 that torch wrote, before `save_checkpoint` replaced it
         end = file.read()
     return end == _comment(digest.hexdigest()) or (None if _MARK not in end else False)
 
 
 def _read_weights(path: Path) -> Weights:
-    """What a model is made of; everything is looked at here, so that another file can stand in for a damaged one."""
+    """Read and validate weights, config and tokenizer, so that `first_intact` can fall back to another file."""
     read = _read_safetensors if path.suffix == ".safetensors" else _read_checkpoint
     try:
         state, config, tokenizer, step = read(path)
@@ -315,7 +315,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], di
         raise UserError(f"{path}: damaged or incomplete ({error})") from None
     if not {"config", "tokenizer"} <= set(header):
         raise UserError(f"{path}: weights of another program, without minigpt's config and tokenizer in the header")
-    # Before there were checksums these three entries were all; one more can only be a checksum whose name is damaged.
+    # Files from before checksums have exactly these three entries; any other must be a checksum with a damaged key.
     has_checksum = place is not None or bool(set(header) - {"format", "config", "tokenizer"})
     if has_checksum and (place is None or place[1] != checksum):
         raise UserError(f"{path}: {_DAMAGED}")
