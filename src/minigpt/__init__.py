@@ -13,17 +13,17 @@ __version__ = "0.1.0"
 
 
 def load(path: str | Path, device: str = "cpu", *, int8: bool = False, compile: bool = False) -> Writer:
-    """A trained model, ready to write: `minigpt.load("runs/demo").generate("def ", temperature=0).text`.
+    """Load a trained model for generation: `minigpt.load("runs/demo").generate("def ", temperature=0).text`.
 
     Args:
         path: a run folder, a checkpoint or a safetensors file.
-        device: where to compute.
-        int8: with weights of 8 bits, for large models on a CPU.
-        compile: through torch.compile, for a GPU.
+        device: cpu, cuda, cuda:1, mps.
+        int8: quantize weights to int8, for large models on a CPU.
+        compile: decode with torch.compile, for a GPU.
 
     Raises:
-        minigpt.errors.UserError: nothing is there, or it is not ours, damaged or incomplete.
+        minigpt.errors.UserError: the path does not exist, is another program's file, or is damaged or incomplete.
     """
-    from minigpt.generation.generator import Writer  # torch is loaded when a model is
+    from minigpt.generation.generator import Writer  # imported here because it imports torch
 
     return Writer.load(path, device, int8=int8, compile=compile)

@@ -1,4 +1,4 @@
-"""A program of minigpt's and its arguments -> the command line to print, which works as it stands where it is typed."""
+"""Formats command lines for messages, so that users can paste them into their shell."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[2]
-"""Where train.py and sample.py lie, if minigpt is used from its repository."""
+"""Root of the repository, with train.py and sample.py, if minigpt is used from one."""
 
 
 def command(program: str, *arguments: object) -> str:
@@ -25,7 +25,7 @@ def command(program: str, *arguments: object) -> str:
 
 
 def tool(name: str, *arguments: object) -> str:
-    """A command line of a program that a library brings, as `wandb`; otherwise as `command`."""
+    """As `command`, for a program that a library installs, such as `wandb`."""
     beside = Path(sys.executable).with_name(name)
     return _line(_shown(name, beside) if beside.exists() else name, *arguments)
 
@@ -44,7 +44,7 @@ def _program(name: str) -> list[str]:
 
 
 def _shown(name: str, path: Path) -> str:
-    """The name of a program of this Python's where it is found by it, as in an activated environment; else its path."""
+    """A program of this Python by its name if PATH finds the same one (an activated environment), else by its path."""
     found = shutil.which(name)
     if not sys.executable or (found and Path(found).absolute().parent == path.parent):
         return name
@@ -56,5 +56,5 @@ def _shown(name: str, path: Path) -> str:
 
 def _word(argument: object) -> str:
     if isinstance(argument, Path) and (str(argument).startswith("-") or str(argument) == "auto"):
-        return str(argument.absolute())  # else an option, or what `--resume auto` looks for
+        return str(argument.absolute())  # else it would parse as an option, or as `--resume auto`
     return str(argument)

@@ -1,7 +1,6 @@
-"""A package that is missing -> one line that says which environment has it.
+"""The error message for missing packages: names the package and the environment to activate.
 
-Nothing but the standard library is imported here, and nothing that an older Python cannot read: it is for a Python
-that has none of the packages.
+Imports only the standard library and uses no new syntax, since it runs on any Python, without the packages.
 """
 
 from __future__ import annotations
@@ -13,18 +12,18 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-"""Of the checkout, where minigpt is installed from one."""
+"""Root of the checkout, if minigpt is installed from one."""
 INSTALL = "pip install -c constraints.txt -e ."
 
 
 def refuse_missing(error: ModuleNotFoundError) -> NoReturn:
-    """Say which package this Python lacks and what to do, and exit with code 2."""
+    """Print which package is missing and the remedy, and exit with code 2."""
     print(f"error: {sys.executable} has no package {error.name!r}: {_advice(ROOT)}", file=sys.stderr)
     sys.exit(2)
 
 
 def is_ours(error: ModuleNotFoundError) -> bool:
-    """Whether it was a file of minigpt that asked for the package, not a library or a user's own class."""
+    """Whether minigpt itself imported the missing package, not a library or a user's class."""
     traceback, file = error.__traceback__, ""
     while traceback is not None:
         file, traceback = traceback.tb_frame.f_code.co_filename, traceback.tb_next
@@ -40,4 +39,4 @@ def _advice(root: Path) -> str:
         return f"install minigpt with `make demo`, or activate an environment and {INSTALL}"
     shown = activate.relative_to(Path.cwd()) if Path.cwd() in activate.parents else activate
     command = str(shown) if os.name == "nt" else f". {shlex.quote(str(shown))}"
-    return f"activate the environment with `{command}`, and start again"
+    return f"activate the environment with `{command}`, and run this again"

@@ -1,1 +1,1 @@
-"""The command line: parsing, messages of one line, and the commands themselves."""
+"""The command line: the commands, argument parsing, one-line error messages."""

@@ -15,11 +15,14 @@ if TYPE_CHECKING:  # loads numpy
 
 
 def train(arguments: list[str], program: str = "train.py") -> None:
-    """Parse, then train.
+    """Parse the command line, then train.
 
     Args:
         arguments: of the command line.
-        program: how the user calls it, for --help.
+        program: name to show in --help.
+
+    Raises:
+        UserError: invalid arguments, or a run that cannot start.
     """
     config, resume = parsing.parse_training(arguments, program)
 
@@ -29,11 +32,14 @@ def train(arguments: list[str], program: str = "train.py") -> None:
 
 
 def sample(arguments: list[str], program: str = "sample.py") -> None:
-    """Parse, open the model, write in the way that is asked for. Lightning is not needed and not imported.
+    """Parse the command line, load the model and generate in the chosen mode. Lightning is not imported.
 
     Args:
         arguments: of the command line.
-        program: how the user calls it, for --help.
+        program: name to show in --help.
+
+    Raises:
+        UserError: invalid arguments, or a model that cannot be loaded.
     """
     config = parsing.parse_sampling(arguments, program)
     if config.prompts is not None:
@@ -66,15 +72,15 @@ def sample(arguments: list[str], program: str = "sample.py") -> None:
         writer = load(config.run)
         prompt = writer.first_prompt if prompt is None else prompt
         written, page = explain(writer, prompt, config, title=name_of(config.run))
-        write_text(Path(config.explain), page)  # before the text is shown, which ends with whoever reads it
+        write_text(Path(config.explain), page)  # before printing, which a closed pipe would end
         show(f"{prompt}{written.text}\n")
-        note(f"{config.explain}: why each of these {len(written.tokens)} tokens was written")
+        note(f"{config.explain}: explains each of these {len(written.tokens)} tokens")
     elif config.checkpoints is not None:
         from minigpt.pages.film import film
 
         require_page(Path(config.checkpoints))
         write_text(Path(config.checkpoints), film(config.run, prompt, config, config.device))
-        note(f"{config.checkpoints}: what each checkpoint of {config.run} writes")
+        note(f"{config.checkpoints}: samples of each checkpoint of {config.run}")
     else:
         from minigpt.generation.modes.terminal import write
 

@@ -1,7 +1,7 @@
-"""A command line -> a checked config, or one line that says what is wrong and exit code 2.
+"""Parses command lines and YAML recipes into validated configs; mistakes end with a one-line message and exit code 2.
 
-jsonargparse does the parsing; what is added here is that every mistake becomes one line naming the file, the key and
-the fix. Nothing heavy is imported, so that a mistake is answered at once.
+jsonargparse does the parsing; this module turns its errors into one line that names file, key and remedy. It imports
+nothing heavy, so mistakes are reported at once.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 def run(main: Callable[[list[str]], None], *, outlives_reader: bool = True) -> NoReturn:
-    """Call a program's main with the command line; exit with 0, 2 (the user's mistake) or 128 + the signal's number.
+    """Call a program's main with the command line; exit with 0, 2 (a UserError) or 128 + the signal's number.
 
     Args:
         main: the program.
-        outlives_reader: go on without standard output once nobody reads it (`train.py | head`); else end, quietly,
-            as befits a program whose work is what it prints.
+        outlives_reader: continue after the reader of standard output has closed it (`train.py | head`); False exits
+            quietly with code 0, for programs whose result is their output.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by the caller, as in `sample.py <&-`
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123 (open to the end)
-    for stream in (sys.stdout, sys.stderr):  # where a pipe takes ASCII alone, other characters are written as \\u00e9
-        with contextlib.suppress(AttributeError, OSError):  # what was put in its place may not be able to
+    for stream in (sys.stdout, sys.stderr):  # an ASCII-only pipe gets other characters as \\u00e9
+        with contextlib.suppress(AttributeError, OSError):  # a replaced stream may lack reconfigure
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     outlive_reader("stderr")
     if outlives_reader:
@@ -75,21 +75,21 @@ def run(main: Callable[[list[str]], None], *, outlives_reader: bool = True) -> N
             raise
         refuse_missing(error)
     except BrokenPipeError:
-        if outlives_reader:  # it was another pipe, say that of a worker
+        if outlives_reader:  # not standard output: another pipe, such as a worker's
             raise
-        drop(sys.stdout.fileno())  # else Python would complain again at exit, about what it could not write
+        drop(sys.stdout.fileno())  # else Python's flush at exit fails again
         sys.exit(0)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         drop(sys.stdout.fileno())
-        print(f"error: what was to be written has no room ({reason(error)})", file=sys.stderr)
+        print(f"error: no space left to write output ({reason(error)}): free some", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
 
 
 def _flush() -> None:
-    """Write what was printed, where somebody still reads it: at exit, a pipe without a reader changes the exit code."""
+    """Flush standard output; drop it if its pipe is closed, since a failed flush at exit would change the exit code."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -97,16 +97,16 @@ def _flush() -> None:
 
 
 def parse_training(
-    argv: Sequence[str], program: str = "train.py", what: str = "Train a GPT; later arguments win over earlier ones."
+    argv: Sequence[str], program: str = "train.py", what: str = "Train a GPT; later arguments override earlier ones."
 ) -> tuple[Config, Path | None]:
-    """The command line of `train.py`, and of what takes the same arguments.
+    """Parse the command line of `train.py`, or of a program with the same arguments.
 
     Returns:
-        The config, and the run folder to continue, if `--resume RUN` was given: then the run's own config comes first
-        and the other arguments change it. `--resume auto` leaves the config as it is and returns the path "auto".
+        The config, and the run folder of `--resume RUN` if given; the run's config.yaml is then loaded first and the
+        other arguments override it. `--resume auto` loads none and returns the path "auto".
 
     Raises:
-        UserError: for anything that cannot be understood, naming it.
+        UserError: invalid arguments, naming the one.
     """
     parser = _config_parser(program, what, resumes=True)
     run_folder = next(reversed(list(_all_options("--resume", argv))), None)
@@ -123,15 +123,15 @@ def parse_training(
     return Config.from_dict(values), None if resume is None else Path(resume)
 
 
-@functools.cache  # making one takes a third of a second, and a program may parse several recipes
+@functools.cache  # building a parser takes a third of a second, and a program may parse several recipes
 def _config_parser(program: str, what: str, *, resumes: bool = False, more: type | None = None) -> ArgumentParser:
     parser = _parser(program, what)
-    parser.add_argument("--config", action="config", help="A YAML recipe; may be repeated, the later one wins.")
+    parser.add_argument("--config", action="config", help="YAML recipe; if repeated, later ones override earlier.")
     if resumes:
         parser.add_argument(
             "--resume",
             metavar="RUN",
-            help="Continue this run folder where it stopped; auto: the run that this command began, or else a new one.",
+            help="Resume this run folder; auto resumes the run that this command line started, else starts a new one.",
         )
     if more is not None:
         parser.add_class_arguments(more, None)
@@ -144,31 +144,31 @@ def _parser(prog: str, description: str) -> ArgumentParser:
 
 
 def parse_sampling(argv: Sequence[str], program: str = "sample.py") -> SampleConfig:
-    """The command line of `sample.py`.
+    """Parse the command line of `sample.py`.
 
     Raises:
-        UserError: for anything that cannot be understood, naming it.
+        UserError: invalid arguments, naming the one.
     """
-    parser = _parser(program, "Write text with a trained model.")
+    parser = _parser(program, "Generate text with a trained model.")
     words = ("interactive", "int8", "compile")
     parser.add_class_arguments(SampleConfig, None, as_positional=True, skip={*words})
     _add_words(parser, SampleConfig, *words)
     values = parse(parser, SampleConfig, argv)
-    if values["prompt"] is None:  # where a text or nothing is expected, jsonargparse reads the text "null" as nothing
+    if values["prompt"] is None:  # jsonargparse parses the prompt "null" as None
         values["prompt"] = next(reversed(list(_all_options("--prompt", argv))), None)
     return SampleConfig(**values)
 
 
 def change(config: GenerationConfig, settings: Mapping[str, Any], others: Iterable[str] = ()) -> GenerationConfig:
-    """A config with single settings changed, each a text as on the command line, or a value as of a JSON file.
+    """A copy of a config with single settings changed, given as strings (command line) or JSON values.
 
     Args:
-        config: left as it is.
+        config: not modified.
         settings: by name.
-        others: what else may stand beside them, for suggestions.
+        others: further valid keys, for suggestions.
 
     Raises:
-        UserError: for a setting that there is not, or that is refused.
+        UserError: an unknown setting or an invalid value.
     """
     types = _field_types(GenerationConfig)
     for name in settings:
@@ -195,7 +195,7 @@ def parse_inspecting(argv: Sequence[str], program: str) -> InspectConfig:
     """The command line of `minigpt inspect`.
 
     Raises:
-        UserError: for anything that cannot be understood, naming it.
+        UserError: invalid arguments, naming the one.
     """
     parser = _parser(program, "Show what the attention of a trained model does: a page, and a table of its heads.")
     parser.add_class_arguments(InspectConfig, None, as_positional=True)
@@ -214,17 +214,17 @@ def parse_reporting(argv: Sequence[str], program: str) -> ReportConfig:
 
 
 def _add_words(parser: ArgumentParser, schema: type, *names: str) -> None:
-    """Options that are a word alone (jsonargparse would want `--report true`), with the field's docstring as help."""
+    """Add boolean flags (jsonargparse alone would require `--report true`), with the field's docstring as help."""
     described = {each.arg_name: each.description for each in docstring_parser.parse_from_object(schema).params}
     for name in names:
         parser.add_argument(f"--{name}", action="store_true", help=described[name])
 
 
 def read_text(name: str, option: str) -> str:
-    """The whole of a UTF-8 file, or of standard input ('-').
+    """Read a whole UTF-8 file, or standard input ('-').
 
     Raises:
-        UserError: it cannot be read, naming the option that it was given by.
+        UserError: it cannot be read, naming the option and the file.
     """
     try:
         return (sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()).decode("utf-8")
@@ -238,7 +238,7 @@ def parse_comparing(argv: Sequence[str], program: str) -> CompareConfig:
     """The command line of `minigpt compare`.
 
     Raises:
-        UserError: for anything that cannot be understood, naming it.
+        UserError: invalid arguments, naming the one.
     """
     parser = _parser(program, "Train recipes on the same text, seeds and budget, and make one table of them.")
     parser.add_argument("recipes", nargs="+", type=str, help="YAML recipes that differ in model or optimizer alone.")
@@ -251,7 +251,7 @@ def parse_proof(argv: Sequence[str], program: str) -> tuple[Config, ProofConfig]
     """The command line of `minigpt prove-resume`.
 
     Raises:
-        UserError: for anything that cannot be understood, naming it.
+        UserError: invalid arguments, naming the one.
     """
     parser = _config_parser(
         program,
@@ -267,23 +267,23 @@ def parse_data(argv: Sequence[str], program: str, what: str) -> Config:
     """The command line of `minigpt prepare` and `peek`: the settings of `minigpt train`, so one recipe serves all.
 
     Raises:
-        UserError: for anything that cannot be understood, naming it.
+        UserError: invalid arguments, naming the one.
     """
     parser = _config_parser(program, f"{what} Settings and recipes are those of train; data.* are what counts.")
     return Config.from_dict(parse(parser, Config, argv))
 
 
 def require_command(name: str, known: Iterable[str], program: str, more: str = "") -> None:
-    """Refuse a word that is none of a program's commands.
+    """Check that a word is one of a program's commands.
 
     Args:
         name: the word.
         known: the commands.
-        program: which has them.
-        more: what to write after the command.
+        program: its name, for the message.
+        more: what follows a command, for the message.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not.
     """
     if name not in known:
         raise UserError(
@@ -296,9 +296,12 @@ def parse(parser: ArgumentParser, schema: type, argv: Sequence[str], *, more: ty
 
     Args:
         parser: with exit_on_error=False.
-        schema: the dataclass whose (nested) fields the options are; used to explain mistakes.
+        schema: the dataclass whose (nested) fields are the options; used to explain mistakes.
         argv: the arguments, without the program's name.
-        more: another dataclass whose fields are options, but no settings of a recipe.
+        more: another dataclass whose fields are options, but not settings of a recipe.
+
+    Raises:
+        UserError: invalid arguments, naming the one.
     """
     settings = _field_types(schema)
     types = settings | (_field_types(more) if more else {})
@@ -306,7 +309,7 @@ def parse(parser: ArgumentParser, schema: type, argv: Sequence[str], *, more: ty
     for argument in argv:
         try:
             argument.encode()
-        except UnicodeEncodeError:  # Python stands lone surrogates for bytes that it could not read
+        except UnicodeEncodeError:  # Python decodes invalid bytes of arguments as lone surrogates
             raise UserError(f"the argument {argument!a} is not UTF-8 text") from None
     if "config" in options:
         for file in _all_options("--config", argv):
@@ -322,12 +325,12 @@ def parse(parser: ArgumentParser, schema: type, argv: Sequence[str], *, more: ty
 
 
 def _with_literal_paths(argv: Sequence[str], types: Mapping[str, str]) -> list[str]:
-    """The arguments, where a path that is there but reads as a list, as the folder [texts], begins with ./ instead."""
+    """Prefix ./ to existing paths that YAML would parse as a list, such as a folder named [texts]."""
     options = {f"--{name}" for name, kind in types.items() if kind.startswith("str | list[str]")}
     literal, before = list(argv), ""
     for i, argument in enumerate(argv):
         option, _, value = argument.partition("=") if "=" in argument else (before, "", argument)
-        with contextlib.suppress(OSError, ValueError, yaml.YAMLError):  # no path, or not read as anything
+        with contextlib.suppress(OSError, ValueError, yaml.YAMLError):  # not a path, or not YAML
             if option in options and isinstance(yaml.safe_load(value), list) and Path(value).exists():
                 literal[i] = argument.removesuffix(value) + f"./{value}"
         before = argument
@@ -335,7 +338,7 @@ def _with_literal_paths(argv: Sequence[str], types: Mapping[str, str]) -> list[s
 
 
 def _refuse_nulls(values: dict[str, Any], types: dict[str, str], prefix: str = "") -> None:
-    """jsonargparse lets a recipe's null pass for any type."""
+    """Check for null in settings that do not take it: jsonargparse accepts a recipe's null for any type."""
     for name, value in values.items():
         key = prefix + name
         if isinstance(value, dict) and types.get(key) == "group":
@@ -345,12 +348,15 @@ def _refuse_nulls(values: dict[str, Any], types: dict[str, str], prefix: str = "
 
 
 def check_yaml(file: str, options: set[str], settings: Iterable[str]) -> None:
-    """Refuse a recipe that is missing, is not YAML, or has a key that is no setting, naming file and line.
+    """Check that a recipe exists, is YAML, and has only known settings.
 
     Args:
         file: its path.
         options: all options of the command line, for suggestions.
-        settings: those of them that a recipe may give.
+        settings: the options that a recipe may set.
+
+    Raises:
+        UserError: naming file, line and key.
     """
     path = Path(file)
     try:
@@ -437,13 +443,13 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def _explain(message: str, options: set[str], types: dict[str, str]) -> str:
-    """jsonargparse's message, made one line that names the option, the value and what is expected."""
+    """Turn jsonargparse's message into one line that names the option, its value and what is expected."""
     if match := re.match(r"unrecognized arguments: (\S+)", message):
         word = match[1].split("=", 1)[0]
         if not word.startswith("-"):
             return f"cannot place the argument {word!r}: options are written --name value; see --help"
         if word.lstrip("-") in types:
-            return f"{word.lstrip('-')} is written without {word}; see --help"
+            return f"{word.lstrip('-')} is positional: leave out {word}; see --help"
         guess = _did_you_mean(word.lstrip("-"), options).replace("did you mean ", "did you mean --")
         return f"unknown option {word}{guess or '; --help lists all'}"
     if match := re.match(r"Group '([^']+)' does not accept option '([^']+)'", message):
@@ -459,7 +465,7 @@ def _explain(message: str, options: set[str], types: dict[str, str]) -> str:
                 return f"unknown option --{key}.{nested[1]}: did you mean --{key}?"
             if "float" in types[key] and re.fullmatch(r"[-+]?\.?(nan|inf|infinity)", got[-1].lower()):
                 return f"{key}={got[-1]}: must be a finite number"
-            quotes = " (in YAML, text that looks like something else needs quotes)" if "str" in types[key] else ""
+            quotes = " (in YAML, quote a string that looks like another type)" if "str" in types[key] else ""
             return f"{key}={got[-1]}: expected {_readable(types[key])}{quotes}"
     if match := re.search(r"the following arguments are required: (.*)", message):
         return f"{match[1]} is missing; see --help"
@@ -469,7 +475,7 @@ def _explain(message: str, options: set[str], types: dict[str, str]) -> str:
 
 
 def _readable(annotation: str) -> str:
-    """`Literal["a", "b"] | None` -> `a, b or null`; the rest of a type says itself."""
+    """`Literal["a", "b"] | None` -> `a, b or null`; other types are shown as in Python."""
     annotation = (
         re.sub(r"Literal\[([^\]]*)\]", lambda m: m[1].replace(", ", " | "), annotation)
         .replace('"', "")

@@ -1,4 +1,4 @@
-"""Standard output and error -> streams that do not fail once nobody reads them: what is written then is dropped."""
+"""Makes standard output and error survive a closed pipe or terminal: later output is dropped."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from typing import Any
 
 
 def drop(descriptor: int) -> None:
-    """Send what is written to a descriptor nowhere from now on, also what other programs or libraries write there."""
+    """Redirect a file descriptor to the null device, also for libraries and child processes that write to it."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)
     os.close(nowhere)
 
 
 class _Outlived(io.FileIO):
-    """A descriptor whose reader may go: the end of a pipe that `head` or Ctrl-C closed, a terminal that was closed."""
+    """A file descriptor that tolerates a closed reader: a pipe into `head`, or a terminal that was closed."""
 
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except OSError as error:
-            if error.errno not in {errno.EPIPE, errno.EIO}:  # a full disk is something that the user has to know
+            if error.errno not in {errno.EPIPE, errno.EIO}:  # others, such as a full disk, must reach the user
                 raise
             drop(self.fileno())
             return memoryview(data).nbytes
 
 
 def outlive_reader(name: str) -> None:
-    """Replace sys.stdout or sys.stderr by a stream that does not fail where its reader has gone.
+    """Replace sys.stdout or sys.stderr by a stream that tolerates a closed reader.
 
-    At the lowest layer, so that it holds for `print`, progress bars, warnings and logging alike. A stream that another
-    program has put there, as in a notebook, stays.
+    It works at the lowest layer, so that it covers `print`, progress bars, warnings and logging. A stream that was
+    already replaced, as in a notebook, is left alone.
     """
     stream = getattr(sys, name)
     if stream is not getattr(sys, f"__{name}__") or not isinstance(stream, io.TextIOWrapper):

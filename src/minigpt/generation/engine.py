@@ -271,6 +271,6 @@ class _Batch:
 
 
 def window_start(n_tokens: int, context_length: int) -> int:
-    """Index of the first token in the context window: 0 while the text fits, then advancing by quarters of a context."""
+    """Index of the first token in the context window: 0 while the text fits, then advancing by quarters of it."""
     step = max(1, context_length // 4)
     return max(0, -(-(n_tokens - context_length) // step)) * step

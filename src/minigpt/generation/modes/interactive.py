@@ -17,7 +17,7 @@ from minigpt.errors import UserError
 from minigpt.files import note, shown
 from minigpt.generation.modes.terminal import Speed, show
 
-if TYPE_CHECKING:  # torch is loaded when a model is
+if TYPE_CHECKING:  # imports torch, which is loaded only with a model
     from minigpt.generation.generator import Writer
 
 Change = Callable[[GenerationConfig, dict[str, Any]], GenerationConfig]

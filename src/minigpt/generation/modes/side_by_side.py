@@ -13,7 +13,7 @@ from minigpt.config import SampleConfig
 from minigpt.errors import UserError
 from minigpt.files import visible
 
-if TYPE_CHECKING:  # torch is loaded when a model is
+if TYPE_CHECKING:  # imports torch, which is loaded only with a model
     from minigpt.generation.generator import Writer
 
 BAR = " │ "

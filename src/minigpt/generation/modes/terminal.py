@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt.files import note, shown
 
-if TYPE_CHECKING:  # torch is loaded when a model is
+if TYPE_CHECKING:  # imports torch, which is loaded only with a model
     from minigpt.config import GenerationConfig, SampleConfig
     from minigpt.generation.generator import Writer
 

@@ -18,7 +18,7 @@ from minigpt.errors import UserError
 from minigpt.files import locked, note, reason
 from minigpt.generation.modes.prompts_file import Change, Job, read_jobs
 
-if TYPE_CHECKING:  # torch is loaded when a model is
+if TYPE_CHECKING:  # imports torch, which is loaded only with a model
     from minigpt.generation.generator import Writer, Written
 
 BATCH_SIZE = 16
