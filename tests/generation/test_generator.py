@@ -201,7 +201,7 @@ def test_the_score_of_a_text_is_the_loss_of_each_token_after_at_least_half_a_con
         ({"temperatur": 1}, "temperatur: no such setting; there are max_new_tokens, "),
         ({"temperature": -1.0}, "temperature=-1.0: must be at least 0"),
         ({"top_p": 0.0}, "top_p=0.0: must be above 0 and at most 1"),
-        ({"stop": [""]}, r"stop=\[''\]: has an empty text"),
+        ({"stop": [""]}, r"stop=\[''\]: has an empty string"),
         ({"forbidden_tokens": [257]}, "forbidden_tokens: there is no token 257: the vocabulary has 257"),
         ({"forbidden_tokens": list(range(257))}, "forbidden_tokens: no token is left to draw"),
     ],

@@ -465,7 +465,7 @@ def _explain(message: str, options: set[str], types: dict[str, str]) -> str:
                 return f"unknown option --{key}.{nested[1]}: did you mean --{key}?"
             if "float" in types[key] and re.fullmatch(r"[-+]?\.?(nan|inf|infinity)", got[-1].lower()):
                 return f"{key}={got[-1]}: must be a finite number"
-            quotes = " (in YAML, quote a string that looks like another type)" if "str" in types[key] else ""
+            quotes = " (in YAML, a string that looks like another type needs quotes)" if "str" in types[key] else ""
             return f"{key}={got[-1]}: expected {_readable(types[key])}{quotes}"
     if match := re.search(r"the following arguments are required: (.*)", message):
         return f"{match[1]} is missing; see --help"
