@@ -2,8 +2,8 @@
 
 Three to eight seconds of a processor less for each. Everything else is as for a user: a process of its own, with the
 caller's arguments, environment, folder and streams, and Python's way out of it but for the half second in which it
-takes its modules apart. It leaves executables `python` and `minigpt` in its folder, which hand over what they are called
-with; when its standard input ends, it removes the folder and ends too.
+takes its modules apart. It leaves executables `python` and `minigpt` in its folder, which hand over their arguments;
+when its standard input ends, it removes the folder and ends too.
 """
 
 import atexit
