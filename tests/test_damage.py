@@ -338,7 +338,7 @@ def test_other_files_that_could_hold_a_pickle_are_never_unpickled(
     entry = {"n_bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     forged = replace(data.manifest, files=data.manifest.files | {path.name: entry})
     (data.folder / "manifest.json").write_text(forged.to_json())
-    with pytest.raises(UserError, match="no array of numbers"):
+    with pytest.raises(UserError, match="not an array of numbers"):
         open_prepared(data.folder)
     recipe = tmp_path / "config.yaml"
     recipe.write_text(f"name: !!python/object/apply:os.system ['touch {proof}']\n")

@@ -98,9 +98,9 @@ def test_whether_a_page_can_be_written_is_known_before_and_leaves_nothing(tmp_pa
     require_page(tmp_path / "old.html")
     assert (tmp_path / "old.html").read_text() == "<!DOCTYPE html> kept"
     for path, words in (
-        (tmp_path / "file", "is there already and is no HTML page; name another file"),
-        (Path("/dev/null"), "is there already and is no HTML page"),
-        (Path("-"), "is no file; name a file"),
+        (tmp_path / "file", "already exists and is not an HTML page; name another file"),
+        (Path("/dev/null"), "already exists and is not an HTML page"),
+        (Path("-"), "is not a file; name a file"),
         (tmp_path / ("x" * 251), "cannot be written"),
         (tmp_path, "is a folder; name a file"),
         (tmp_path / "file" / "page.html", "cannot be written"),

@@ -1,4 +1,4 @@
-"""The machine and its containers -> the cores that this process may use, and work spread over them."""
+"""CPU cores available to this process, and work spread over them in threads."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def usable_cores() -> int:
-    """The cores that the process is bound to, and no more than its container's share of time is worth; at least 1.
+    """Cores in the affinity mask of the process, at most the CPU quota of its container; at least 1.
 
-    PyTorch takes a thread for each core it sees; where a container has the time of two of sixty-four, most of them
+    PyTorch starts a thread for each core of the machine. In a container with a quota of 2 of 64 cores, most of them
     would wait for one another.
     """
-    # Not every system lets processes be bound to cores.
+    # macOS and Windows have no sched_getaffinity.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, int(_quota() or cores)))
 
 
 def in_threads(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
-    """What a function makes of each part, in order: on all cores if it releases the interpreter's lock.
+    """Results of a function for each part, in order. Parallel only if the function releases the GIL.
 
-    A signal to stop ends it behind the parts that are being worked on, so each should take less than a second.
+    An interrupt waits for the parts in progress, so each should take less than a second.
     """
     if len(parts) < 2:
         return [work(part) for part in parts]
@@ -42,11 +42,11 @@ def in_threads(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Re
 
 
 def _quota() -> float | None:
-    """Cores' worth of time that Linux gives the container; None where there is no limit."""
-    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # the second and the first version
+    """CPU quota of the container in cores (Linux cgroups); None without a limit."""
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # cgroups v2 and v1
         try:
             quota, period = " ".join((CGROUPS / file).read_text() for file in files).split()
             return int(quota) / int(period) if int(quota) > 0 else None
-        except (OSError, ValueError):  # not there, or "max"
+        except (OSError, ValueError):  # no such file, or "max"
             continue
     return None

@@ -1,4 +1,4 @@
-"""A file's content -> the file, complete or not there at all; and what is said where that fails."""
+"""Atomic writes, locks, notes on stderr, and short messages for file errors."""
 
 from __future__ import annotations
 
@@ -19,46 +19,49 @@ from minigpt.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # Windows, which refuses to remove a file that somebody has open: that does as well
+except ImportError:  # Windows, which refuses to delete an open file: `sweep` needs no lock there
     fcntl = None  # type: ignore[assignment]
 
-# All but line break and tab, and what turns the direction of writing around.
+# Control characters except line feed and tab, bidirectional overrides, and lone surrogates.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
-"""The names that `write_atomically` gives to files on their way."""
+"""Names of the temporary files of `write_atomically`."""
 
 
 def reason(error: Exception) -> str:
-    """What went wrong with a file, in the few words that the system has for it."""
+    """The system's short message for a file error."""
     if getattr(error, "strerror", None):
         return str(error.strerror).lower()  # type: ignore[attr-defined]
     return (str(error) or type(error).__name__).splitlines()[0]  # torch reports a full disk as a RuntimeError
 
 
 def visible(text: str) -> str:
-    r"""Text whose control characters are shown, as in \x1b: what a model, a text or a file's name holds may be what a
-    terminal obeys."""
+    r"""Text with control characters escaped, as \x1b: generated text or a file name may contain terminal commands."""
     return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def shown(text: object, stream: TextIO | None = None) -> str:
-    """Text for a stream (stdout): `visible` in a terminal, as it is in a file or a pipe."""
+    """Text for a stream (default stdout): `visible` in a terminal, unchanged in a file or a pipe."""
     stream = stream or sys.stdout
     return visible(str(text)) if stream.isatty() else str(text)
 
 
 def note(text: object) -> None:
-    """A line on the way, on stderr, so that stdout holds nothing but what was asked for."""
+    """Print a progress message to stderr, so that stdout has only the requested output."""
     said = shown(text, sys.stderr)
     print(f"\x1b[2m{said}\x1b[0m" if sys.stderr.isatty() else said, file=sys.stderr, flush=True)
 
 
 def refuse_url(name: str | Path, what: str) -> None:
-    """Refuse what is on another machine; a Path has made one slash of two already.
+    """Refuse URLs, also after Path has reduced // to /.
+
+    Args:
+        name: the path that the user gave.
+        what: the kind of file, for the message.
 
     Raises:
-        UserError: it is a URL, or no path at all.
+        UserError: it is a URL, or not a path.
     """
     if not isinstance(name, str | os.PathLike):
         raise UserError(f"{name!r}: expected the path of {what}, as a str or a Path")
@@ -67,14 +70,14 @@ def refuse_url(name: str | Path, what: str) -> None:
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object], n_bytes: int = 0) -> None:
-    """Let `write` make a file beside the target, flush it to disk, rename it: the target is old or new, never half.
+    """Write a temporary file beside the target, flush it to disk, rename it: the target is never incomplete.
 
-    Folders on the way are made. What a process leaves that dies meanwhile is taken away by `sweep`.
+    Parent folders are created. `sweep` removes the temporary files of killed processes.
 
     Args:
         path: the target.
-        write: fills the file whose path it is given.
-        n_bytes: how long the file will be, where that is known: without so much room nothing is begun.
+        write: called with the path of the temporary file, which exists and is empty.
+        n_bytes: expected size, if known; it is checked against the free space first.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; the old file is untouched.
@@ -89,15 +92,15 @@ def write_atomically(path: str | Path, write: Callable[[Path], object], n_bytes:
         temporary = Path(name)
         try:
             if fcntl is None:
-                os.close(handle)  # Windows renames nothing that is open
+                os.close(handle)  # Windows cannot rename an open file
                 handle = None
             else:
                 with contextlib.suppress(OSError):  # a file system without locks
-                    fcntl.flock(handle, fcntl.LOCK_EX)  # says that this process lives, for as long as it does
+                    fcntl.flock(handle, fcntl.LOCK_EX)  # tells `sweep` that this process is alive
             write(temporary)
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-            temporary.chmod(0o644)  # mkstemp makes files that only their owner can read
+            temporary.chmod(0o644)  # mkstemp creates files that only their owner can read
             temporary.replace(path)
             _flush_folder(path.parent)
         finally:
@@ -107,25 +110,26 @@ def write_atomically(path: str | Path, write: Callable[[Path], object], n_bytes:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """A second name for a file, where the file system has that, else a copy; a new file under the first name changes
-    neither.
+    """Make `target` a hard link to `source`, or a copy if the file system has no links.
+
+    Replacing `source` later leaves `target` unchanged.
 
     Raises:
         UserError: see `write_atomically`.
     """
-    temporary = target.with_name(f".{target.name}.new_link.tmp")  # complete as soon as it is there
+    temporary = target.with_name(f".{target.name}.new_link.tmp")  # complete at once: needs no unique name
     try:
         temporary.unlink(missing_ok=True)
         os.link(source, temporary)
         temporary.replace(target)
-        temporary.unlink(missing_ok=True)  # renaming does nothing where both are one file already
+        temporary.unlink(missing_ok=True)  # POSIX rename does nothing if both are the same file already
         _flush_folder(target.parent)
     except OSError:
         write_atomically(target, lambda path: shutil.copyfile(source, path), source.stat().st_size)
 
 
 def append(path: str | Path, text: str) -> None:
-    """Add a text at the end of a file, in UTF-8.
+    """Append text to a file, in UTF-8.
 
     Raises:
         UserError: the disk is full or the file cannot be written.
@@ -136,7 +140,7 @@ def append(path: str | Path, text: str) -> None:
 
 
 def sweep(*folders: Path) -> None:
-    """Remove what `write_atomically` had begun in processes that are dead; a living one holds a lock on its file."""
+    """Delete temporary files that killed processes left behind; a live process holds a lock on its own."""
     for folder in folders:
         for path in folder.glob(".*.tmp"):
             if not _TEMPORARY.fullmatch(path.name):
@@ -149,14 +153,14 @@ def sweep(*folders: Path) -> None:
 
 @contextlib.contextmanager
 def locked(lock_file: Path, refusal: Callable[[str], str]) -> Iterator[None]:
-    """One process at a time; the lock goes when its process does, however that ends.
+    """One process at a time; the system releases the lock of a process that dies.
 
     Args:
-        lock_file: holds the process's number and host meanwhile.
-        refusal: who has the lock -> what to say to the user.
+        lock_file: contains the owner's process id and host while locked.
+        refusal: owner of the lock -> error message.
 
     Raises:
-        UserError: another process has it.
+        UserError: another process has the lock.
         OSError: the file cannot be written.
     """
     from filelock import FileLock, Timeout
@@ -166,26 +170,26 @@ def locked(lock_file: Path, refusal: Callable[[str], str]) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        lock_file.touch()  # says why, where it is the folder that takes no file
+        lock_file.touch()  # raises the real error if the folder cannot be written
         owner = ""
         with contextlib.suppress(OSError, ValueError):
             owner = lock_file.read_text(encoding="utf-8")
         raise UserError(refusal(f"another process{f' ({owner})' if owner else ''}")) from None
     try:
-        with contextlib.suppress(OSError):  # Windows, where what is locked takes nothing
+        with contextlib.suppress(OSError):  # Windows cannot write to a locked file
             lock_file.write_text(f"{os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
     finally:
-        with contextlib.suppress(OSError):  # Windows cannot remove what is open
+        with contextlib.suppress(OSError):  # Windows cannot delete an open file
             lock_file.unlink()
         lock.release()
 
 
 def require_writable(folder: Path) -> None:
-    """Find out before long work whether files can be written in a folder; it is made if it is not there.
+    """Check before long work that a folder is writable; it is created if missing.
 
     Raises:
-        UserError: they cannot.
+        UserError: it is not writable.
     """
     try:
         _make_folder(folder)
@@ -200,7 +204,7 @@ def _one_line_errors(path: Path, n_bytes: int = 0) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # What torch's writer says of a full disk is less than what the system said to it.
+        # torch reports a full disk as a vague RuntimeError; its context has the system's error.
         said = error.__context__
         cause = said if isinstance(error, RuntimeError) and isinstance(said, OSError) else error
         room = ""
@@ -209,12 +213,12 @@ def _one_line_errors(path: Path, n_bytes: int = 0) -> Iterator[None]:
                 needed = f"{n_bytes / 1e6:,.1f} MB are needed, " if n_bytes else ""
                 room = f"; {needed}{shutil.disk_usage(path.parent).free / 1e6:,.1f} MB are free"
         raise UserError(
-            f"{path}: could not be written ({reason(cause)}{room}); what was there before is untouched"
+            f"{path}: could not be written ({reason(cause)}{room}); an existing file is unchanged"
         ) from error
 
 
 def _make_folder(folder: Path) -> None:
-    """With its name on disk, too."""
+    """Create a folder and its parents, and flush their directory entries to disk."""
     if not folder.is_dir():
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -222,8 +226,8 @@ def _make_folder(folder: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Until then a renamed file may be gone after a power cut."""
-    with contextlib.suppress(OSError):  # Windows opens no folder, and some file systems flush none
+    """Flush a folder's entries to disk: otherwise a rename may be lost in a power cut."""
+    with contextlib.suppress(OSError):  # not supported on Windows and on some file systems
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -232,16 +236,16 @@ def _flush_folder(folder: Path) -> None:
 
 
 def require_page(path: Path) -> None:
-    """Find out before long work whether an HTML page can be written at the end; folders on the way are made.
+    """Check before long work that an HTML page can be written; parent folders are created.
 
     Raises:
-        UserError: it is a folder or another file that is there already, or lies where nothing can be written.
+        UserError: the path is a folder or an existing file of another kind, or is not writable.
     """
     try:
         if path.is_dir() or str(path) == "-":
-            raise UserError(f"{path}: is {'a folder' if path.is_dir() else 'no file'}; name a file, as page.html")
+            raise UserError(f"{path}: is {'a folder' if path.is_dir() else 'not a file'}; name a file, as page.html")
         if path.exists() and not (path.is_file() and _begins_as_a_page(path)):
-            raise UserError(f"{path}: is there already and is no HTML page; name another file")
+            raise UserError(f"{path}: already exists and is not an HTML page; name another file")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent):
             pass
@@ -261,7 +265,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """`write_atomically` for a table, in UTF-8; None is an empty field."""
+    """`write_atomically` for a CSV table, in UTF-8; None is an empty field."""
 
     def write(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8", newline="") as file:

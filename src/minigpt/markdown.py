@@ -1,4 +1,4 @@
-"""Rows -> a Markdown table that reads as plain text too."""
+"""Markdown tables with aligned columns, readable as plain text."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns, the first to the left and numbers, which the others are, to the right.
+    """A Markdown table; the first column is aligned left, the others, which hold numbers, right.
 
     Args:
         header: names of the columns.
-        rows: cells, as many in each row.
+        rows: one cell per column.
     """
     widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
     rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]

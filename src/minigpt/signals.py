@@ -1,4 +1,4 @@
-"""Signals that ask a program to stop -> exit code 128 + n, or what the program makes of them."""
+"""Handlers for signals that ask a program to stop; by default it exits with code 128 + n."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1
 
 @contextlib.contextmanager
 def handled_by(handler: Handler, numbers: Collection[int] = SIGNALS) -> Iterator[None]:
-    """Signals to stop call a function meanwhile."""
+    """Within the context, the signals call `handler`; the previous handlers are restored at the end."""
     before = handle(handler, numbers)
     try:
         yield
     finally:
         for number, earlier in before.items():
-            signal.signal(number, earlier or signal.SIG_DFL)  # None: not Python's own
+            signal.signal(number, earlier or signal.SIG_DFL)  # None: not set by Python
 
 
 def handle(handler: Handler, numbers: Collection[int] = SIGNALS) -> dict[int, Any]:
-    """Returns the handlers that were there before; nothing outside the main thread, where Python allows no handlers.
+    """Install a handler; returns the previous ones. Does nothing outside the main thread, as Python requires.
 
-    A SIGHUP that is ignored stays so: that is what `nohup` asks for.
+    An ignored SIGHUP stays ignored, for `nohup`.
     """
     if threading.current_thread() is not threading.main_thread():
         return {}
@@ -37,13 +37,16 @@ def handle(handler: Handler, numbers: Collection[int] = SIGNALS) -> dict[int, An
 
 
 def exit_by_signal(number: int, frame: FrameType | None) -> None:
-    """A handler that ends the program as a shell reports a signal, after what `finally` and `with` clean up."""
+    """A handler that exits with the code a shell reports for a signal; `finally` and `with` still run."""
     raise SystemExit(128 + number)
 
 
 @contextlib.contextmanager
 def not_to_children(*numbers: int) -> Iterator[None]:
-    """What is started meanwhile does not get these signals, unless it asks for them: W&B's does for SIGINT, SIGTERM."""
+    """Child processes started within the context have these signals blocked, unless they unblock them.
+
+    W&B's process unblocks SIGINT and SIGTERM.
+    """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

@@ -387,7 +387,7 @@ def test_a_prepared_folder_is_no_part_of_a_mixture(settings: dict, config: DataC
     filled = {
         k: [n.format(folder) for n in v] if isinstance(v, list) else v.format(folder) for k, v in settings.items()
     }
-    assert "was prepared already, and can only be the one source" in refusal(replace(config, **filled))
+    assert "is a prepared folder, with a val split: it can only be the one source" in refusal(replace(config, **filled))
 
 
 def test_preparing_the_folder_that_data_dir_lies_in_comes_to_an_end(
@@ -578,7 +578,7 @@ def test_of_two_processes_one_prepares_and_the_other_says_that_it_waits(
     command = [sys.executable, "-c", script, str(config.source), config.dir]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as second:
         assert second.stderr is not None
-        assert second.stderr.readline() == "another process prepares the same text: waiting for it\n"
+        assert second.stderr.readline() == "another process is preparing the same text: waiting for it\n"
         assert second.poll() is None
         go_on.set()
         out, errors = second.communicate(timeout=240)
@@ -670,9 +670,9 @@ def test_broken_files_that_are_skipped_are_in_the_manifest_and_told(
     data = prepare(replace(config, encoding_errors="skip"))
     assert data.manifest.skipped_files == (str(broken),)
     assert len(data.train.document_starts) + len(data.val.document_starts) == 29
-    assert f"note: 1 files are skipped, as not utf-8, such as {broken}" in capsys.readouterr().err
+    assert f"note: 1 files are skipped because they are not utf-8, such as {broken}" in capsys.readouterr().err
     replaced = prepare(replace(config, encoding_errors="replace"))
-    told = f"note: data.source={config.source}: 1 character replaced by U+FFFD, as not utf-8, in {broken}\n"
+    told = f"note: data.source={config.source}: 1 character not in utf-8 replaced by U+FFFD, in {broken}\n"
     assert told in capsys.readouterr().err
     prepare(replace(config, encoding_errors="replace"))
     assert capsys.readouterr().err == ""
@@ -699,7 +699,7 @@ def test_a_text_that_changes_while_it_is_prepared_is_refused(
 
     monkeypatch.setattr(tokenising, moment, meanwhile)
     message = refusal(replace(config, source=str(path)))
-    assert "the text changes while it is read" in message or "rows.jsonl: no such file" in message
+    assert "the text changed while it was read" in message or "rows.jsonl: no such file" in message
 
 
 def test_a_folder_without_its_manifest_is_not_overwritten(config: DataConfig) -> None:

@@ -199,7 +199,7 @@ def test_a_missing_column_or_dataset_of_the_hub_is_one_line(hub: DataConfig) -> 
 
 def test_a_stream_of_one_document_is_refused_with_what_to_do(config: DataConfig, tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("one text " * 2000)
-    with pytest.raises(UserError, match=r"too few documents to hold out a part; give a data\.val_source"):
+    with pytest.raises(UserError, match=r"too few documents for a val split; set data\.val_source"):
         prepare_head(replace(config, source=str(tmp_path / "one.txt")))
 
 

@@ -1,1 +1,1 @@
-"""Text -> tokens -> batches. Knows no model and no Lightning."""
+"""Text -> tokens -> batches. Imports neither the model nor Lightning."""

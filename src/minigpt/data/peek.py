@@ -1,4 +1,4 @@
-"""Prepared data -> a page of text that says what is in it: how much, which tokens, and what a batch looks like."""
+"""Summary of prepared data for the terminal: sizes, most frequent tokens, and the first batch."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from minigpt.data.shards import PreparedData, Split
 from minigpt.data.tokenizers.base import Tokenizer
 
 MOST_FREQUENT = 12
-"""Tokens that are listed."""
+"""Tokens listed."""
 ROWS = 2
-"""Rows of a batch that are shown."""
+"""Rows of the first batch shown."""
 COUNTED_TOKENS = 100_000_000
-"""Tokens of train that are counted to find the most frequent; of longer text, the first ones."""
+"""Tokens of train, from its start, counted to find the most frequent."""
 END, PADDING, NOTHING, SPACE = "⟨end of text⟩", "⟨padding⟩", "–", "·"
 
 
 def peek(data: PreparedData, config: Config) -> str:
-    """Describe prepared data, and the first batch that a run with this config would see.
+    """Describe prepared data and the first batch of a run with this config.
 
     Raises:
         UserError: the text is shorter than one window of model.context_length.
@@ -35,7 +35,7 @@ def peek(data: PreparedData, config: Config) -> str:
         *_split_lines("val", data.val),
     ]
     if manifest.duplicates_left_out:
-        lines.append(f"           {manifest.duplicates_left_out} more documents are in train too, and kept out of val")
+        lines.append(f"           {manifest.duplicates_left_out} documents of val are left out, as train has them too")
     if manifest.skipped_files:
         skipped = manifest.skipped_files
         lines.append(f"skipped    {len(skipped)} files that are not text in data.encoding, such as {skipped[0]}")
@@ -46,7 +46,7 @@ def peek(data: PreparedData, config: Config) -> str:
 
 
 def _shares(batches: TrainBatches, config: Config) -> Iterator[str]:
-    """How much of a run each source gets, and how often it is read through."""
+    """Each source's share of the run, and its epochs."""
     n_items = batches.n_batches * batches.batch_size
     yield f"a run of {n_items:,} {'windows' if config.data.mode == 'packed' else 'examples'} takes"
     for share in batches.shares(n_items):
@@ -74,8 +74,8 @@ def _frequent(data: PreparedData) -> Iterator[str]:
     counted = min(len(data.train.tokens), COUNTED_TOKENS)
     counts = np.zeros(data.manifest.vocab_size, dtype=np.int64)
     for start in range(0, counted, 1 << 22):
-        piece = data.train.tokens.read(start, min(start + (1 << 22), counted))
-        counts += np.bincount(piece, minlength=len(counts))
+        chunk = data.train.tokens.read(start, min(start + (1 << 22), counted))
+        counts += np.bincount(chunk, minlength=len(counts))
     yield f"the most frequent of {int((counts > 0).sum()):,} tokens that occur"
     for token in np.argsort(-counts, kind="stable")[:MOST_FREQUENT]:
         if counts[token]:
@@ -86,15 +86,15 @@ def _frequent(data: PreparedData) -> Iterator[str]:
 def _batch(batches: TrainBatches, tokenizer: Tokenizer) -> Iterator[str]:
     tokens, targets = (part.tolist() for part in batches[0])
     yield f"the first batch has {len(tokens)} rows of {len(tokens[0])} tokens; {min(ROWS, len(tokens))} of them"
-    for row, wanted in zip(tokens[:ROWS], targets, strict=False):
-        reads = [PADDING if y == IGNORED else _shown(tokenizer, x) for x, y in zip(row, wanted, strict=True)]
-        predicts = [NOTHING if y == IGNORED else _shown(tokenizer, y) for y in wanted]
+    for row, row_targets in zip(tokens[:ROWS], targets, strict=False):
+        reads = [PADDING if y == IGNORED else _shown(tokenizer, x) for x, y in zip(row, row_targets, strict=True)]
+        predicts = [NOTHING if y == IGNORED else _shown(tokenizer, y) for y in row_targets]
         yield f"  reads     {'|'.join(reads)}"
         yield f"  predicts  {'|'.join(predicts)}"
 
 
 def _shown(tokenizer: Tokenizer, token: int) -> str:
-    """A token as it can stand on a line: line ends and control characters written out."""
+    """A token's text on one line, line ends and control characters escaped."""
     if token == tokenizer.end_of_text:
         return END
     text = tokenizer.decode_bytes([token]).decode("utf-8", errors="replace")

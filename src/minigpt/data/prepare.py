@@ -1,4 +1,4 @@
-"""Sources -> a folder of token files with a manifest, made once and reused while nothing has changed."""
+"""Sources -> a folder of token files with a manifest, reused while text and settings are unchanged."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from minigpt.errors import UserError
 from minigpt.files import note, reason, sweep
 
 STALE_SECONDS = 7 * 86400
-"""Age at which what a killed preparation left behind is swept away, if nobody went on with it."""
+"""Age at which the working folder of a killed preparation is deleted: until then, a new try resumes it."""
 
 
 def open_data(config: DataConfig, *, quiet: bool = False) -> PreparedData:
-    """What training and whoever looks at its text need: all of it prepared, or a stream's head.
+    """Prepare all text, or with data.streaming only the head of the stream.
 
     Raises:
         UserError: see `prepare` and `prepare_head`.
@@ -43,15 +43,15 @@ def open_data(config: DataConfig, *, quiet: bool = False) -> PreparedData:
 
 
 def prepare(config: DataConfig, *, quiet: bool = False) -> PreparedData:
-    """Prepare the text that the config names, or open what was prepared before.
+    """Prepare the text that the config names, or open the folder of an earlier call.
 
-    Files are looked at each time, and read where they have changed, so that changed text is noticed; it is then
-    prepared anew beside the old. Of several processes one prepares, and the others wait for it. A source may also be a
-    prepared folder, which is opened as it is.
+    Every call checks the files and reads those that have changed. Changed text is prepared into a new folder beside the
+    old one. Of several processes, one prepares and the others wait for it. A source may also be a prepared folder,
+    which is opened unchanged.
 
     Raises:
-        UserError: no text, text in another encoding, a text too short to hold out a part, a folder that cannot be
-            written, or a prepared file that is damaged.
+        UserError: no text, text in another encoding, text too short to split, a folder that cannot be written, or a
+            damaged prepared file.
     """
     root = Path(config.dir)
     if len(config.sources) == 1 and not config.val_sources and is_prepared(Path(config.sources[0])):
@@ -81,7 +81,7 @@ def prepare(config: DataConfig, *, quiet: bool = False) -> PreparedData:
 
 
 def find_prepared(config: DataConfig) -> tuple[PreparedData | None, int]:
-    """What `prepare` would open at once, None where it has work to do; and the bytes of the text. Writes nothing.
+    """The data that `prepare` would open without work, else None; and the bytes of the text. Writes nothing.
 
     Raises:
         UserError: there is no text, it cannot be read, or a prepared file is damaged.
@@ -104,17 +104,17 @@ def _say_how_it_is_read(config: DataConfig, text: Text, scans: Scans) -> None:
             for line in reading_notes(source, config, scans):
                 note(f"note: data.{setting}={source.name}: {line}")
     if skipped := text.skipped_files:
-        note(f"note: {len(skipped)} files are skipped, as not {config.encoding}, such as {skipped[0]}")
+        note(f"note: {len(skipped)} files are skipped because they are not {config.encoding}, such as {skipped[0]}")
 
 
 def _say_what_is_held_out(config: DataConfig, folder: Path) -> None:
-    """Whole documents are held out, so of few and long ones the share may be far from what was asked for."""
+    """Warn where the val share is far from val_fraction: whole documents are held out, and some are long."""
     manifest = Manifest.read(folder)
     share = manifest.val.n_bytes / (manifest.val.n_bytes + manifest.train.n_bytes)
     if config.val_source is None and not config.val_fraction / 2 < share < config.val_fraction * 2:
         print(
             f"note: {100 * share:.0f} % of the text is held out instead of data.val_fraction={config.val_fraction}, as "
-            "its documents are few or of very unlike lengths; data.val_source names another text to validate on",
+            "there are few documents or their lengths differ much; data.val_source names another text to validate on",
             file=sys.stderr,
         )
 
@@ -130,10 +130,10 @@ def _open_as_it_is(config: DataConfig) -> PreparedData:
 
 
 def find_text(config: DataConfig, scans: Scans) -> Text:
-    """The files behind the config's sources, each looked at.
+    """The files of the config's sources, each scanned.
 
     Raises:
-        UserError: a source is not there, cannot be read, or is not text.
+        UserError: a source does not exist, cannot be read, or is not text.
     """
     skipped: list[str] = []
 
@@ -163,11 +163,11 @@ def _fingerprint(train: Sequence[Source], val: Sequence[Source], scans: Scans) -
 
 
 def _key(config: DataConfig, text: Text) -> str:
-    """A name for everything that the tokens depend on."""
+    """Hash of everything that the tokens depend on: format, text, tokenizer and settings."""
     tokenizer = config.tokenizer
     if tokenizer.endswith(".json"):
         try:
-            load_tokenizer(Path(tokenizer))  # a clear line now if it is missing or wrong
+            load_tokenizer(Path(tokenizer))  # a clear error now if it is missing or wrong
         except UserError as error:
             raise UserError(f"data.tokenizer={tokenizer}: {str(error).split(': ', 1)[1]}") from None
         tokenizer = hashlib.sha256(Path(tokenizer).read_bytes()).hexdigest()
@@ -176,7 +176,7 @@ def _key(config: DataConfig, text: Text) -> str:
 
 
 def _readable_name(config: DataConfig) -> str:
-    """A folder name that a person recognises; the key behind it is what counts."""
+    """Prefix of the folder's name, for people; only the key identifies the data."""
     stem = Path(config.sources[0]).stem or "text"
     tokenizer = Path(config.tokenizer).stem if config.tokenizer.endswith(".json") else config.tokenizer
     return re.sub(r"[^A-Za-z0-9]+", "-", f"{stem}-{tokenizer}").strip("-").lower()[:60]
@@ -184,13 +184,13 @@ def _readable_name(config: DataConfig) -> str:
 
 @contextmanager
 def _locked(path: Path, quiet: bool) -> Iterator[None]:
-    """One process at a time; the lock goes when its process does, however that ends."""
+    """One process at a time; the system releases the lock of a process that dies."""
     lock = FileLock(path)
     try:
         lock.acquire(blocking=False)
     except Timeout:
         if not quiet:
-            print("another process prepares the same text: waiting for it", file=sys.stderr, flush=True)
+            print("another process is preparing the same text: waiting for it", file=sys.stderr, flush=True)
         lock.acquire()
     try:
         yield

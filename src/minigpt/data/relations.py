@@ -1,4 +1,4 @@
-"""Which span of a text refers to which earlier one, and texts with such relations in a file of JSON lines."""
+"""Ground truth for attention: which span of a text refers to which earlier span; stored as JSON Lines."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Relation:
-    """One span of a text refers to an earlier one: where a head that follows this relation looks, and from where."""
+    """One span of a text refers to an earlier one: a head for this relation attends from source to target."""
 
     name: str
     source: Span
-    """Characters [start, stop) that refer; a head is asked where it looks from here."""
+    """Characters [start, stop) that refer: the queries."""
     target: Span
-    """Characters [start, stop) that are meant; they end before the source begins, as a causal model needs."""
+    """Characters [start, stop) referred to: the keys. They end before the source begins, as attention is causal."""
 
 
 Example = tuple[str, list[Relation]]
@@ -30,15 +30,15 @@ Example = tuple[str, list[Relation]]
 
 
 def to_json_line(text: str, relations: Sequence[Relation]) -> str:
-    """One line of JSON, without its line break and in ASCII: no character of the text can break the line or file."""
+    """One line of JSON without its line break. ASCII only, so no character of the text can break the line."""
     return json.dumps({"text": text, "relations": [asdict(relation) for relation in relations]})
 
 
 def read_json_lines(path: str | Path) -> Iterator[Example]:
-    """Texts and relations from a UTF-8 file of lines as `to_json_line` makes them; empty lines are passed over.
+    """Texts and relations from a UTF-8 file of `to_json_line` lines; empty lines are skipped.
 
     Raises:
-        UserError: the file cannot be read, or a line is not such a text; names both.
+        UserError: the file cannot be read, or a line is malformed; names file and line.
     """
     try:
         with Path(path).open("rb") as file:

@@ -1,7 +1,7 @@
-"""Token files on disk -> one long sequence of tokens per split, read where it is wanted.
+"""Token files on disk -> one sequence of tokens per split, read by slices.
 
-A prepared folder holds raw little-endian token ids (`train-00000.bin`, ..., which numpy.memmap and nanoGPT read as they
-are), where each document begins, the tokenizer, and a manifest with the length and checksum of each file.
+A prepared folder holds raw little-endian token ids (`train-00000.bin`, ..., which numpy.memmap and nanoGPT can read),
+the start of each document, the tokenizer, and a manifest with the length and checksum of each file.
 """
 
 from __future__ import annotations
@@ -27,39 +27,39 @@ from minigpt.files import reason
 
 FORMAT = 2
 TOGETHER = 1 << 18
-"""Tokens that are written at a time."""
+"""Tokens written or hashed at a time."""
 
 
 class TokenFile:
-    """A file of token ids, of which slices are read as arrays.
+    """A file of token ids; slices are read as arrays.
 
-    A memory map would count all pages that were ever read as this process's memory, and take the longer to find a page
-    the larger the file is.
+    Not a memory map: it would count every page ever read as memory of this process, and page faults get slower as the
+    file grows.
     """
 
     def __init__(self, path: Path, token_type: str) -> None:
-        """Args: the file; uint16 or uint32."""
+        """Args: path of the file; token_type, uint16 or uint32."""
         self.path, self.dtype = path, np.dtype(token_type).newbyteorder("<")
-        self._file = path.open("rb", buffering=0)  # is readable still when its folder is renamed or deleted
+        self._file = path.open("rb", buffering=0)  # stays readable when its folder is renamed or deleted
         weakref.finalize(self, self._file.close)
         self._opened = self._written()
         self._n_tokens = self._opened[0] // self.dtype.itemsize
-        if hasattr(os, "posix_fadvise"):  # else the system reads 64 KB around each window
+        if hasattr(os, "posix_fadvise"):  # else readahead loads 64 KB around each window
             os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TokenFile, (self.path, self.dtype.name)  # a worker process opens it for itself
+        return TokenFile, (self.path, self.dtype.name)  # pickling: a worker process opens the file itself
 
     def __len__(self) -> int:
         return self._n_tokens
 
     def _written(self) -> tuple[int, int]:
-        """The file's length, and when somebody last wrote to it."""
+        """The file's length in bytes and time of its last write in nanoseconds."""
         now = os.fstat(self._file.fileno())
         return now.st_size, now.st_mtime_ns
 
     def has(self, sha256: str) -> bool:
-        """Whether it is the file that was opened; read only if somebody has written to it since."""
+        """Whether the content still has this checksum; hashed only if the file was written to since it was opened."""
         now = self._written()
         if now == self._opened:
             return True
@@ -76,7 +76,7 @@ class TokenFile:
         start, stop, _ = part.indices(len(self))
         tokens = np.empty(stop - start, self.dtype)
         missing = tokens.view(np.uint8).data
-        while len(missing):  # one call gives 2 GB at most
+        while len(missing):  # one call reads at most 2 GB
             n_bytes = _read_at(self._file, missing, stop * self.dtype.itemsize - len(missing))
             if not n_bytes:
                 raise UserError(f"{self.path} became shorter while it was read: restore it")
@@ -85,10 +85,10 @@ class TokenFile:
 
 
 class Tokens:
-    """Token ids in several pieces that read as one sequence."""
+    """Token ids in several shards, read as one sequence."""
 
     def __init__(self, shards: Sequence[np.ndarray | TokenFile]) -> None:
-        """Args: 1-D arrays of unsigned integers, or files of them, in order; read where they are, never copied."""
+        """Args: shards, 1-D arrays of unsigned integers or token files, in order; they are not copied."""
         self.shards = [shard for shard in shards if len(shard)]
         self._stops = np.cumsum([len(shard) for shard in self.shards], dtype=np.int64).tolist()
 
@@ -96,20 +96,20 @@ class Tokens:
         return self._stops[-1] if self._stops else 0
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """(stop - start,) tokens of positions start..stop, within the sequence, from one shard or across several."""
-        pieces = []
+        """(stop - start,) tokens at positions start..stop of the sequence, which may span shards."""
+        parts = []
         shard = bisect_right(self._stops, start)
         while start < stop:
             begin = self._stops[shard] - len(self.shards[shard])
-            pieces.append(self.shards[shard][start - begin : stop - begin])
-            start += len(pieces[-1])
+            parts.append(self.shards[shard][start - begin : stop - begin])
+            start += len(parts[-1])
             shard += 1
-        return pieces[0] if len(pieces) == 1 else np.concatenate([*pieces, np.zeros(0, np.uint16)])
+        return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.zeros(0, np.uint16)])
 
 
 @dataclass(frozen=True)
 class SourceRange:
-    """Where one source's documents lie in a split; sources follow one another."""
+    """The contiguous part of a split that comes from one source."""
 
     name: str
     first_token: int
@@ -117,20 +117,20 @@ class SourceRange:
     first_document: int
     n_documents: int
     n_bytes: int
-    """Of its text in UTF-8."""
+    """Length of its text in UTF-8."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Tokens of one split: documents one after another, each closed by end_of_text."""
+    """Tokens of one split: concatenated documents, each followed by end_of_text."""
 
     tokens: Tokens
     document_starts: np.ndarray
-    """(n_documents,) int64: where each document begins in `tokens`."""
+    """(n_documents,) int64: index of each document's first token."""
     n_bytes: int
-    """Length of the split's text in UTF-8, without the end_of_text marks."""
+    """Length of the split's text in UTF-8, without end_of_text."""
     sources: tuple[SourceRange, ...]
-    """The parts of the split by source, in order; they cover it."""
+    """The split by source, in order and without gaps."""
 
     def __str__(self) -> str:
         n_documents = len(self.document_starts)
@@ -142,7 +142,7 @@ class Split:
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """What the manifest says of a split."""
+    """The manifest's entry for a split."""
 
     n_tokens: int
     n_documents: int
@@ -156,13 +156,13 @@ class SplitFiles:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a prepared folder holds and where it came from."""
+    """Contents of a prepared folder, and the text and settings they were made from."""
 
     source: tuple[str, ...]
     tokenizer: str
     text_fingerprint: str
     settings: dict[str, Any]
-    """Of data.*, those that the tokens depend on."""
+    """The settings of data.* that the tokens depend on."""
     vocab_size: int
     end_of_text: int
     token_type: str
@@ -177,7 +177,7 @@ class Manifest:
     format: int = FORMAT
 
     def to_json(self) -> str:
-        """The manifest's file, with a checksum of its own."""
+        """The manifest as JSON, with a checksum of itself."""
         content = asdict(self)
         return json.dumps(content | {"checksum": _checksum(content)}, indent=1)
 
@@ -195,9 +195,9 @@ class Manifest:
             content: dict[str, Any] = json.loads(text)
             if content["format"] != FORMAT:
                 raise UserError(f"{path}: written by another version of minigpt (format {content['format']}); {anew}")
-            # And byte for byte: other spaces would say the same, but something else than `to_json` has been here.
-            is_ours = json.dumps(content, indent=1) == text
-            if content.pop("checksum") != _checksum(content) or not is_ours:
+            # The checksum ignores white space; a file that differs there was not written by `to_json` either.
+            is_verbatim = json.dumps(content, indent=1) == text
+            if content.pop("checksum") != _checksum(content) or not is_verbatim:
                 raise UserError(f"{path} was changed or is damaged (its checksum differs); {anew}")
             for split in ("train", "val"):
                 ranges = tuple(SourceRange(**source) for source in content[split]["sources"])
@@ -220,7 +220,7 @@ def _checksum(content: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Everything training needs of the text."""
+    """An opened prepared folder: all that training needs of the text."""
 
     folder: Path
     manifest: Manifest
@@ -229,31 +229,30 @@ class PreparedData:
     val: Split
 
     def check_unchanged(self) -> None:
-        """Find out whether somebody has written to the tokens that are being read.
+        """Check that no token file was changed since it was opened; training would silently read other text.
 
         Raises:
-            UserError: to one of their files.
+            UserError: a file was changed.
         """
         for split in (self.train, self.val):
             for shard in split.tokens.shards:
                 if isinstance(shard, TokenFile) and not shard.has(self.manifest.files[shard.path.name]["sha256"]):
                     raise UserError(
-                        f"{shard.path} was changed while it was being read: delete {self.folder}, and it will be "
-                        "prepared anew"
+                        f"{shard.path} was changed while in use: delete {self.folder}, and it will be prepared anew"
                     )
 
 
 def open_prepared(folder: str | Path, scans: Scans | None = None) -> PreparedData:
     """Open a prepared folder; tokens stay on disk until they are read.
 
-    Every file's checksum is compared, once: a file that has not changed since is not read again.
+    Checksums of all files are compared. A file that is unchanged since an earlier check is not read again.
 
     Args:
         folder: made by `prepare`.
-        scans: where checked files are remembered; beside the folder when not given.
+        scans: cache of checked files; by default one beside the folder.
 
     Raises:
-        UserError: a file is missing, damaged, or not the one that was written, the tokenizer's among them.
+        UserError: a file is missing or damaged, or the tokenizer does not fit the tokens.
     """
     folder = Path(folder)
     manifest = Manifest.read(folder)
@@ -261,7 +260,7 @@ def open_prepared(folder: str | Path, scans: Scans | None = None) -> PreparedDat
     tokenizer = load_tokenizer(folder / (TOKENIZER if TOKENIZER in manifest.files else OLD_TOKENIZER))
     if (tokenizer.vocab_size, tokenizer.end_of_text) != (manifest.vocab_size, manifest.end_of_text):
         raise UserError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, but the text was written with "
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, but the data was made with one of "
             f"{manifest.vocab_size}; delete {folder}, and it will be prepared anew"
         )
 
@@ -269,22 +268,22 @@ def open_prepared(folder: str | Path, scans: Scans | None = None) -> PreparedDat
         tokens = Tokens([TokenFile(folder / name, manifest.token_type) for name in files.shards])
         try:
             starts = np.load(folder / files.documents, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError):  # whole, but made by somebody else
-            raise UserError(f"{folder / files.documents}: no array of numbers; prepare the text itself") from None
+        except (ValueError, EOFError):  # its checksum is right, but another program wrote it
+            raise UserError(f"{folder / files.documents}: not an array of numbers; prepare the text again") from None
         return Split(tokens, starts, files.n_bytes, files.sources)
 
     return PreparedData(folder, manifest, tokenizer, split(manifest.train), split(manifest.val))
 
 
 SCANS = ".scans.json"
-"""Name of the file, in data.dir, that remembers which files were read and what they hold."""
+"""Name of the cache of file scans in data.dir."""
 
 
 def _read_at(file: io.FileIO, target: memoryview, offset: int) -> int:
-    """Fill some memory from a place in a file; the number of bytes that came."""
+    """Read into `target` from a byte offset; returns the number of bytes read."""
     if hasattr(os, "preadv"):
         return os.preadv(file.fileno(), [target], offset)
-    file.seek(offset)  # Windows, where no two processes share a file's place
+    file.seek(offset)  # Windows: without fork, no two processes share a file position
     return file.readinto(target)
 
 
@@ -303,10 +302,10 @@ def _check_files(folder: Path, manifest: Manifest, scans: Scans) -> None:
 
 
 class ShardWriter:
-    """One token file, written as tokens come, with its checksum."""
+    """Writes one token file and computes its checksum on the way."""
 
     def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
-        """Args: path of the file; dtype uint16 or uint32, of which every token must be."""
+        """Args: path of the file; dtype, uint16 or uint32, which must hold every token."""
         self.path, self.dtype = path, dtype.newbyteorder("<")
         self.n_tokens, self._digest = 0, hashlib.sha256()
         self._waiting: list[np.ndarray] = []
@@ -314,7 +313,7 @@ class ShardWriter:
         self._file: IO[bytes] = path.open("wb")
 
     def write(self, tokens: np.ndarray) -> None:
-        """Add tokens at the end."""
+        """Append tokens; they are buffered."""
         self._waiting.append(tokens)
         self._n_waiting += len(tokens)
         self.n_tokens += len(tokens)
@@ -328,7 +327,7 @@ class ShardWriter:
         self._file.write(content)
 
     def close(self) -> None:
-        """Close the file as it is."""
+        """Close the file without writing what is buffered."""
         self._file.close()
 
     def finish(self) -> dict[str, Any]:

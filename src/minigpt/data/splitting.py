@@ -1,4 +1,4 @@
-"""Sources -> their documents, each for training or for validation, from one look at all of them."""
+"""Documents -> train and val splits, by a hash of each document's text."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ TRAIN, VAL, LEFT_OUT = range(3)
 
 @dataclass(frozen=True)
 class Survey:
-    """What one look at every document says: 24 bytes for each, whatever its length."""
+    """Digest and length of every document: 24 bytes each, so a corpus larger than memory can be divided."""
 
     documents: np.ndarray
-    """(n_documents, 3) uint64: the first and the last 8 bytes of the text's SHA-256, and its length in UTF-8."""
+    """(n_documents, 3) uint64: first and last 8 bytes of the text's SHA-256, and its length in UTF-8."""
     counts: tuple[int, ...]
-    """Documents of each source, in order."""
+    """Number of documents of each source."""
 
     @property
     def ranks(self) -> np.ndarray:
-        """(n_documents,) uint64: the beginning of each digest; equal only for equal texts."""
+        """(n_documents,) uint64: first 8 bytes of each digest, treated as unique to a text."""
         return self.documents[:, 0]
 
     @property
@@ -38,7 +38,7 @@ class Survey:
 
 
 def survey(*sources: Iterable[Piece]) -> Survey:
-    """Look at every document of some sources once."""
+    """Hash every document of some sources in one pass."""
     documents, counts = bytearray(), []
     for pieces in sources:
         before = len(documents)
@@ -56,19 +56,19 @@ def survey(*sources: Iterable[Piece]) -> Survey:
 
 
 def assign(source: Survey, val_source: Survey | None, config: DataConfig) -> tuple[np.ndarray, int]:
-    """Divide the documents.
+    """Assign each document to train or val.
 
-    A document goes to val if its digest, read as a number in [0, 1), is below val_fraction: it stays where it is when
-    others come or go, and two equal documents never end on both sides. Of a few, the one with the smallest digest is
-    held out. A text of its own for validation keeps all its documents but those that train has too.
+    A document goes to val if its digest, read as a number in [0, 1), is below val_fraction. So it keeps its side when
+    others are added or removed, and equal documents are never on both sides. If no digest is below, the document with
+    the smallest is held out. A separate val source keeps all documents that are not in train too.
 
     Returns:
-        (n_documents,) int8 of TRAIN, VAL or LEFT_OUT, the documents of val_source behind those of the source, and how
-        many of val_source are left out. Where the source is a single text, given once or often, nothing is VAL:
-        `cut_single_text` has to cut it.
+        (n_documents,) int8 of TRAIN, VAL or LEFT_OUT, the documents of val_source after those of the source, and how
+        many of val_source are left out. If all documents are copies of one text, none is VAL: `cut_single_text` must
+        cut it.
 
     Raises:
-        UserError: nothing is left for one side.
+        UserError: one side would be empty.
     """
     ranks, chosen = source.ranks, _chosen(source, config.max_documents)
     if not chosen.any():
@@ -95,7 +95,7 @@ def assign(source: Survey, val_source: Survey | None, config: DataConfig) -> tup
 
 @dataclass(frozen=True)
 class Documents:
-    """The documents of some sources, read again each time somebody asks, with the side that each is on."""
+    """The documents of some sources with the side of each; text is read from disk on each iteration."""
 
     sources: Sequence[Source]
     config: DataConfig
@@ -104,17 +104,17 @@ class Documents:
     lengths: np.ndarray
     """(n_documents,) uint64: bytes of UTF-8."""
     n_duplicates: int
-    """Documents left out of val because train has the same text."""
+    """Documents left out of val because train contains the same text."""
 
     def n_bytes(self) -> int:
-        """Length of the documents that are kept."""
+        """Length in UTF-8 of the kept documents."""
         return int(self.lengths[self.sides != LEFT_OUT].sum())
 
     def pieces(self) -> Iterator[tuple[int, int, Piece]]:
-        """(TRAIN or VAL, number of the source, piece) of the documents that are kept, in order.
+        """(TRAIN or VAL, index of the source, piece) of the kept documents, in order.
 
         Raises:
-            UserError: the text is not the one that was looked at.
+            UserError: the text has changed since the survey.
         """
         if (self.sides == VAL).any():
             yield from self._kept()
@@ -139,25 +139,25 @@ class Documents:
 
 
 def val_threshold(val_fraction: float) -> int:
-    """Rank below which a document is for validation."""
+    """Rank below which a document goes to val."""
     return int(val_fraction * 2**64)
 
 
 def text_changed(config: DataConfig) -> UserError:
-    """What to say when a second look finds another text than the first."""
-    return UserError(f"data.source={config.source}: the text changes while it is read; try again")
+    """The error for text that differs from the survey."""
+    return UserError(f"data.source={config.source}: the text changed while it was read; try again")
 
 
 def cut_single_text(pieces: Iterable[Piece], n_bytes: int, val_fraction: float) -> Iterator[tuple[int, Piece]]:
-    """Hold out the end of the one text there is, from a line's beginning if there is one nearby.
+    """Hold out the end of a single text, from the start of a line if there is one near the cut.
 
     Args:
-        pieces: of the text.
+        pieces: the text.
         n_bytes: its length in UTF-8.
         val_fraction: share to hold out.
 
     Yields:
-        (TRAIN or VAL, piece), the last piece of each side ending its document.
+        (TRAIN or VAL, piece); the last piece of each side ends its document.
 
     Raises:
         UserError: the text is too short.
@@ -172,7 +172,7 @@ def cut_single_text(pieces: Iterable[Piece], n_bytes: int, val_fraction: float) 
         if at <= cut < at + len(content):
             earliest = cut - round(n_bytes * min(val_fraction, 1 - val_fraction) / 2)
             here = content.rfind(b"\n", max(0, earliest - at), cut - at) + 1 or cut - at
-            while content[here] & 0xC0 == 0x80:  # in the middle of a character
+            while content[here] & 0xC0 == 0x80:  # a UTF-8 continuation byte: the cut is inside a character
                 here -= 1
             if at + here == 0:
                 raise too_short
@@ -184,9 +184,9 @@ def cut_single_text(pieces: Iterable[Piece], n_bytes: int, val_fraction: float) 
 
 
 def _chosen(found: Survey, max_documents: int | None) -> np.ndarray:
-    """Which documents of each source data.max_documents keeps: an arbitrary but repeatable choice.
+    """Mask of the documents that data.max_documents keeps of each source: an arbitrary but repeatable choice.
 
-    By the digest's end: its beginning decides between train and val, and the choice must not prefer one.
+    It sorts by the end of the digest. The beginning decides between train and val, and would bias the choice.
     """
     chosen = np.ones(len(found.documents), dtype=bool)
     first = 0

@@ -1,7 +1,7 @@
-"""A stream of text -> batches, tokenised on the way: for what is too large to download, or to prepare, at all.
+"""A stream of text -> batches, tokenised on the fly: for text too large to download or to prepare.
 
-Its beginning is prepared like any text: the tokenizer is trained on it, and its held-out documents are the val split.
-Training then reads the whole stream, without the documents that the rule of the split gives to val.
+The head of the stream is prepared like any text: the tokenizer is trained on it, and its held-out documents are the val
+split. Training then reads the whole stream, without the documents whose hash assigns them to val.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from minigpt.errors import UserError
 from minigpt.files import note, write_atomically
 
 TOGETHER = 1 << 20
-"""Characters that are tokenised together."""
+"""Characters tokenised in one call."""
 HEAD_BYTES = 32 << 20
-"""Text at a stream's beginning that is prepared."""
+"""Length of the head, which is prepared before training."""
 
 
 def prepare_head(config: DataConfig, *, quiet: bool = False) -> PreparedData:
-    """Prepare the beginning of a stream; it is kept in data.dir, and read from there the next time.
+    """Prepare the head of a stream; its text is kept in data.dir and reused by the next call.
 
     Raises:
-        UserError: the stream cannot be read, or holds too little to hold out a part.
+        UserError: the stream cannot be read, or has too few documents for a val split.
     """
     reading = [config.text_column, config.codec, config.encoding_errors, config.delimiter]
     key = json.dumps([config.source, *reading, _lengths(config)])
@@ -57,15 +57,15 @@ def prepare_head(config: DataConfig, *, quiet: bool = False) -> PreparedData:
     data = prepare(dataclasses.replace(config, source=str(head), streaming=False), quiet=quiet)
     if config.val_source is None and len(data.train.document_starts) + len(data.val.document_starts) < 3:
         raise UserError(
-            f"data.source={config.source}: the stream begins with too few documents to hold out a part; give a "
-            "data.val_source, or prepare the text (data.streaming=false)"
+            f"data.source={config.source}: the head of the stream has too few documents for a val split; set "
+            "data.val_source, or prepare the whole text (data.streaming=false)"
         )
     return data
 
 
 def _write_head(path: Path, config: DataConfig) -> None:
     size = 0
-    # In the encoding of the other text, which is read with the same settings; json spells in ASCII.
+    # In data.encoding, as the head is then read with the same settings; json writes ASCII only.
     with path.open("w", encoding=config.codec) as file:
         for texts in _texts(_open(config), config):
             for text in texts:
@@ -76,17 +76,17 @@ def _write_head(path: Path, config: DataConfig) -> None:
 
 
 class StreamBatches(Dataset[tuple[Tensor, Tensor]]):
-    """Micro-batches of a run from a stream: windows in its own order, shuffled among those of 64 batches.
+    """Micro-batches of a run from a stream: consecutive windows, shuffled within pools of 64 batches.
 
-    A batch is a function of the stream and its index, so that devices that each read the whole stream see disjoint
-    parts of it, and a resumed run goes on exactly. What a checkpoint keeps is where the stream stood, so that it need
-    not be read again from its beginning; without that, it is.
+    Batch i is a function of the stream and i. So ranks that each read the whole stream see disjoint batches, and a
+    resumed run continues exactly. The checkpoint stores the position of the stream; without it the stream would be read
+    again from its start.
     """
 
     def __init__(
         self, config: DataConfig, data: PreparedData, *, context_length: int, n_batches: int, seed: int
     ) -> None:
-        """Args: the stream; its prepared head; tokens of a window; batches of the run; what chooses the order."""
+        """Args: config of the stream; data, its prepared head; tokens per window; batches of the run; seed."""
         self.config, self.data, self.context_length = config, data, context_length
         self.n_batches, self.seed = n_batches, seed
         self._threshold = 0 if config.val_source is not None else val_threshold(config.val_fraction)
@@ -103,7 +103,7 @@ class StreamBatches(Dataset[tuple[Tensor, Tensor]]):
         return self.n_batches
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """tokens (B, T) and targets (B, T), int64. Indices that grow are fast: a stream cannot be read backwards."""
+        """tokens (B, T) and targets (B, T), int64. Fast for growing indices only: a stream cannot be read backwards."""
         if not 0 <= index < self.n_batches:
             raise IndexError(index)
         number, place = divmod(index, BATCHES_PER_POOL)
@@ -115,14 +115,14 @@ class StreamBatches(Dataset[tuple[Tensor, Tensor]]):
         return joined[:, :-1], joined[:, 1:]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stood before the last two pools: whoever reads ahead may be in the next one already."""
+        """Stream positions before the last two pools: the loader prefetches, so the run may still be in the first."""
         return {"positions": list(self._positions.values()), "lengths": _lengths(self.config)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to where another one stood.
+        """Restore the position of an earlier run.
 
         Raises:
-            UserError: a local file is longer or shorter than it was.
+            UserError: the length of a local file has changed.
         """
         if state["lengths"] != _lengths(self.config):
             raise UserError(
@@ -135,7 +135,7 @@ class StreamBatches(Dataset[tuple[Tensor, Tensor]]):
     def _go_to(self, position: dict[str, Any]) -> None:
         self._next_pool = position["pool"]
         self._stream.load_state_dict(copy.deepcopy(position["stream"]))
-        # datasets (5.2) says of a stream that was sent somewhere and not read yet that it is at its beginning.
+        # After load_state_dict, datasets (5.2) reports position 0 until a row is read: remember the position here.
         self._stands_at = position["stream"]
         self._pending = [position["tokens"].numpy()]
         self._pool = np.zeros((0, 0, 0), dtype=np.int32)
@@ -153,7 +153,7 @@ class StreamBatches(Dataset[tuple[Tensor, Tensor]]):
         pieces, length, passes, has_read = [tokens], len(tokens), 0, False
         while length <= n_windows * T:
             texts = next(self._texts, None)
-            if texts is None:  # the stream's end: from its beginning again
+            if texts is None:  # the stream's end: start again
                 passes += 1
                 if passes > 1 and length == len(tokens):
                     raise UserError(f"data.source={self.config.source}: the stream holds no text to train on")
@@ -174,7 +174,7 @@ class StreamBatches(Dataset[tuple[Tensor, Tensor]]):
             self._stands_at = copy.deepcopy(self._stream.state_dict())
 
     def _encoded(self, texts: list[str]) -> Iterator[np.ndarray]:
-        """Tokens of the documents that are to train, each closed by end_of_text."""
+        """Tokens of the train documents, each followed by end_of_text."""
         for tokens in self.data.tokenizer.encode_batch([text for text in texts if not self._is_val(text)]):
             yield np.append(tokens, self.data.tokenizer.end_of_text).astype(np.int32)
 
@@ -184,7 +184,7 @@ class StreamBatches(Dataset[tuple[Tensor, Tensor]]):
 
 
 def _lengths(config: DataConfig) -> list[int]:
-    """Bytes of each local file, in place of the digests that would take reading them; none of a hub dataset."""
+    """Bytes of each local file: a cheap check for changes, without reading them. Empty for a hub dataset."""
     if config.sources[0].startswith("hf:"):
         return []
     return [file.path.stat().st_size for file in _local(config).files]
@@ -203,10 +203,10 @@ def _open(config: DataConfig) -> Any:
 
 
 def _texts(stream: Any, config: DataConfig) -> Iterator[list[str]]:
-    """Documents of a stream from where it stands, some rows at a time, as its state counts rows."""
+    """Documents from the current position of a stream, in groups of whole rows, as its state counts rows."""
 
     def texts_of(row: dict[str, Any]) -> list[str]:
-        # Files come as `reading` reads them, some texts together; a hub dataset's rows one by one.
+        # A row of local files holds several texts (see `open_stream`), a row of a hub dataset one.
         texts = row["text"] if "ends" in row else [row[config.text_column]]
         return [text for text in texts if text and not text.isspace()]
 

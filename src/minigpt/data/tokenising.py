@@ -1,8 +1,8 @@
-"""Text -> shards of tokens in a folder of its own, in bounded memory, going on where an earlier try was stopped.
+"""Text -> shards of tokens in a folder, in bounded memory; a killed preparation resumes.
 
-The text is looked at once to divide its documents, and read again, some megabytes at a time, to tokenise them. Tokens
-are written in units of many documents; a complete unit is noted, so that a preparation that was killed goes on behind
-it. The folder gets its name when everything is in it.
+A first pass assigns documents to splits, a second one tokenises them, some megabytes at a time. Tokens are written in
+units of many documents. Each complete unit is recorded, and a new try continues after the last one. The folder gets its
+final name when it is complete.
 """
 
 from __future__ import annotations
@@ -33,35 +33,35 @@ from minigpt.errors import UserError
 from minigpt.files import write_atomically, write_text
 
 UNIT_BYTES = 256 << 20
-"""Text of one pair of shards: what a killed preparation does again."""
+"""Text of one pair of shards: the most work that a killed preparation repeats."""
 MOST_UNITS = 64
-"""Of a longer text units are longer: training keeps all shards open, and a process may open a thousand files or so."""
+"""Units grow with longer text: training keeps all shards open, and a process may open about a thousand files."""
 BATCH_CHARACTERS = 8 << 20
-"""Text that is in memory to be tokenised, in parallel."""
+"""Text held in memory to be tokenised in parallel."""
 BATCH_PIECES = 10_000
-"""And so many pieces at most, as each costs something, however short it is."""
+"""Limit for batches of short documents, as each has a fixed cost."""
 BPE_BYTES = 100 << 20
-"""Text from which a BPE learns its merges at most: more hardly changes them, and memory grows with it."""
+"""Size of the sample that a BPE learns from: more text hardly changes the merges, and takes memory."""
 PIECES_VERSION = 2
-"""Changes when documents come in other pieces: whoever goes on with a preparation counts the pieces that are done."""
+"""Raise when documents are cut into other pieces: a resumed preparation skips the number of pieces done."""
 SIDES = ("train", "val")
 SURVEY, UNITS = "survey.npz", "units.json"
 STARTS = ".documents.npy"
-"""Ending of the files that say where documents start."""
+"""Ending of files with the start of each document."""
 RELATIONS = ".relations.jsonl"
-"""Ending of the files that hold a synthetic source's texts with their ground truth."""
+"""Ending of files with a synthetic source's texts and ground truth."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """The sources, found and looked at."""
+    """The sources of both splits, found and scanned."""
 
     train: tuple[Source, ...]
     val: tuple[Source, ...]
-    """Empty where a part of the others is held out."""
+    """Empty if val is held out of train's sources."""
     skipped_files: tuple[str, ...]
     fingerprint: str
-    """Changes whenever any text does, or the order of files."""
+    """Hash of all text and the order of files."""
 
 
 def settings(config: DataConfig) -> dict[str, Any]:
@@ -71,10 +71,10 @@ def settings(config: DataConfig) -> dict[str, Any]:
 
 
 def token_dtype(config: DataConfig, tokenizer: Tokenizer) -> np.dtype[Any]:
-    """How a token is stored.
+    """Integer type in which tokens are stored.
 
     Raises:
-        UserError: the vocabulary is too large for the type that the config names.
+        UserError: the vocabulary is too large for data.token_type.
     """
     most = {"uint16": 2**16, "uint32": 2**32}
     name = config.token_type
@@ -89,24 +89,24 @@ def token_dtype(config: DataConfig, tokenizer: Tokenizer) -> np.dtype[Any]:
 
 
 class Tokenising:
-    """One text on its way into a folder."""
+    """One preparation: tokenises a text into a folder."""
 
     def __init__(self, config: DataConfig, text: Text, folder: Path, quiet: bool) -> None:
-        """Args: folder is where the result is to lie; beside it a hidden one is worked in."""
+        """Args: folder is the result, written under a hidden name beside it until it is complete."""
         self.config, self.text, self.folder, self.quiet = config, text, folder, quiet
         self.sources = (*text.train, *text.val)
         self.work = folder.parent / f".preparing-{PIECES_VERSION}-{folder.name}"
 
     def run(self, is_unchanged: Callable[[], bool]) -> None:
-        """Do what an earlier try has left to do, or everything.
+        """Prepare the text, or resume a preparation that was killed.
 
-        What was done stays when the process is killed or interrupted, and goes when the text or the disk is at fault.
+        Finished units survive a kill or Ctrl-C. After an error of the text or the disk they are deleted.
 
         Args:
-            is_unchanged: whether the text is still the one that was looked at; asked when it has been read.
+            is_unchanged: whether the text still has the fingerprint of the scan; called after it was tokenised.
 
         Raises:
-            UserError: the text cannot be read, divided or tokenised, or has changed.
+            UserError: the text cannot be read, split or tokenised, or has changed.
             OSError: the folder cannot be written.
         """
         try:
@@ -127,7 +127,7 @@ class Tokenising:
             raise
 
     def _make_known_tokenizer(self) -> None:
-        """One that the text has no part in: before the text is read, as its tables or its file may not be there."""
+        """Make a tokenizer that is not trained on the text. First of all, as its file or download may be missing."""
         known = not self.config.tokenizer.startswith(("bpe:", "chars"))
         if known and not (self.work / TOKENIZER).is_file():
             tokenizer = make_tokenizer(self.config.tokenizer, (), ())
@@ -166,7 +166,7 @@ class Tokenising:
         return load_tokenizer(notes)
 
     def _tokenise(self, documents: Documents, tokenizer: Tokenizer, dtype: np.dtype[Any]) -> None:
-        """Write the units that are not there yet."""
+        """Write the units that are missing."""
         units = self._units()
         unit_bytes = max(UNIT_BYTES, documents.n_bytes() // MOST_UNITS)
         pieces = documents.pieces()
@@ -194,7 +194,7 @@ class Tokenising:
             return []
 
     def _finish(self, documents: Documents, tokenizer: Tokenizer, dtype: np.dtype[Any]) -> None:
-        """Join what lies in units, and write the manifest; what was joined stays until the manifest is there."""
+        """Join the units' indices and write the manifest; `_clean` removes the parts only when it exists."""
         units = self._units()
         files = {name: entry for unit in units for name, entry in unit.files.items()}
         splits = {side: self._join(side, units, dtype) for side in SIDES}
@@ -223,10 +223,10 @@ class Tokenising:
         for number, source in enumerate(self.sources):
             counts = [unit.counts[side][number] for unit in units]
             n_documents, n_tokens, n_bytes = (sum(column) for column in zip(*counts, strict=True))
-            if n_tokens or (side == "train" and number < len(self.text.train)):  # one for each weight
+            if n_tokens or (side == "train" and number < len(self.text.train)):  # even if empty: one per weight
                 ranges.append(SourceRange(source.name, first_token, n_tokens, first_document, n_documents, n_bytes))
             first_token, first_document = first_token + n_tokens, first_document + n_documents
-        # Not through a memory map: where the disk is full, writing to one ends the process.
+        # Not through a memory map: on a full disk, writing to one kills the process (SIGBUS).
         with (self.work / f"{side}{STARTS}").open("wb") as file:
             header = {"descr": "<i8", "fortran_order": False, "shape": (first_document,)}
             np.lib.format.write_array_header_1_0(file, header)
@@ -247,32 +247,32 @@ class Tokenising:
         )
 
     def _clean(self) -> None:
-        """Leave the files that the manifest names."""
+        """Delete the files that the manifest does not name."""
         kept = {MANIFEST, *Manifest.read(self.work).files}
         for path in self.work.iterdir():
             if path.name not in kept:
                 path.unlink()
 
     def _bar(self, what: str, total: int | None) -> Any:
-        # Nothing is shown of what takes less than two seconds.
+        # No bar for work of less than two seconds.
         return tqdm(desc=what, total=total, unit="B", unit_scale=True, delay=2, disable=True if self.quiet else None)
 
 
 @dataclass
 class _Unit:
-    """What was written of one unit, in plain types, for the notes of a preparation."""
+    """Record of one complete unit, in plain types for UNITS."""
 
     n_pieces: int
     ends: bool
-    """Whether its last piece ends a document; else the next unit goes on with it."""
+    """Whether its last piece ends a document; else the document continues in the next unit."""
     counts: dict[str, list[list[int]]]
     """Side -> for each source, the documents, tokens and bytes of text."""
     files: dict[str, dict[str, Any]]
-    """The manifest's entries."""
+    """The manifest's entries of its files."""
 
 
 class _UnitWriter:
-    """A pair of shards, with the starts of their documents."""
+    """Writes a pair of shards and the starts of their documents."""
 
     def __init__(
         self, folder: Path, number: int, dtype: np.dtype[Any], end_of_text: int, n_sources: int, begins: bool
@@ -289,12 +289,12 @@ class _UnitWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with ExitStack() as stack:  # all of them, also where the disk is full and closing fails
+        with ExitStack() as stack:  # close all of them, even if one fails on a full disk
             for close in (*(s.close for s in self.shards), *(r.close for r in self._relations.values())):
                 stack.callback(close)
 
     def write(self, side: int, source: int, piece: Piece, tokens: np.ndarray) -> None:
-        """Add a piece to its side's shard."""
+        """Append a piece to the shard of its side."""
         shard, count = self.shards[side], self.counts[side][source]
         n_bytes, before = len(piece.text.encode()), shard.n_tokens
         if self.begins:
@@ -315,7 +315,7 @@ class _UnitWriter:
         self.begins = piece.ends
 
     def finish(self) -> _Unit:
-        """Close the files, flushed to disk, and say what is in them."""
+        """Flush the files to disk, close them, and return the unit's record."""
         files = {}
         for shard, starts in zip(self.shards, self.starts, strict=True):
             files[shard.path.name] = shard.finish()
@@ -328,7 +328,7 @@ def _encode(tokenizer: Tokenizer, batch: Sequence[tuple[int, int, Piece]]) -> li
 
 
 def _drawn(number: int, share: float) -> bool:
-    """Whether an evenly spread choice of that share takes a number: multiples of the golden ratio (Knuth 1973)."""
+    """Whether a number is in an evenly spread sample of that share: Fibonacci hashing (Knuth 1973)."""
     return number * 0x9E3779B97F4A7C15 % 2**64 < share * 2**64
 
 

@@ -1,4 +1,4 @@
-"""The val split -> a few beginnings of its documents, for runs that are given no prompts of their own."""
+"""Default prompts for samples: the first words of a few documents of the val split."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from minigpt.errors import UserError
 
 N_PROMPTS = 3
 LONGEST = 24
-"""Characters: a few words."""
+"""Characters of a prompt at most: a few words."""
 N_PLACES = 64
-"""Documents, or places inside them, that are looked at."""
+"""Documents, or places inside them, that are tried."""
 _READ_TOKENS = 512
-"""Tokens read at each place: enough for a line to end and the next one to begin."""
+"""Tokens read at each place: enough to find the next line."""
 
 
 def val_prompts(data: PreparedData, context_length: int, *, documents_only: bool = False) -> list[str]:
-    """Up to three different prompts that the tokenizer knows and that leave most of the context to write in.
+    """Up to three different prompts that the tokenizer can encode, of at most a quarter of the context.
 
-    They are the first words of documents, evenly spaced over the val split, or of lines where there are fewer than
-    three documents. They depend on the text and not on the seed, so samples of several runs can be compared. They hold
-    printable characters only, since they stand in commands; a text without any gets the empty prompt, which begins a
+    They are the first words of documents evenly spaced over the val split, or of lines if there are fewer than three
+    documents. They depend on the text and not on the seed, so samples of several runs can be compared. They have
+    printable characters only, since they appear in commands. Text without any gives the empty prompt, which starts a
     document.
 
     Args:
         data: prepared text.
         context_length: of the model, in tokens.
-        documents_only: the model is trained on each document by itself, so a line is no beginning to it.
+        documents_only: take no lines, as a model trained on single documents never starts inside one.
     """
-    # The only document of a val split may be the end of a text that was cut anywhere.
+    # With few documents, lines go first: the only document may be the end of a text that was cut anywhere.
     few = len(data.val.document_starts) < N_PROMPTS and not documents_only
     places = (_lines, _documents) if few else (_documents,) if documents_only else (_documents, _lines)
     found: dict[str, None] = {}
     for texts in places:
         cut = (_cut(text, length, data.tokenizer, context_length // 4) for text, length in texts(data))
-        # Words before marks: of Python files a statement rather than the quotes of a docstring.
+        # Words before punctuation: of Python files, statements before the quotes of a docstring.
         for text in sorted(filter(None, cut), key=lambda text: not text[0].isalnum()):
             if len(found) < N_PROMPTS:
                 found[text] = None
@@ -44,7 +44,7 @@ def val_prompts(data: PreparedData, context_length: int, *, documents_only: bool
 
 
 def _documents(data: PreparedData) -> Iterator[tuple[str, int]]:
-    """Each with the most characters to take: of a short one half, so that something is left to write."""
+    """Documents, each with the most characters to take: half of a short one, so that the model can continue it."""
     starts, tokens = data.val.document_starts, data.val.tokens
     for i in _spread(len(starts)):
         end = int(starts[i + 1]) if i + 1 < len(starts) else len(tokens)
@@ -53,7 +53,7 @@ def _documents(data: PreparedData) -> Iterator[tuple[str, int]]:
 
 
 def _lines(data: PreparedData) -> Iterator[tuple[str, int]]:
-    """What follows a line break, or a space where no line ends, or nothing of the two."""
+    """Text after a line break; without one after a space; without either, from the place itself."""
     for start in _spread(len(data.val.tokens)):
         text = _text(data, start, len(data.val.tokens))
         _, mark, line = text.partition("\n") if "\n" in text.strip() else text.partition(" ")
@@ -67,7 +67,7 @@ def _spread(n: int) -> Iterator[int]:
 
 
 def _text(data: PreparedData, start: int, end: int) -> str:
-    """Text of a document's tokens from some place on, without what is no whole character at its ends."""
+    """Text of a document from a token on, without partial characters at its ends."""
     tokens = data.val.tokens.read(start, min(end, start + _READ_TOKENS)).tolist()
     if data.tokenizer.end_of_text in tokens:
         tokens = tokens[: tokens.index(data.tokenizer.end_of_text)]
@@ -75,7 +75,7 @@ def _text(data: PreparedData, start: int, end: int) -> str:
 
 
 def _cut(text: str, most_characters: int, tokenizer: Tokenizer, most_tokens: int) -> str:
-    """The first words of a text that can be printed and that fit; empty where there are none."""
+    """The first printable words of a text that fit both limits; empty if none do."""
     text = text.lstrip()
     text = text[: next((i for i, character in enumerate(text) if not character.isprintable()), len(text))]
     if len(text) > most_characters:
@@ -84,13 +84,13 @@ def _cut(text: str, most_characters: int, tokenizer: Tokenizer, most_tokens: int
         try:
             if len(tokenizer.encode(text)) <= most_tokens:
                 return text.rstrip()
-        except UserError:  # the tokenizer is not lossless and writes what it cannot read
+        except UserError:  # a tokenizer that is not lossless may decode to text that it cannot encode
             return ""
         text = _without_end(text)
     return ""
 
 
 def _without_end(text: str) -> str:
-    """A text without its last word, or without its last character where it is a single word."""
+    """A text without its last word; a single word loses its last character."""
     words = text.rstrip().rpartition(" ")[0].rstrip()
     return words or text[:-1]

@@ -113,13 +113,13 @@ def tarred() -> bytes:
 
 
 FORMATS = {
-    "paper.pdf": (b"%PDF-1.7\n", "a PDF document: make text of it with `pdftotext paper.pdf paper.txt`"),
-    "named.txt": (b"%PDF-1.7\n", "a PDF document: make text of it with `pdftotext named.txt named.plain.txt`"),
+    "paper.pdf": (b"%PDF-1.7\n", "a PDF document: convert it with `pdftotext paper.pdf paper.txt`"),
+    "named.txt": (b"%PDF-1.7\n", "a PDF document: convert it with `pdftotext named.txt named.plain.txt`"),
     "my novel.docx": (
         zipped("[Content_Types].xml", "word/document.xml"),
-        "a Word document: make text of it with `pandoc -t plain 'my novel.docx' -o 'my novel.txt'`",
+        "a Word document: convert it with `pandoc -t plain 'my novel.docx' -o 'my novel.txt'`",
     ),
-    "a.epub": (zipped("mimetype=application/epub+zip"), "an EPUB book: make text of it with `pandoc"),
+    "a.epub": (zipped("mimetype=application/epub+zip"), "an EPUB book: convert it with `pandoc"),
     "a.odt": (zipped("mimetype=application/vnd.oasis.opendocument.text"), "an OpenDocument text: "),
     "a.xlsx": (zipped("[Content_Types].xml", "xl/workbook.xml"), "an Excel table: save it as CSV"),
     "a.zip": (zipped("a.txt"), "a zip archive: unpack it, and name the folder"),
@@ -130,7 +130,7 @@ FORMATS = {
     "a.rtf": (b"{\\rtf1\\ansi text}", "an RTF document"),
     "a.doc": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Office document"),
     "broken.docx": (b"\xff\xd8 no zip", "a Word document"),
-    "a.log": (b"\x1f\x8b\x08\0", "compressed (.gz): let its name end in .gz"),
+    "a.log": (b"\x1f\x8b\x08\0", "compressed (.gz): rename it to end in .gz"),
     "b.parquet": (b"version https://git-lfs.github.com/spec/v1\n", "fetch the file with `git lfs pull`"),
 }
 

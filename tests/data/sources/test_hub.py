@@ -91,13 +91,13 @@ def test_without_the_server_what_it_gave_before_is_used_and_said(
     assert texts(url, tmp_path) == EXPECTED
     (note,) = capfd.readouterr().err.splitlines()
     assert note.startswith(f"data.source={url}: could not be reached (")
-    assert note.endswith("what was fetched before is used")
+    assert note.endswith("using the last download")
 
 
 def test_a_url_that_is_not_there_is_refused_in_one_line(server: ThreadingHTTPServer, tmp_path: Path) -> None:
     url = serve(server, tmp_path, "a.txt", b"") + ".gone"
     with pytest.raises(
-        UserError, match=r"a\.txt\.gone: could not be fetched \(.*\); without network, use files"
+        UserError, match=r"a\.txt\.gone: could not be fetched \(.*\); without network, use local files"
     ) as caught:
         download_file(url, tmp_path / "data")
     assert "\n" not in str(caught.value)
@@ -107,7 +107,7 @@ def test_a_url_without_network_is_refused_in_one_line(tmp_path: Path, monkeypatc
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(datasets.DownloadConfig, "max_retries", 0, raising=False)
-    with pytest.raises(UserError, match=r"could not be fetched \(.*\); without network, use files") as caught:
+    with pytest.raises(UserError, match=r"could not be fetched \(.*\); without network, use local files") as caught:
         download_file("http://127.0.0.1:9/a.txt", tmp_path / "data")  # the discard port: refused at once
     assert "\n" not in str(caught.value)
 
@@ -202,7 +202,7 @@ def test_without_network_a_dataset_never_fetched_is_refused_at_once(hub: Hub, tm
     with pytest.raises(UserError, match=r"could not be fetched \(OfflineModeIsEnabled: Cannot reach") as caught:
         texts("hf:owner/name", tmp_path)
     assert "\n" not in str(caught.value)
-    assert "without network, use files on this machine" in str(caught.value)
+    assert "without network, use local files on this machine" in str(caught.value)
     assert (hub.asked, hub.loads) == (1, [])
 
 

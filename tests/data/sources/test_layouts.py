@@ -102,7 +102,7 @@ def test_a_cards_configurations_say_which_files_are_which_split(tmp_path: Path) 
     found_files, (note,) = found(folder)
     assert found_files == ["a/0.parquet", "a/1.parquet"]
     assert "the split 'train' is read, 'test' not" in note
-    assert note.endswith(f"; left out, as of no split: {folder / 'c.parquet'}")
+    assert note.endswith(f"; not in any split, so left out: {folder / 'c.parquet'}")
 
 
 def test_a_card_with_several_configurations_says_how_to_name_one(tmp_path: Path) -> None:

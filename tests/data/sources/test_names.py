@@ -189,10 +189,10 @@ def test_a_manifest_of_the_users_own_makes_no_folder_a_prepared_one(texts: Path)
         ("empty", "data.source=empty: the folder holds no text files"),
         ("texts/a.txt/b.txt", "no such file or folder"),
         ("pasted text " * 500, "file name too long"),
-        ("~nobody-of-this-name/a.txt", "not the name of a file"),
+        ("~nobody-of-this-name/a.txt", "not a valid file name"),
         ("repeats:many", "data.source=repeats:many: no such file or folder"),
-        ("texts/pipe", "is no regular file"),
-        ("/dev/zero", "is no regular file"),
+        ("texts/pipe", "is not a regular file"),
+        ("/dev/zero", "is not a regular file"),
     ],
 )
 def test_a_source_that_is_not_there_is_refused_by_name(source: str, expected: str, texts: Path) -> None:

@@ -299,11 +299,11 @@ def test_broken_files_can_be_skipped_and_are_named(tmp_path: Path) -> None:
 def test_characters_that_are_replaced_are_counted_and_those_of_the_text_are_not(tmp_path: Path) -> None:
     border = b"x" * (CHUNK - 1) + b"\xe9\xf0\x9f "
     path = put(tmp_path / "a.txt", "\ufffd \ufffd é".encode() + border + b"\xff" * 1500 + "\ufffd".encode())
-    assert notes(path, encoding_errors="replace") == [f"1,502 characters replaced by U+FFFD, as not utf-8, in {path}"]
+    assert notes(path, encoding_errors="replace") == [f"1,502 characters not in utf-8 replaced by U+FFFD, in {path}"]
     assert documents(path, encoding_errors="replace")[0].count("\ufffd") == 1505
     put(path, "é \x81 oh".encode("latin-1"))
     (note,) = notes(path, encoding_errors="replace", encoding="cp1252")
-    assert note.startswith("1 character replaced by U+FFFD, as not cp1252")
+    assert note.startswith("1 character not in cp1252 replaced by U+FFFD")
 
 
 LANGUAGES = {
@@ -362,7 +362,7 @@ def test_in_a_folder_the_file_in_another_encoding_is_named_and_known_to_be_one_o
     put(folder / "c.txt", "hello".encode("utf-16"))
     message = refusal(folder)
     assert "b.txt is not UTF-8 text (byte 3); it is likely cp1252" in message
-    assert message.endswith("it is one of 3 files: convert it if it alone is so")
+    assert message.endswith("it is one of 3 files: if only this one differs, convert it")
     (folder / "b.txt").unlink()
     assert "c.txt is UTF-16 by its byte-order mark" in refusal(folder)
     (folder / "c.txt").unlink()
@@ -382,14 +382,14 @@ def test_documents_in_a_folder_of_text_are_left_out_and_named_and_refused_where_
     assert note.startswith(
         f"left out are 1 file ({folder / 'b.pdf'}) of other formats: {folder / 'b.pdf'} is a PDF doc"
     )
-    assert "is a PDF document: make text of it with `pdftotext" in refusal(folder / "b.pdf")
+    assert "is a PDF document: convert it with `pdftotext" in refusal(folder / "b.pdf")
     (folder / "a.txt").unlink()
     assert "the folder holds no text files; left out are 1 file" in refusal(folder)
 
 
 def test_skipping_every_file_is_refused(tmp_path: Path) -> None:
     message = refusal(put(tmp_path / "a.txt", b"\xff"), encoding_errors="skip")
-    assert "no file of it is UTF-8 text, so skipping them leaves nothing" in message
+    assert "none of its files is UTF-8 text, so skipping them leaves nothing" in message
 
 
 def test_empty_files_alone_are_refused(tmp_path: Path) -> None:
@@ -435,8 +435,8 @@ def test_json_that_is_wrong_is_refused_with_its_line(content: str, expected: str
         ("", "no text in it, all files are empty"),
         ("\n", "has no column 'text'"),
         ("id,text\n1,a\n2\n", "line 3: no field for 'text'"),
-        ("id,text\n1,a\n2,b, and more\n", "line 3: 3 fields, but the heading names 2 ('id', 'text'): put a text that"),
-        ("text\nhello, world\n", "line 2: 2 fields, but the heading names 1 ('text'): "),
+        ("id,text\n1,a\n2,b, and more\n", "line 3: 3 fields, but the header has 2 ('id', 'text'): quote texts with"),
+        ("text\nhello, world\n", "line 2: 2 fields, but the header has 1 ('text'): "),
         ("text,text\na,b\n", "has several columns 'text': rename one"),
         (" id, body\n1,a\n", "give one of these as data.text_column: ' id', ' body' (fields separated by ',';"),
         ('id,text\n1,"never closed\n2,b\n3,c\n', "line 4: not CSV (unexpected end of data)"),
@@ -460,7 +460,7 @@ def test_the_delimiter_of_csv_is_recognised_and_told(name: str, delimiter: str, 
         csv.writer(file, delimiter=delimiter).writerows([["a, b", "text", "c;\nd"], *((t, t, t) for t in texts)])
     path = put(tmp_path / name, gzip.compress(path.read_bytes()) if name.endswith(".gz") else path.read_bytes())
     assert documents(path) == texts
-    told = [f"the fields of {path} are separated by {delimiter!r}, by the heading (data.delimiter)"]
+    told = [f"the fields of {path} are separated by {delimiter!r}, by the header (data.delimiter)"]
     assert notes(path) == ([] if delimiter == ("\t" if name == "a.tsv" else ",") else told)
     assert documents(path, delimiter="\\t" if delimiter == "\t" else delimiter) == texts
     assert notes(path, delimiter=delimiter) == []

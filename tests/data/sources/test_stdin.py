@@ -86,7 +86,7 @@ def test_standard_input_that_cannot_be_kept_leaves_nothing(
         raise error
 
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: False, buffer=SimpleNamespace(read=read)))
-    with pytest.raises(UserError if isinstance(error, OSError) else KeyboardInterrupt, match=r"cannot be kept|"):
+    with pytest.raises(UserError if isinstance(error, OSError) else KeyboardInterrupt, match=r"cannot be saved|"):
         keep_stdin(DataConfig(source="-", dir=str(tmp_path)))
     assert list((tmp_path / "stdin").iterdir()) == []
 
@@ -134,7 +134,7 @@ def test_what_comes_in_is_read_as_what_it_is(
     pipe_in(content, monkeypatch)
     config = keep_stdin(DataConfig(source="-", dir=str(tmp_path)))
     assert config.sources[0].endswith(ending)
-    told = "" if ending == ".txt" else f"standard input is read as a {ending} file, by its content\n"
+    told = "" if ending == ".txt" else f"standard input is read as a {ending} file, judging by its content\n"
     assert capsys.readouterr() == ("", told)
     found = [piece.text for piece in read(find_source(config.sources[0], tmp_path), config)]
     assert found == (texts or [content.decode()])
@@ -149,7 +149,7 @@ def test_what_comes_in_is_read_as_what_it_is(
         ),
         (
             json.dumps([{"text": "a"}], indent=1).encode(),
-            "line 1: not JSON; .*an array is made into lines with",
+            "line 1: not JSON; .*convert an array with",
         ),
         (gzip.compress(b"some text\n", mtime=0)[:-9], ".gz is damaged"),
     ],

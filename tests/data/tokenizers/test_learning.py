@@ -68,7 +68,7 @@ def test_a_learner_that_dies_is_one_line(
     script: str, ends_with: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(tmp_path / "learner", monkeypatch, script)
-    with pytest.raises(UserError, match=f"data.tokenizer=bpe:280: the process that learns it ended with {ends_with}"):
+    with pytest.raises(UserError, match=f"data.tokenizer=bpe:280: its training process exited with {ends_with}"):
         learn_bpe(["text " * 10_000] * 100, 280)
 
 

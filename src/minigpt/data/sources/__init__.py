@@ -1,1 +1,1 @@
-"""Files, folders, hubs and standard input -> documents."""
+"""Files, folders, hub datasets and standard input -> documents."""

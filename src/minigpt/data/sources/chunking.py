@@ -1,4 +1,4 @@
-"""Text of any length, long or in many short parts -> pieces and groups of about one size."""
+"""Long text -> chunks, and many short items -> groups, of about equal size."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# Behind a line's end that has something before it and a letter behind it, or between a word and the space before the
-# next: the split pattern of every byte-level BPE that is known to us cuts there, whatever else stands around.
+# After a line break between a non-space and a letter, or between a letter and a space before another letter. The split
+# pattern of every known byte-level BPE cuts there, whatever the context.
 _CERTAIN_CUT = re.compile(r"(?<=\S\n)(?=[^\W\d_])|(?<=[^\W\d_])(?= [^\W\d_])")
 
 
 def cut_up(text: str, least: int, most: int | None = None) -> Iterator[str]:
-    """Cut a long text where every tokenizer cuts too, so that the pieces' tokens are those of the whole.
+    """Cut a long text where every tokenizer cuts too, so that the chunks' tokens are those of the whole.
 
     Args:
         text: of any length.
-        least: characters of each piece but the last, which may have fewer.
-        most: of any piece: one without a certain place is cut there. Without it, a piece is as long as it has to be.
+        least: characters of each chunk but the last.
+        most: characters of any chunk: without a safe place before, it is cut there. None: chunks may be of any length.
     """
     start = 0
     while len(text) - start > (most or least):
@@ -35,7 +35,7 @@ def cut_up(text: str, least: int, most: int | None = None) -> Iterator[str]:
 
 
 def grouped(items: Iterable[T], size: Callable[[T], int], limit: int, most: int = sys.maxsize) -> Iterator[list[T]]:
-    """Some items at a time, in order: until their sizes reach the limit, or until there are `most` of them."""
+    """Consecutive items in groups: a group ends when its sizes reach `limit`, or at `most` items."""
     group: list[T] = []
     total = 0
     for item in items:

@@ -1,4 +1,4 @@
-"""Bytes -> the encoding or the format that they are in, to say what a file is that is not the text it is read as."""
+"""Detection of encodings and binary formats, for errors about files that are not text in data.encoding."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HEAD = 1 << 16
-"""Bytes at the beginning of a file that say what it is."""
+"""Bytes at the start of a file used for detection."""
 _SNIPPET = 40
-"""Characters shown of a text, so that the user can judge whether its encoding was recognised."""
+"""Decoded characters shown, so that the user can judge the guess."""
 _MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32", "le"),  # before UTF-16, whose mark is the first half of this one
+    (codecs.BOM_UTF32_LE, "utf-32", "le"),  # before UTF-16, whose mark is its first half
     (codecs.BOM_UTF32_BE, "utf-32", "be"),
     (codecs.BOM_UTF16_LE, "utf-16", "le"),
     (codecs.BOM_UTF16_BE, "utf-16", "be"),
@@ -23,20 +23,20 @@ _COMMON = (
     *("iso8859_15", "shift_jis", "cp932", "euc_jp", "gb18030", "big5", "cp949", "mac_roman", "cp437", "cp850"),
     *("cp866", "tis_620", "utf_16_le", "utf_16_be"),
 )
-"""Encodings that text is met in, the more common first: of equally good ones the first is named."""
+"""Encodings to guess from, the most common first: it wins ties."""
 
-_PANDOC = "make text of it with `pandoc -t plain {path} -o {text}`"
-_UNPACK = "unpack it, and name the folder"
-_RENAME = "let its name end in {ending}"
+_PANDOC = "convert it with `pandoc -t plain {path} -o {text}`"
+_UNPACK = "unpack it and name the folder"
+_RENAME = "rename it to end in {ending}"
 _WORD = ("a Word document", _PANDOC)
 _EXCEL = ("an Excel table", "save it as CSV in UTF-8")
-_SLIDES = ("a PowerPoint document", "save its text")
+_SLIDES = ("a PowerPoint document", "save it as text")
 _ODT = ("an OpenDocument text", _PANDOC)
 _EPUB = ("an EPUB book", _PANDOC)
-_PDF = ("a PDF document", "make text of it with `pdftotext {path} {text}`")
+_PDF = ("a PDF document", "convert it with `pdftotext {path} {text}`")
 _RTF = ("an RTF document", _PANDOC)
-_OFFICE = ("an Office document", "make text of it with `soffice --headless --convert-to txt:Text {path}`")
-_MOBI = ("a Kindle book", "make text of it with `ebook-convert {path} {text}`")
+_OFFICE = ("an Office document", "convert it with `soffice --headless --convert-to txt:Text {path}`")
+_MOBI = ("a Kindle book", "convert it with `ebook-convert {path} {text}`")
 _ZIP, _TAR, _7Z, _RAR = ((f"a {name} archive", _UNPACK) for name in ("zip", "tar", "7z", "RAR"))
 _LFS = ("a pointer of Git LFS, not the file itself", "fetch the file with `git lfs pull`")
 
@@ -61,7 +61,7 @@ _MAGIC = (
     (0, b"PAR1\x15", ("a Parquet table", _RENAME.format(ending=".parquet"))),
     (0, b"ARROW1\0\0", ("an Arrow table", _RENAME.format(ending=".arrow"))),
 )
-"""(Place, bytes, format): https://en.wikipedia.org/wiki/List_of_file_signatures."""
+"""(Offset, bytes, format): https://en.wikipedia.org/wiki/List_of_file_signatures."""
 _INSIDE_ZIP = (
     (b"mimetypeapplication/epub+zip", _EPUB),
     (b"mimetypeapplication/vnd.oasis.opendocument.text", _ODT),
@@ -76,11 +76,11 @@ _ENDINGS = {
 
 
 def other_format(head: bytes, path: Path) -> str | None:
-    """What a file is that is no plain text, and what to do with it; None where it may be text.
+    """The format of a file that is not plain text, and how to convert it; None if it may be text.
 
     Args:
         head: its first bytes, decompressed.
-        path: its name, which counts where the bytes are neither text nor known.
+        path: its name, used if the bytes are neither text nor a known format.
     """
     found = _format(head, path)
     if found is None:
@@ -90,7 +90,7 @@ def other_format(head: bytes, path: Path) -> str | None:
 
 
 def lfs(head: bytes) -> str | None:
-    """What to do with a table that Git LFS has not fetched; None where it is none."""
+    """What to do with a Git LFS pointer; None for other files."""
     magic = next(magic for _, magic, found in _MAGIC if found is _LFS)
     return f"is {_LFS[0]}: {_LFS[1]}" if head.startswith(magic) else None
 
@@ -109,7 +109,7 @@ def _format(head: bytes, path: Path) -> tuple[str, str] | None:
 
 
 def is_utf8(head: bytes) -> bool:
-    """Whether a file's first bytes are UTF-8, the last character perhaps cut off."""
+    """Whether a file's first bytes are UTF-8; the last character may be cut off."""
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:
@@ -118,13 +118,14 @@ def is_utf8(head: bytes) -> bool:
 
 
 def other_unicode(head: bytes, encoding: str) -> str | None:
-    """What to do with a file in another form of Unicode than it is read as; None where nothing says that it is.
+    """What to do with a file in another Unicode encoding than the given one; None if nothing indicates that.
 
-    Without a mark, UTF-16 and UTF-32 are known by their zero bytes: most are valid UTF-8 or cp1252 as well.
+    Without a byte-order mark, UTF-16 and UTF-32 are recognised by zero bytes: most such files are valid UTF-8 or cp1252
+    too, so decoding alone does not tell.
 
     Args:
         head: its first bytes, decompressed.
-        encoding: what it is read as.
+        encoding: the one to read it with.
     """
     wanted = codecs.lookup(encoding).name
     for mark, name, order in _MARKS:
@@ -141,7 +142,7 @@ def other_unicode(head: bytes, encoding: str) -> str | None:
 
 
 def is_wide(head: bytes) -> bool:
-    """Whether bytes are UTF-16 or UTF-32, where zero bytes do not mean a binary file."""
+    """Whether bytes are UTF-16 or UTF-32, in which zero bytes do not indicate a binary file."""
     return any(head.startswith(mark) for mark, name, _ in _MARKS if name != "utf-8") or _without_mark(head) is not None
 
 
@@ -150,7 +151,7 @@ def _without_mark(head: bytes) -> str | None:
         text = _decoded(head[: len(head) // 4 * 4], name)
         if text and text.count("\0") < len(text) / 2:
             return name
-    # The upper half of a unit of UTF-16 is below 16 in all alphabets, and zero for spaces; the lower half is anything.
+    # In alphabetic scripts the high byte of a UTF-16 unit is below 16, and zero for spaces; the low byte is arbitrary.
     whole = head[: len(head) // 2 * 2]
     for upper, lower, name in ((whole[1::2], whole[::2], "utf-16-le"), (whole[::2], whole[1::2], "utf-16-be")):
         is_upper = 0 in upper and _share(upper, 16) > 0.8 and _share(lower, 9) < 0.5
@@ -160,17 +161,17 @@ def _without_mark(head: bytes) -> str | None:
 
 
 def _share(content: bytes, limit: int) -> float:
-    """Of bytes, the share that is below a limit."""
+    """Share of bytes below a limit."""
     return sum(map(content.count, range(limit))) / max(1, len(content))
 
 
 def likely_encoding(sample: bytes, place: int, encoding: str) -> str:
-    """What to do with text that is not in the encoding it is read as, named with a few decoded words.
+    """What to do with text that does not decode: the likely encoding, with a few decoded words.
 
     Args:
         sample: bytes of the file.
-        place: in the sample, of the first wrong byte.
-        encoding: what it was read as.
+        place: offset in the sample of the first wrong byte.
+        encoding: the one that failed.
     """
     text = sample.decode("utf-8", "replace").rstrip("\ufffd")  # the sample may end within a character
     n_wrong = text.count("\ufffd")
@@ -195,15 +196,15 @@ def _likely(sample: bytes) -> str | None:
 
     lines = sample.split(b"\n")
     if len(lines) > 2:
-        lines = lines[1:-1]  # the others may be cut within a character
-    # Lines of ASCII say nothing, and many of them make every encoding equally good.
+        lines = lines[1:-1]  # the first and last may be cut inside a character
+    # ASCII lines fit every encoding, and many of them drown the evidence.
     telling = b"\n".join(line for line in lines if not line.isascii()) or sample
     found = list(charset_normalizer.from_bytes(telling, cp_isolation=list(_COMMON)))
     if not found:
         return None
     best = found[0]
     good = {best.encoding, *best.could_be_from_charset}
-    # cp1250 and others go before cp1252 where both are equally good, and are the rarer by far.
+    # charset_normalizer may rank cp1250 and others above an equally good cp1252, which is far more common.
     for match in found:
         if match.chaos <= best.chaos + 0.01 and match.coherence >= best.coherence - 0.1:
             good |= {"cp1252"} & {match.encoding, *match.could_be_from_charset}
@@ -211,7 +212,7 @@ def _likely(sample: bytes) -> str | None:
 
 
 def _snippet(sample: bytes, place: int, encoding: str) -> str:
-    """Some characters around the wrong byte."""
+    """Decoded characters around the wrong byte."""
     before = sample[:place].decode(encoding, "replace")[-_SNIPPET // 2 :]
     after = sample[place : place + 8 * _SNIPPET].decode(encoding, "replace")[: _SNIPPET // 2]
     return " ".join((before + after).split())
@@ -225,20 +226,20 @@ def _decoded(content: bytes, encoding: str) -> str | None:
 
 
 class TextDecoder:
-    """Decodes a file a part at a time, and knows where the first wrong byte is."""
+    """Decodes a file chunk by chunk, and records where the first wrong byte is."""
 
     def __init__(self, encoding: str, errors: str = "strict") -> None:
-        """Args: a codec of Python; `strict` or `replace`."""
+        """Args: encoding, a Python codec; errors, `strict` or `replace`."""
         self.encoding = encoding
         self.bad_byte: int | None = None
         self._decoder = codecs.getincrementaldecoder(encoding)(errors)
         self._n_bytes = 0
 
     def decode(self, chunk: bytes, final: bool = False) -> str:
-        """The text of some more bytes.
+        """Decode the next chunk.
 
         Raises:
-            UnicodeError: they are not in the encoding; `bad_byte` says where in the file.
+            UnicodeError: it is not in the encoding; `bad_byte` is the offset in the file.
         """
         state = self._decoder.getstate()
         try:
@@ -251,7 +252,7 @@ class TextDecoder:
         return text
 
     def lenient(self) -> Iterator[codecs.IncrementalDecoder]:
-        """Decoders that go on from here: one puts U+FFFD for what is wrong, the other nothing."""
+        """Two decoders that continue from here: one replaces wrong bytes by U+FFFD, the other drops them."""
         for errors in ("replace", "ignore"):
             decoder = codecs.getincrementaldecoder(self.encoding)(errors)
             decoder.setstate(self._decoder.getstate())

@@ -1,4 +1,4 @@
-"""A URL, or a hub dataset's name -> files on this machine, through `datasets`; without network, those of before."""
+"""URLs and hub datasets -> local files, through `datasets`; without network, the files of the last download."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from minigpt.errors import UserError
 from minigpt.files import note, write_text
 
 ANSWER_SECONDS = 5
-"""How long the hub may take to say that a dataset is there; `datasets` itself tries for half a minute."""
+"""Timeout for asking the hub whether a dataset exists; `datasets` itself retries for half a minute."""
 
 
 def download_file(url: str, cache: Path) -> Path:
-    """Fetch a URL, or what it gave last time when it cannot be reached.
+    """Download a URL; if it cannot be reached, use the last download.
 
     Raises:
-        UserError: it cannot be reached and was never fetched.
+        UserError: it cannot be reached and was never downloaded.
     """
     kept = cache / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:16]
 
     def fetch() -> list[Path]:
         datasets = _datasets()
-        # The same address may give another text each day, and servers without ETag do not say so.
+        # The content of a URL may change, and a server without ETag does not report it.
         settings = datasets.DownloadConfig(cache_dir=str(cache / "huggingface" / "downloads"), force_download=True)
         downloaded = Path(datasets.DownloadManager(download_config=settings).download(url))
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -38,15 +38,15 @@ def download_file(url: str, cache: Path) -> Path:
 
 
 def download_dataset(name: str, cache: Path) -> list[Path]:
-    """Fetch a split of a hub dataset, whole: its Arrow files.
+    """Download a whole split of a hub dataset, as Arrow files.
 
     Args:
-        name: hf:NAME[:CONFIG[:SPLIT]]; the split is train when not given.
-        cache: folder where `datasets` keeps it.
+        name: hf:NAME[:CONFIG[:SPLIT]]; the default split is train.
+        cache: folder for downloads.
 
     Raises:
         UserError: there is no such dataset, configuration or split, or the hub cannot be reached and the dataset was
-            never fetched.
+            never downloaded.
     """
 
     def fetch() -> list[Path]:
@@ -54,7 +54,7 @@ def download_dataset(name: str, cache: Path) -> list[Path]:
         require_dataset(name, path)
         try:
             table = _datasets().load_dataset(path, config, split=split, cache_dir=str(cache / "huggingface"))
-        except (ValueError, RuntimeError) as error:  # an unknown configuration or split, or data that need a program
+        except (ValueError, RuntimeError) as error:  # unknown configuration or split, or a loading script
             raise UserError(f"data.source={name}: {_reason(error)}") from None
         return [Path(file["filename"]) for file in table.cache_files]
 
@@ -62,7 +62,7 @@ def download_dataset(name: str, cache: Path) -> list[Path]:
 
 
 def open_dataset_stream(name: str, column: str, cache: Path) -> Any:
-    """A split of a hub dataset as an IterableDataset with that one column, fetched as it is read.
+    """A split of a hub dataset as an IterableDataset of one column, downloaded while it is read.
 
     Raises:
         UserError: there is no such dataset, configuration, split or column, or the hub cannot be reached.
@@ -85,10 +85,10 @@ def open_dataset_stream(name: str, column: str, cache: Path) -> Any:
 
 
 def parse_name(name: str) -> tuple[str, str | None, str]:
-    """hf:NAME[:CONFIG[:SPLIT]] -> the three of them.
+    """Split hf:NAME[:CONFIG[:SPLIT]] into its parts.
 
     Raises:
-        UserError: it has another form.
+        UserError: the name has another form.
     """
     path, config, split, *rest = [*name.removeprefix("hf:").split(":"), "", ""]
     if not path or any(rest) or "[" in split:
@@ -100,11 +100,11 @@ def parse_name(name: str) -> tuple[str, str | None, str]:
 
 
 def require_dataset(name: str, path: str) -> None:
-    """Ask the hub for a dataset.
+    """Ask the hub whether a dataset exists.
 
     Raises:
-        UserError: the hub answers that there is none.
-        Exception: of the network, of many types, when it does not answer.
+        UserError: it does not.
+        Exception: network errors, of many types.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -113,13 +113,12 @@ def require_dataset(name: str, path: str) -> None:
         HfApi().dataset_info(path, timeout=ANSWER_SECONDS)
     except RepositoryNotFoundError:
         raise UserError(
-            f"data.source={name}: the hub has no dataset {path}, or shows it only to those who are logged in "
-            "(`hf auth login`)"
+            f"data.source={name}: the hub has no dataset {path}, or it needs a login (`hf auth login`)"
         ) from None
 
 
 def is_kept(name: str, cache: Path) -> bool:
-    """Whether a URL or a dataset was fetched before, so that it can be used without network."""
+    """Whether a URL or a dataset was downloaded before, so that it works without network."""
     return bool(_remembered(_memory(name, cache)))
 
 
@@ -133,14 +132,14 @@ def _fetched_or_remembered(name: str, cache: Path, fetch: Callable[[], list[Path
         files = fetch()
     except UserError:
         raise
-    except Exception as error:  # networks, hubs and servers fail in many types
+    except Exception as error:  # network errors have many types
         reason = _reason(error)
         remembered = _remembered(memory)
         if not remembered:
             raise UserError(
-                f"data.source={name}: could not be fetched ({reason}); without network, use files on this machine"
+                f"data.source={name}: could not be fetched ({reason}); without network, use local files"
             ) from None
-        note(f"data.source={name}: could not be reached ({reason}); what was fetched before is used")
+        note(f"data.source={name}: could not be reached ({reason}); using the last download")
         return remembered
     write_text(memory, json.dumps([str(file.absolute()) for file in files]))
     return files

@@ -1,4 +1,4 @@
-"""A folder as `datasets` or a hub lays it out -> the files of its train split, which is what `hf:NAME` reads too."""
+"""A local dataset folder, as `datasets` or the hub lays it out -> the files of its train split, as for `hf:NAME`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _SPLITS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""Split -> the words that stand for it in the names of files and folders, as for `datasets`."""
+"""Split -> keywords in names of files and folders, as in `datasets`."""
 _WORD = re.compile(rf"(?<![a-z])({'|'.join(word for words in _SPLITS.values() for word in words)})(?![a-z])")
 _SHARD = re.compile(r"(\w+)[-.]\d{5}-of-\d{5}[-.]")
-"""A file as `datasets` names it where it uploads: train-00000-of-00001.parquet."""
+"""Names of uploaded shards: train-00000-of-00001.parquet."""
 
 
 def snapshot(folder: Path) -> Path:
-    """Of a dataset in the hub's cache (datasets--owner--name) the folder of its files; else the folder itself."""
+    """The current snapshot of a dataset in the hub's cache (datasets--owner--name); other folders as they are."""
     try:
         revision = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
@@ -38,7 +38,7 @@ def snapshot(folder: Path) -> Path:
 
 
 def saved_files(folder: Path) -> list[Path] | None:
-    """The files of a dataset that `save_to_disk` wrote, without those of an earlier one; None for other folders."""
+    """The files of a dataset written by `save_to_disk`, without leftovers of an earlier one; None for other folders."""
     state = _json(folder / "state.json")
     try:
         return [folder / entry["filename"] for entry in state["_data_files"]]
@@ -49,15 +49,16 @@ def saved_files(folder: Path) -> list[Path] | None:
 def chosen_split(
     name: str, folder: Path, tables: Sequence[Path], texts: Sequence[Path]
 ) -> tuple[list[Path], str] | None:
-    """The files of a folder's train split, or of its only one, and what to tell the user; None without splits.
+    """The files of a folder's train split, or of its only split, and a note for the user; None without splits.
 
     Args:
         name: the entry of data.source, for messages.
-        folder: it.
-        tables, texts: the files of the folder that may be meant.
+        folder: path of the folder.
+        tables: its tables.
+        texts: its other text files.
 
     Raises:
-        UserError: it has several splits or configurations, and none that goes first.
+        UserError: it has several splits but no train, or several configurations but no default.
     """
     saved = _saved_splits(folder)
     splits = saved or _card_splits(name, folder) or _named_splits(folder, tables, texts)
@@ -66,7 +67,7 @@ def chosen_split(
     chosen = "train" if "train" in splits else next(iter(splits))
     if len(splits) > 1 and chosen != "train":
         raise UserError(
-            f"data.source={name}: the folder has the splits {_quoted(splits)} and no 'train': name the files of one, "
+            f"data.source={name}: the folder has the splits {_quoted(splits)} but no 'train': name the files of one, "
             f"such as {_pattern(splits[chosen])}"
         )
     others = {split: files for split, files in splits.items() if split != chosen}
@@ -77,12 +78,12 @@ def chosen_split(
     unnamed = set(tables) - {file for files in splits.values() for file in files}
     if unnamed and not saved:
         more = f" and {len(unnamed) - 1} more" if len(unnamed) > 1 else ""
-        note += f"; left out, as of no split: {min(unnamed)}{more}"
+        note += f"; not in any split, so left out: {min(unnamed)}{more}"
     return splits[chosen], note
 
 
 def _saved_splits(folder: Path) -> dict[str, list[Path]]:
-    """Of a DatasetDict that `save_to_disk` wrote."""
+    """Splits of a DatasetDict written by `save_to_disk`."""
     listed = _json(folder / "dataset_dict.json")
     if not isinstance(listed, dict) or not isinstance(listed.get("splits"), list):
         return {}
@@ -93,7 +94,7 @@ def _saved_splits(folder: Path) -> dict[str, list[Path]]:
 
 
 def _card_splits(name: str, folder: Path) -> dict[str, list[Path]]:
-    """Of a hub's dataset whose card (README.md) says which files are which split."""
+    """Splits that the dataset card (README.md) declares."""
     configs = {str(config.get("config_name", "default")): config for config in _configs(folder)}
     if not configs:
         return {}
@@ -108,7 +109,7 @@ def _card_splits(name: str, folder: Path) -> dict[str, list[Path]]:
 
 
 def _configs(folder: Path) -> list[dict[str, Any]]:
-    """The entries of the card that name files which are there."""
+    """The card's configurations whose files exist."""
     try:
         text = (folder / "README.md").read_text(encoding="utf-8")
         head = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else None
@@ -120,7 +121,7 @@ def _configs(folder: Path) -> list[dict[str, Any]]:
 
 
 def _files_of(config: dict[str, Any], folder: Path) -> dict[str, list[Path]]:
-    """A card's `data_files`: a pattern, patterns, or entries of {split, path}."""
+    """Files by split of a card's `data_files`: a pattern, a list of patterns, or a list of {split, path}."""
     entries = config.get("data_files")
     splits: dict[str, list[Path]] = {}
     for entry in entries if isinstance(entries, list) else [entries]:
@@ -135,7 +136,7 @@ def _files_of(config: dict[str, Any], folder: Path) -> dict[str, list[Path]]:
 
 
 def _named_splits(folder: Path, tables: Sequence[Path], texts: Sequence[Path]) -> dict[str, list[Path]]:
-    """Of files whose names say so. Beside other texts this counts only where the names are those of `datasets`."""
+    """Splits by file names. Beside other texts, only shard names of `datasets` count."""
     sharded = {path: shard[1] for path in tables if (shard := _SHARD.search(path.name))}
     if splits := _by_word(sharded):
         return splits
@@ -144,7 +145,7 @@ def _named_splits(folder: Path, tables: Sequence[Path], texts: Sequence[Path]) -
 
 
 def _by_word(names: dict[Path, str]) -> dict[str, list[Path]]:
-    """Files by the split that is in their names; none where no name says train."""
+    """Files by the split in their names; empty if none is train."""
     splits: dict[str, list[Path]] = {}
     for path, name in names.items():
         if split := _split_of(name.lower()):
@@ -169,8 +170,8 @@ def _quoted(names: Any) -> str:
 
 
 def _pattern(files: Sequence[Path]) -> str:
-    """What stands for some files on a command line: a glob where it matches no more than them, else the first."""
-    prefix = os.path.commonprefix([str(file) for file in files])  # noqa: RUF071 (of names, not of folders)
+    """A shell argument for some files: a glob if it matches exactly these, else the first file."""
+    prefix = os.path.commonprefix([str(file) for file in files])  # noqa: RUF071 (a prefix of names, not of folders)
     if len(files) > 1 and set(matches(Path(f"{glob.escape(prefix)}*"))) == set(files):
         return shlex.quote(f"{glob.escape(prefix)}*")
     return shlex.quote(str(files[0]))

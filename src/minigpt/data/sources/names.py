@@ -1,4 +1,4 @@
-"""A source's name -> the files it stands for, in an order that depends on neither the machine nor its file system."""
+"""A name in data.source -> its files, in an order independent of machine and file system."""
 
 from __future__ import annotations
 
@@ -28,58 +28,58 @@ TABLES = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
-"""Endings of files with one text in each row; every other file is one text."""
+"""Ending -> kind of files with one document per row; any other file is one document."""
 NEVER_PLAIN_TEXT = {"parquet", "arrow"}
 PLAIN_TEXT = {"text", "jsonl", "csv", "tsv"}
-"""Kinds of files that are text in some encoding."""
+"""Kinds of files that have an encoding."""
 MANIFEST, TOKENIZER, STARTS = "manifest.json", "minigpt_tokenizer.json", "train.documents.npy"
 """Names of files in every prepared folder."""
 OLD_TOKENIZER = "tokenizer.json"
-"""What TOKENIZER was called once, as if Hugging Face's tools could open it."""
+"""TOKENIZER in folders of earlier versions; the name suggested Hugging Face's format."""
 KEPT = ("downloads", "huggingface", "stdin", "streams")
-"""Folders in data.dir that hold what was fetched."""
+"""Folders in data.dir for downloads and other fetched text."""
 MOST_SHOWN = 100
-"""Characters that are shown of a name that cannot be one."""
+"""Characters shown of an invalid name."""
 SYNTHETIC_DOCUMENTS = 20_000
-"""Documents of a synthetic source when data.max_documents does not say how many."""
+"""Documents of a synthetic source without data.max_documents."""
 
 
 @dataclass(frozen=True)
 class File:
-    """A local file and how it is read: text, python, jsonl, csv, tsv, parquet or arrow."""
+    """A local file and its kind: text, python, jsonl, csv, tsv, parquet or arrow."""
 
     path: Path
     kind: str
     compression: str | None = None
     """`.gz`, `.zst`, `.bz2`, `.xz`, or None."""
     encoding: str = "utf-8"
-    """Codec of its text, where it is text, JSON Lines or CSV."""
+    """Codec, for kinds in PLAIN_TEXT."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What one entry of data.source stands for: files, or a generator of documents."""
+    """One entry of data.source: files, or a synthetic generator."""
 
     name: str
     files: tuple[File, ...] = ()
     synthetic: str | None = None
     """Name in the table of synthetic sources."""
     seed: int = 0
-    """Of a synthetic source."""
+    """Seed of a synthetic source."""
     notes: tuple[str, ...] = ()
-    """What was taken and what was left out where that may not be what the user expects, a clause each."""
+    """Notes for the user on files taken or left out, a clause each."""
 
 
 def find_source(name: str, cache: Path, encoding: str = "utf-8") -> Source:
-    """What a source's name stands for; downloads what is not on this machine.
+    """The source behind a name; hub datasets and URLs are downloaded.
 
     Args:
         name: one entry of data.source.
-        cache: folder where `datasets` keeps downloads.
-        encoding: data.encoding, of its text.
+        cache: folder for downloads.
+        encoding: codec of its text files.
 
     Raises:
-        UserError: nothing is there, with the reason.
+        UserError: the source does not exist or cannot be read.
     """
     source = _find(name, cache)
     files = (replace(file, encoding=encoding) if file.kind in PLAIN_TEXT else file for file in source.files)
@@ -92,9 +92,9 @@ def _find(name: str, cache: Path) -> Source:
     if match := re.fullmatch(rf"({'|'.join(SYNTHETIC)})(?::(\d{{1,9}}))?", name):
         return Source(name, synthetic=match[1], seed=int(match[2] or 0))
     if name == "-":
-        raise UserError("data.source=-: standard input was not read; this is a program's mistake")  # see data/stdin.py
+        raise UserError("data.source=-: call keep_stdin first, which reads standard input")
     if name.startswith("hf:"):
-        from minigpt.data.sources.hub import download_dataset  # heavy, and not needed by the others
+        from minigpt.data.sources.hub import download_dataset  # heavy, and only needed here
 
         return Source(name, tuple(File(path, "arrow") for path in download_dataset(name, cache)))
     if name.startswith(("http://", "https://")):
@@ -105,18 +105,18 @@ def _find(name: str, cache: Path) -> Source:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether a folder is one that `prepare` made; others may have a manifest.json of their own."""
+    """Whether `prepare` made a folder; manifest.json alone is too common a name to tell."""
     try:
         folder = local_path(str(folder))
         return (folder / MANIFEST).is_file() and any(
             (folder / name).is_file() for name in (TOKENIZER, OLD_TOKENIZER, STARTS)
         )
-    except (OSError, RuntimeError):  # a name that is too long, or of somebody who is not here
+    except (OSError, RuntimeError):  # a name that is too long, or ~ of an unknown user
         return False
 
 
 def _python_stdlib() -> tuple[File, ...]:
-    """The running interpreter's own library, without its tests and without installed packages."""
+    """The running interpreter's standard library, without tests and installed packages."""
     root = Path(sysconfig.get_paths()["stdlib"])
     skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
     files = []
@@ -138,16 +138,16 @@ def _local_files(name: str, cache: Path) -> Source:
         found = [p for p in ([path] if path.exists() else matches(_pattern(path))) if not p.is_dir()]
     except OSError as error:
         raise UserError(f"data.source={name[:MOST_SHOWN]}: {reason(error)}") from None
-    except (RuntimeError, ValueError) as error:  # ~somebody who is not here; a zero character
+    except (RuntimeError, ValueError) as error:  # ~ of an unknown user; a null character
         if isinstance(error, UserError):
             raise
-        raise UserError(f"data.source={name}: not the name of a file ({error})") from None
+        raise UserError(f"data.source={name}: not a valid file name ({error})") from None
     if is_folder:
         return _folder(name, path, cache)
     if special := next((p for p in found if not p.is_file()), None):
         raise UserError(
-            f"data.source={name}: {special} is no regular file, and text is read more than once; "
-            "pipe it in, with --data.source -"
+            f"data.source={name}: {special} is not a regular file, and text is read more than once; "
+            "pipe it in with --data.source -"
         )
     if not found:
         kind = "no file matches the glob" if glob.has_magic(name) else "no such file or folder"
@@ -157,33 +157,33 @@ def _local_files(name: str, cache: Path) -> Source:
 
 
 def local_path(name: str) -> Path:
-    """The path of a file or folder; a leading ~ means a home folder, but where that very name is there."""
+    """The path of a file or folder; a leading ~ is the home folder unless a file has that literal name."""
     path = Path(name)
     return path if path.exists() else path.expanduser()
 
 
 def _pattern(path: Path) -> Path:
-    """The glob of a path in which a folder that is there means itself, also with [, ? or * in its name."""
+    """The glob of a path, with its existing folders escaped: their names may contain [, ? or *."""
     there = next((parent for parent in path.parents if parent.is_dir()), Path())
     return Path(glob.escape(str(there))) / path.relative_to(there)
 
 
 def _hint(name: str) -> str:
-    """What may have been meant by a name that nothing has."""
+    """A suggestion for a name that does not exist."""
     if "://" in name:
-        return "; what is fetched begins with http://, https:// or hf:"
+        return "; only http://, https:// and hf: are downloaded"
     if close := difflib.get_close_matches(name, ["python_stdlib", *SYNTHETIC], n=1):
         return f": did you mean {close[0]}?"
     return f"; a hub dataset is written hf:{name}" if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else ""
 
 
 def _folder(name: str, top: Path, cache: Path) -> Source:
-    """Every text file of a folder; or its tables, if it holds nothing else that could be meant; of splits, train.
+    """Every text file of a folder; or its tables, if it has only tables; with splits, those of train.
 
-    What minigpt wrote itself is never meant: data.dir and the folders of runs may well lie in the folder of the texts.
+    Files that minigpt wrote are excluded: data.dir and run folders may lie in the folder of the texts.
     """
     if is_prepared(top):
-        raise UserError(f"data.source={name}: was prepared already, and can only be the one source, with its own val")
+        raise UserError(f"data.source={name}: is a prepared folder, with a val split: it can only be the one source")
     folder = snapshot(top)
     entries = files_under(folder)
     inside = [p for p in entries if p.is_file()]
@@ -204,7 +204,7 @@ def _folder(name: str, top: Path, cache: Path) -> Source:
     elif strict := [p for p in tables if _kind(p) in NEVER_PLAIN_TEXT or ".jsonl" in p.suffixes]:
         raise UserError(
             f"data.source={name}: the folder holds tables ({strict[0].name}) and plain text ({texts[0].name}); "
-            f"say which is meant, for example {folder}/**/*{strict[0].suffix}"
+            f"name one of them, for example {folder}/**/*{strict[0].suffix}"
         )
     else:
         chosen, kind = [p for p in inside if _compressed(p) or _is_text(p)], "text"
@@ -217,7 +217,7 @@ def _folder(name: str, top: Path, cache: Path) -> Source:
 
 
 def _link_notes(again: Sequence[Path], nowhere: Sequence[Path]) -> tuple[str, ...]:
-    """What to say of names that are left out because of the file that they lead to."""
+    """Notes on duplicate and broken links that are left out."""
     notes = []
     if again:
         notes.append(f"left out are {_counted(again, 'duplicate')}, links to or other names of files that are read")
@@ -227,7 +227,7 @@ def _link_notes(again: Sequence[Path], nowhere: Sequence[Path]) -> tuple[str, ..
 
 
 def _format_notes(paths: Iterable[Path]) -> tuple[str, ...]:
-    """What to say of documents and archives that are left out of a folder: their text may be meant."""
+    """Notes on documents and archives that are left out of a folder, as the user may want their text."""
     found = [(path, what) for path in sorted(paths) if (what := other_format(_head(path), path))]
     if not found:
         return ()
@@ -243,7 +243,7 @@ def _counted(paths: Sequence[Path], what: str) -> str:
 
 
 def _file(path: Path, *, kind: str | None = None, lies_at: Path | None = None) -> File:
-    """A file as its name says that it is read; a download lies at another name."""
+    """A file of the kind that its name says; a download is stored under another name, `lies_at`."""
     kind = kind or _kind(path)
     compressed = _compressed(path) and kind not in NEVER_PLAIN_TEXT
     return File(lies_at or path, kind, path.suffix.lower() if compressed else None)
@@ -261,7 +261,7 @@ def _compressed(path: Path) -> bool:
 
 
 def _describes(path: Path) -> bool:
-    """Whether a file says something about the data beside it: what `datasets` and hubs put there."""
+    """Whether a file is metadata of the data beside it, as `datasets` and the hub write it."""
     return path.stem.upper() in {"README", "LICENSE"} or path.name in {
         "dataset_info.json",
         "dataset_infos.json",
@@ -271,9 +271,9 @@ def _describes(path: Path) -> bool:
 
 
 def _is_text(path: Path) -> bool:
-    """Git's rule: a zero byte near the start means binary, but in UTF-16; neither are formats that are known.
+    """Git's rule: a zero byte near the start means binary, except in UTF-16 and UTF-32; known formats are binary too.
 
-    Only folders are filtered; a file named is a file meant.
+    Applied to files of folders only; a file named by the user is always read.
     """
     head = _head(path)
     return other_format(head, path) is None and (b"\0" not in head or is_wide(head))

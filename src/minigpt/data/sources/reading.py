@@ -1,6 +1,6 @@
-"""A source -> its documents, one after another, long ones in pieces: text of any length in bounded memory.
+"""A source -> its documents, long ones in pieces, in bounded memory.
 
-`datasets` does the loading; files reach it through a generator of their rows.
+Files are read by `rows` and passed through an IterableDataset of `datasets`, from a generator.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from minigpt.errors import UserError
 
 
 class Piece(NamedTuple):
-    """A document, or a part of a long one: parts follow one another, and the last one ends it."""
+    """A document, or a part of a long one; `ends` marks its last part."""
 
     text: str
     ends: bool = True
@@ -31,10 +31,10 @@ class Piece(NamedTuple):
 
 
 def read(source: Source, config: DataConfig) -> Iterator[Piece]:
-    """Every document of a source that is more than white space.
+    """Every document of a source, except empty ones and white space.
 
     Raises:
-        UserError: a file cannot be read or understood; named, with the place where that is known.
+        UserError: a file cannot be read or parsed; names the file and, if known, the place.
     """
     if source.synthetic is not None:
         n_documents = config.max_documents or SYNTHETIC_DOCUMENTS
@@ -57,7 +57,7 @@ def read(source: Source, config: DataConfig) -> Iterator[Piece]:
 
 
 def refuse_broken_text(source: Source, scans: Scans, config: DataConfig) -> tuple[Source, list[str]]:
-    """The source without the files that data.encoding_errors=skip leaves out, and their names.
+    """The source without the files that data.encoding_errors=skip excludes, and their names.
 
     Raises:
         UserError: a file is not text in data.encoding and the policy is `error`, or no text is left.
@@ -65,11 +65,11 @@ def refuse_broken_text(source: Source, scans: Scans, config: DataConfig) -> tupl
     found = scans.of(source.files)
     if source.files and not sum(scan.n_bytes for scan in found):
         raise UserError(f"data.source={source.name}: no text in it, all files are empty")
-    # Else one advice follows another: the encoding of one file is wrong for the next.
-    others = f"; it is one of {len(found)} files: convert it if it alone is so" if len(found) > 1 else ""
+    # Without this hint, a user sets the encoding of one file and then fails at the next.
+    others = f"; it is one of {len(found)} files: if only this one differs, convert it" if len(found) > 1 else ""
     broken = []
     for file, scan in zip(source.files, found, strict=True):
-        if scan.other is not None and config.encoding_errors != "skip":  # replacing would make garbage of it
+        if scan.other is not None and config.encoding_errors != "skip":  # replacing characters would leave garbage
             raise UserError(f"data.source: {file.path} {scan.other}{others}")
         if scan.bad_byte is not None and config.encoding_errors == "error":
             raise UserError(f"{not_in_encoding(file, scan.bad_byte)}{others}")
@@ -80,17 +80,17 @@ def refuse_broken_text(source: Source, scans: Scans, config: DataConfig) -> tupl
     left = tuple(file for file in source.files if file not in set(broken))
     if not left:
         name = "UTF-8" if config.codec == "utf-8" else config.encoding
-        raise UserError(f"data.source={source.name}: no file of it is {name} text, so skipping them leaves nothing")
+        raise UserError(f"data.source={source.name}: none of its files is {name} text, so skipping them leaves nothing")
     return replace(source, files=left), [str(file.path) for file in broken]
 
 
 def reading_notes(source: Source, config: DataConfig, scans: Scans | None = None) -> Iterator[str]:
-    """What to tell the user of how a source is read, a line each, where it may not be what they expect.
+    """Notes for the user on how a source is read, a line each, where it may be unexpected.
 
     Args:
-        source: found, without the files that are skipped.
-        config: how it is read.
-        scans: of its files; without them nothing is said of their encoding.
+        source: without the skipped files.
+        config: delimiter and encoding to read it with.
+        scans: scans of its files; without them there are no notes on encodings.
     """
     files = source.files
     yield from source.notes
@@ -99,42 +99,42 @@ def reading_notes(source: Source, config: DataConfig, scans: Scans | None = None
         for character in sorted(set(delimiters.values())):
             these = [f for f, found in delimiters.items() if found == character != DELIMITERS[f.kind][0]]
             if these:
-                yield f"the fields of {_some(these)} are separated by {character!r}, by the heading (data.delimiter)"
+                yield f"the fields of {_some(these)} are separated by {character!r}, by the header (data.delimiter)"
     looks = dict(zip(files, scans.of(files), strict=True)) if scans else {}
     replaced = [file for file, scan in looks.items() if scan.bad_byte is not None]
     if replaced:
         n_replaced = sum(looks[file].n_replaced for file in replaced)
         plural = "" if n_replaced == 1 else "s"
-        yield f"{n_replaced:,} character{plural} replaced by U+FFFD, as not {config.encoding}, in {_some(replaced)}"
+        yield f"{n_replaced:,} character{plural} not in {config.encoding} replaced by U+FFFD, in {_some(replaced)}"
     if utf8 := [file for file, scan in looks.items() if scan.is_utf8]:
         yield f"{_some(utf8)} is valid UTF-8, but read as {config.encoding} (data.encoding)"
 
 
 def _some(files: Sequence[File]) -> str:
-    """The first of some files, and how many more there are."""
+    """The first file and the number of others."""
     return str(files[0].path) + (f" and {len(files) - 1} more" if len(files) > 1 else "")
 
 
 Group = dict[str, list[Any]]
-"""Some rows as columns: text, and ends, as of a Piece. `datasets` takes many small rows slowly one by one."""
+"""Columns `text` and `ends` of several pieces: `datasets` is slow with many small rows."""
 
 
 def _dataset_groups(source: Source, config: DataConfig) -> Iterator[Group]:
-    """Rows through `datasets`."""
+    """Groups of a source's rows, iterated by `datasets`."""
     kept = {"files": list(source.files), "config": config}
     yield from _import_datasets(config).IterableDataset.from_generator(_groups, gen_kwargs=kept)
 
 
 def open_stream(source: Source, config: DataConfig) -> Any:
-    """A source's whole documents as an IterableDataset, whose state says where it stands.
+    """A source's whole documents as an IterableDataset, whose state is its position.
 
-    Rows are of several texts: {"text": [...], "ends": [True, ...]}.
+    Each row holds several texts: {"text": [...], "ends": [True, ...]}.
 
     Raises:
         UserError: the source cannot be streamed.
     """
     if source.synthetic is not None:
-        raise UserError(f"data.source={source.name}: is made here and needs no data.streaming")
+        raise UserError(f"data.source={source.name}: is generated on this machine: set data.streaming=false")
     kept = {"files": list(source.files), "config": config, "whole": True}
     return _import_datasets(config).IterableDataset.from_generator(_groups, gen_kwargs=kept)
 
@@ -147,13 +147,13 @@ def _import_datasets(config: DataConfig) -> Any:
             "data.source: reading files and datasets needs the package 'datasets': pip install datasets"
         ) from None
     datasets.disable_progress_bars()
-    # It makes this folder though nothing is kept in it, by default in a home that perhaps cannot be written.
+    # It creates this folder without using it, by default in the home folder, which may be read-only.
     datasets.config.HF_DATASETS_CACHE = Path(config.dir, "huggingface")
     return datasets
 
 
 def _groups(files: Sequence[File], config: DataConfig, whole: bool = False) -> Iterator[Group]:
-    """Rows of files of any kind; on demand with the pieces of a long document joined."""
+    """Rows of files of any kind; with `whole`, the pieces of long documents are joined."""
     rows = chain.from_iterable(read_rows(file, config) for file in files)
     for group in grouped(_joined(rows) if whole else rows, lambda row: len(row[0] or ""), PIECE, ROWS):
         texts, ends = zip(*group, strict=True)

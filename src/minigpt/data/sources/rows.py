@@ -1,7 +1,7 @@
-"""A file of any kind -> its rows: texts, long ones of a text file in pieces.
+"""A file of any kind -> its rows, one text each; long texts come in pieces.
 
-`datasets` has readers of its own, but they turn \\r\\n into \\n, hold a whole file as one string, guess types, and
-name no line of an error.
+The readers of `datasets` turn \\r\\n into \\n, hold a whole file as one string, guess types, and name no line of an
+error.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from minigpt.errors import UserError
 from minigpt.files import reason
 
 DELIMITERS = {"csv": ",;\t|", "tsv": "\t,;|"}
-"""What may separate the fields of a CSV file, by the file's kind, the usual one first."""
+"""Possible delimiters by kind of file, the usual one first."""
 HEADING_LINES = 20
-"""Lines that a heading may have, whose names may hold line ends in quotation marks."""
+"""Lines of a header at most: its quoted names may contain line breaks."""
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 PIECE = 1 << 20
-"""Characters that a document is handed on in at most; a longer one comes in pieces."""
+"""Most characters of a piece; a longer document comes in several."""
 
 Row = tuple[str | None, bool]
-"""A text, or a piece of one, and whether it ends there."""
+"""A document or a piece of one, and whether the document ends with it."""
 
 
 def read_rows(file: File, config: DataConfig) -> Iterator[Row]:
     """Rows of a file of any kind, found by `find_source`.
 
     Raises:
-        UserError: the file cannot be read or understood; named, with the line where that is known.
+        UserError: the file cannot be read or parsed; names the file and, if known, the line.
     """
     match file.kind:
         case "text":
@@ -56,7 +56,7 @@ def read_rows(file: File, config: DataConfig) -> Iterator[Row]:
 
 
 def _text_rows(file: File, errors: str) -> Iterator[Row]:
-    """A file is one document; a mark of byte order at its start is no part of it."""
+    """A file is one document, without its byte-order mark."""
     text = ""
     for part in _decoded(file, errors):
         *pieces, text = cut_up(text + part, PIECE // 2, PIECE)
@@ -72,7 +72,7 @@ def _python_rows(file: File) -> Iterator[Row]:
     except OSError as error:
         raise UserError(f"data.source: {file.path}: {reason(error)}") from None
     except (SyntaxError, UnicodeDecodeError):
-        return  # a file with a broken encoding on purpose, as lib2to3 has in some versions
+        return  # the encoding is broken on purpose, as in a test file of lib2to3
 
 
 def _json_rows(file: File, column: str, errors: str) -> Iterator[Row]:
@@ -80,7 +80,7 @@ def _json_rows(file: File, column: str, errors: str) -> Iterator[Row]:
         return UserError(f"data.source: {file.path}, line {number}: {what}")
 
     lines = "JSON Lines has one object in each line"
-    of_an_array = f"{lines}; an array is made into lines with: jq -c '.[]' {shlex.quote(str(file.path))} > lines.jsonl"
+    of_an_array = f"{lines}; convert an array with: jq -c '.[]' {shlex.quote(str(file.path))} > lines.jsonl"
     for number, line in enumerate(_lines(file, errors), start=1):
         if not line.strip():
             continue
@@ -98,14 +98,14 @@ def _json_rows(file: File, column: str, errors: str) -> Iterator[Row]:
         text = row[column]
         if text is not None and not isinstance(text, str):
             raise wrong(number, f"{column!r} is {type(text).__name__}, not text")
-        if text and "\\u" in line:  # JSON may spell half a surrogate pair, which is no character
+        if text and "\\u" in line:  # JSON may escape a lone surrogate, which UTF-8 cannot encode
             text = text.encode("utf-8", "replace").decode()
         yield text, True
 
 
 def _csv_rows(file: File, config: DataConfig) -> Iterator[Row]:
     column, delimiter = config.text_column, csv_delimiter(file, config)
-    # Strict: else a quotation mark that nothing closes makes one text of all rows behind it.
+    # Strict: otherwise an unclosed quotation mark would join all later rows into one text.
     rows = csv.reader(_lines(file, config.encoding_errors), delimiter=delimiter, strict=True)
 
     def wrong(what: str) -> UserError:
@@ -114,15 +114,15 @@ def _csv_rows(file: File, config: DataConfig) -> Iterator[Row]:
     try:
         names = next(rows, None)
         if names is None:
-            return  # an empty file among others
+            return  # an empty file
         require_column(file, column, names, f" (fields separated by {delimiter!r}; data.delimiter sets another)")
         i = names.index(column)
         for row in rows:
             if row:
                 if any(row[len(names) :]):
                     raise wrong(
-                        f"{len(row)} fields, but the heading names {len(names)} ({listed(names)}): put a text that has "
-                        f"the delimiter {delimiter!r} in it in quotation marks, or set data.delimiter"
+                        f"{len(row)} fields, but the header has {len(names)} ({listed(names)}): quote texts with "
+                        f"the delimiter {delimiter!r}, or set data.delimiter"
                     )
                 if len(row) <= i:
                     raise wrong(f"no field for {column!r}")
@@ -132,9 +132,9 @@ def _csv_rows(file: File, config: DataConfig) -> Iterator[Row]:
 
 
 def csv_delimiter(file: File, config: DataConfig) -> str:
-    """What separates the fields of a CSV file: data.delimiter, or what finds the column's name in the heading.
+    """Delimiter of a CSV file: data.delimiter, or the first in DELIMITERS that yields data.text_column in the header.
 
-    Of several the file's usual one is taken. `csv.Sniffer` counts characters in the rows, and prose leads it astray.
+    Not by `csv.Sniffer`: it counts characters in the rows, and prose misleads it.
     """
     if config.delimiter is not None:
         return config.delimiter_character
@@ -153,12 +153,12 @@ def _heading(lines: list[str], delimiter: str) -> list[str]:
 
 
 def _decoded(file: File, errors: str) -> Iterator[str]:
-    """A file's text, a part at a time, without a mark of byte order."""
+    """A file's text in chunks, without its byte-order mark."""
     decoder = TextDecoder(file.encoding, "replace" if errors == "replace" else "strict")
     begins = True
     try:
         for number, chunk in enumerate(chain(chunks(file), [b""])):
-            # The scan has asked this of prepared text; a stream is read without one.
+            # Prepared text was scanned for this before, a stream was not.
             if number == 0 and chunk and (what := what_else(chunk[:HEAD], file)):
                 raise UserError(f"data.source: {file.path} {what}")
             text = decoder.decode(chunk, final=not chunk)
@@ -169,14 +169,14 @@ def _decoded(file: File, errors: str) -> Iterator[str]:
 
 
 def _whole_pairs(text: str) -> str:
-    """Text without halves of surrogate pairs, which utf-7 and unicode_escape may spell; they are no characters."""
+    """Text with U+FFFD for lone surrogates, which utf-7 and unicode_escape can encode and UTF-8 cannot."""
     if _HALF_PAIR.search(text):
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
 
 
 def _lines(file: File, errors: str) -> Iterator[str]:
-    """Lines with their ends; only \\n ends a line."""
+    """Lines with their line breaks; only \\n is one."""
     parts: list[str] = []
     length = 0
     for text in _decoded(file, errors):

@@ -1,4 +1,4 @@
-"""A file -> its bytes, in bounded memory; and what one look at all of them says: digest, length, wrong encoding."""
+"""Decompression of files in bounded memory, and cached scans: checksum, length and wrong encoding of each file."""
 
 from __future__ import annotations
 
@@ -22,44 +22,44 @@ from minigpt.files import reason, write_text
 CHUNK = 1 << 20
 """Bytes read at a time."""
 MOST_EXPANSION = 100
-"""A compressed file may hold so many times its own length: text shrinks to a tenth, hostile files to a thousandth."""
+"""Limit of decompressed to compressed length: text compresses tenfold, decompression bombs a thousandfold."""
 ALWAYS_ALLOWED = 64 << 20
-"""Bytes that a file of any length may decompress to."""
+"""Bytes that even the smallest file may decompress to."""
 _ZSTANDARD_STEP = 1 << 10
-"""Compressed bytes at a time: four of them may stand for a block of 128 KB."""
+"""Compressed bytes read at a time: four of them may decompress to a block of 128 KB."""
 NOT_COMPRESSED = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What one look at a file's bytes says."""
+    """Result of reading a whole file once."""
 
     sha256: str
-    """Of the file as it lies there."""
+    """Checksum of the file as stored, not decompressed."""
     n_bytes: int
-    """Length once decompressed."""
+    """Length after decompression."""
     bad_byte: int | None
-    """Where it stops being text in its encoding, in decompressed bytes; None where it never does, or is no text."""
+    """Offset, after decompression, of the first byte that is wrong in its encoding; None if all are right."""
     n_replaced: int
-    """Characters U+FFFD that data.encoding_errors=replace puts for what is wrong."""
+    """Characters that data.encoding_errors=replace turns into U+FFFD."""
     other: str | None
-    """What it is instead of text in its encoding, and what to do with it; None where its beginning does not say."""
+    """Another format or encoding recognised by its first bytes, and what to do with it; else None."""
     is_utf8: bool
-    """Whether a file that is to be read in another encoding is UTF-8, beyond ASCII."""
+    """Whether a file of another encoding is valid UTF-8 and not just ASCII."""
 
 
 _SCAN_FIELDS = {field.name for field in fields(Scan)}
 
 
 class Scans:
-    """Scans of files, remembered in a small file: a file is read again only when it has changed.
+    """Cache of file scans on disk: a file is read again only when it has changed.
 
-    Changed means its length, times or inode, as in git's index; the time of a change of state cannot be set back by
-    copying. The small file may be lost or damaged: then everything is read once more.
+    Changed means another length, mtime, ctime or inode, as in git's index; copying cannot preserve ctime. A lost or
+    damaged cache only costs another scan.
     """
 
     def __init__(self, memory: Path, *, read_only: bool = False) -> None:
-        """Args: memory, the file to remember in, or only to read what others remember."""
+        """Args: memory, the cache file; read_only, never to write it."""
         self.memory, self.read_only = memory, read_only
         self._known: dict[str, Any] = {}
         try:
@@ -70,10 +70,10 @@ class Scans:
             self._known = known
 
     def of(self, files: Iterable[File]) -> list[Scan]:
-        """A scan of each file.
+        """A scan of each file, from the cache if the file is unchanged.
 
         Raises:
-            UserError: a file cannot be read, or decompresses to more than is credible.
+            UserError: a file cannot be read, or decompresses to more than MOST_EXPANSION allows.
         """
         scans, changed = [], False
         for file in files:
@@ -94,7 +94,7 @@ class Scans:
         try:
             write_text(self.memory, json.dumps(self._known))
         except UserError:
-            return  # a folder that cannot be written: the next program looks again
+            return  # a read-only folder: the next program scans again
 
 
 def _state(file: File) -> list[Any]:
@@ -109,7 +109,7 @@ def scan(file: File) -> Scan:
     """Read a whole file once.
 
     Raises:
-        UserError: it cannot be read, or decompresses to more than is credible.
+        UserError: it cannot be read, or decompresses to more than MOST_EXPANSION allows.
     """
     digest = hashlib.sha256()
     look = _Look(file)
@@ -132,12 +132,12 @@ def scan(file: File) -> Scan:
 
 
 def what_else(head: bytes, file: File) -> str | None:
-    """What a file is by its first bytes, other than text in its encoding; None where they do not say."""
+    """The format or encoding of a file by its first bytes, if not text in its encoding; None if they do not tell."""
     return other_format(head, file.path) or other_unicode(head, file.encoding)
 
 
 def not_in_encoding(file: File, place: int) -> UserError:
-    """The error of a file that is not text in its encoding, from a byte on."""
+    """The error for a file that does not decode, with the offset of the first wrong byte."""
     start, stop = max(0, place - HEAD // 2) // 4 * 4, place + HEAD
     sample, seen = b"", 0
     for chunk in chunks(file):
@@ -151,10 +151,10 @@ def not_in_encoding(file: File, place: int) -> UserError:
 
 
 def chunks(file: File) -> Iterator[bytes]:
-    """A file's bytes, decompressed, a piece at a time.
+    """A file's bytes, decompressed, in chunks.
 
     Raises:
-        UserError: it cannot be read, is damaged, or decompresses to more than is credible.
+        UserError: it cannot be read, is damaged, or decompresses to more than MOST_EXPANSION allows.
     """
     n_bytes = 0
     try:
@@ -166,7 +166,7 @@ def chunks(file: File) -> Iterator[bytes]:
                 if file.compression and n_bytes > most:
                     raise UserError(
                         f"data.source: {file.path} decompresses to more than {MOST_EXPANSION} times its length, which "
-                        "text hardly does; if it is meant, decompress it yourself"
+                        "is unusual for text; if it is right, decompress it yourself"
                     )
                 yield chunk
     except NOT_COMPRESSED as error:
@@ -182,14 +182,14 @@ def _zstandard(raw: IO[bytes]) -> Any:
         raise UserError("data.source: reading .zst files needs the package zstandard: pip install zstandard") from None
 
     class Reader:
-        """Frames one after another; zstandard's own `stream_reader` takes a file that is cut off for a whole one."""
+        """Reads consecutive frames; zstandard's own `stream_reader` accepts a truncated file without an error."""
 
         def __init__(self) -> None:
             self.frame: Any = None
             self.ahead = b""
 
         def read(self, size: int) -> bytes:
-            """Some bytes, none at the end; each call decompresses so little that a bomb stays below 50 MB."""
+            """The next bytes, empty at the end; each call decompresses so little that a bomb stays below 50 MB."""
             while content := self.ahead or raw.read(_ZSTANDARD_STEP):
                 self.frame = self.frame or zstandard.ZstdDecompressor(max_window_size=1 << 30).decompressobj()
                 try:
@@ -202,7 +202,7 @@ def _zstandard(raw: IO[bytes]) -> Any:
                 if whole:
                     return whole
             if self.frame is not None:
-                raise EOFError("it ends in the middle")
+                raise EOFError("it is truncated")
             return b""
 
     return Reader()
@@ -217,7 +217,7 @@ _DECOMPRESSORS: dict[str, Callable[[IO[bytes]], Any]] = {
 
 
 class _Look:
-    """What the bytes of a text file say of its encoding, piece by piece; nothing of other files."""
+    """Checks the encoding of a text file chunk by chunk; other kinds of file are only checked for Git LFS pointers."""
 
     def __init__(self, file: File) -> None:
         self.file = file

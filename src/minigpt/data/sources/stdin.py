@@ -1,4 +1,4 @@
-"""Standard input -> a file in data.dir, named after what came in."""
+"""Standard input -> a file in data.dir, named by a hash of its content."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _BEGINNINGS = {
     rb"PAR1\x15": ".parquet",
     rb"ARROW1\0\0": ".arrow",
 }
-"""Regex of the first bytes of what is no plain text -> the ending that says how it is read."""
+"""Regex of a binary format's first bytes -> file ending."""
 
 
 def keep_stdin(config: DataConfig) -> DataConfig:
-    """The config with standard input, if it is a source, replaced by a file in data.dir that holds what came in.
+    """Save standard input, if it is a source, to a file in data.dir, and return the config with that file instead.
 
-    Text is read more than once, and again when a run is resumed. Compressed text, JSON Lines, Parquet and Arrow are
-    known by their content, as there is no name to say it.
+    Preparation reads text more than once, and a resumed run reads it again. Compressed text, JSON Lines, Parquet and
+    Arrow are recognised by content, as there is no file name.
 
     Raises:
         UserError: nothing is piped in, or the folder cannot be written.
@@ -41,10 +41,10 @@ def keep_stdin(config: DataConfig) -> DataConfig:
     if "-" not in config.sources:
         return config
     if sys.stdin is None or sys.stdin.isatty():
-        raise UserError("data.source=-: nothing is piped into this program; give it as in `cat FILE | ...`")
+        raise UserError("data.source=-: nothing is piped into this program; use `cat FILE | ...`")
     chunk = sys.stdin.buffer.read(1 << 20)
     if not chunk:
-        raise UserError("data.source=-: nothing came in; give it as in `cat FILE | ...`")
+        raise UserError("data.source=-: standard input is empty; use `cat FILE | ...`")
     digest, folder = hashlib.sha256(), Path(config.dir) / "stdin"
     temporary = None
     try:
@@ -59,17 +59,17 @@ def keep_stdin(config: DataConfig) -> DataConfig:
         kept = folder / f"{digest.hexdigest()[:16]}{ending}"
         temporary.replace(kept)
     except OSError as error:
-        raise UserError(f"data.dir={config.dir}: standard input cannot be kept ({reason(error)})") from None
+        raise UserError(f"data.dir={config.dir}: standard input cannot be saved ({reason(error)})") from None
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
     if ending != ".txt":
-        note(f"standard input is read as a {ending} file, by its content")
+        note(f"standard input is read as a {ending} file, judging by its content")
     return dataclasses.replace(config, source=[str(kept) if name == "-" else name for name in config.sources])
 
 
 def _ending(path: Path, encoding: str) -> str:
-    """The ending of a file's name that says how it is read."""
+    """The file ending that fits the content."""
     with path.open("rb") as file:
         head = file.read(1 << 20)
     binary = next((ending for first, ending in _BEGINNINGS.items() if re.match(first, head)), "")
@@ -78,16 +78,15 @@ def _ending(path: Path, encoding: str) -> str:
     if binary:
         try:
             head = next(chunks(File(path, "text", binary)), b"")
-        except UserError:  # is damaged, which reading says with the file's own name
+        except UserError:  # damaged: reading it later reports that
             return binary
-    head = head.decode(encoding, "ignore").encode(
-        errors="replace"
-    )  # what is no text in it comes to light when it is read
+    # Wrong bytes are ignored here: reading it later reports them.
+    head = head.decode(encoding, "ignore").encode(errors="replace")
     return (".jsonl" if _is_json_lines(head) else ".txt") + binary
 
 
 def _is_json_lines(head: bytes) -> bool:
-    """Whether a text begins with JSON objects, one a line, or as an array, which is refused when it is read."""
+    """Whether a text starts with JSON objects, one a line, or with an array, which is refused later with advice."""
     head = head.removeprefix(b"\xef\xbb\xbf")
     if re.match(rb'\s*\[\s*\{\s*"[^"\n]*"\s*:', head):
         return True

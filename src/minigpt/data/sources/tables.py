@@ -1,6 +1,6 @@
-"""A Parquet or Arrow file -> the texts of one column, in bounded memory whatever the file says of itself.
+"""A Parquet or Arrow file -> the texts of one column, in bounded memory even for hostile files.
 
-The readers of `datasets` unpack all that a hostile table points at; these look before they unpack.
+Unlike the readers of `datasets`, these check sizes before they unpack.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from minigpt.data.sources.scan import ALWAYS_ALLOWED, MOST_EXPANSION
 from minigpt.errors import UserError
 
 ROWS = 1000
-"""Rows that are handed on together at most."""
+"""Most rows of a batch."""
 LONGEST_ROW = 256 << 20
-"""Characters of a row beyond which it is refused: it has to be held whole."""
+"""Most characters of a row; a longer one is refused, as rows are held in memory."""
 MOST_AT_ONCE = 64 << 20
-"""Bytes of rows that are unpacked together, if they are more than one."""
+"""Most bytes of rows unpacked together; a larger batch is unpacked row by row."""
 ALWAYS_UNPACKED = 1 << 30
-"""Characters that a table of any length may hold: where rows share entries of a dictionary, it may be very short."""
+"""Characters that even the smallest file may unpack to: rows that share dictionary entries compress very well."""
 
 
 def table_rows(file: File, column: str) -> Iterator[str | None]:
-    """Rows of a Parquet or Arrow file, whose entries of a dictionary are held once, however many rows point at them.
+    """Rows of a Parquet or Arrow file; a dictionary entry is held once, even if many rows share it.
 
     Raises:
-        UserError: the column is missing or no text; the file is damaged, or unpacks to far more than its length.
+        UserError: the column is missing or not text; the file is damaged, or unpacks to far more than its length.
     """
     import pyarrow as pa
 
@@ -66,12 +66,12 @@ def _texts(column: Any) -> list[str | None]:
 
 
 def _parquet_batches(file: File, column: str) -> Iterator[Any]:
-    """Arrow arrays of so few rows that they fit into memory, whatever they unpack to."""
+    """Arrow arrays of few enough rows to fit into memory when unpacked."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(file.path, memory_map=True) as table:
         if not table.metadata.num_rows:
-            return  # an empty shard, whose columns often have no type
+            return  # an empty shard; its columns often have no type
         _require_text(file, column, table.schema_arrow)
         longest = 1
         for number in range(table.num_row_groups):
@@ -84,7 +84,7 @@ def _parquet_batches(file: File, column: str) -> Iterator[Any]:
 
 
 def _longest_value(file: File, column: str, group: int, n_rows: int, part: Any) -> int:
-    """Bytes that a row of one part of a Parquet column may unpack to, on average or at most."""
+    """Estimated bytes of an unpacked row in one column chunk of a Parquet file: the mean, or the most if skewed."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -92,17 +92,17 @@ def _longest_value(file: File, column: str, group: int, n_rows: int, part: Any) 
     if size > max(ALWAYS_ALLOWED, MOST_EXPANSION * part.total_compressed_size):
         raise UserError(f"data.source: {file.path} unpacks to far more than its length; it is not read")
     if "DELTA_BYTE_ARRAY" in part.encodings:
-        return size  # each value may repeat the one before
+        return size  # a value may share its prefix with the one before, so all may be long
     if not part.has_dictionary_page:
         return size // max(1, n_rows)
-    # All rows may point at one entry. The dictionary comes with the first row, so it is known before it is unpacked.
+    # All rows may refer to one long entry. Reading one row gives the whole dictionary, so check its longest entry.
     with pq.ParquetFile(file.path, memory_map=True, read_dictionary=[column]) as table:
         first = next(table.iter_batches(1, row_groups=[group], columns=[column])).column(0)
     return max(size // max(1, n_rows), pc.max(pc.binary_length(first.dictionary)).as_py() or 0)
 
 
 def _arrow_batches(file: File, column: str) -> Iterator[Any]:
-    """Arrow arrays of an IPC file or, as `datasets` keeps them, of a stream; their bytes stay on disk until read."""
+    """Arrow arrays of an IPC file or, as `datasets` stores them, an IPC stream, memory-mapped."""
     import pyarrow as pa
 
     with pa.memory_map(str(file.path)) as source:
@@ -115,11 +115,12 @@ def _arrow_batches(file: File, column: str) -> Iterator[Any]:
                 continue
             _require_text(file, column, reader.schema)
             rows = batch.column(reader.schema.names.index(column))
-            # Views of one text are as good as entries of a dictionary, but nothing counts what they unpack to.
+            # Views can share one text like dictionary entries, but their unpacked size is unknown: take rows one by
+            # one.
             step = 1 if pa.types.is_string_view(rows.type) else len(rows)
             for first in range(0, len(rows), step or 1):
                 some = rows[first : first + step]
-                some.validate(full=True)  # Arrow takes what a file says on trust: damage would end the process
+                some.validate(full=True)  # Arrow does not check offsets: a damaged file would crash the process
                 for start in range(0, step, ROWS):
                     yield some[start : start + ROWS]
 
@@ -135,7 +136,7 @@ def _require_text(file: File, column: str, schema: Any) -> None:
 
 
 def require_column(file: File, column: str, names: Sequence[str], hint: str = "") -> None:
-    """Raise UserError, with the columns that there are, unless a table has this one, once."""
+    """Raise UserError, with the existing columns, unless a table has exactly one of this name."""
     if list(names).count(column) > 1:
         raise UserError(f"data.source: {file.path} has several columns {column!r}: rename one")
     if column not in names:
@@ -146,5 +147,5 @@ def require_column(file: File, column: str, names: Sequence[str], hint: str = ""
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names in quotation marks on one line; a table without a heading has a text in its place."""
+    """Quoted names on one line, shortened: without a header, they are a text."""
     return shorten(", ".join(map(repr, names)), 300, placeholder=" …") or "none"

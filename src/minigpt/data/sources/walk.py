@@ -1,4 +1,4 @@
-"""A folder or a glob -> its files, links followed, each file once however many names it has."""
+"""A folder or a glob -> its files: links are followed, and each file appears once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minigpt.files import reason
 
 
 def files_under(top: Path) -> list[Path]:
-    """The files of a folder and of the folders in it, also those behind links; not hidden ones and __pycache__.
+    """The files of a folder and its subfolders, following links; without hidden files and __pycache__.
 
     Raises:
         UserError: a folder cannot be read.
@@ -21,9 +21,9 @@ def files_under(top: Path) -> list[Path]:
 
 
 def matches(pattern: Path) -> Iterator[Path]:
-    """What matches a glob, whose `**` stands for the folders that `files_under` reads.
+    """Paths that match a glob, in which `**` covers the folders that `files_under` reads.
 
-    `glob` itself follows links that lead back up, 40 times each.
+    `glob` itself follows a link to a parent folder 40 times.
     """
     if "**" not in pattern.parts:
         yield from map(Path, glob.glob(str(pattern)))
@@ -37,9 +37,9 @@ def matches(pattern: Path) -> Iterator[Path]:
 
 
 def each_once(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """Files without those that are the same file again (links, hard links, a glob's second match); and these, sorted.
+    """Files without duplicates (links, hard links, a glob's second match), and the duplicates, both sorted.
 
-    A file goes by its own path rather than a link's.
+    A regular path is preferred to a link.
     """
     first: list[Path] = []
     again: list[Path] = []
@@ -52,22 +52,22 @@ def each_once(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def identify(path: Path) -> object:
-    """What is equal for two names of one file or folder."""
+    """A key that is equal for two names of one file or folder: device and inode."""
     try:
         stat = path.stat()
     except OSError as error:
         raise UserError(f"data.source: {path}: {reason(error)}") from None
-    # A file system without inodes has zeros in their place.
+    # A file system without inodes reports 0.
     return (stat.st_dev, stat.st_ino) if stat.st_ino else path.resolve()
 
 
 def is_hidden(path: Path) -> bool:
-    """Whether a file's own name says that it is not meant."""
+    """Whether a name is hidden, or __pycache__."""
     return path.name.startswith(".") or path.name == "__pycache__"
 
 
 def _walk(top: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """Each folder once, with its files. Links are followed last: a folder goes by its own path where it has one."""
+    """Each folder once, with its files. Links are followed last, so that a folder's regular path is preferred."""
     seen, links = set(), [top]
     while links:
         waiting, links = sorted(links, reverse=True), []

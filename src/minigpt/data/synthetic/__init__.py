@@ -1,1 +1,1 @@
-"""Texts with ground truth: which span refers to which earlier one."""
+"""Synthetic texts with ground truth: which span refers to which earlier span."""

@@ -1,4 +1,4 @@
-"""Choices -> a short story in which every word that refers back does so without doubt, and to what is known."""
+"""Short stories in which every reference is unambiguous, with its ground truth."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _T = TypeVar("_T")
 
 
 class Choices:
-    """Choices by seeding with a string and `random()` alone: Python keeps these the same in all its versions.
+    """Reproducible choices: only seeding with a string and `random()` give equal results in all Python versions.
 
     https://docs.python.org/3/library/random.html#notes-on-reproducibility
     """
@@ -31,13 +31,13 @@ class Choices:
 
 
 class _Verb(NamedTuple):
-    """The forms after one and after several: present, then past."""
+    """Singular and plural in the present, then in the past."""
 
     forms: tuple[str, str, str, str]
 
 
 class _Slot(NamedTuple):
-    """Where a line mentions a role, in the form that "he" has there; without a form, a phrase of that kind."""
+    """A mention of a role, in the form that "he" would have there; without a form, a phrase of that kind."""
 
     role: str
     form: str
@@ -88,7 +88,7 @@ _PARSED_ASIDES = {
 
 @dataclass(eq=False, slots=True)
 class _Entity:
-    """Somebody or something in a story."""
+    """A person, animal, thing or place of a story."""
 
     kind: str
     """person, animal, thing or place."""
@@ -98,13 +98,13 @@ class _Entity:
     name: str = ""
     owner: _Entity | None = None
     plural: bool = False
-    """Whether the noun is."""
+    """Whether the noun is plural."""
     kin: bool = False
-    """Whether the noun is nothing without its owner."""
+    """Whether the noun needs its owner: "her sister", not "the sister"."""
 
 
 class _Cast(dict[str, _Entity]):
-    """Role -> entity, invented when a story first asks for it. No two share a name, nor noun and look."""
+    """Role -> entity, created on first access. No two share a name, or both noun and look."""
 
     def __init__(self, choices: Choices, belongs: dict[str, str]) -> None:
         self.choices, self.belongs = choices, belongs
@@ -117,7 +117,7 @@ class _Cast(dict[str, _Entity]):
         return entity
 
     def fresh(self, words: Sequence[str]) -> str:
-        """A word that is neither the name nor the noun of anybody yet."""
+        """A word that is not yet a name or noun of this cast."""
         while True:
             word = self.choices.choose(words)
             if all(word not in (other.name, other.noun) for other in self.values()):
@@ -167,22 +167,22 @@ class _Cast(dict[str, _Entity]):
 
 
 class _Story:
-    """A story as it is told: its text, its mentions, and who has been mentioned."""
+    """A story under construction: its text, its mentions, and the entities mentioned so far."""
 
     def __init__(self, choices: Choices, cast: _Cast) -> None:
         self.choices, self.cast = choices, cast
         self.past = choices.chance(0.65)
         self.text = ""
         self.mentions: list[tuple[_Entity, str, Span]] = []
-        """Entity, relation (none for its first mention) and where."""
+        """(entity, relation, span); the relation is empty for a first mention."""
         self.seen: dict[_Entity, int] = {}
-        """Everybody mentioned so far -> the sentence of the last mention."""
+        """Entity mentioned so far -> the sentence of its last mention."""
         self.n_sentences = 0
         self.plural = False
         self.told: set[_Line] = set()
 
     def tell_all(self, stages: list[list[_Line]]) -> bool:
-        """Tell one line of each stage, with asides in between; False if no line of some stage can be told."""
+        """Add one line of each stage, with asides in between; False if no line of a stage is possible."""
         for i, lines in enumerate(stages):
             first = self.choices.choose(range(len(lines)))
             if not any(self.tell(line) for line in lines[first:] + lines[:first]):
@@ -193,7 +193,7 @@ class _Story:
         return True
 
     def tell(self, line: _Line) -> bool:
-        """Add a sentence, or nothing and return False: it was told before, or could not be without ambiguity."""
+        """Add a sentence; if it is a repetition or would be ambiguous, add nothing and return False."""
         if not line:
             return True
         if line in self.told:
@@ -219,7 +219,7 @@ class _Story:
         return True
 
     def refer(self, entity: _Entity, form: str) -> bool:
-        """Mention somebody, or add nothing and return False where only an ambiguous pronoun would be good English."""
+        """Mention an entity; where good English needs a pronoun that is ambiguous, add nothing and return False."""
         last = self.seen.get(entity)
         again = last == self.n_sentences
         likely = 0.75 if last == self.n_sentences - 1 else 0.4
@@ -235,7 +235,7 @@ class _Story:
         return True
 
     def is_clear(self, entity: _Entity) -> bool:
-        """Whether the entity's pronoun can stand for nothing else that was mentioned."""
+        """Whether the entity's pronoun can refer to no other mentioned entity."""
         if entity.kind == "place" or [other.pronoun for other in self.seen].count(entity.pronoun) > 1:
             return False
         if entity.pronoun != "they":
@@ -298,8 +298,8 @@ class _Story:
 
 
 def tell_story(choices: Choices) -> Example:
-    """One story, and what each pronoun and noun phrase in it refers to."""
-    while True:  # a cast may make a stage impossible to tell without ambiguity: another will do
+    """One story and its relations."""
+    while True:  # with some casts every line of a stage is ambiguous: draw again
         plot = choices.choose(_PARSED_PLOTS)
         story = _Story(choices, _Cast(choices, plot.belongs))
         if story.tell_all(plot.stages):

@@ -1,1 +1,1 @@
-"""Text <-> token ids: bytes, characters, BPE trained here or by others."""
+"""Text <-> token ids: bytes, characters, and BPE trained here or elsewhere."""

@@ -1,4 +1,4 @@
-"""Text <-> token ids: bytes, characters, a BPE (here, tiktoken's, Hugging Face's), and one file format for all."""
+"""Tokenizers: bytes, characters, BPE (trained here, tiktoken's, Hugging Face's), and their common file format."""
 
 from __future__ import annotations
 
@@ -33,38 +33,38 @@ __all__ = [
 ]
 
 MAX_FILE_BYTES = 64 << 20
-"""Larger tokenizer files are refused unread; that of Llama 3 has 9 MB."""
+"""Larger tokenizer files are refused unread; Llama 3's has 9 MB."""
 
 
 class Tokenizer(Protocol):
-    """What every tokenizer can do. Text never becomes a special token: `end_of_text` is put by whoever means it."""
+    """Interface of all tokenizers. Text is never encoded to a special token; callers add `end_of_text` themselves."""
 
     vocab_size: int
     end_of_text: int
     lossless: bool
-    """Whether `decode(encode(text)) == text`; not where a file of Hugging Face's normalises text or puts a space
-    before it. A lone surrogate, which UTF-8 cannot hold, is read as "?" by all."""
+    """Whether `decode(encode(text)) == text`. False for a Hugging Face tokenizer that normalises text or adds a space
+    before it. All tokenizers encode a lone surrogate, which is not valid in UTF-8, as "?"."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """`encode` of many texts, in parallel where that pays: read-only arrays of some unsigned integer type."""
+        """`encode` of many texts, in parallel where faster: read-only arrays of an unsigned integer type."""
 
     def decode_bytes(self, tokens: Sequence[int]) -> bytes:
-        """UTF-8 of the tokens; a token may hold part of a character."""
+        """UTF-8 bytes of the tokens; a single token may be part of a character."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types that `tokenizer_from_dict` turns back into this tokenizer."""
+        """Plain types, from which `tokenizer_from_dict` restores the tokenizer."""
 
 
 def decode(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
-    """Text of the tokens; what is no whole character becomes U+FFFD."""
+    """Text of the tokens; invalid UTF-8, such as half a character, becomes U+FFFD."""
     return tokenizer.decode_bytes(tokens).decode("utf-8", errors="replace")
 
 
 class BytesTokenizer:
-    """Each byte of the UTF-8 text is a token: no training, no unknowns, long sequences."""
+    """Each UTF-8 byte is a token: no training, no unknown tokens, long sequences."""
 
     vocab_size = 257
     end_of_text = 256
@@ -89,26 +89,26 @@ class CharsTokenizer:
     lossless = True
 
     def __init__(self, alphabet: str) -> None:
-        """Args: the characters, each once; a character's place is its id.
+        """Args: alphabet, each character once; its index is its id.
 
         Raises:
-            UserError: a character stands there twice, or is a lone surrogate.
+            UserError: a character appears twice, or is a lone surrogate.
         """
         if len(set(alphabet)) < len(alphabet):
             raise UserError("a character appears twice in its alphabet")
         if well_formed(alphabet) != alphabet:
-            raise UserError("its alphabet has a lone surrogate, which is no character")
+            raise UserError("its alphabet has a lone surrogate, which is not a character")
         self.alphabet = alphabet
         self.vocab_size = len(alphabet) + 1
         self.end_of_text = len(alphabet)
         points = _code_points(alphabet)
-        # Id of each code point up to the highest; the last entry stands for all above. No character has end_of_text.
+        # Code point -> id. end_of_text marks unknown characters; the last entry stands for all code points above.
         self._ids = np.full(int(points.max(initial=0)) + 2, self.end_of_text, dtype=np.uint32)
         self._ids[points] = np.arange(len(points))
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> CharsTokenizer:
-        """The alphabet of these texts, in code point order; they are read one by one."""
+        """A tokenizer for all characters of these texts, in code point order."""
         characters: set[str] = set()
         for text in texts:
             characters.update(well_formed(text))
@@ -129,7 +129,7 @@ class CharsTokenizer:
             i = int(unknown.argmax())
             raise UserError(
                 f"character {text[i]!r} (U+{ord(text[i]):04X}) at position {i} is not among the {len(self.alphabet)} "
-                "characters this tokenizer was made from: write without it, or train with data.tokenizer bytes or bpe:N"
+                "characters of this tokenizer: remove it, or train with data.tokenizer bytes or bpe:N"
             )
         return tokens
 
@@ -142,9 +142,10 @@ class CharsTokenizer:
 
 
 def make_tokenizer(name: str, train_texts: Iterable[str], all_texts: Iterable[str]) -> Tokenizer:
-    """The tokenizer that `data.tokenizer` names, trained where it is one that is trained.
+    """The tokenizer that `data.tokenizer` names, trained if necessary.
 
-    An alphabet is taken from all texts, since it is no statistic and val must be readable; merges only from train.
+    Merges are learned from train only. An alphabet is taken from all texts: it leaks no statistics of val, and val must
+    be encodable.
     """
     if name == "bytes":
         return BytesTokenizer()
@@ -161,7 +162,7 @@ def tokenizer_from_dict(saved: dict[str, Any]) -> Tokenizer:
     """The inverse of `Tokenizer.to_dict`.
 
     Raises:
-        UserError: the dictionary is not one of ours, or some text or id would be beyond the tokenizer it describes.
+        UserError: `to_dict` did not write this, or the tokenizer could not encode every text or decode every id.
     """
     try:
         match saved["kind"]:
@@ -177,17 +178,17 @@ def tokenizer_from_dict(saved: dict[str, Any]) -> Tokenizer:
                 raise UserError(f"unknown tokenizer kind {kind!r:.40}")
     except UserError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # whatever a strange file leads to
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # from malformed content
         raise UserError(f"not a tokenizer of minigpt ({type(error).__name__}: {error})") from None
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
-    """Write the file that goes with a model: everything needed to encode and decode, without the network."""
+    """Write all that is needed to encode and decode, without network, to a file."""
     write_text(path, json.dumps(tokenizer.to_dict()))
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Read a file written by `save_tokenizer`, or the tokenizer.json of a byte-level BPE of Hugging Face's.
+    """Read a file written by `save_tokenizer`, or a Hugging Face tokenizer.json of a byte-level BPE.
 
     Raises:
         UserError: the file is missing, too large, damaged, or neither of the two.
@@ -205,11 +206,11 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise UserError(f"tokenizer {path}: {error}") from None
 
 
-@functools.lru_cache(maxsize=2)  # a run reads the same one several times; GPT-2's takes a tenth of a second
+@functools.lru_cache(maxsize=2)  # a run reads the same file several times; GPT-2's takes a tenth of a second
 def _parsed(content: bytes) -> Tokenizer:
     try:
         saved = json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError):  # the latter for brackets in brackets in brackets
+    except (ValueError, RecursionError):  # RecursionError: deeply nested brackets
         raise UserError("not a JSON file") from None
     if isinstance(saved, dict) and "model" in saved and "kind" not in saved:
         return HuggingFaceTokenizer(saved)

@@ -1,4 +1,4 @@
-"""Text <-> token ids by byte-level byte-pair encoding: one trained here, or one of tiktoken's."""
+"""Byte-level byte-pair encoding, trained here or one of tiktoken's encodings."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from minigpt.errors import UserError
 END_OF_TEXT = "<|endoftext|>"
 TIKTOKEN_NAMES = ("gpt2", "cl100k_base", "o200k_base")
 MAX_VOCAB_SIZE = 1_000_000
-"""Ids of a file beyond this are refused: an embedding of so many rows is a mistake, or meant to fill the memory."""
+"""Files with larger ids are refused: their embedding would exhaust memory, by mistake or intent."""
 
-# Words with one leading space, numbers of up to three digits, punctuation, newlines, spaces: the split of tiktoken's
-# cl100k_base, without possessive quantifiers, which not every regex engine has.
+# Words with one leading space, numbers of up to three digits, punctuation, newlines, spaces: the pattern of tiktoken's
+# cl100k_base without possessive quantifiers, which not every regex engine has.
 SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -42,20 +42,20 @@ SPLITS = {
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
-"""How text is split before its bytes are merged. Files may name no other pattern: one that leaves characters out would
-lose text, and one that backtracks could take hours. Each of these covers all text, and cuts where `cut_up` does: of
-none does a match go on from something else to a space, from a line's end to a letter, or look further back."""
+"""Patterns that split text before bytes are merged. Files with another pattern are refused: it could skip characters
+and so lose text, or backtrack for hours. Each of these covers all text and cuts wherever `cut_up` does: no match
+continues from a non-space to a space or from a line break to a letter, or looks further back."""
 
 LONGEST_WORD = 1024
-"""Characters of one word from which merges are learned; the learner's time grows with the square of a word's length."""
+"""Longest word, in characters, to learn merges from: learning takes time quadratic in the length of a word."""
 _LEARNING_PATTERN = SPLIT_PATTERN.replace("+", f"{{1,{LONGEST_WORD}}}").replace("*", f"{{0,{LONGEST_WORD}}}")
-"""The same split but for longer runs without a break, which it cuts, such as a genome or a line of a million spaces."""
+"""SPLIT_PATTERN, but cutting longer runs without a break, such as a genome or a line of a million spaces."""
 LONGEST_WHITE_SPACE = 1 << 19
-"""Characters of a run of white space that are encoded together: on twice as many, tiktoken's regex engine gives up."""
+"""Longest run of white space encoded in one part: on twice as many characters, tiktoken's regex engine fails."""
 _WHITE_SPACE = re.compile(r"\s*")
 
 THREAD_CHARACTERS = 1 << 16
-"""Characters that one thread encodes at a time: so many that handing them over costs nothing."""
+"""Characters per task of a thread: enough to make the overhead negligible."""
 _CONNECT_SECONDS = 1.5
 _SILENCE_SECONDS = 10.0
 
@@ -66,18 +66,18 @@ class BPETokenizer:
     lossless = True
 
     def __init__(self, pattern: str, ranks: Sequence[bytes], special_tokens: dict[str, int]) -> None:
-        """Args: one of SPLITS; the token bytes in merge order; ids beyond the ranks for special tokens.
+        """Args: pattern, one of SPLITS; ranks, token bytes in merge order; special tokens with ids after the ranks.
 
         Raises:
             UserError: some text could not be encoded, or some id not decoded.
         """
-        import tiktoken  # not needed, and not paid for, by the other tokenizers
+        import tiktoken  # only here: the other tokenizers do not need it
 
         _check(pattern, ranks, special_tokens)
         self.pattern, self.ranks, self.special_tokens = pattern, list(ranks), dict(special_tokens)
         self.end_of_text = special_tokens[END_OF_TEXT]
         self.vocab_size = len(self.ranks) + len(self.special_tokens)
-        # Stands between texts that are encoded in one call; drawn anew each time, so that no text can hold it.
+        # Separates texts that are encoded in one call; random, so that no text contains it.
         self._mark = f"\0{uuid.uuid4().hex}\0"
         self._encoding = tiktoken.Encoding(
             "minigpt",
@@ -90,11 +90,10 @@ class BPETokenizer:
     def train(cls, texts: Iterable[str], vocab_size: int) -> BPETokenizer:
         """Learn merges from texts until there are `vocab_size` tokens, or nothing left to merge.
 
-        `tokenizers` finds the merges. It writes bytes as printable characters; here they become bytes again, as
-        tiktoken wants them. Memory grows with the number of different words, not with the text; time with the text,
-        so of a large one the caller gives a sample from all over it; 200 MB are plenty. Runs without a break are cut
-        for it into words of LONGEST_WORD characters. No signal interrupts it; `learn_bpe` is the same in a process of
-        its own.
+        `tokenizers` learns them, with printable characters for bytes; they are converted back for tiktoken. Memory
+        grows with the number of different words, time with the length of the text. So callers pass an evenly spread
+        sample of a large text; 200 MB are plenty. Runs without a break are cut into words of LONGEST_WORD characters.
+        No signal interrupts the call; `learn_bpe` does the same in a child process.
         """
         from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -116,7 +115,8 @@ class BPETokenizer:
         """One of tiktoken's encodings, with all its special tokens, from its cache or the network.
 
         Raises:
-            UserError: the tables are not in the cache, and nobody answers within two seconds or the download breaks.
+            UserError: the tables are not cached, and the server does not answer within two seconds or the download
+                fails.
         """
         from tiktoken_ext.openai_public import ENCODING_CONSTRUCTORS
 
@@ -126,7 +126,7 @@ class BPETokenizer:
         except Exception as error:
             raise _no_tables(name, error) from None
         ranks, special = tables["mergeable_ranks"], dict(tables["special_tokens"])
-        # cl100k_base and o200k_base leave gaps between their special tokens, which an untrained model may draw.
+        # cl100k_base and o200k_base have gaps between their special tokens; an untrained model may sample these ids.
         for gap in set(range(len(ranks), max(special.values()))) - set(special.values()):
             special[unused_token(gap)] = gap
         return cls(SPLITS[name], sorted(ranks, key=ranks.__getitem__), special)
@@ -142,18 +142,18 @@ class BPETokenizer:
         return [token for part in parts for token in self._encoding.encode_ordinary(part)]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """`encode` of many texts; long ones are cut, so that a single one keeps all cores busy too."""
-        pieces = [
-            [piece for part in _without_endless_white_space(text) for piece in cut_up(part, THREAD_CHARACTERS)]
+        """`encode` of many texts; long ones are cut, so that even a single text uses all cores."""
+        chunks = [
+            [chunk for part in _without_endless_white_space(text) for chunk in cut_up(part, THREAD_CHARACTERS)]
             for text in texts
         ]
-        groups = list(grouped(chain.from_iterable(pieces), len, THREAD_CHARACTERS))
-        encoded = chain.from_iterable(in_threads(self._encode_all, groups))  # tiktoken releases the lock
-        parts = [[next(encoded) for _ in of_text] for of_text in pieces]
+        groups = list(grouped(chain.from_iterable(chunks), len, THREAD_CHARACTERS))
+        encoded = chain.from_iterable(in_threads(self._encode_all, groups))  # tiktoken releases the GIL
+        parts = [[next(encoded) for _ in of_text] for of_text in chunks]
         return [part[0] if len(part) == 1 else np.concatenate(part) for part in parts]
 
     def _encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
-        joined = self._encoding.encode_to_numpy(  # no list of Python's integers in between
+        joined = self._encoding.encode_to_numpy(  # faster than a list of Python integers
             well_formed(self._mark.join(texts)), allowed_special={self._mark}, disallowed_special=()
         )
         marks = np.flatnonzero(joined == self.vocab_size).tolist()
@@ -175,7 +175,7 @@ class BPETokenizer:
 
 
 def _words_to_learn_from() -> Any:
-    """What splits a text for the learner."""
+    """The pre-tokenizer for learning: splits text and maps bytes to printable characters."""
     from tokenizers import Regex, pre_tokenizers
 
     return pre_tokenizers.Sequence(
@@ -187,9 +187,9 @@ def _words_to_learn_from() -> Any:
 
 
 def _without_endless_white_space(text: str) -> Iterator[str]:
-    """The text in parts, cut behind each LONGEST_WHITE_SPACE characters of a run of white space, and nowhere else."""
+    """The text in parts, cut only inside runs of white space, after every LONGEST_WHITE_SPACE characters of a run."""
     start = end = 0
-    # A run that is too long has a character at one of these places: no other has to be looked at.
+    # Every run that is too long covers one of these positions, so only these are checked.
     for i in range(LONGEST_WHITE_SPACE, len(text), LONGEST_WHITE_SPACE):
         if i < end or not text[i].isspace():
             continue
@@ -202,7 +202,7 @@ def _without_endless_white_space(text: str) -> Iterator[str]:
 
 
 def well_formed(text: str) -> str:
-    """The text with "?" for each lone surrogate: Python's strings may hold them, UTF-8 cannot."""
+    """The text with "?" for each lone surrogate: valid in a Python string, but not in UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -223,15 +223,15 @@ def byte_symbols() -> dict[str, int]:
 
 
 def unused_token(token: int) -> str:
-    """What is shown for an id that a vocabulary leaves out."""
+    """Name of an id without a token."""
     return f"<|unused_{token}|>"
 
 
 def _grouped(pattern: str) -> str:
-    """The same split, up to twice as fast: what looks at nothing behind it stands in one group.
+    """An equivalent pattern, up to twice as fast: the alternatives without lookahead are in one group.
 
-    tiktoken's engine tries such a group at once, but the alternatives of a pattern one by one. Possessive quantifiers
-    would prevent it, and none of these patterns needs them: what a greedy one gives back fits nothing that may follow.
+    tiktoken's engine matches such a group in one pass, but top-level alternatives one by one. Possessive quantifiers
+    prevent that. These patterns do not need them: backtracking into a greedy quantifier never finds another match.
     """
     head, tail = pattern.split(r"|\s+(?!\S)")
     head = re.sub(r"(\+|\?|\*|\{1,3\})\+", r"\1", head)
@@ -257,14 +257,14 @@ def _check(pattern: str, ranks: Sequence[bytes], special_tokens: dict[str, int])
 
 
 class _ToFetchError(Exception):
-    """Where tables would be downloaded, somebody answers."""
+    """The server for the download answers."""
 
 
 def require_tables(name: str) -> None:
-    """Find out whether one of tiktoken's encodings can be had, without downloading it.
+    """Check that one of tiktoken's encodings is available, without downloading it.
 
     Raises:
-        UserError: its tables are not in the cache, and nobody answers within two seconds.
+        UserError: its tables are not cached, and the server does not answer within two seconds.
     """
     from tiktoken_ext.openai_public import ENCODING_CONSTRUCTORS
 
@@ -290,7 +290,7 @@ def _no_tables(name: str, error: Exception) -> UserError:
 
 @contextlib.contextmanager
 def _downloads_by(fetch: Callable[[str], bytes]) -> Iterator[None]:
-    """Let tiktoken fetch what its cache lacks by `fetch`; its own way waits for ever where nothing answers."""
+    """Make tiktoken download by `fetch`: its own download has no timeout."""
     import tiktoken.load as tiktoken_load
 
     original = tiktoken_load.read_file
@@ -302,7 +302,7 @@ def _downloads_by(fetch: Callable[[str], bytes]) -> Iterator[None]:
 
 
 def _download(blobpath: str) -> bytes:
-    """The content at a URL; a slow network may take its time, a dead one may not."""
+    """The content at a URL. It fails fast if the server does not answer, but allows a slow download."""
     import requests
 
     _require_answer(blobpath)
@@ -312,7 +312,7 @@ def _download(blobpath: str) -> bytes:
 
 
 def _require_answer(url: str) -> None:
-    """Raise OSError unless somebody answers at a URL, or at the proxy on the way there."""
+    """Raise OSError unless the server of a URL, or its proxy, answers."""
     import requests
 
     proxy = requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url))
@@ -321,7 +321,7 @@ def _require_answer(url: str) -> None:
 
 
 def _require_connection(host: str, port: int) -> None:
-    """Raise OSError unless somebody answers within _CONNECT_SECONDS."""
+    """Raise OSError unless a connection succeeds within _CONNECT_SECONDS."""
     outcome: queue.SimpleQueue[OSError | None] = queue.SimpleQueue()
 
     def connect() -> None:
@@ -331,7 +331,7 @@ def _require_connection(host: str, port: int) -> None:
         except OSError as error:
             outcome.put(error)
 
-    # In a thread, and one that does not keep the program alive: looking up a name has no time limit of its own.
+    # In a daemon thread, as a DNS lookup has no timeout.
     threading.Thread(target=connect, daemon=True).start()
     try:
         error = outcome.get(timeout=_CONNECT_SECONDS)

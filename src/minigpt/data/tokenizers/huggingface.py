@@ -1,7 +1,7 @@
-"""A Hugging Face tokenizer.json of byte-level BPE -> the same token ids, by Hugging Face's own library.
+"""Hugging Face's tokenizer.json of a byte-level BPE, run by the `tokenizers` library.
 
-Such a file can describe much that is no byte-level BPE, and comes from anywhere: what cannot be encoded without loss,
-decoded to exact bytes or run in bounded time is refused when it is opened, with the reason.
+Such a file can describe other tokenizers and is untrusted. On opening, a tokenizer is refused, with the reason, if it
+may lose text, decode to other bytes, or take unbounded time.
 """
 
 from __future__ import annotations
@@ -31,33 +31,33 @@ ENDS_OF_TEXT = (
     "<|eot_id|>",
     "<|im_end|>",
 )
-"""Names of the token that closes a document, in the order in which they are looked for: those that end a turn of a
-conversation come last, since files that have them mostly have one of the others too."""
+"""Names of the end-of-text token, in order of preference. Those that end a turn of a conversation come last, as most
+files with them have another one too."""
 
 CALL_CHARACTERS = 1 << 18
-"""Characters that are encoded in one call, which no signal interrupts: a tenth of a second to a second."""
+"""Characters per call into the library, which signals cannot interrupt: 0.1 to 1 second."""
 _MAX_PATTERN = 10_000
 _PROBE = "Hello  World's 12345 ?!\r\n\t" + "".join(f"{c * 40}!" for c in "a0 .\n") + "naïve 東京 🙂\0" + "ab 1\t" * 20
-"""Encoded once on opening: every kind of character, and the runs on which a bad split pattern gives up."""
+"""Test text, encoded on opening: every kind of character, and runs that make a bad split pattern fail."""
 
 
 class HuggingFaceTokenizer:
-    """Byte-level BPE as a tokenizer.json says, served by `tokenizers`: GPT-2's, Llama 3's, Qwen's and their kin."""
+    """Byte-level BPE from a tokenizer.json, run by `tokenizers`: GPT-2, Llama 3, Qwen and similar."""
 
     def __init__(self, saved: dict[str, Any]) -> None:
-        """Args: the file's content.
+        """Args: saved, the parsed content of the file.
 
         Raises:
-            UserError: it is no byte-level BPE, or is damaged or harmful.
+            UserError: it is not a byte-level BPE, or is damaged or harmful.
         """
-        from tokenizers import Tokenizer  # not needed, and not paid for, by the other tokenizers
+        from tokenizers import Tokenizer  # only here: the other tokenizers do not need it
 
         try:
             vocab, added = _vocabulary(saved)
             end = next((name for name in ENDS_OF_TEXT if name in added), None)
             if end is None:
-                raise UserError(f"has no token that ends a text; known are {', '.join(ENDS_OF_TEXT)}")
-            # Whatever the file says of it, a text must not be able to end itself.
+                raise UserError(f"has no end-of-text token; known names are {', '.join(ENDS_OF_TEXT)}")
+            # Special in any case, so that no text is encoded to it.
             tokens = [token | {"special": True} if token["content"] == end else token for token in added.values()]
             self._saved = {**saved, "added_tokens": tokens, "truncation": None, "padding": None}
             _check_model(saved["model"], vocab, {token["content"] for token in tokens if token["special"]})
@@ -65,13 +65,13 @@ class HuggingFaceTokenizer:
                 token.get("lstrip") or token.get("rstrip") for token in tokens if not token["special"]
             )
         except (AttributeError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(f"not a tokenizer.json of Hugging Face's ({type(error).__name__}: {error})") from None
+            raise UserError(f"not a Hugging Face tokenizer.json ({type(error).__name__}: {error})") from None
         with _its_errors("refused by the tokenizers library"):
             self._tokenizer = Tokenizer.from_str(json.dumps(self._saved))
-        self._tokenizer.encode_special_tokens = True  # that is: as the text that they are
+        self._tokenizer.encode_special_tokens = True  # despite its name: encode their names as plain text
         ids = vocab | {name: token["id"] for name, token in added.items()}
         if self._tokenizer.get_vocab(with_added_tokens=True) != ids:
-            raise UserError("the tokenizers library gives its added tokens other ids than the file does")
+            raise UserError("the tokenizers library gives its added tokens other ids than the file")
         self.end_of_text = ids[end]
         self.vocab_size = max(ids.values()) + 1
         symbols = byte_symbols()
@@ -80,7 +80,7 @@ class HuggingFaceTokenizer:
             whole = name in added
             self._bytes[token] = name.encode() if whole else bytes(symbols[character] for character in name)
         if self.decode_bytes(self.encode(_PROBE)) != _PROBE.encode() and self.lossless:
-            raise UserError("it does not give text back as it was")
+            raise UserError("decoding does not restore the encoded text")
 
     def encode(self, text: str) -> list[int]:
         with _its_errors("the split pattern of the tokenizer gave up on a text"):
@@ -106,23 +106,23 @@ class HuggingFaceTokenizer:
 
 
 def _vocabulary(saved: dict[str, Any]) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:
-    """The model's tokens with their ids, and the added tokens by their content; each id belongs to one token."""
+    """The model's tokens with their ids, and the added tokens by content; checks that ids are unique."""
     vocab: dict[str, int] = saved["model"]["vocab"]
     added = {token["content"]: {"special": False} | token for token in saved.get("added_tokens") or []}
     if saved["model"].get("type", "BPE") != "BPE":  # old files do not say
-        raise UserError(f"its model is {saved['model']['type']!r:.40}: of Hugging Face's tokenizers only BPE is read")
+        raise UserError(f"its model is {saved['model']['type']!r:.40}: only BPE is supported")
     if len(added) < len(saved.get("added_tokens") or []):
         raise UserError("an added token appears twice")
     ids = [*vocab.items(), *((name, token["id"]) for name, token in added.items())]
     for name, token in ids:
         if type(token) is not int or not 0 <= token < MAX_VOCAB_SIZE:
-            raise UserError(f"the id of {name!r:.40} is {token!r:.40}: an id lies between 0 and {MAX_VOCAB_SIZE - 1}")
+            raise UserError(f"the id of {name!r:.40} is {token!r:.40}: needs an integer from 0 to {MAX_VOCAB_SIZE - 1}")
         if not isinstance(name, str) or not name or well_formed(name) != name:
-            raise UserError(f"the token with id {token} is no text")
+            raise UserError(f"the token with id {token} is not text")
     owner: dict[int, str] = {}
     for name, token in ids:
         if owner.setdefault(token, name) != name or vocab.get(name, token) != token:
-            raise UserError(f"the tokens {name!r:.40} and {owner[token]!r:.40} claim one id, or one of them two")
+            raise UserError(f"the tokens {name!r:.40} and {owner[token]!r:.40} share an id, or one of them has two")
     symbols = byte_symbols()
     if missing := symbols.keys() - vocab.keys():
         byte = min(symbols[character] for character in missing)
@@ -134,13 +134,13 @@ def _vocabulary(saved: dict[str, Any]) -> tuple[dict[str, int], dict[str, dict[s
 
 
 def _check_model(model: dict[str, Any], vocab: dict[str, int], special: set[str]) -> None:
-    """Refuse merges that make no sense, randomness, marks at words' ends, and special tokens that text can become."""
+    """Refuse invalid merges, BPE dropout, word affixes, and special tokens that text could be encoded to."""
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
-            raise UserError(f"its model has {name}={model[name]!r:.40}, which gives no exact bytes")
+            raise UserError(f"its model has {name}={model[name]!r:.40}, which does not decode to exact bytes")
     made = set()
     for merge in model["merges"]:
-        pair = merge.split(" ") if isinstance(merge, str) else merge  # as files were written until 2024, and since
+        pair = merge.split(" ") if isinstance(merge, str) else merge  # a string in files before 2024, a list since
         if len(pair) != 2:
             raise UserError(f"the merge {merge!r:.40} does not join two tokens")
         if unknown := [name for name in (*pair, pair[0] + pair[1]) if name not in vocab]:
@@ -148,32 +148,32 @@ def _check_model(model: dict[str, Any], vocab: dict[str, int], special: set[str]
         made.add(pair[0] + pair[1])
     for name in special & vocab.keys():
         if len(name) == 1 or name in made or model.get("ignore_merges"):
-            raise UserError(f"the special token {name!r:.40} could be made from a text")
+            raise UserError(f"the special token {name!r:.40} could be encoded from text")
 
 
 def _check_steps(saved: dict[str, Any]) -> bool:
-    """Refuse what happens to a text before the merges unless it keeps every byte; True if it changes nothing at all."""
+    """Refuse normalizers and pre-tokenizers that may lose text. Returns whether they leave text unchanged."""
     normalizers = list(_flat(saved.get("normalizer"), "normalizers"))
     for step in normalizers:
         if step["type"] != "NFC":
-            raise UserError(f"its normalizer {step['type']!r:.40} changes text for good; only NFC is accepted")
+            raise UserError(f"its normalizer {step['type']!r:.40} changes text irreversibly; only NFC is supported")
     splits = list(_flat(saved.get("pre_tokenizer"), "pretokenizers"))
     byte_level = [step for step in splits if step["type"] == "ByteLevel"]
     if len(byte_level) != 1:
-        raise UserError("its pre_tokenizer is not ByteLevel, or is so twice: it is not a byte-level BPE")
+        raise UserError("its pre_tokenizer needs exactly one ByteLevel step: it is not a byte-level BPE")
     for step in splits:
         if step["type"] not in ("ByteLevel", "Split", "Digits", "Punctuation") or step.get("behavior") == "Removed":
-            raise UserError(f"its pre_tokenizer {step['type']!r:.40} is not known to keep every character")
+            raise UserError(f"its pre_tokenizer {step['type']!r:.40} may drop characters")
         pattern = step.get("pattern", {}).get("Regex", "")
         if len(pattern) > _MAX_PATTERN:
             raise UserError(f"its split pattern has {len(pattern)} characters, more than {_MAX_PATTERN}")
         if _may_explode(pattern):
-            raise UserError(f"its split pattern {pattern!r:.60} repeats what repeats, which can take for ever")
+            raise UserError(f"its split pattern {pattern!r:.60} has nested quantifiers, which may never end")
     return not normalizers and not byte_level[0].get("add_prefix_space", True)
 
 
 def _flat(step: dict[str, Any] | None, parts: str) -> Iterator[dict[str, Any]]:
-    """A step, or the steps of a Sequence, one after another."""
+    """The steps of a possibly nested Sequence."""
     if step is None:
         return
     if step["type"] == "Sequence":
@@ -184,10 +184,10 @@ def _flat(step: dict[str, Any] | None, parts: str) -> Iterator[dict[str, Any]]:
 
 
 def _may_explode(pattern: str) -> bool:
-    """Whether a regex could try exponentially many ways: by repeating a group in which something varies.
+    """Whether a regex may backtrack exponentially: it repeats a group that contains a quantifier or alternatives.
 
-    Oniguruma, which `tokenizers` uses, gives up after ten million steps, a quarter of a second, but for each place of
-    a text anew. Patterns in use repeat no groups. Backreferences and calls of groups are refused with them.
+    Oniguruma, which `tokenizers` uses, stops after ten million steps, a quarter of a second, but at each position of a
+    text. Known tokenizers repeat no groups. Backreferences and group calls are refused too.
     """
     plain = re.sub(r"\\[pP]\{[^}]*\}", "x", pattern)
     if re.search(r"(?<!\\)(?:\\\\)*\\[1-9gk]", plain):
@@ -195,7 +195,7 @@ def _may_explode(pattern: str) -> bool:
     plain = re.sub(r"\\.", "x", plain, flags=re.DOTALL)
     while plain != (inner := re.sub(r"\[\^?[^\[\]]+\]", "x", plain)):  # classes may hold classes
         plain = inner
-    # For each open group, whether something in it varies.
+    # For each open group, whether it can match in several ways.
     varies = [False]
     for i, character in enumerate(plain):
         if character == "(":
@@ -208,16 +208,16 @@ def _may_explode(pattern: str) -> bool:
         elif character in "*+|" or (character == "?" and plain[i - 1 : i] != "("):
             varies[-1] = True
         elif character == "{":
-            varies[-1] |= re.match(r"\d+\}", plain[i + 1 :]) is None  # {3} always matches as much
+            varies[-1] |= re.match(r"\d+\}", plain[i + 1 :]) is None  # {3} has a fixed length
     return False
 
 
 @contextlib.contextmanager
 def _its_errors(what: str) -> Iterator[None]:
-    """Make one line of whatever the library raises."""
+    """Turn any error of the library into a UserError of one line."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # a panic of its Rust code is no Exception
+    except BaseException as error:  # a panic of its Rust code is not an Exception
         raise UserError(f"{what} ({(str(error) or type(error).__name__).splitlines()[0]:.200})") from None

@@ -1,7 +1,7 @@
-"""Texts -> a BPE learned in a process of its own, so that Ctrl-C and other signals are answered meanwhile.
+"""BPE training in a child process, so that Ctrl-C and other signals are handled meanwhile.
 
-The `tokenizers` library learns for seconds to minutes in one call into native code, which no signal handler interrupts
-and nothing cancels but the end of its process.
+The `tokenizers` library learns for seconds to minutes in one call into native code. No signal handler interrupts it;
+only the end of its process does.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from minigpt.signals import SIGNALS, not_to_children
 
 
 def learn_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
-    """`BPETokenizer.train` in a child process, which ends with this call, however that ends.
+    """`BPETokenizer.train` in a child process, which is always killed when this call ends.
 
     Raises:
-        UserError: the process was killed, as by the system when memory runs out.
+        UserError: the process failed or was killed, for example by the system when memory runs out.
     """
-    # The same packages as here, also where the caller has changed sys.path; -P leaves out the current folder.
+    # The same packages as here, even if the caller changed sys.path; -P excludes the current folder.
     paths = os.pathsep.join(path for path in sys.path if path)
     command = [sys.executable, "-P", "-m", "minigpt.data.tokenizers.learning", str(vocab_size)]
-    # A terminal or a scheduler signals this process too, and it ends the child.
+    # This process gets the signals of a terminal or scheduler too, and kills the child.
     with not_to_children(*SIGNALS):
         learner = subprocess.Popen(
             command,
@@ -41,21 +41,21 @@ def learn_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
     assert learner.stdin is not None
     assert learner.stdout is not None
     try:
-        with contextlib.suppress(BrokenPipeError):  # it is dead, which its exit code says
+        with contextlib.suppress(BrokenPipeError):  # the child died: its exit code is checked below
             for text in texts:
                 pickle.dump(text, learner.stdin)
             pickle.dump(None, learner.stdin)
-            learner.stdin.flush()  # and left open: the child ends when it is closed
+            learner.stdin.flush()  # left open: the child exits when it is closed
         answer = learner.stdout.read()
         if code := learner.wait():
             why = "no memory?" if code < 0 else "see above"
-            raise UserError(f"data.tokenizer=bpe:{vocab_size}: the process that learns it ended with {code} ({why})")
+            raise UserError(f"data.tokenizer=bpe:{vocab_size}: its training process exited with {code} ({why})")
         return BPETokenizer.from_dict(json.loads(answer))
     finally:
         learner.kill()
         learner.wait()
         for pipe in (learner.stdin, learner.stdout):
-            with contextlib.suppress(OSError):  # what is still to be written to it
+            with contextlib.suppress(OSError):  # flushing may fail: the child is dead
                 pipe.close()
 
 
@@ -67,14 +67,14 @@ def _main() -> None:
 
 
 def _and_then_watch(texts: Iterable[str]) -> Iterable[str]:
-    """The texts; behind them, end this process when stdin ends, as the parent has then died."""
+    """The texts; then a thread that exits when stdin closes, which means that the parent died."""
     try:
         yield from texts
-    except (EOFError, pickle.UnpicklingError):  # none there, or half of one
+    except (EOFError, pickle.UnpicklingError):  # stdin ended early: the parent died
         os._exit(1)
 
     def end_with_the_parent() -> None:
-        os.read(sys.stdin.fileno(), 1)  # not through sys.stdin, whose lock this thread would hold at the program's end
+        os.read(sys.stdin.fileno(), 1)  # not through sys.stdin: this thread would hold its lock at exit
         os._exit(1)
 
     threading.Thread(target=end_with_the_parent, daemon=True).start()
