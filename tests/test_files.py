@@ -64,7 +64,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file_alone(error: Exception,
         write_atomically(target, write)
     message = str(caught.value)
     assert message.startswith(f"{target}: could not be written ({reason}")
-    assert "untouched" in message
+    assert "is unchanged" in message
     assert "\n" not in message
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file.txt", "old")]
 

@@ -23,7 +23,7 @@ from minigpt.data import tokenising
 from minigpt.data.prepare import prepare
 from minigpt.data.relations import read_json_lines
 from minigpt.data.shards import Split
-from minigpt.data.sources.names import scan as scan_module
+from minigpt.data.sources import scan as scan_module
 from minigpt.data.sources.rows import PIECE
 from minigpt.data.synthetic.texts import SYNTHETIC
 from minigpt.data.tokenizers.base import BytesTokenizer, Tokenizer, decode, save_tokenizer

@@ -14,8 +14,8 @@ from minigpt.config import DataConfig
 from minigpt.data import tokenising
 from minigpt.data.prepare import prepare
 from minigpt.data.shards import Manifest, PreparedData, ShardWriter, TokenFile, Tokens, open_prepared
+from minigpt.data.sources import scan as scan_module
 from minigpt.data.sources.names import is_prepared
-from minigpt.data.sources.names import scan as scan_module
 from minigpt.data.tokenizers.base import BytesTokenizer, CharsTokenizer, save_tokenizer
 from minigpt.errors import UserError
 
@@ -192,7 +192,7 @@ def test_a_tokenizer_that_does_not_fit_the_tokens_is_refused_though_its_checksum
     data: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("minigpt.data.shards.load_tokenizer", lambda path: CharsTokenizer("abc"))
-    assert "the tokenizer has 4 tokens, but the text was written with 257" in refusal(data.folder)
+    assert "the tokenizer has 4 tokens, but the data was made with one of 257" in refusal(data.folder)
 
 
 @pytest.mark.parametrize("way", ["preadv", "seek"])

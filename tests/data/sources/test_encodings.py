@@ -122,7 +122,7 @@ FORMATS = {
     "a.epub": (zipped("mimetype=application/epub+zip"), "an EPUB book: convert it with `pandoc"),
     "a.odt": (zipped("mimetype=application/vnd.oasis.opendocument.text"), "an OpenDocument text: "),
     "a.xlsx": (zipped("[Content_Types].xml", "xl/workbook.xml"), "an Excel table: save it as CSV"),
-    "a.zip": (zipped("a.txt"), "a zip archive: unpack it, and name the folder"),
+    "a.zip": (zipped("a.txt"), "a zip archive: unpack it and name the folder"),
     "no ending": (zipped("a.txt"), "a zip archive"),
     "a.tar.gz": (tarred(), "a tar archive: unpack it"),
     "a.7z": (b"7z\xbc\xaf\x27\x1c\0\4", "a 7z archive"),

@@ -64,7 +64,7 @@ def test_what_an_earlier_save_left_in_a_folder_is_not_read(tmp_path: Path) -> No
 def test_splits_none_of_which_is_train_are_refused_unless_there_is_one(tmp_path: Path) -> None:
     save(tmp_path / "saved", "en", "fr")
     with pytest.raises(
-        UserError, match=r"the splits 'en', 'fr' and no 'train': name the files of one, such as .*/en/dat"
+        UserError, match=r"the splits 'en', 'fr' but no 'train': name the files of one, such as .*/en/dat"
     ):
         found(tmp_path / "saved")
     save(tmp_path / "one", "en")

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from minigpt.config import DataConfig
-from minigpt.data.sources.names import find_source, reading, rows, tables
+from minigpt.data.sources import reading, rows, tables
+from minigpt.data.sources.names import find_source
 from minigpt.data.sources.reading import read, reading_notes, refuse_broken_text
 from minigpt.data.sources.rows import PIECE
 from minigpt.data.sources.scan import CHUNK, Scans
@@ -404,10 +405,13 @@ def test_empty_files_alone_are_refused(tmp_path: Path) -> None:
     ("content", "expected"),
     [
         ('{"text": "a"}\n{"text": "b"\n', "line 2: not JSON; JSON Lines has one object in each line (Expecting"),
-        ('[{"text": "a"},\n{"text": "b"}]', "line 1: not JSON; JSON Lines has one object in each line; an array is"),
+        (
+            '[{"text": "a"},\n{"text": "b"}]',
+            "line 1: not JSON; JSON Lines has one object in each line; convert an array",
+        ),
         (
             '[{"text": "a"}, {"text": "b"}]',
-            "line 1: an array; JSON Lines has one object in each line; an array is made",
+            "line 1: an array; JSON Lines has one object in each line; convert an array",
         ),
         ('{\n  "text": "a"\n}\n', "line 1: not JSON"),
         ('"text"\n', "line 1: not an object; JSON Lines has one object in each line, with a key 'text'"),
@@ -595,7 +599,7 @@ def test_a_hostile_table_is_refused_in_bounded_memory(tmp_path: Path) -> None:
     for make, path in zip(makers, paths, strict=True):
         make(path)
     script = (
-        "import sys; from minigpt.config import *; from minigpt.data import prepare, tables\n"
+        "import sys; from minigpt.config import *; from minigpt.data import prepare; from minigpt.data.sources import tables\n"
         "tables.ALWAYS_UNPACKED = 1 << 26\n"
         "for path in sys.argv[2:]:\n"
         "    try: prepare.prepare(DataConfig(source=path, tokenizer='bytes', dir=sys.argv[1]))\n"

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from minigpt.data.sources import scan as scan_module
 from minigpt.data.sources.names import File
-from minigpt.data.sources.names import scan as scan_module
 from minigpt.data.sources.scan import CHUNK, Scans, chunks, scan
 from minigpt.errors import UserError
 
