@@ -279,7 +279,7 @@ def test_without_room_for_a_checkpoint_nothing_is_begun_and_the_old_one_stays(
     with pytest.raises(UserError) as caught:
         train(config, run.path)
     assert re.fullmatch(
-        rf"{run.best}: could not be written \(no space left on device; 1\.\d MB are needed, 0\.1 MB are free\); what "
+        rf"{run.best}: could not be written \(no space left on device; 1\.\d MB are needed, 0\.1 MB are free\); "
         "an existing file is unchanged",
         str(caught.value),
     )

@@ -599,7 +599,8 @@ def test_a_hostile_table_is_refused_in_bounded_memory(tmp_path: Path) -> None:
     for make, path in zip(makers, paths, strict=True):
         make(path)
     script = (
-        "import sys; from minigpt.config import *; from minigpt.data import prepare; from minigpt.data.sources import tables\n"
+        "import sys; from minigpt.config import *; from minigpt.data import prepare\n"
+        "from minigpt.data.sources import tables; from minigpt.errors import UserError\n"
         "tables.ALWAYS_UNPACKED = 1 << 26\n"
         "for path in sys.argv[2:]:\n"
         "    try: prepare.prepare(DataConfig(source=path, tokenizer='bytes', dir=sys.argv[1]))\n"
