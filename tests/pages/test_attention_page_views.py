@@ -249,7 +249,7 @@ def test_a_difference_of_one_step_each_works(show):
     view = show([one], other=[dataclasses.replace(one, step=900)])
     choose(view, "diff")
     assert view.weight() == 0
-    assert view.text("#other-step") == "B: step 900"
+    assert view.text("#other-step") == "A: step 5, B: step 900"
 
 
 @pytest.mark.parametrize(("width", "height"), [(500, 420), (360, 700), (1200, 800)])
