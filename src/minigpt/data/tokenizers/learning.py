@@ -29,18 +29,20 @@ def learn_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
     # The same packages as here, even if the caller changed sys.path; -P excludes the current folder.
     paths = os.pathsep.join(path for path in sys.path if path)
     command = [sys.executable, "-P", "-m", "minigpt.data.tokenizers.learning", str(vocab_size)]
-    # This process gets the signals of a terminal or scheduler too, and kills the child.
-    with not_to_children(*SIGNALS):
-        learner = subprocess.Popen(
-            command,
-            env=os.environ | {"PYTHONPATH": paths},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
-    assert learner.stdin is not None
-    assert learner.stdout is not None
-    try:
+    with contextlib.ExitStack() as cleanup:
+        # This process gets the signals of a terminal or scheduler too, and kills the child.
+        with not_to_children(*SIGNALS):
+            learner = subprocess.Popen(
+                command,
+                env=os.environ | {"PYTHONPATH": paths},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,
+            )
+            # Before a pending signal is delivered, at the end of this block.
+            cleanup.callback(_kill, learner)
+        assert learner.stdin is not None
+        assert learner.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # the child died: its exit code is checked below
             for text in texts:
                 pickle.dump(text, learner.stdin)
@@ -51,10 +53,13 @@ def learn_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
             why = "no memory?" if code < 0 else "see above"
             raise UserError(f"data.tokenizer=bpe:{vocab_size}: its training process exited with {code} ({why})")
         return BPETokenizer.from_dict(json.loads(answer))
-    finally:
-        learner.kill()
-        learner.wait()
-        for pipe in (learner.stdin, learner.stdout):
+
+
+def _kill(learner: subprocess.Popen[bytes]) -> None:
+    learner.kill()
+    learner.wait()
+    for pipe in (learner.stdin, learner.stdout):
+        if pipe is not None:
             with contextlib.suppress(OSError):  # flushing may fail: the child is dead
                 pipe.close()
 
