@@ -29,9 +29,9 @@ from torch import Tensor
 
 from minigpt.cli import parsing
 from minigpt.errors import UserError
-from minigpt.model.attention import attend
 from minigpt.model.variants import kernels, linear_attention
 from minigpt.model.variants import similarities as sim
+from minigpt.model.variants.attend import attend
 from minigpt.model.variants.graphs import Causal, Documents, Graph, Prefix, Window
 
 BOUND = 1.15

@@ -11,8 +11,8 @@ from minigpt.config import GenerationConfig
 from minigpt.data.sources.names import COMPRESSED, TABLES
 from minigpt.data.synthetic.texts import SYNTHETIC
 from minigpt.data.tokenizers.base import TIKTOKEN_NAMES
-from minigpt.model.attention import attend
 from minigpt.model.variants import similarities
+from minigpt.model.variants.attend import attend
 from minigpt.model.variants.graphs import Causal, Documents, Full, Prefix, Window
 
 PAGE = (ROOT / "docs" / "attention.md").read_text(encoding="utf-8")

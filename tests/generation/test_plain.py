@@ -15,8 +15,7 @@ from minigpt.generation.cpu_backend import CPUDecode, can_decode, obstacle
 from minigpt.generation.engine import CompiledDecode
 from minigpt.inspection.ablation import without_head
 from minigpt.inspection.capture import capture_attention
-from minigpt.model.blocks import SwiGLU
-from minigpt.model.gpt import GPT
+from minigpt.model.gpt import GPT, SwiGLU
 
 PROMPT, SETTINGS = [1, 2, 3], {"max_new_tokens": 32, "temperature": 0}  # enough for matrices by columns
 

@@ -40,14 +40,14 @@ def test_captured_weights_times_values_are_what_attention_gathered(
     torch.manual_seed(0)
     model = GPT(GPTConfig(**TINY, **kind)).eval()
     gathered: list[tuple[Tensor, Tensor]] = []
-    attend = attention.attend
+    attend_variant = attention.attend_variant
 
-    def spy(query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
-        result = attend(query, key, value, **how)
+    def spy(query: Tensor, key: Tensor, value: Tensor, *how: Any) -> Tensor:
+        result = attend_variant(query, key, value, *how)
         gathered.append((value.repeat_interleave(4 // value.shape[1], dim=1), result))
         return result
 
-    monkeypatch.setattr(attention, "attend", spy)
+    monkeypatch.setattr(attention, "attend_variant", spy)
     texts = torch.tensor([[0] * 24, [-1] * 3 + [0] * 9 + [1] * 12])
     with torch.no_grad(), capture_attention(model) as maps:
         model(torch.randint(61, (2, 24)), texts)

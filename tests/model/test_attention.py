@@ -12,10 +12,10 @@ from torch import Tensor
 
 from minigpt.config import GPTConfig
 from minigpt.errors import UserError
-from minigpt.model import attention
-from minigpt.model.attention import attend, attention_scores, attention_weights
 from minigpt.model.reference import attend_slowly
+from minigpt.model.variants import attend as attend_module
 from minigpt.model.variants import kernels, linear_attention
+from minigpt.model.variants.attend import attend, attention_scores, attention_weights
 from minigpt.model.variants.graphs import Adjacency, Causal, Documents, Full, Graph, Padding, Prefix, Window
 from minigpt.model.variants.linear_attention import causal_linear_attention, full_linear_attention
 from minigpt.model.variants.positions import alibi_bias, alibi_slopes
@@ -534,7 +534,7 @@ def by_blocks(query: Tensor, key: Tensor, value: Tensor, *, similarity: Similari
     """As `attend` does it on a GPU."""
     graph = graph.reduced(query.shape[2], key.shape[2])
     for step in range(similarity.steps):
-        scores = attention._scores(query, key, similarity, how.get("key_bias"))
+        scores = attend_module._scores(query, key, similarity, how.get("key_bias"))
         offers = kernels.repeat_heads(value if step == similarity.steps - 1 else key, H)
         query = kernels.by_blocks(scores, offers, graph, how.get("softcap"))
     return query

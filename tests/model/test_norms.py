@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.config import GPTConfig
-from minigpt.model.norms import RMSNorm, make_norm
+from minigpt.model.gpt import RMSNorm, make_norm
 
 
 def both(x: Tensor, scale: float = 1.0) -> list[tuple[Tensor, Tensor, Tensor]]:

@@ -24,8 +24,8 @@ from minigpt.data.prepare import open_data
 from minigpt.data.tokenizers.base import decode
 from minigpt.errors import UserError
 from minigpt.inspection.capture import tapped
-from minigpt.model.attention import attention_scores
 from minigpt.model.gpt import GPT
+from minigpt.model.variants.attend import attention_scores
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import read_checkpoint, tensors_in
 from minigpt.training.anomalies import _rows_again

@@ -26,9 +26,8 @@ from torch import Tensor, nn
 
 from minigpt.errors import UserError
 from minigpt.generation.plain import difference
-from minigpt.model.blocks import GELU, Block, ExactGELU, SwiGLU
 from minigpt.model.cache import KVCache
-from minigpt.model.gpt import GPT
+from minigpt.model.gpt import GELU, GPT, Block, ExactGELU, SwiGLU
 from minigpt.model.variants.similarities import ScaledDot
 
 Array = npt.NDArray[np.float32]
@@ -238,7 +237,7 @@ class CPUDecode:
 
 
 class _Block:
-    """numpy version of `blocks.Block`."""
+    """numpy version of `gpt.Block`."""
 
     def __init__(self, block: Block, window: int | None, slopes: Array | None, product: Product) -> None:
         attn = block.attn
@@ -270,7 +269,7 @@ class _Block:
         return (x + self.mlp(self.mlp_norm(x))).reshape(B, T, C)
 
     def _attend(self, query: Array, keys: Array, values: Array, n_padding: Integers | None) -> Array:
-        """`attention.attend` for the last T of S tokens: (B, T, H, D), (B, H_kv, S, D) twice -> (B, T, H, D)."""
+        """`variants.attend.attend` for the last T of S tokens: (B, T, H, D), (B, H_kv, S, D) twice -> (B, T, H, D)."""
         (B, T, H, D), (H_kv, S) = query.shape, keys.shape[1:3]
         if T == 1 and self.window is not None and S > self.window:
             keys, values = keys[:, :, -self.window :], values[:, :, -self.window :]
@@ -306,7 +305,7 @@ class _Block:
 
 
 def _rotate(x: Array, table: Array) -> Array:
-    """`positions.rotate` of (B, T, H, D)."""
+    """`attention.rotate` of (B, T, H, D)."""
     (cos, sin), half = table, x.shape[-1] // 2
     turned = np.concatenate([x[..., half:], x[..., :half]], axis=-1)
     turned *= sin

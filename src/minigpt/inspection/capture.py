@@ -11,8 +11,9 @@ from torch import Tensor
 
 from minigpt.data.tokenizers.base import Tokenizer, decode
 from minigpt.inspection.snapshot import Snapshot
-from minigpt.model.attention import Attention, How, attention_weights
+from minigpt.model.attention import Attention
 from minigpt.model.gpt import GPT
+from minigpt.model.variants.attend import How, attention_weights
 from minigpt.model.variants.kernels import repeat_heads
 
 EXPECTED = 5

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.model.attention import Attention
-from minigpt.model.blocks import Block
-from minigpt.model.gpt import GPT
+from minigpt.model.gpt import GPT, Block
 
 
 @torch.no_grad()

@@ -16,8 +16,8 @@ from minigpt.inspection.ablation import losses
 from minigpt.inspection.capture import tapped, undisturbed
 from minigpt.inspection.relations import Heads, Link, RelationScore, merged, score_relations, stacked
 from minigpt.inspection.statistics import Statistic
-from minigpt.model.attention import How, attention_scores, weights_of
 from minigpt.model.gpt import GPT
+from minigpt.model.variants.attend import How, attention_scores, weights_of
 
 ROWS = 256
 """Queries per chunk."""

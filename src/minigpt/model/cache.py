@@ -81,7 +81,12 @@ class LayerCache:
         """(B, H, D, D_v + 1) running sum of linear attention; None before the first token, and for other layers."""
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Add keys and values (B, H_kv, T, D) of the new tokens; returns all so far, (B, H_kv, position + T, D)."""
+        """Add keys and values (B, H_kv, T, D) of the new tokens; returns all so far, (B, H_kv, position + T, D).
+
+        A layer that keeps a running sum instead returns the new ones as they are.
+        """
+        if self.summed:
+            return key, value
         start, stop = self.whole.position, self.whole.position + key.shape[2]
         self.key, self.value = _replaced(self.key, key, start), _replaced(self.value, value, start)
         return self.key[:, :, :stop], self.value[:, :, :stop]

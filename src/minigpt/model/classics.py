@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt.model.attention import attend
+from minigpt.model.variants.attend import attend
 from minigpt.model.variants.graphs import Adjacency, Full, Graph
 from minigpt.model.variants.similarities import Gaussian, Hopfield, Similarity
 

@@ -1,24 +1,139 @@
-"""Token ids -> logits of the next token: the decoder-only transformer."""
+"""The decoder-only transformer, bottom up: norms, MLPs, the block, and the whole model from token ids to logits."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from minigpt.config import GPTConfig
-from minigpt.model.blocks import Block
-from minigpt.model.cache import KVCache
-from minigpt.model.norms import make_norm
+from minigpt.model.attention import Attention, rotary_table
+from minigpt.model.cache import KVCache, LayerCache
 from minigpt.model.variants.graphs import Adjacency, Causal, Documents, Full, Graph, Window
-from minigpt.model.variants.positions import alibi_bias, alibi_slopes, rotary_table, sinusoidal_table
+from minigpt.model.variants.positions import alibi_bias, alibi_slopes, sinusoidal_table
 
 VOCABULARY_MULTIPLE = 64
 """Tables of the vocabulary have a multiple of this many rows: matrix products of odd sizes are slow on GPUs."""
 
 
+def make_norm(config: GPTConfig, width: int) -> nn.Module:
+    """The config's norm over the last axis: LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019)."""
+    if config.norm == "layernorm":
+        return nn.LayerNorm(width, eps=1e-5, bias=config.bias)
+    return RMSNorm(width, eps=1e-6)
+
+
+class RMSNorm(nn.RMSNorm):
+    """x / sqrt(mean(x²) + eps) * weight. PyTorch fuses it on GPUs only; a CPU runs `_RMSNorm` in half the time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C), each vector with a mean square of 1, times the weight."""
+        # torch.compile fuses PyTorch's own, and half precision must sum the squares in float32, as PyTorch does.
+        fits = x.device.type == "cpu" and x.dtype in {torch.float32, torch.float64} and x.ndim > 1
+        if not fits or torch.compiler.is_compiling():
+            return super().forward(x)
+        result: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
+        return result
+
+
+class _RMSNorm(torch.autograd.Function):
+    """RMSNorm with its gradient written out: autograd would save and traverse x once for each operation."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # (..., 1); x * x would be a tensor of x's size
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        scaled = gradient * scale
+        product = scaled * x
+        weight_gradient = product.sum(tuple(range(x.ndim - 1)))
+        # The output does not depend on the length of x (but for eps), so the gradient along x is subtracted.
+        along = product.mul_(weight).sum(-1, keepdim=True).mul_(scale.square()).div_(-x.shape[-1])
+        return scaled.mul_(weight).addcmul_(x, along), weight_gradient, None
+
+
+class GELU(nn.Module):
+    """GPT-2's MLP: widen, GELU in its tanh approximation (Hendrycks and Gimpel 2016), narrow."""
+
+    approximate = "tanh"
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.n_embd, config.mlp_width, bias=config.bias)
+        self.proj = nn.Linear(config.mlp_width, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        result: Tensor = self.proj(F.gelu(self.up(x), approximate=self.approximate))
+        return result
+
+
+class ExactGELU(GELU):
+    """The same with the exact GELU, as in nanoGPT: on a CPU it takes a third of the time of the approximation."""
+
+    approximate = "none"
+
+
+class SwiGLU(nn.Module):
+    """Gated MLP: silu(x G) * (x U), then narrow (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        # Both maps in one weight: one large matrix product is faster than two.
+        self.gate_up = nn.Linear(config.n_embd, 2 * config.mlp_width, bias=config.bias)
+        self.proj = nn.Linear(config.mlp_width, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)  # (B, T, mlp_width) each
+        result: Tensor = self.proj(F.silu(gate) * up)
+        return result
+
+
+MLPS: dict[str, type[nn.Module]] = {"gelu": GELU, "gelu_exact": ExactGELU, "swiglu": SwiGLU}
+"""The MLPs by their names in GPTConfig.mlp."""
+
+
+class Block(nn.Module):
+    """Attention between tokens, then an MLP within each token.
+
+    Pre-norm: each half reads a normalised copy of the residual stream and adds its update to it, so gradients reach
+    every layer along the sum without passing a norm (Xiong et al. 2020, https://arxiv.org/abs/2002.04745).
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.attn_norm = make_norm(config, config.n_embd)
+        self.attn = Attention(config, make_norm)
+        self.mlp_norm = make_norm(config, config.n_embd)
+        self.mlp = MLPS[config.mlp](config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        graph: Graph,
+        rotary: Tensor | None,
+        key_bias: Tensor | None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """(B, T, C) -> (B, T, C). Args: as for `Attention.forward`."""
+        x = x + self.dropout(self.attn(self.attn_norm(x), graph, rotary, key_bias, cache))
+        x = x + self.dropout(self.mlp(self.mlp_norm(x)))
+        return x
+
+
 class GPT(nn.Module):
-    """A decoder-only transformer (Radford et al. 2019), in GPT-2's form or a modern one: every choice is a knob.
+    """A decoder-only transformer (Radford et al. 2019), in GPT-2's form or a modern one; see `GPTConfig`.
 
     The token embedding and the output head have rows that pad the vocabulary to a multiple of VOCABULARY_MULTIPLE.
     They never reach the logits, so they get no gradient and are never sampled.
@@ -35,7 +150,7 @@ class GPT(nn.Module):
             raise ValueError("GPTConfig.vocab_size is not set: give it, or take it from the tokenizer")
         if config.document_mask and config.end_of_text is None:
             raise ValueError("GPTConfig.end_of_text is not set: document_mask needs it; take it from the tokenizer")
-        self.config = config
+        self.config, self.windows = config, config.windows
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         if config.position == "learned":
             self.position_embedding = nn.Embedding(config.context_length, config.n_embd)
@@ -44,7 +159,7 @@ class GPT(nn.Module):
         self.final_norm = make_norm(config, config.n_embd)
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        # Worked out from the config, so they are no part of a checkpoint.
+        # Computed from the config, so checkpoints do not store them.
         T, D = config.context_length, config.width_per_head
         tables = {
             "rotary": rotary_table(T, D, config.rotary_base) if config.position == "rotary" else None,
@@ -57,13 +172,17 @@ class GPT(nn.Module):
         self.sinusoidal: Tensor | None
         self.slopes: Tensor | None
         self._initialise()
-        # Last, so that the real rows are drawn as they would be without padding.
+        # After the initialisation, so that padding does not change the random numbers of any weight.
         _pad_rows(self.token_embedding)
         if not config.tie_embeddings:
             _pad_rows(self.lm_head)
 
     def _initialise(self) -> None:
-        """GPT-2's: normal(0.02); what is added to the residual stream is scaled down by its number of additions."""
+        """GPT-2's: normal(0.02), biases zero, and smaller for the projections that write to the residual stream.
+
+        The 2 n_layer updates of the stream add up: divided by the root of their number, its variance does not grow with
+        depth.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -75,38 +194,39 @@ class GPT(nn.Module):
 
     @property
     def n_parameters(self) -> int:
-        """Exact number of parameters; a tied output head counts once.
+        """Number of parameters; a tied output head counts once, rows that pad the vocabulary do not.
 
-        Rows that only pad the vocabulary are never used and not counted: GPT-2 small has 124,439,808.
+        So GPT-2 small has its published 124,439,808.
         """
         tables = 1 if self.config.tie_embeddings else 2
         padding = (self.token_embedding.num_embeddings - (self.config.vocab_size or 0)) * self.config.n_embd
         return sum(parameter.numel() for parameter in self.parameters()) - tables * padding
 
     def forward(self, tokens: Tensor, texts: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """Logits of the token that follows each position; position t sees tokens 0..t only, and those of its own text.
+        """Logits of the next token at each position, which attends to itself and to earlier tokens of its own text.
 
         Args:
             tokens: (B, T) token ids below vocab_size, T at most context_length.
-            texts: (B, T) number of the text that each token belongs to; -1 is padding, which no token sees and whose
-                own logits mean nothing. Tokens of one text stand side by side, and absolute positions count from its
+            texts: (B, T) id of the text that each token belongs to, or -1 for padding, to which no token attends and
+                whose logits are meaningless. The tokens of a text are contiguous; absolute positions count from its
                 start. When not given, a row is one text, or with document_mask a new one begins at each end_of_text.
-            cache: the tokens go on from those that it holds, and are kept in it; its position is left to the caller.
-                Gradients flow back through what it holds.
+            cache: keys and values of earlier tokens. The new ones are added; the caller moves cache.position. Gradients
+                flow through it.
 
         Returns:
-            (B, T, V) logits, V being config.vocab_size: rows that pad the vocabulary have none.
+            (B, T, V) logits, V = config.vocab_size, without the rows that pad the vocabulary.
 
         Raises:
-            ValueError: tokens is not (B, T), T is longer than the context or what is left of the cache, the cache has
-                another number of rows, or texts another shape.
+            ValueError: tokens is not (B, T), T exceeds the context or the room left in the cache, the cache has another
+                number of rows, or texts another shape.
+            UserError: texts are not whole numbers.
         """
         return self.logits(self.hidden(tokens, texts, cache))
 
     def hidden(self, tokens: Tensor, texts: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """What `logits` makes logits of: (B, T, C), arguments and errors as for `forward`.
+        """The final residual stream, (B, T, C), of which `logits` makes logits; arguments and errors of `forward`.
 
-        Apart, since a prompt's logits are wanted of its last token only.
+        A function of its own, because a prompt needs the logits of its last token only.
         """
         if tokens.ndim != 2:
             raise ValueError(f"tokens has shape {tuple(tokens.shape)}: give (B, T), as in tokens[None] for one text")
@@ -116,52 +236,64 @@ class GPT(nn.Module):
         start = 0 if cache is None else cache.position
         if start + T > (limit := self.config.context_length if cache is None else cache.n_tokens):
             raise ValueError(f"{start + T} tokens do not fit the {'context' if cache is None else 'cache'} of {limit}")
-        before = None if cache is None or cache.texts is None or not start else cache.texts[:, start - 1 : start]
-        if texts is None and self.config.document_mask:
-            texts = tokens.eq(self.config.end_of_text or 0).cumsum(dim=1) + (0 if before is None else before)
-        elif texts is None and before is not None:
-            texts = before.expand_as(tokens)
-        if texts is not None and texts.shape != tokens.shape:
-            raise ValueError(f"texts has shape {tuple(texts.shape)}, tokens {tuple(tokens.shape)}: give one for each")
-        if texts is not None and cache is not None:
-            texts = cache.number_texts(texts)
+        if texts is not None or cache is not None or self.config.document_mask:
+            texts = self._texts(tokens, texts, cache)
         x = self.token_embedding(tokens)  # (B, T, C)
-        absolute = self.position_embedding.weight if self.config.position == "learned" else self.sinusoidal
         positions = slice(start, start + T) if texts is None else _positions(texts)[:, start:]
+        absolute = self.position_embedding.weight if self.config.position == "learned" else self.sinusoidal
         if absolute is not None:
             x = x + absolute[positions]
         x = self.dropout(x)
-        rotary = None if self.rotary is None else self.rotary[:, positions]
-        # ALiBi needs to know nothing of texts: a distance is the same from wherever positions are counted.
+        rotary = None if self.rotary is None else self.rotary[:, positions]  # (2, T, D) or (2, B, T, D)
+        # ALiBi can ignore texts: a distance is the same wherever positions count from.
         key_bias = None if self.slopes is None else alibi_bias(self.slopes, start + T)
-        graphs = {window: _graph(texts, window, start, T, x.device) for window in set(self.config.windows)}
+        # Layers with the same window share a graph, so its mask is built once.
+        graphs = {window: _graph(texts, window, start, T, x.device) for window in set(self.windows)}
         layers = [None] * len(self.blocks) if cache is None else cache.layers
-        for block, window, layer in zip(self.blocks, self.config.windows, layers, strict=True):
+        for block, window, layer in zip(self.blocks, self.windows, layers, strict=True):
             x = block(x, graphs[window], rotary, key_bias, layer)
         hidden: Tensor = self.final_norm(x)
         return hidden
 
     @property
     def head_weight(self) -> Tensor:
-        """(rows, C): what `logits` multiplies by, with the rows that pad the vocabulary."""
+        """(rows, C): the weight of the output head, with the rows that pad the vocabulary."""
         # A tied head is not a module of its own, so that the weight is stored and counted once.
         return (self.token_embedding if self.config.tie_embeddings else self.lm_head).weight
 
     def logits(self, x: Tensor) -> Tensor:
         """(B, T, C) of `hidden` -> (B, T, V)."""
         weight, V = self.head_weight, self.config.vocab_size
-        # A GPU multiplies aligned matrices faster, so there the padding takes part and its logits are cut off. A CPU
-        # gains nothing from it, and would copy all logits to cut them, forward and backward.
+        # A GPU multiplies aligned matrices faster, so it computes the padding's logits and drops them. A CPU gains
+        # nothing by that, and would copy all logits to drop some, forward and backward.
         return F.linear(x, weight[:V]) if x.device.type == "cpu" else F.linear(x, weight)[..., :V]
+
+    def _texts(self, tokens: Tensor, texts: Tensor | None, cache: KVCache | None) -> Tensor | None:
+        """(B, S) text ids of the cached tokens and the new ones; None where each row is one text."""
+        last = None
+        if cache is not None and cache.texts is not None and cache.position:
+            last = cache.texts[:, cache.position - 1 : cache.position]  # (B, 1): the new tokens go on from it
+        if texts is None and self.config.document_mask:
+            texts = tokens.eq(self.config.end_of_text or 0).cumsum(dim=1) + (0 if last is None else last)
+        elif texts is None and last is not None:
+            texts = last.expand_as(tokens)
+        if texts is None:
+            return None
+        if texts.shape != tokens.shape:
+            raise ValueError(f"texts has shape {tuple(texts.shape)}, tokens {tuple(tokens.shape)}: give one for each")
+        # Checked here, once for all layers: attention itself checks no shapes.
+        Documents(texts).check(len(texts), self.config.n_head, texts.shape[1], texts.shape[1])
+        return texts if cache is None else cache.number_texts(texts)
 
 
 def _graph(texts: Tensor | None, window: int | None, start: int, T: int, device: torch.device) -> Graph:
-    """Who hears whom, for the T tokens behind `start` others."""
+    """The attention mask of T tokens after `start` cached ones, in the simplest form: Causal and Full run fastest."""
     if start and T == 1 and texts is None and (window is None or start < window):
-        return Full()  # the newest hears all
+        return Full()  # the newest token attends to all
     graph: Graph = Causal() if texts is None else Causal() & Documents(texts)
     if window is not None:
-        graph = graph & Window(window)
+        graph = (graph & Window(window)).reduced(T, start + T)  # a window longer than the text is none
+    # A causal rule counts queries from 0, so those that begin later need their rows of the mask written out.
     return Adjacency(graph.mask(range(start, start + T), range(start + T), device)) if start else graph
 
 
@@ -176,7 +308,7 @@ def _pad_rows(table: nn.Embedding | nn.Linear) -> None:
 
 
 def _positions(texts: Tensor) -> Tensor:
-    """(B, T) numbers of texts -> (B, T) positions, each counted from where its text begins."""
+    """(B, T) text ids -> (B, T) positions, counted from where each text begins."""
     index = torch.arange(texts.shape[1], device=texts.device).expand_as(texts)
     begins = F.pad(texts[:, 1:] != texts[:, :-1], (1, 0), value=True)
     return index - torch.where(begins, index, 0).cummax(dim=1).values

@@ -1,6 +1,6 @@
 """Attention as a loop over tokens and their in-neighbours, in float64 on the CPU: slow, and easy to check by reading.
 
-Tests compare `attention.attend` with it, forward and gradients. Formulas are those of the papers that `similarities`
+Tests compare `attend` with it, forward and gradients. Formulas are those of the papers that `similarities`
 names, on single vectors.
 """
 
@@ -25,7 +25,7 @@ def attend_slowly(
 ) -> Tensor:
     """Each token sends a query along its incoming edges, weighs its in-neighbours by similarity, and sums their values.
 
-    Args: as for `attention.attend`.
+    Args: as for `attend`.
 
     Returns:
         (B, H, T, D_v) float64 on the CPU, as not every device has float64; differentiable.

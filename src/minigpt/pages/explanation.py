@@ -24,7 +24,7 @@ from minigpt.generation.generator import Writer, Written
 from minigpt.generation.sampling import Choice, draw
 from minigpt.inspection import packing
 from minigpt.inspection.capture import tapped
-from minigpt.model.attention import How, attention_weights
+from minigpt.model.variants.attend import How, attention_weights
 from minigpt.model.variants.similarities import Linear
 from minigpt.pages.attention import Page
 from minigpt.pages.colormap import COLOURS

@@ -22,8 +22,8 @@ from minigpt.data.tokenizers.base import decode
 from minigpt.errors import UserError
 from minigpt.files import append, write_csv, write_text
 from minigpt.inspection.capture import tapped, undisturbed
-from minigpt.model.attention import How, attention_scores
 from minigpt.model.gpt import GPT
+from minigpt.model.variants.attend import How, attention_scores
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import newest_checkpoint, read_checkpoint
 from minigpt.training.averaging import Averaging

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from minigpt.config import OptimizerConfig
 from minigpt.model.attention import Attention
-from minigpt.model.blocks import Block, SwiGLU
-from minigpt.model.gpt import GPT
+from minigpt.model.gpt import GPT, Block, SwiGLU
 from minigpt.training.muon import BASE_WIDTH, Muon
 
 EMBEDDING_RATE = 3.0

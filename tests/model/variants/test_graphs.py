@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.errors import UserError
-from minigpt.model.attention import attend, attention_weights
+from minigpt.model.variants.attend import attend, attention_weights
 from minigpt.model.variants.graphs import Adjacency, Causal, Documents, Full, Graph, Padding, Prefix, Window
 from minigpt.model.variants.similarities import ScaledDot
 

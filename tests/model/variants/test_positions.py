@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from minigpt.model.attention import attention_weights
+from minigpt.model.attention import rotary_table, rotate
+from minigpt.model.variants.attend import attention_weights
 from minigpt.model.variants.graphs import Causal
-from minigpt.model.variants.positions import alibi_bias, alibi_slopes, rotary_table, rotate, sinusoidal_table
+from minigpt.model.variants.positions import alibi_bias, alibi_slopes, sinusoidal_table
 from minigpt.model.variants.similarities import ScaledDot
 
 

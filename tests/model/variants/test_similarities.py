@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from minigpt.config import GPTConfig
-from minigpt.model.attention import Attention, attend, attention_weights
+from minigpt.model.attention import Attention
+from minigpt.model.gpt import make_norm
+from minigpt.model.variants.attend import attend, attention_weights
 from minigpt.model.variants.graphs import Causal, Full
 from minigpt.model.variants.similarities import (
     SIMILARITIES,
@@ -116,7 +118,7 @@ def test_symmetric_scores_are_the_same_both_ways() -> None:
 
 
 def test_symmetric_attention_has_one_projection_for_queries_and_keys() -> None:
-    layer = Attention(GPTConfig(n_head=H, n_embd=32, similarity="symmetric"))
+    layer = Attention(GPTConfig(n_head=H, n_embd=32, similarity="symmetric"), make_norm)
     seen: list[tuple[Tensor, Tensor]] = []
     layer.taps.append(lambda query, key, value, how: seen.append((query, key)))
     layer(torch.randn(2, T, 32), Causal(), None, None)

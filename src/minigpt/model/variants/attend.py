@@ -1,0 +1,282 @@
+"""`attend`: attention with any similarity and graph, and its weights written out for inspection.
+
+Each token sends a query along the edges of a directed graph, weighs its in-neighbours by the similarity of query and
+key, and takes the weighted sum of their values. `attend` computes that as fast as the similarity and the graph allow;
+`attention_weights` writes the weights out; `reference.attend_slowly` is the sentence as a loop, which tests compare
+`attend` with. A model's layers come here for whatever `attention.Attention` does not do itself.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minigpt.config import check_attention
+from minigpt.errors import UserError
+from minigpt.model.cache import LayerCache
+from minigpt.model.variants.graphs import Causal, Full, Graph
+from minigpt.model.variants.kernels import by_blocks, chunked, fused, has_triton, repeat_heads
+from minigpt.model.variants.linear_attention import causal_linear_attention, full_linear_attention, full_product
+from minigpt.model.variants.similarities import Hard, Linear, Scores, Similarity
+
+
+class How(TypedDict):
+    """The kind of attention: all arguments of `attend` but its queries, keys, values and dropout."""
+
+    similarity: Similarity
+    graph: Graph
+    key_bias: Tensor | None
+    softcap: float | None
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    similarity: Similarity,
+    graph: Graph,
+    key_bias: Tensor | None = None,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Each query's weighted sum of the values it attends to; zeros, with a gradient of zero, in fully masked rows.
+
+    Self- and cross-attention differ only in where key and value come from.
+
+    A softmax similarity runs on PyTorch's fused kernel, which never stores the (T, S) weights: without a mask on the
+    full graph, with a flag on the causal one, with FlexAttention's block mask on a GPU, and otherwise in chunks of some
+    queries and the keys in their reach. The backward pass computes each chunk's mask again, so memory grows with T, not
+    with T * S. Linear attention carries sums along the causal and the full graph. Softcap and hard attention need the
+    scores themselves, chunk by chunk.
+
+    Args:
+        query: (B, H, T, D).
+        key: (B, H_kv, S, D); H_kv divides H, and query head h reads key head h // (H / H_kv).
+        value: (B, H_kv, S, D_v).
+        similarity: how much a query weighs a key.
+        graph: the attention mask, as a rule.
+        key_bias: (B or 1, H, S), added to the score of every query with that key; ALiBi's form. Not learned.
+        softcap: bends scores into (-softcap, softcap) by a tanh, before key_bias (Gemma 2, arXiv:2408.00118).
+        dropout: probability of dropping a weight.
+
+    Returns:
+        (B, H, T, D_v), in value's dtype.
+
+    Raises:
+        UserError: shapes that do not fit one another, or a softcap, bias or dropout that the similarity cannot have.
+    """
+    how: How = {"similarity": similarity, "graph": graph, "key_bias": key_bias, "softcap": softcap}
+    _check(query, key, value, how, dropout)
+    return attend_variant(query, key, value, how, dropout, None)
+
+
+def attend_variant(
+    query: Tensor, key: Tensor, value: Tensor, how: How, dropout: float, cache: LayerCache | None
+) -> Tensor:
+    """Attention of a model's layer wherever it is not the default: `attend` without its checks, and with a cache.
+
+    The config and the graph were checked when they were built, so no layer checks them again in each step.
+
+    Args: as for `attend`; cache is the layer's, to which the new keys and values have been added.
+    """
+    if cache is not None and cache.summed:
+        return _continue_sums(query, key, value, how, cache)
+    similarity = how["similarity"]
+    if isinstance(similarity, Linear):
+        return _gather_linearly(query, key, value, similarity, how["graph"])
+    for _ in range(similarity.steps - 1):
+        query = _gather(query, key, key, how, dropout)
+    return _gather(query, key, value, how, dropout)
+
+
+def fill_projections(key: Tensor, value: Tensor, n_head: int) -> tuple[Tensor, Tensor]:
+    """The query and key of a similarity without a query projection: `Symmetric` has one for both, `Uniform` none.
+
+    Args:
+        key: (B, H, T, D), or without heads where keys are not projected either.
+        value: (B, H_kv, T, D).
+        n_head: query heads, H.
+
+    Returns:
+        (B, H, T, D) queries and (B, H or H_kv, T, D) keys; zeros, without memory of their own, for `Uniform`.
+    """
+    if key.shape[1]:
+        return key, key
+    (B, _, T, D), zero = value.shape, value.new_zeros(())
+    return zero.expand(B, n_head, T, D), zero.expand_as(value)
+
+
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    *,
+    similarity: Similarity,
+    graph: Graph,
+    key_bias: Tensor | None = None,
+    softcap: float | None = None,
+    queries: range | None = None,
+) -> Tensor:
+    """The weights that `attend` gives each value, written out: of the last step, where there are several.
+
+    Args: as for `attend`; queries are the positions whose weights are returned; all when not given.
+
+    Returns:
+        (B, H, T, S) in at least float32: rows sum to 1, or to 0 where fully masked; 0 where there is no edge. T is
+        the number of `queries`.
+    """
+    how: How = {"similarity": similarity, "graph": graph, "key_bias": key_bias, "softcap": softcap}
+    return weights_of(attention_scores(query, key, how, queries), similarity)
+
+
+def attention_scores(query: Tensor, key: Tensor, how: How, queries: range | None = None) -> Tensor:
+    """Scores before the softmax, -inf where there is no edge; for linear attention, the products of features.
+
+    Args: as for `attention_weights`, the kind of attention as taps receive it.
+
+    Returns:
+        (B, H, T, S) in at least float32.
+    """
+    _check(query, key, key, how)
+    similarity = how["similarity"]
+    (B, H, T, _), S = query.shape, key.shape[2]
+    queries = range(T) if queries is None else queries
+    wanted = slice(queries.start, queries.stop)
+    if isinstance(similarity, Linear):
+        features = similarity.features(query[:, :, wanted]), similarity.features(repeat_heads(key, H))
+        products = full_product(features[0], features[1].mT)
+    else:
+        for _ in range(similarity.steps - 1):
+            query = _gather(query, key, key, how)
+        products = _products(_scores(query[:, :, wanted], key, similarity, how["key_bias"]), how["softcap"])
+    mask = how["graph"].mask(queries, range(S), query.device)
+    return products.masked_fill(~mask, float("-inf")).expand(B, H, len(queries), S)
+
+
+def weights_of(scores: Tensor, similarity: Similarity) -> Tensor:
+    """`attention_scores` -> `attention_weights`."""
+    edges = ~scores.isneginf()
+    if isinstance(similarity, Linear):
+        return _shares(scores.masked_fill(~edges, 0.0))
+    attends = edges.any(dim=-1, keepdim=True)
+    return _normalised(scores.masked_fill(~attends, 0.0), similarity).masked_fill(~attends, 0.0)
+
+
+def _continue_sums(query: Tensor, key: Tensor, value: Tensor, how: How, cache: LayerCache) -> Tensor:
+    """Linear attention that goes on from the sums over earlier tokens; padding adds nothing to them."""
+    similarity, n_head = how["similarity"], query.shape[1]
+    assert isinstance(similarity, Linear)
+    query, key = similarity.features(query), similarity.features(repeat_heads(key, n_head))
+    real = cache.real(key.shape[2])
+    if real is not None:
+        key = key * real[:, None, :, None]
+    gathered, cache.state = causal_linear_attention(query, key, repeat_heads(value, n_head), cache.state)
+    return gathered
+
+
+def _gather(query: Tensor, key: Tensor, value: Tensor, how: How, dropout: float = 0.0) -> Tensor:
+    """One softmax, or one hard choice, over the keys of each query."""
+    similarity, softcap = how["similarity"], how["softcap"]
+    graph = how["graph"].reduced(query.shape[2], key.shape[2])
+    if isinstance(graph, Full) and key.shape[1] < query.shape[1] and how["key_bias"] is None:
+        scores = similarity.scores(query, key)
+        if scores.key_bias is None and softcap is None and not isinstance(similarity, Hard):
+            return _fused_by_groups(scores, value, dropout)
+    scores = _scores(query, key, similarity, how["key_bias"])
+    value = repeat_heads(value, query.shape[1])
+    simple = softcap is None and isinstance(graph, Full | Causal)
+    if query.is_cuda and not simple and not dropout and not isinstance(similarity, Hard) and has_triton():
+        return by_blocks(scores, value, graph, softcap)
+    if softcap is None and not isinstance(similarity, Hard):
+        return fused(scores, value, graph, dropout)
+
+    def by_weights(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, keys: slice) -> Tensor:
+        bias = None if scores.key_bias is None else scores.key_bias[..., keys]
+        weights = _weights(Scores(query, key, scores.scale, bias), mask, similarity, softcap)
+        return (F.dropout(weights, dropout).to(value.dtype) @ value).to(value.dtype)
+
+    return chunked(by_weights, scores.query, scores.key, value, graph, writes_weights=True)
+
+
+def _fused_by_groups(scores: Scores, value: Tensor, dropout: float) -> Tensor:
+    """On the full graph, the query heads of a key head are more queries of one head: no key is copied for each.
+
+    A decoding step would otherwise copy all keys and values so far, in every layer.
+    """
+    (B, H, T, D), H_kv = scores.query.shape, value.shape[1]
+    query = scores.query.reshape(B, H_kv, H // H_kv * T, D)
+    gathered = fused(Scores(query, scores.key, scores.scale), value, Full(), dropout)
+    return gathered.reshape(B, H, T, value.shape[-1])
+
+
+def _gather_linearly(query: Tensor, key: Tensor, value: Tensor, similarity: Linear, graph: Graph) -> Tensor:
+    query, key = similarity.features(query), similarity.features(repeat_heads(key, query.shape[1]))
+    value = repeat_heads(value, query.shape[1])
+    graph = graph.reduced(query.shape[2], key.shape[2])
+    if isinstance(graph, Full):
+        return full_linear_attention(query, key, value)
+    if isinstance(graph, Causal) and query.shape[2] == key.shape[2]:
+        return causal_linear_attention(query, key, value)[0]
+
+    def by_weights(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, keys: slice) -> Tensor:
+        return (_linear_weights(query, key, mask).to(value.dtype) @ value).to(value.dtype)
+
+    return chunked(by_weights, query, key, value, graph, writes_weights=True)
+
+
+def _scores(query: Tensor, key: Tensor, similarity: Similarity, key_bias: Tensor | None) -> Scores:
+    """The similarity's scores, a key for each query head, with the positions' bias added to its own."""
+    scores = similarity.scores(query, key)
+    bias = scores.key_bias
+    if key_bias is not None:
+        bias = key_bias if bias is None else bias + key_bias
+    return Scores(scores.query, repeat_heads(scores.key, query.shape[1]), scores.scale, bias)
+
+
+def _weights(scores: Scores, mask: Tensor, similarity: Similarity, softcap: float | None) -> Tensor:
+    """(B, H, T, S) weights of one chunk in at least float32; NaN in rows of the mask without an edge."""
+    return _normalised(_products(scores, softcap).masked_fill(~mask, float("-inf")), similarity)
+
+
+def _normalised(products: Tensor, similarity: Similarity) -> Tensor:
+    return similarity.choose(products) if isinstance(similarity, Hard) else products.softmax(dim=-1)
+
+
+def _products(scores: Scores, softcap: float | None) -> Tensor:
+    """(B, H, T, S) scores in at least float32."""
+    products = full_product(scores.query, scores.key.mT) * scores.scale
+    if softcap is not None:
+        products = softcap * torch.tanh(products / softcap)
+    if scores.key_bias is not None:
+        products = products + scores.key_bias[:, :, None].to(products.dtype)
+    return products
+
+
+def _linear_weights(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    """(B, H, T, S) weights of one chunk from features, in at least float32."""
+    return _shares(full_product(query, key.mT).masked_fill(~mask, 0.0))
+
+
+def _shares(products: Tensor) -> Tensor:
+    return products / products.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(products.dtype).tiny)
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, how: How, dropout: float = 0.0) -> None:
+    (B, H, T, D), S = query.shape, key.shape[2]
+    if key.shape[0] != B or key.shape[3] != D or key.shape[:3] != value.shape[:3]:
+        raise UserError(
+            f"query {tuple(query.shape)}, key {tuple(key.shape)} and value {tuple(value.shape)} do not fit: "
+            "they are (B, H, T, D), (B, H_kv, S, D) and (B, H_kv, S, D_v)"
+        )
+    if H % key.shape[1]:
+        raise UserError(f"{key.shape[1]} key heads do not divide {H} query heads: each serves an equal number of them")
+    how["graph"].check(B, H, T, S)
+    bias, n_head = how["key_bias"], how["similarity"].n_head
+    if bias is not None and tuple(bias.shape) not in {(1, H, S), (B, H, S)}:
+        raise UserError(f"key_bias has shape {tuple(bias.shape)}: it is (1, {H}, {S}) or ({B}, {H}, {S})")
+    if n_head not in {None, H}:
+        raise UserError(f"the similarity was made for {n_head} heads, but there are {H} query heads")
+    check_attention(how["similarity"].name, softcap=how["softcap"], dropout=dropout, alibi=how["key_bias"] is not None)
