@@ -106,7 +106,11 @@ TEXTS = [
     on("prepare --data.source nowhere.txt", "data.source=nowhere.txt: no such file or folder (relative to "),
     on("prepare --data.source nowhere/*.txt", "data.source=nowhere/*.txt: no file matches the glob"),
     on("prepare --data.source python_stdlb", "data.source=python_stdlb", "did you mean python_stdlib?"),
-    on("prepare --data.source ftp://x.org/a.txt", "data.source=ftp://x.org/a.txt", "only http://, https:// and hf: are downloaded"),
+    on(
+        "prepare --data.source ftp://x.org/a.txt",
+        "data.source=ftp://x.org/a.txt",
+        "only http://, https:// and hf: are downloaded",
+    ),
     on("prepare --data.source roneneldan/TinyStories", "is written hf:roneneldan/TinyStories"),
     on("prepare --data.source hf:", "data.source=hf:", "is written hf:NAME"),
     on("prepare --data.source empty", "data.source=empty: the folder holds no text files"),
