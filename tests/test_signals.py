@@ -3,11 +3,13 @@
 import os
 import signal
 import subprocess
+import threading
+import time
 
 import pytest
 
 from minigpt.cli import parsing
-from minigpt.signals import SIGNALS, exit_by_signal, handled_by, not_to_children
+from minigpt.signals import SIGNALS, deferred, exit_by_signal, handled_by, not_to_children
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -50,3 +52,16 @@ def test_a_child_that_is_not_to_get_signals_outlives_them() -> None:
     finally:
         child.kill()
     assert child.wait() == -signal.SIGKILL
+
+
+def test_a_signal_that_another_thread_takes_waits_for_the_end_of_what_must_not_be_cut_short() -> None:
+    done = []
+    with handled_by(exit_by_signal), pytest.raises(SystemExit) as ended:
+        with deferred():
+            thread = threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGTERM))
+            thread.start()
+            thread.join()
+            time.sleep(0.01)  # where Python would run the handler
+            done.append("started")
+        done.append("after")
+    assert (ended.value.code, done) == (143, ["started"])

@@ -36,6 +36,22 @@ def handle(handler: Handler, numbers: Collection[int] = SIGNALS) -> dict[int, An
     return {number: signal.signal(number, handler) for number in numbers if not _is_nohup(number)}
 
 
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Signals that arrive within the context are handled at its end, so that it runs to its end.
+
+    Blocking them in this thread is not enough: any other thread of the process may take a signal, and Python then runs the
+    handler in the main thread.
+    """
+    arrived: list[int] = []
+    try:
+        with handled_by(lambda number, frame: arrived.append(number)):
+            yield
+    finally:
+        for number in arrived:
+            signal.raise_signal(number)
+
+
 def exit_by_signal(number: int, frame: FrameType | None) -> None:
     """A handler that exits with the code a shell reports for a signal; `finally` and `with` still run."""
     raise SystemExit(128 + number)

@@ -172,7 +172,7 @@ def test_a_model_of_no_finite_numbers_is_one_clear_line() -> None:
     writer = writer_of()
     with torch.no_grad():
         writer.model.lm_head.weight.fill_(torch.nan)
-    with pytest.raises(UserError, match="no finite numbers"):
+    with pytest.raises(UserError, match="NaN or inf"):
         explain(writer, "ab", GenerationConfig())
 
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.data.relations import Relation, Span, read_json_lines, to_json_line
-from minigpt.data.synthetic.texts import SYNTHETIC, references, repeats, stories, story_words
+from minigpt.data.synthetic import stories, story_words
+from minigpt.data.synthetic.texts import SYNTHETIC, references, repeats
 from minigpt.errors import UserError
 
 STORIES = list(itertools.islice(references(1), 5000))

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 
 from minigpt.data.tokenizers.bpe import BPETokenizer
 from minigpt.errors import UserError
-from minigpt.signals import SIGNALS, not_to_children
+from minigpt.signals import SIGNALS, deferred, not_to_children
 
 
 def learn_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
@@ -31,7 +31,7 @@ def learn_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
     command = [sys.executable, "-P", "-m", "minigpt.data.tokenizers.learning", str(vocab_size)]
     with contextlib.ExitStack() as cleanup:
         # This process gets the signals of a terminal or scheduler too, and kills the child.
-        with not_to_children(*SIGNALS):
+        with deferred(), not_to_children(*SIGNALS):
             learner = subprocess.Popen(
                 command,
                 env=os.environ | {"PYTHONPATH": paths},
@@ -39,7 +39,6 @@ def learn_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
                 stdout=subprocess.PIPE,
                 start_new_session=True,
             )
-            # Before a pending signal is delivered, at the end of this block.
             cleanup.callback(_kill, learner)
         assert learner.stdin is not None
         assert learner.stdout is not None
