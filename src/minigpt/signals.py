@@ -40,8 +40,8 @@ def handle(handler: Handler, numbers: Collection[int] = SIGNALS) -> dict[int, An
 def deferred() -> Iterator[None]:
     """Signals that arrive within the context are handled at its end, so that it runs to its end.
 
-    Blocking them in this thread is not enough: any other thread of the process may take a signal, and Python then runs the
-    handler in the main thread.
+    Blocking them in this thread is not enough: another thread may take a signal, and Python then runs the handler in the
+    main thread.
     """
     arrived: list[int] = []
     try:
