@@ -38,10 +38,10 @@ def handle(handler: Handler, numbers: Collection[int] = SIGNALS) -> dict[int, An
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Signals that arrive within the context are handled at its end, so that it runs to its end.
+    """Signals that arrive within the context are handled at its end, so that it is not cut short.
 
-    Blocking them in this thread is not enough: another thread may take a signal, and Python then runs the handler in the
-    main thread.
+    Blocking them in this thread is not enough: another thread may take a signal, and Python then runs the handler in
+    the main thread.
     """
     arrived: list[int] = []
     try:
