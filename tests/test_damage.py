@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from minigpt.cli import parsing
-from minigpt.config import Config, DataConfig, GenerationConfig, GPTConfig, InspectConfig
+from minigpt.config import Config, DataConfig, GenerationConfig, GPTConfig, InspectConfig, ReportConfig
 from minigpt.data.prepare import prepare
 from minigpt.data.shards import PreparedData, open_prepared
 from minigpt.data.sources.scan import Scans
@@ -251,7 +251,7 @@ def test_a_folder_of_shards_is_never_opened(opener: str, tmp_path: Path, proof: 
         Writer.load,
         lambda url: film(url, "abc"),
         lambda url: inspect_runs(InspectConfig(run=url), "abc"),
-        lambda url: report_run(InspectConfig(run=url, report=True)),
+        lambda url: report_run(ReportConfig(run=url)),
         lambda url: parsing.parse_training(["--resume", url]),
         lambda url: train(CONFIG, Path(url)),
     ],

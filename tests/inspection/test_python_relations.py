@@ -179,7 +179,7 @@ EVERYTHING = "\n".join(code.replace("\r", "") for _, code, _ in CASES[26:])
 
 
 @pytest.mark.parametrize(
-    ("name", "step"), [("model/compiling.py", 7), ("inspection/colormap.py", 1), ("model/cache.py", 17)]
+    ("name", "step"), [("model/compiling.py", 7), ("pages/colormap.py", 1), ("model/cache.py", 17)]
 )
 def test_a_file_may_end_at_any_character(name: str, step: int) -> None:
     text = (ROOT / "src/minigpt" / name).read_text(encoding="utf-8")

@@ -406,10 +406,8 @@ def test_of_very_many_curves_the_first_are_drawn_and_the_others_named(show: Any)
         (["x" * 300], "file name too long"),
         (["good", "--out", "text.txt/report.html"], "text.txt/report.html: cannot be written"),
         (["good", "--out", "empty"], "empty: is a folder; name a file"),
-        (["good", "--text", "a"], "report and text are both given"),
-        (["good", "--file", "a"], "report and file are both given"),
-        (["good", "--compare", "a"], "report and compare are both given"),
-        (["good", "--reports"], "unknown option --reports: did you mean --report?"),
+        (["good", "--text", "a"], "unknown option --text"),
+        (["good", "--oit", "a"], "unknown option --oit: did you mean --out?"),
         ([], "run is missing"),
     ],
 )

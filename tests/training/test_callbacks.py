@@ -252,7 +252,7 @@ def test_a_prompt_that_cannot_be_printed_is_left_to_the_default(prompts: list[st
     [
         (
             {"sampling": {"prompts": ["1", "日"]}},
-            ["sampling.prompts[1]='日': character '日'", "leave sampling.prompts out"],
+            ["sampling.prompts[1]='日': character '日'", "remove sampling.prompts"],
         ),
         ({"attention": {"text": "日"}}, ["attention.text: character '日'", "data.tokenizer bytes"]),
     ],
