@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import pickle
+import select
 import subprocess
 import sys
 import threading
@@ -47,11 +48,26 @@ def learn_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
                 pickle.dump(text, learner.stdin)
             pickle.dump(None, learner.stdin)
             learner.stdin.flush()  # left open: the child exits when it is closed
-        answer = learner.stdout.read()
+        answer = _read_to_end(learner.stdout.fileno())
         if code := learner.wait():
             why = "no memory?" if code < 0 else "see above"
             raise UserError(f"data.tokenizer=bpe:{vocab_size}: its training process exited with {code} ({why})")
         return BPETokenizer.from_dict(json.loads(answer))
+
+
+def _read_to_end(pipe: int) -> bytes:
+    """What a pipe holds, waking up twice a second.
+
+    A signal that another thread took while this one had it blocked does not interrupt a read of this one, and its
+    handler waits until this thread runs again.
+    """
+    parts = []
+    while True:
+        if os.name != "nt" and not select.select([pipe], [], [], 0.5)[0]:
+            continue
+        parts.append(os.read(pipe, 1 << 20))
+        if not parts[-1]:
+            return b"".join(parts)
 
 
 def _kill(learner: subprocess.Popen[bytes]) -> None:
