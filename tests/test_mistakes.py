@@ -192,7 +192,7 @@ RUNS = [
     on("inspect runs/tiny --text a --compare nowhere", "nowhere: no such run or checkpoint"),
     on("inspect runs/tiny --relations nowhere", "nowhere: cannot be read (no such file or directory)"),
     on("report nowhere", "nowhere: no such run; a report needs", "such as runs/demo"),
-    on("report runs/tiny --out long.txt", "long.txt: is there already and is no HTML page"),
+    on("report runs/tiny --out long.txt", "long.txt: already exists and is not an HTML page"),
 ]
 """What needs torch to be told."""
 
