@@ -22,7 +22,7 @@ from minigpt.generation.generator import Writer
 from minigpt.generation.sampling import narrowed
 from minigpt.inspection import packing
 from minigpt.inspection.capture import capture_attention
-from minigpt.pages.attention import Page
+from minigpt.pages.documents import Page
 from minigpt.pages.explanation import explain
 
 ALPHABET = "\n\tabcdefghijklmnopqrstuvwxyz <>&/'ABCDEFGHIJKLMNOP{}"

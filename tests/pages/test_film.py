@@ -13,7 +13,7 @@ from minigpt.config import Config, GenerationConfig
 from minigpt.data.tokenizers.base import CharsTokenizer
 from minigpt.errors import UserError
 from minigpt.generation.generator import Writer
-from minigpt.pages.attention import Page
+from minigpt.pages.documents import Page
 from minigpt.pages.film import film
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import CHECKPOINT_KEY, save_weights

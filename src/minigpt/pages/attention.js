@@ -1,35 +1,22 @@
-// Draws the attention page from the snapshots in #data (JSON), without libraries. attention.py inlines this into attention.html.
-"use strict";
-const $ = (id) => document.getElementById(id);
+// Draws the attention page from the snapshots in #data (JSON).
 const data = JSON.parse($("data").textContent);
 const { tokens, n_layer: L, n_head: H, n_tokens: T } = data;
 const [A, B] = data.runs, { steps } = A, names = data.score_names;
 const TRIANGLE = T * (T + 1) / 2;         // levels of one head: row i has i + 1 of them and starts at i * (i + 1) / 2
 const SIZE = L * H * TRIANGLE;            // levels of one step
 const LISTED = 8;                         // tokens in each ranked list
-const FRAME_MS = 700;                     // pause between two steps while playing
-const ARROWS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 const state = { frame: steps.length - 1, layer: 0, head: 0, token: T - 1, direction: "from", scale: "sqrt", hide: false,
   score: names.length ? 0 : -1, order: "place", minimum: 0,       // score: place in names; minimum: percent of its range
   values: false, view: "a", relation: -1 };                       // view: a, b or diff; relation: place in data.links
 let shown;                                // weights that the maps show, see look()
 let under = null;                         // under the pointer: { token } of the text, or { cell } of the large map
 let pointed = -1;                         // head whose curve is under the pointer
-let timer = 0;
 
 // ---- the numbers -------------------------------------------------------------------------------------------------
 
-function bytesOf(base64) {
-  const text = atob(base64);
-  const bytes = new Uint8Array(text.length);
-  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-  return bytes;
-}
-
-// Undoes encode_frames of packing.py: base64, raw deflate, then each frame is the difference from the previous one.
+// Undoes encode_frames of packing.py: after inflating, each frame is the difference from the previous one.
 async function framesOf(base64, size) {
-  const stream = new Blob([bytesOf(base64)]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
-  const all = new Uint8Array(await new Response(stream).arrayBuffer());
+  const all = await inflate(base64);
   for (let i = size; i < all.length; i++) all[i] += all[i - size];    // a Uint8Array wraps at 256, as it must
   return all;
 }
@@ -45,7 +32,6 @@ async function decode() {
 }
 
 const frameOf = (run, frame = state.frame) => (run === A ? frame : run.nearest[frame]);
-const WEIGHT = Float64Array.from({ length: 256 }, (_, q) => (q / 255) ** 2);                       // expand of packing.py
 const LENGTH = Float64Array.from({ length: 256 }, (_, q) => q && 1e-4 ** ((255 - q) / 254));       // expand_lengths
 
 // One run's weights at the current step: the levels to paint, and a function from a level's index to its weight.
@@ -86,8 +72,8 @@ function look() {
   shown.key = key;
 }
 
-const start = (layer, head) => (layer * H + head) * TRIANGLE;
-const placeOf = (layer, head, query, key) => start(layer, head) + query * (query + 1) / 2 + key;
+const beginOf = (layer, head) => (layer * H + head) * TRIANGLE;
+const placeOf = (layer, head, query, key) => beginOf(layer, head) + query * (query + 1) / 2 + key;
 const levelAt = (...cell) => shown.levels[placeOf(...cell)];
 const weightAt = (layer, head, query, key) => shown.at(placeOf(layer, head, query, key));
 
@@ -121,13 +107,6 @@ function shading() {
 
 // ---- the maps ----------------------------------------------------------------------------------------------------
 
-// 256 times red, green, blue -> 256 little-endian words: alpha, blue, green, red
-function paletteOf(base64) {
-  const colours = bytesOf(base64);
-  return Uint32Array.from({ length: 256 }, (_, i) =>
-    0xff000000 | colours[3 * i + 2] << 16 | colours[3 * i + 1] << 8 | colours[3 * i]);
-}
-
 const PALETTE = paletteOf(data.colours), DIFFERENCE = paletteOf(data.difference);
 
 // Paints one head. Where the canvas has fewer pixels than tokens, a pixel takes the largest of its cells: an average
@@ -137,7 +116,7 @@ function paint(canvas, layer, head, cssPixels) {
   const { levels } = shown, first = state.hide ? 1 : 0, { zero, full, colours, shade, byRow } = shading();
   const shades = new Int16Array(n * n).fill(-1);              // -1: above the diagonal or hidden, stays transparent
   const pixel = Uint32Array.from({ length: T }, (_, i) => Math.floor(i * n / T));
-  let at = start(layer, head);
+  let at = beginOf(layer, head);
   for (let i = 0; i < T; at += ++i) {
     let most = full;
     if (byRow) {
@@ -150,11 +129,7 @@ function paint(canvas, layer, head, cssPixels) {
       if (shades[cell] < 0 || Math.abs(value - zero) > Math.abs(shades[cell] - zero)) shades[cell] = value;
     }
   }
-  canvas.width = canvas.height = n;
-  const context = canvas.getContext("2d"), image = context.createImageData(n, n);
-  const words = new Uint32Array(image.data.buffer);
-  for (let i = 0; i < shades.length; i++) if (shades[i] >= 0) words[i] = colours[shades[i]];
-  context.putImageData(image, 0, 0);
+  putPixels(canvas, n, Uint32Array.from(shades, (value) => (value < 0 ? 0 : colours[value])));
 }
 
 const thumbs = [];
@@ -170,9 +145,8 @@ function drawGrid() {
 }
 
 function drawBar() {
-  const context = $("bar").getContext("2d"), image = context.createImageData(256, 1), { table, colours } = shading();
-  new Uint32Array(image.data.buffer).set(colours);
-  context.putImageData(image, 0, 0);
+  const { table, colours } = shading();
+  putPixels($("bar"), 256, colours);
   const { ticks, few } = SCALES[state.scale];
   const levelOf = (weight) => (isDifference() ? 128 + Math.sign(weight) * Math.round(127 * Math.sqrt(Math.abs(weight)))
     : Math.round(255 * Math.sqrt(weight)));
@@ -185,20 +159,14 @@ function drawBar() {
   $("bar-note").hidden = !isDifference();
 }
 
-// ---- text: tokens are untrusted, so they enter the page as textContent only -------------------------------------------
-
-function make(tag, properties = {}, attributes = {}) {
-  const element = Object.assign(document.createElement(tag), properties);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  return element;
-}
+// ---- text -------------------------------------------------------------------------------------------------------
 
 // Makes line breaks, tabs and other control characters visible (U+2400 to U+241F).
 const visible = (text, ifEmpty = "\u2205") => text.replace(/\n/g, "\u21b5").replace(/\t/g, "\u2192")
   .replace(/[\u0000-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0))) || ifEmpty;
 const inText = (text) => text.split("\n").map((part) => part && visible(part)).join("\u21b5\n") || "\u2205";
+const label = (textContent) => make("bdi", { className: "label", textContent });
 const quoted = (i) => `\u201c${visible(tokens[i])}\u201d`;
-const short = (weight) => (weight > 0 && weight < 0.001 ? "<0.001" : weight.toFixed(3));
 // A weight, or a difference of two with its sign, but no negative zero.
 const toldWeight = (weight) => (isDifference() ? number(Math.abs(weight) < 0.0005 ? 0 : weight, true) : short(weight));
 
@@ -226,18 +194,14 @@ function drawText() {
     span.tabIndex = i === token ? 0 : -1;
   });
   $("text-title").replaceChildren(direction === "from" ? "What " : "What attends to ",
-    make("bdi", { className: "label", textContent: quoted(token) }),
-    (direction === "from" ? " attends to" : "") + (isDifference() ? ", A \u2212 B" : ""));
+    label(quoted(token)), (direction === "from" ? " attends to" : "") + (isDifference() ? ", A \u2212 B" : ""));
 }
 
 function fill(list, ranking) {
   ranking.sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
   list.replaceChildren(...ranking.slice(0, LISTED).map(([i, weight]) => {
-    const item = make("li", { className: weight < 0 ? "less" : "" }, { "data-token": i });
-    item.style.setProperty("--share", `${(100 * Math.abs(weight)).toFixed(1)}%`);
-    item.append(make("bdi", { className: "label", textContent: quoted(i) }),
-      make("span", { className: "value", textContent: toldWeight(weight) }));
-    item.lastChild.prepend(make("small", { textContent: `#${i} ` }));
+    const item = listItem(Math.abs(weight), label(quoted(i)), `#${i}`, toldWeight(weight), { "data-token": i });
+    item.classList.toggle("less", weight < 0);
     return item;
   }));
 }
@@ -512,7 +476,7 @@ function drawLinked() {
   const told = pairs.flatMap(([query, key]) => {
     const end = direction === "from" ? key : query;
     const weight = key > query ? "comes later" : toldWeight(weightAt(layer, head, query, key));
-    return [" ", make("bdi", { className: "label", textContent: quoted(end) }), make("small", { textContent: ` #${end} ` }),
+    return [" ", label(quoted(end)), make("small", { textContent: ` #${end} ` }),
       make("b", { textContent: weight })];
   });
   $("linked").replaceChildren(make("bdi", { textContent: words(data.links[state.relation][0]) }),
@@ -530,17 +494,12 @@ function drawNext() {
   const runs = isDifference() ? [A, B] : [state.view === "b" ? B : A];
   const lists = runs.map((run) => [run, expected(run)]).filter(([, pairs]) => pairs.length);
   $("next").hidden = lists.length === 0;
-  $("next-title").replaceChildren("Expected after ", make("bdi", { className: "label", textContent: quoted(state.token) }));
+  $("next-title").replaceChildren("Expected after ", label(quoted(state.token)));
   $("next-lists").replaceChildren(...lists.map(([run, pairs]) => {
-    const column = make("div"), list = make("ol");
+    const column = make("div"), list = make("ol", { className: "list" });
     if (isDifference()) column.append(make("h3", { textContent: run === A ? "A" : "B" }));
-    list.append(...pairs.map(([text, share]) => {
-      const item = make("li"), value = make("span", { className: "value", textContent: short(share) });
-      if (text === tokens[state.token + 1]) value.prepend(make("small", { textContent: "comes next " }));
-      item.style.setProperty("--share", `${(100 * share).toFixed(1)}%`);
-      item.append(make("bdi", { className: "label", textContent: `\u201c${visible(text)}\u201d` }), value);
-      return item;
-    }));
+    list.append(...pairs.map(([text, share]) => listItem(share, label(`\u201c${visible(text)}\u201d`),
+      text === tokens[state.token + 1] && "comes next", short(share))));
     column.append(list);
     return column;
   }));
@@ -548,10 +507,9 @@ function drawNext() {
 
 // ---- updates and events --------------------------------------------------------------------------------------------
 
-// Copies the selection to data attributes of the root element, for tests and other programs.
 function describe() {
   const { layer, head, token, direction, scale, hide, frame, order, values, view, relation } = state;
-  Object.assign(document.documentElement.dataset, { layer, head, token, direction, scale, hide, frame, step: steps[frame],
+  Object.assign(root.dataset, { layer, head, token, direction, scale, hide, frame, step: steps[frame],
     score: names[state.score] ?? "", order, minimum: least() ?? "", values, view,
     otherStep: B ? B.steps[frameOf(B)] : "", relation: data.links[relation]?.[0] ?? "" });
 }
@@ -578,9 +536,7 @@ function drawHead() {
 
 function drawAll() {
   look();
-  $("slider").value = state.frame;
-  $("slider").setAttribute("aria-valuetext", `step ${steps[state.frame]}`);
-  $("step").textContent = steps[state.frame];
+  tellStep(state.frame, steps[state.frame]);
   $("other-step").textContent = B ? [[A, "A"], [B, "B"]].map(([run, name]) => [name, run.steps[frameOf(run)]])
     .filter(([name, step]) => step && (name === "B" || steps.length === 1))    // A's step is at the slider; 0: unknown
     .map(([name, step]) => `${name}: step ${step}`).join(", ") : "";
@@ -605,22 +561,7 @@ function move([rows, columns]) {
   if (next in order) choose(order[next]);
 }
 
-const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
 const toFrame = (frame) => set({ frame: clamp(frame, 0, steps.length - 1) });
-
-function play(on) {
-  clearInterval(timer);
-  timer = 0;
-  if (on) {
-    if (state.frame === steps.length - 1) toFrame(0);
-    timer = setInterval(() => {
-      toFrame(state.frame + 1);
-      if (state.frame === steps.length - 1) play(false);
-    }, FRAME_MS);
-  }
-  $("play").textContent = on ? "\u23f8\ufe0e pause" : "\u25b6\ufe0e play";
-  $("play").setAttribute("aria-label", on ? "pause" : "play the training steps");
-}
 
 function onKey(event) {
   // On many keyboards [ and ] are typed with AltGr, which browsers report as Ctrl and Alt together.
@@ -705,13 +646,15 @@ function listen() {
     set({ token: state.direction === "from" ? query : key });
   });
   for (const id of ["large", "tokens"]) $(id).addEventListener("pointerleave", () => point(null));
-  $("slider").addEventListener("input", () => { play(false); toFrame(Number($("slider").value)); });
-  $("play").addEventListener("click", () => play(!timer));
-  $("scale").addEventListener("change", () => set({ scale: $("scale").value }));
-  $("hide").addEventListener("change", () => set({ hide: $("hide").checked }));
-  $("score").addEventListener("change", () => set({ score: Number($("score").value), minimum: 0 }));
-  $("order").addEventListener("change", () => set({ order: $("order").value }));
-  $("minimum").addEventListener("input", () => set({ minimum: Number($("minimum").value) }));
+  const onInput = (id, changes) => $(id).addEventListener("input", () => set(changes($(id))));
+  onInput("scale", ({ value }) => ({ scale: value }));
+  onInput("hide", ({ checked }) => ({ hide: checked }));
+  onInput("score", ({ value }) => ({ score: Number(value), minimum: 0 }));
+  onInput("order", ({ value }) => ({ order: value }));
+  onInput("minimum", ({ value }) => ({ minimum: Number(value) }));
+  onInput("relation", ({ value }) => ({ relation: Number(value) }));
+  onInput("values", ({ checked }) => ({ values: checked }));
+  for (const name of ["direction", "view"]) onChoice(name, (value) => set({ [name]: value }));
   $("curve").addEventListener("pointermove", pointCurve);
   $("curve").addEventListener("pointerleave", () => { pointed = -1; drawCurve(); });
   $("curve").addEventListener("click", (event) => {
@@ -719,43 +662,19 @@ function listen() {
     if (pointed >= 0) choose(pointed);
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawCurve);
-  $("relation").addEventListener("change", () => set({ relation: Number($("relation").value) }));
-  $("values").addEventListener("change", () => set({ values: $("values").checked }));
-  for (const name of ["direction", "view"]) {
-    for (const radio of document.getElementsByName(name)) {
-      radio.addEventListener("change", () => set({ [name]: radio.value }));
-    }
-  }
   document.addEventListener("keydown", onKey);
-  let waiting = 0;                                       // draw once for many resize events
-  new ResizeObserver(() => {
-    cancelAnimationFrame(waiting);
-    waiting = requestAnimationFrame(drawAll);
-  }).observe(document.body);
+  onResize(drawAll);
 }
 
-// An open document in a frame delays the load event, for which programs that print or capture a page wait.
-function holdLoad() {
-  const frame = document.body.appendChild(make("iframe", { hidden: true }));
-  frame.contentDocument?.open();                         // null inside a sandbox
-  return () => frame.remove();
-}
-
-async function main() {
+start(async () => {
   await decode();
   document.querySelector("main").hidden = false;
-  $("slider").max = steps.length - 1;
   $("time").hidden = $("step-keys").hidden = steps.length === 1;
   $("rounding").textContent = data.rounding;
   $("values-label").hidden = !A.norms;
   $("compare").hidden = !B;
   build();
+  stepper(steps.length, 700, () => state.frame, toFrame);
   drawAll();
   listen();
-  document.documentElement.dataset.ready = "1";
-}
-
-const release = holdLoad();
-main().finally(release).catch((error) => {
-  $("intro").textContent = `This browser cannot draw the page (${error.message}): use Chrome 105, Firefox 121, Safari 16.4 or newer.`;
 });

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import json
 import re
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from minigpt.inspection import packing
+from minigpt.inspection.relations import Link
 from minigpt.inspection.snapshot import Snapshot
 from minigpt.pages.colormap import COLOURS, DIFFERENCE_COLOURS
-from minigpt.pages.documents import document, json_for_html, policy_of
+from minigpt.pages.documents import Page, base64_of, document, json_for_html, policy_of
 
 Labels = Sequence[Sequence[str | None]]
 """Label of each head, n_layer x n_head; None for a head without one."""
@@ -25,32 +24,6 @@ _NEXT_TOKENS = 5
 
 # Pages with more weights than this (about 1 MB of trained heads) round all steps but the last more.
 _EXACT_WEIGHTS = 1_000_000
-
-
-class Link(Protocol):
-    """A relation between tokens that a head may follow, such as from a pronoun to its noun."""
-
-    @property
-    def name(self) -> str:
-        """Name of the relation; the page offers one choice for each name."""
-
-    @property
-    def query(self) -> int:
-        """Position of the token that refers."""
-
-    @property
-    def keys(self) -> Sequence[int]:
-        """Positions of the tokens it refers to."""
-
-
-class Page(str):
-    """An HTML document; a notebook shows it as the last expression of a cell."""
-
-    __slots__ = ()
-
-    def _repr_html_(self) -> str:
-        """The document in a sandboxed frame, which may run its script and nothing else."""
-        return f'<iframe sandbox="allow-scripts" width="100%" height="760" srcdoc="{html.escape(self)}"></iframe>'
 
 
 def render_page(
@@ -105,8 +78,8 @@ def render_page(
         "n_layer": n_layer,
         "n_head": n_head,
         "n_tokens": n_tokens,
-        "colours": base64.b64encode(COLOURS.tobytes()).decode("ascii"),
-        "difference": base64.b64encode(DIFFERENCE_COLOURS.tobytes()).decode("ascii"),
+        "colours": base64_of(COLOURS),
+        "difference": base64_of(DIFFERENCE_COLOURS),
         "score_names": names,
         "labels": [[name for layer in labels[i] for name in layer] for i in order] if labels else None,
         "links": _by_name(links),
@@ -114,7 +87,7 @@ def render_page(
         "texts": list(texts),  # after the runs, which fill it
         "rounding": _rounding(runs),
     }
-    return _document(title, data)
+    return document("attention", title, data=json_for_html(data))
 
 
 def renew_page(page: str) -> Page | None:
@@ -129,13 +102,9 @@ def renew_page(page: str) -> Page | None:
     if title is None or data is None or f'content="{policy_of("attention")}"' not in begin:
         return None
     try:
-        return _document(html.unescape(title[1]), json.loads(data[1]))
+        return document("attention", html.unescape(title[1]), data=json_for_html(json.loads(data[1])))
     except (ValueError, RecursionError):
         return None
-
-
-def _document(title: str, data: object) -> Page:
-    return Page(document("attention", policy_of("attention"), title=html.escape(title), data=json_for_html(data)))
 
 
 def _run_data(

@@ -1,47 +1,71 @@
-"""Fill HTML templates: self-contained documents that load nothing and run only their own script."""
+"""Self-contained HTML pages: they load nothing, and run only their own script.
+
+A page is parts/page.html around NAME.html of this folder, with the shared styles and script of `parts` before its own
+NAME.css and NAME.js.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
+
+import numpy as np
+
+# Shared styles of a page, in this order.
+_STYLES = {
+    "attention": ("theme", "tools"),
+    "explanation": ("theme", "tools", "tokens"),
+    "film": ("theme", "tools", "tokens"),
+    "report": ("theme",),
+}
 
 # Characters that could end the JSON's <script> element, or begin a comment or an entity. json.dumps already escapes
 # everything that is not ASCII (U+2028 and U+2029 end a line in JavaScript).
 _RISKY = {character: f"\\u{ord(character):04x}" for character in "<>&"}
 
 
-def document(name: str, policy: str, *, shared: str | None = None, **parts: str) -> str:
+class Page(str):
+    """An HTML document; a notebook shows it as the last expression of a cell."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        """The document in a sandboxed frame, which may run its script and nothing else."""
+        return f'<iframe sandbox="allow-scripts" width="100%" height="760" srcdoc="{html.escape(self)}"></iframe>'
+
+
+def document(name: str, title: str, *, policy: str | None = None, **parts: str) -> Page:
     """Fill in a template of this folder: NAME.html, with NAME.css and NAME.js, which must be ASCII.
 
     Args:
         name: of the template.
-        policy: Content-Security-Policy, see `policy_of`.
-        shared: name of a style shared by several templates, without ".css", for the placeholder `shared_style`.
+        title: plain text.
+        policy: Content-Security-Policy; `policy_of(name)` when not given.
         parts: HTML for each other placeholder, already escaped.
 
     Returns:
         The document as ASCII text.
     """
-    parts |= {"policy": policy, "style": _file(f"{name}.css"), "script": _file(f"{name}.js")}
-    if shared is not None:
-        parts["shared_style"] = _file(f"{shared}.css")
+    parts |= {"title": html.escape(title), "policy": policy or policy_of(name)}
+    parts |= {"style": _style(name), "script": _script(name)}
+    template = _file("parts/page.html").replace("{{content}}", _file(f"{name}.html").strip())
     # One pass over the template, so that a title or a token that looks like a placeholder is not replaced.
-    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _file(f"{name}.html"))
+    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
     # The script must match its hash byte for byte. It is ASCII, so this rewrites only the text outside of it.
-    return page.encode("ascii", "xmlcharrefreplace").decode("ascii")
+    return Page(page.encode("ascii", "xmlcharrefreplace").decode("ascii"))
 
 
-def policy_of(*names: str, shared: Sequence[str] = (), more: Sequence[str] = ()) -> str:
+def policy_of(*names: str, more: str = "") -> str:
     """Content-Security-Policy that allows only the scripts and styles of these templates, by their hashes."""
-    rules = ["default-src 'none'", "base-uri 'none'", "form-action 'none'"]
-    for element, suffix, files in (("script", "js", names), ("style", "css", (*shared, *names))):
-        rules.append(" ".join([f"{element}-src", *(_hash(f"{name}.{suffix}") for name in files)]))
-    return "; ".join([*rules, *more])
+    scripts = " ".join(_hash(_script(name)) for name in names)
+    styles = " ".join(_hash(_style(name)) for name in names)
+    return f"default-src 'none'; base-uri 'none'; form-action 'none'; script-src {scripts}; style-src {styles}{more}"
 
 
 def json_for_html(data: object) -> str:
@@ -50,8 +74,41 @@ def json_for_html(data: object) -> str:
     return re.sub("[<>&]", lambda match: _RISKY[match[0]], text)
 
 
-def _hash(file: str) -> str:
-    digest = base64.b64encode(hashlib.sha256(_file(file).encode("utf-8")).digest()).decode("ascii")
+def base64_of(array: np.ndarray) -> str:
+    """The bytes of an array as text, for the data of a page."""
+    return base64.b64encode(array.tobytes()).decode("ascii")
+
+
+def tiles_html(tiles: Iterable[tuple[str, str, str]]) -> str:
+    """The main results in large letters: (name, number, note) each, in plain text."""
+    shown = [
+        f'<div class="tile"><b>{html.escape(number)}</b> {html.escape(name)}<small>{html.escape(note)}</small></div>'
+        for name, number, note in tiles
+    ]
+    return f'<div class="tiles">{"".join(shown)}</div>'
+
+
+def facts_html(facts: Mapping[str, str]) -> str:
+    """A list of names and texts; those without a text are left out."""
+    rows = [f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in facts.items() if text]
+    return f"<dl>{''.join(rows)}</dl>"
+
+
+def paragraphs_html(texts: Iterable[str]) -> str:
+    """A <p> for each text."""
+    return "".join(f"<p>{html.escape(text)}</p>" for text in texts)
+
+
+def _style(name: str) -> str:
+    return "".join([*(_file(f"parts/{part}.css") for part in _STYLES[name]), _file(f"{name}.css")])
+
+
+def _script(name: str) -> str:
+    return _file("parts/page.js") + _file(f"{name}.js")
+
+
+def _hash(text: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
     return f"'sha256-{digest}'"
 
 

@@ -1,7 +1,5 @@
 // Draws the explanation of a generated text from its record in #data (JSON): the panel of the selected token, the strips of
-// the heads, the tints of the text. documents.py inlines this into explanation.html, which has the text itself.
-"use strict";
-const $ = (id) => document.getElementById(id);
+// the heads, the tints of the text, which explanation.html has itself.
 const data = JSON.parse($("data").textContent);
 const { n_prompt: P, n_layer: L, n_head: H, steps, starts, stages } = data;
 const spans = [...document.querySelectorAll("#text .token")];     // the prompt's tokens, then one for each step
@@ -16,14 +14,7 @@ let levels;
 
 // ---- the numbers -------------------------------------------------------------------------------------------------
 
-const bytesOf = (base64) => Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
-const COLOURS = bytesOf(data.colours);
-const WEIGHT = Float64Array.from({ length: 256 }, (_, q) => (q / 255) ** 2);                       // expand of packing.py
-
-async function inflate(base64) {
-  const stream = new Blob([bytesOf(base64)]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
-}
+const PALETTE = paletteOf(data.colours);
 
 // Levels of one head at the selected step, one for each token from starts[step] on.
 function levelsOf(layer, head) {
@@ -45,24 +36,16 @@ function weightsOf(layer, head) {
   return sum.map((x) => x / n);
 }
 
-// ---- text: tokens are untrusted, so they enter the page as textContent only -------------------------------------------
-
-function make(tag, properties = {}, attributes = {}) {
-  const element = Object.assign(document.createElement(tag), properties);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  return element;
-}
+// ---- text -------------------------------------------------------------------------------------------------------
 
 const quoted = (token) => make("bdi", { textContent: `\u201c${data.labels[token]}\u201d`, title: `token ${token}: ${data.labels[token]}` });
 const percent = (p) => (p === 0 ? "0 %" : p < 0.0001 ? "<0.01 %" : `${(100 * p).toFixed(p < 0.1 ? 2 : 1)} %`);
-const short = (weight) => (weight > 0 && weight < 0.001 ? "<0.001" : weight.toFixed(3));
 const nameOf = (layer, head) => (layer === ALL ? `mean of all ${L * H} heads`
   : head === ALL ? `mean of layer ${layer}` : `layer ${layer}, head ${head}`);
 // Title and note of a stage of the sampler.
 const WORDS = {
   permitted: ["constraints", "spaces at the prompt's end are generated again; no end of text before min_new_tokens"],
 };
-const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
 
 // ---- the selected token ------------------------------------------------------------------------------------------
 
@@ -134,14 +117,7 @@ function paint(canvas, weights) {
   const n = clamp(Math.round(canvas.clientWidth * devicePixelRatio), 1, weights.length);
   const most = new Float64Array(n);
   weights.forEach((weight, i) => { const x = Math.floor(i * n / weights.length); most[x] = Math.max(most[x], weight); });
-  canvas.width = n;
-  canvas.height = 1;
-  const context = canvas.getContext("2d"), image = context.createImageData(n, 1);
-  most.forEach((weight, x) => {
-    const at = 3 * Math.round(255 * Math.sqrt(weight));
-    image.data.set([COLOURS[at], COLOURS[at + 1], COLOURS[at + 2], 255], 4 * x);
-  });
-  context.putImageData(image, 0, 0);
+  putPixels(canvas, n, Uint32Array.from(most, (weight) => PALETTE[Math.round(255 * Math.sqrt(weight))]));
 }
 
 function drawHeads() {
@@ -159,11 +135,8 @@ function drawSources(weights) {
   const order = [...weights.keys()].sort((a, b) => weights[b] - weights[a]).slice(0, LISTED);
   $("sources-title").textContent = `Strongest keys, ${nameOf(state.layer, state.head)}`;
   $("sources").replaceChildren(...order.map((i) => {
-    const item = make("li", {}, { "data-token": start + i }), value = make("span", { className: "number", textContent: short(weights[i]) });
-    value.prepend(make("small", { textContent: `${start + i < P ? "prompt " : ""}#${start + i} ` }));
-    item.style.setProperty("--length", `${(100 * weights[i]).toFixed(1)}%`);
-    item.append(quoted(data.tokens[start + i]), value);
-    return item;
+    const at = start + i, note = `${at < P ? "prompt " : ""}#${at}`;
+    return listItem(weights[i], quoted(data.tokens[at]), note, short(weights[i]), { "data-token": at });
   }));
 }
 
@@ -195,8 +168,7 @@ function draw() {
   drawHeads();
   drawSources(weights);
   drawText(weights);
-  // for tests and other programs
-  Object.assign(document.documentElement.dataset, { ...state, token: steps[state.step].token });
+  Object.assign(root.dataset, { ...state, token: steps[state.step].token });
 }
 
 function set(changes) {
@@ -222,7 +194,7 @@ function moveHead(rows, columns) {                     // row 0 is all heads, co
 
 function onKey(event) {
   if (event.metaKey || event.ctrlKey || event.altKey || event.shiftKey || event.target.closest("input")) return;
-  const arrow = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+  const arrow = ARROWS[event.key];
   if (arrow && event.target.closest("#grid")) moveHead(...arrow);
   else if (arrow?.[1]) toStep(state.step + arrow[1]);
   else if (event.key === "Home") toStep(0);
@@ -262,31 +234,14 @@ function listen() {
     const i = spans.indexOf(event.target.closest(".token"));
     if (i >= P && getSelection().isCollapsed) toStep(i - P);      // marking text to copy it selects no token
   });
-  for (const radio of document.getElementsByName("shade")) radio.addEventListener("change", () => set({ shade: radio.value }));
+  onChoice("shade", (shade) => set({ shade }));
   document.addEventListener("keydown", onKey);
-  let waiting = 0;                                       // draw once for many resize events
-  new ResizeObserver(() => {
-    cancelAnimationFrame(waiting);
-    waiting = requestAnimationFrame(drawHeads);
-  }).observe(document.body);
+  onResize(drawHeads);
 }
 
-// An open document in a frame delays the load event, for which programs that print or capture a page wait.
-function holdLoad() {
-  const frame = document.body.appendChild(make("iframe", { hidden: true }));
-  frame.contentDocument?.open();                         // null inside a sandbox
-  return () => frame.remove();
-}
-
-async function main() {
+start(async () => {
   levels = await inflate(data.levels);
   build();
   draw();
   listen();
-  document.documentElement.dataset.ready = "1";
-}
-
-const release = holdLoad();
-main().finally(release).catch((error) => {
-  $("intro").textContent = `This browser cannot draw the page (${error.message}): use Chrome 105, Firefox 121, Safari 16.4 or newer.`;
 });

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,10 +10,9 @@ from pathlib import Path
 from minigpt.config import GenerationConfig
 from minigpt.errors import UserError
 from minigpt.generation.generator import Writer, Written
-from minigpt.pages.attention import Page
-from minigpt.pages.documents import document, policy_of
+from minigpt.pages.documents import Page, document, facts_html, paragraphs_html
 from minigpt.pages.run_record import curves_of, metric_rows
-from minigpt.pages.written import ENDS, mean, n_kept, scale_html, settings_text, tokens_html
+from minigpt.pages.tokens import ENDS, mean, n_kept, scale_html, settings_text, tokens_html
 from minigpt.runs.folder import RunFolder, name_of
 from minigpt.runs.loading import read_checkpoint, weights_files
 
@@ -66,17 +64,13 @@ def film(
     curves = curves_of((int(row["step"]), row) for row in metric_rows(folder.metrics, notes))
     measured = {name: curves.get(name, {}) for name in _MEASURES}
     facts = {"settings": f"{settings_text(config)} · seed {config.seed}", "checkpoints": _steps(frames)}
-    return Page(
-        document(
-            "film",
-            policy_of("film", shared=["written"]),
-            shared="written",
-            title=html.escape(f"{name_of(run)}: the same prompt, step by step"),
-            facts="".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in facts.items()),
-            notes="".join(f"<p>{html.escape(note)}</p>" for note in notes),
-            scale=scale_html(),
-            frames="\n".join(_frame_html(frame, measured) for frame in frames),
-        )
+    return document(
+        "film",
+        f"{name_of(run)}: the same prompt, step by step",
+        facts=facts_html(facts),
+        notes=paragraphs_html(notes),
+        scale=scale_html(),
+        frames="\n".join(_frame_html(frame, measured) for frame in frames),
     )
 
 

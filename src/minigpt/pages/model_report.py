@@ -20,7 +20,8 @@ from minigpt.inspection.heads import FEWEST_LINKS, Seen, label_heads, look
 from minigpt.inspection.probes import Probe, read_examples
 from minigpt.inspection.relations import Link, RelationScore, within
 from minigpt.inspection.snapshot import Snapshot
-from minigpt.pages.attention import Labels, Page, render_page
+from minigpt.pages.attention import Labels, render_page
+from minigpt.pages.documents import Page
 from minigpt.runs.folder import RunFolder, name_of
 from minigpt.runs.loading import LoadedModel, load_model
 

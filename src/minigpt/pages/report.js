@@ -1,6 +1,4 @@
-// The report's charts: shows the values at a step, by pointer or arrow keys. documents.py inlines this into report.html;
-// everything else shows without JavaScript.
-"use strict";
+// The report's charts: shows the values at a step, by pointer or arrow keys. Everything else shows without JavaScript.
 const WIDTH = 2000, HEIGHT = 1000;       // of the drawings, as in charts.py
 
 // Index of the value nearest to x in a sorted list; the earlier one of two.
@@ -24,7 +22,7 @@ function listen(figure, { limits: [first, last, bottom, top], lines }) {
   }
 
   function tell(place) {
-    at = Math.min(Math.max(place, 0), steps.length - 1);
+    at = clamp(place, 0, steps.length - 1);
     const points = lines.map((line) => {
       const i = nearest(line.steps, steps[at]);
       return [line.name, line.steps[i], line.values[i]];
@@ -58,6 +56,5 @@ function listen(figure, { limits: [first, last, bottom, top], lines }) {
   });
 }
 
-JSON.parse(document.getElementById("data").textContent)
-  .forEach((chart, number) => listen(document.getElementById(`chart-${number}`), chart));
-document.documentElement.dataset.ready = "1";
+JSON.parse($("data").textContent).forEach((chart, number) => listen($(`chart-${number}`), chart));
+root.dataset.ready = "1";

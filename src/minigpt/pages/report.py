@@ -15,7 +15,7 @@ from minigpt.config import ReportConfig
 from minigpt.errors import UserError
 from minigpt.files import reason, refuse_url, require_page, write_text
 from minigpt.pages.charts import Chart, short
-from minigpt.pages.documents import document, json_for_html, policy_of
+from minigpt.pages.documents import Page, document, facts_html, json_for_html, paragraphs_html, policy_of, tiles_html
 from minigpt.pages.run_record import Picture, RunRecord, Sample, read_run_folder
 from minigpt.pages.wandb_run import read_wandb_run
 
@@ -63,7 +63,7 @@ def read_run(path: str | Path) -> RunRecord:
     raise UserError(f"{path}: {'no run' if path.exists() else 'no such run'}; {known}")
 
 
-def render_report(record: RunRecord) -> str:
+def render_report(record: RunRecord) -> Page:
     """Render the report, self-contained like the attention page, which it embeds.
 
     Its policy allows its own script and the attention page's, by their hashes, and embedded pictures, so no text, name
@@ -92,14 +92,14 @@ def render_report(record: RunRecord) -> str:
         _section("Samples", _samples(record.samples)),
         _section("Attention", _grid(drawn[split:]), _frame(record.page)),
         _section("Pictures", _pictures(record.pictures[:MOST_PICTURES])),
-        _section("Not shown", "".join(f"<p>{html.escape(text)}</p>" for text in missing)),
+        _section("Not shown", paragraphs_html(missing)),
     ]
     # A srcdoc frame obeys the policy of the document around it as well as its own, so this one names both scripts.
-    policy = policy_of("report", "attention", more=["img-src data:"])
+    policy = policy_of("report", "attention", more="; img-src data:")
     return document(
         "report",
-        policy,
-        title=html.escape(record.name),
+        record.name,
+        policy=policy,
         body="\n".join(part for part in body if part),
         data=json_for_html([chart.data() for chart in charts]),
     )
@@ -121,18 +121,12 @@ def _section(title: str, *parts: str) -> str:
 
 def _header(record: RunRecord) -> str:
     tiles = [*_tiles(record)]
-    shown = "".join(
-        f'<div class="tile"><b>{html.escape(number)}</b> {html.escape(name)}<small>{html.escape(note)}</small></div>'
-        for name, number, note in tiles
-    )
-    rows = {**_settings(record.settings), **record.facts}
-    facts = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in rows.items() if v)
     everything = ""
     if record.settings:
         text = yaml.safe_dump(record.settings, sort_keys=False, allow_unicode=True, width=100)
         everything = f"<details><summary>all settings</summary><pre>\n{html.escape(text)}</pre></details>"
     empty = "" if tiles else "<p>Nothing has been measured yet.</p>"
-    return f'<div class="tiles">{shown}</div>{empty}<dl>{facts}</dl>{everything}'
+    return tiles_html(tiles) + empty + facts_html({**_settings(record.settings), **record.facts}) + everything
 
 
 def _tiles(record: RunRecord) -> Iterable[tuple[str, str, str]]:

@@ -14,7 +14,7 @@ from minigpt.data.tokenizers.base import Tokenizer
 from minigpt.generation.generator import Written
 
 MOST_BITS = 10
-"""Surprise in bits from which on the tint is strongest, see written.css."""
+"""Surprise in bits from which on the tint is strongest, see parts/tokens.css."""
 ENDS = {
     "end_of_text": "ended by end_of_text",
     "stop_token": "ended by a stop token",
