@@ -19,7 +19,6 @@ from small_runs import items, small_settings, wandb_history, wandb_records, with
 from minigpt.config import Config
 from minigpt.errors import UserError
 from minigpt.runs.folder import RunFolder
-from minigpt.training import wandb_service
 from minigpt.training.dashboards import (
     check_loggers,
     finish_dashboards,
@@ -29,6 +28,7 @@ from minigpt.training.dashboards import (
     log_table,
     make_loggers,
 )
+from minigpt.training.dashboards.wandb import sync_command, unsent_parts
 from minigpt.training.module import TrainingModule
 from minigpt.training.run import train
 
@@ -249,7 +249,7 @@ def test_a_run_that_the_user_opened_is_logged_to_and_stays_the_users(tmp_path: P
     assert opened.config["trainer"]["max_steps"] == 12
     part = Path(opened.dir).parent
     assert line is not None
-    assert line.startswith(f"{wandb_service.sync_command([part])}  # ")
+    assert line.startswith(f"{sync_command([part])}  # ")
     assert log_steps(small_settings(tmp_path, trainer={"logger": False}), folder) is None
     opened.finish()
     wandb.teardown()  # which writes the rest
@@ -275,7 +275,7 @@ def test_the_command_for_what_was_not_sent_names_every_such_part_and_no_other(tm
         return path
 
     def command() -> list[str]:
-        return shlex.split(wandb_service.sync_command(wandb_service.unsent_parts(tmp_path / "a run" / "wandb", "aa")))
+        return shlex.split(sync_command(unsent_parts(tmp_path / "a run" / "wandb", "aa")))
 
     part("run-20260101_000000-aa", log="aa", sent=True)
     second = part("offline-run-20260102_000000-aa", log="aa")

@@ -156,7 +156,7 @@ def _wandb_address() -> str:
 
 
 def _wandb_line(config: Config, answers: Any) -> str:
-    from minigpt.training.wandb_service import has_key
+    from minigpt.training.dashboards.wandb import has_key
 
     if "wandb" not in config.trainer.loggers:
         return f"not used: trainer.logger={config.trainer.logger}"

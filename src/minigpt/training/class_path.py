@@ -38,6 +38,10 @@ def find_class(value: dict[str, Any]) -> Any:
         raise _cannot_be_made(value, error) from error
 
 
+def one_line(error: Exception) -> str:
+    """Type and message of any error, on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def _cannot_be_made(value: dict[str, Any], error: Exception) -> UserError:
-    why = " ".join(f"{type(error).__name__}: {error}".split())
-    return UserError(f"class_path={value['class_path']}: cannot be built ({why})")
+    return UserError(f"class_path={value['class_path']}: cannot be built ({one_line(error)})")

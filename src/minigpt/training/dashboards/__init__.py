@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from minigpt.errors import UserError
 from minigpt.files import write_text
 from minigpt.markdown import table
 from minigpt.runs.folder import RunFolder
-from minigpt.training import wandb_service
-from minigpt.training.class_path import build, find_class
+from minigpt.training.class_path import build, find_class, one_line
+from minigpt.training.dashboards import wandb
 
 NAMED: dict[str, dict[str, Any]] = {
     "wandb": {"class_path": "lightning.pytorch.loggers.WandbLogger"},
@@ -49,7 +49,7 @@ def check_loggers(config: Config) -> None:
         if isinstance(value, dict):
             found = find_class(value)
             if isinstance(found, type) and not issubclass(found, Logger):
-                raise UserError(f"trainer.logger: class_path={value['class_path']}: is not a Lightning Logger")
+                raise _not_a_logger(value)
             if value.get("init_args", {}).get("log_model"):
                 raise UserError(
                     "trainer.logger: log_model: checkpoints are not uploaded during training; remove it, and upload "
@@ -84,7 +84,6 @@ def make_loggers(config: Config, folder: RunFolder) -> list[Logger]:
 def _make_logger(value: dict[str, Any], identities: Mapping[str, dict[str, Any]], folder: RunFolder) -> Logger | None:
     found, given = find_class(value), value.get("init_args", {})
     earlier = identities.get(found.__name__, {})
-
     parameters: Mapping[str, inspect.Parameter] = {}
     with contextlib.suppress(TypeError, ValueError):  # a class without an inspectable signature
         parameters = inspect.signature(found).parameters
@@ -96,19 +95,23 @@ def _make_logger(value: dict[str, Any], identities: Mapping[str, dict[str, Any]]
         return build(value | {"init_args": taken})
 
     if isinstance(found, type) and issubclass(found, WandbLogger):
-        return wandb_service.make_wandb_logger(make, given, earlier, folder)
+        return wandb.make_logger(make, given, earlier, folder)
     needs_folder = "save_dir" in parameters and parameters["save_dir"].default is inspect.Parameter.empty
     logger = make(earlier | ({"save_dir": folder.path} if needs_folder else {}) | given)
     if not isinstance(logger, Logger):
-        raise UserError(f"trainer.logger: class_path={value['class_path']}: is not a Lightning Logger")
+        raise _not_a_logger(value)
     return logger
+
+
+def _not_a_logger(value: Mapping[str, Any]) -> UserError:
+    return UserError(f"trainer.logger: class_path={value['class_path']}: is not a Lightning Logger")
 
 
 def _identity(logger: Logger) -> dict[str, dict[str, Any]]:
     """The logger's class name and the arguments with which a resumed run continues in the same place."""
     arguments: dict[str, Any] = {}
     if isinstance(logger, WandbLogger):
-        arguments = wandb_service.identity(logger)
+        arguments = wandb.identity(logger)
     elif isinstance(logger, TensorBoardLogger):
         arguments = {"version": logger.version}
     return {type(logger).__name__: arguments} if arguments else {}
@@ -125,17 +128,16 @@ def _read_identities(folder: RunFolder) -> dict[str, dict[str, Any]]:
 def _log_config(logger: Logger, config: Config) -> None:
     settings = config.to_dict()
     if isinstance(logger, WandbLogger):
-        settings = wandb_service.config_for(logger, settings)
+        settings = wandb.config_for(logger, settings)
     elif isinstance(logger, TensorBoardLogger):
         # Lightning does not overwrite an existing file, so a resumed run's changed settings would be missing.
         Path(logger.log_dir, logger.NAME_HPARAMS_FILE).unlink(missing_ok=True)
     try:
-        with _unharmed(logger):
+        with wandb.unharmed(logger):
             logger.log_hyperparams(settings)
             logger.save()
     except Exception as error:  # a class outside minigpt can raise anything
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"trainer.logger: {type(logger).__name__} cannot log the config ({why})") from error
+        raise UserError(f"trainer.logger: {type(logger).__name__} cannot log the config ({one_line(error)})") from error
 
 
 def finish_dashboards(loggers: Sequence[Logger] = (), exit_code: Any = 0) -> str | None:
@@ -145,10 +147,10 @@ def finish_dashboards(loggers: Sequence[Logger] = (), exit_code: Any = 0) -> str
         loggers: the run's.
         exit_code: the program's; anything but 0 and None marks the run as failed.
     """
-    lines = [wandb_service.finish_wandb(exit_code if isinstance(exit_code, int) else int(exit_code is not None))]
+    lines = [wandb.finish(exit_code if isinstance(exit_code, int) else int(exit_code is not None))]
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            lines.append(wandb_service.how_to_see(logger))
+            lines.append(wandb.how_to_see(logger))
         elif isinstance(logger, TensorBoardLogger):
             lines.append(tool("tensorboard", "--logdir", Path(logger.log_dir)))
         else:
@@ -156,21 +158,10 @@ def finish_dashboards(loggers: Sequence[Logger] = (), exit_code: Any = 0) -> str
     return ("\n" + " " * 13).join(line for line in lines if line) or None
 
 
-@contextlib.contextmanager
-def _unharmed(logger: Logger) -> Iterator[None]:
-    """Errors of W&B, for example if its process has died, become one warning instead of ending training."""
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(logger, WandbLogger):
-            raise
-        wandb_service.note_loss(error)
-
-
 def log_scalars(loggers: Sequence[Logger], metrics: Mapping[str, float], step: int) -> None:
     """Log numbers to every logger."""
     for logger in loggers:
-        with _unharmed(logger):
+        with wandb.unharmed(logger):
             logger.log_metrics(dict(metrics), step=step)
             logger.save()  # as Lightning does; without it, a CSVLogger writes only at the end
 
@@ -179,10 +170,7 @@ def log_image(loggers: Sequence[Logger], key: str, image: np.ndarray, step: int)
     """Log a (height, width, 3) uint8 image to W&B and TensorBoard."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            import wandb
-
-            with _unharmed(logger):
-                logger.log_metrics({key: wandb.Image(image)}, step=step)
+            wandb.log_media(logger, key, lambda wandb: wandb.Image(image), step)
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(key, image, step, dataformats="HWC")
 
@@ -191,11 +179,8 @@ def log_page(loggers: Sequence[Logger], key: str, html: str, step: int) -> None:
     """Log a self-contained HTML page to W&B."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            import wandb
-
-            with _unharmed(logger):
-                # inject=True would link a style sheet from the network.
-                logger.log_metrics({key: wandb.Html(html, inject=False)}, step=step)
+            # inject=True would link a style sheet from the network.
+            wandb.log_media(logger, key, lambda wandb: wandb.Html(html, inject=False), step)
 
 
 def log_table(
@@ -205,16 +190,10 @@ def log_table(
 
     If a cell has several lines, as samples do, each row becomes a Markdown block.
     """
+    data = [list(row) for row in rows]
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            import wandb
-
-            with _unharmed(logger):
-                sent = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
-                # Unless a table is bound to the run, W&B also makes an artifact of it and asks its service about it in
-                # this thread: without an answer, training would hang for minutes and then fail.
-                sent.bind_to_run(logger.experiment, key, step)
-                logger.log_metrics({key: sent}, step=step)
+            wandb.log_media(logger, key, lambda wandb: wandb.Table(columns=list(columns), data=data), step)
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text(key, _markdown(columns, rows), step)
 

@@ -9,24 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import netrc
 import os
 import secrets
 import signal
 import sys
 import threading
 import time
-import urllib.parse
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 
 from minigpt.command_line import tool
 from minigpt.runs.folder import RunFolder
 from minigpt.signals import SIGNALS, handled_by, not_to_children
+from minigpt.training.class_path import one_line
 
 CONNECT_SECONDS = 8
 """Time limit for W&B's service to answer, after which the run is offline; WANDB_INIT_TIMEOUT overrides it."""
@@ -53,7 +52,7 @@ _opened: Any = None
 """The W&B run that training opened; None if the user opened it, who then finishes it."""
 
 
-def make_wandb_logger(
+def make_logger(
     make: Callable[[dict[str, Any]], WandbLogger],
     given: Mapping[str, Any],
     earlier: Mapping[str, Any],
@@ -62,27 +61,27 @@ def make_wandb_logger(
     """Lightning's logger with its W&B run open, or None if W&B cannot log even offline.
 
     Args:
-        make: builds the logger from arguments.
+        make: builds the logger from arguments; a UserError of it is passed on.
         given: the arguments in the config.
         earlier: the arguments with which a resumed run continues its W&B run, see `identity`.
         folder: where W&B's files go, unless the config or WANDB_DIR names another folder.
-
-    Raises:
-        UserError: the logger refuses the arguments.
     """
     global _opened
-    _messages.forget()
+    _messages.incomplete = False
     if getattr(sys.modules.get("wandb"), "run", None) is not None:  # the user's
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "There is a wandb run already in progress")
             logger = make(dict(given))
-            _use_step(logger.experiment, OWN_KEYS)
+            # Lightning plots all keys of a run that it opens against the step; of the user's run, only minigpt's.
+            logger.experiment.define_metric(STEP)
+            for key in OWN_KEYS:
+                logger.experiment.define_metric(key, step_metric=STEP, step_sync=True)
         return logger
     # No error of a logging service (network, key, version) may prevent training.
     try:
         arguments, mode = _prepare(given, earlier, folder)
     except Exception as error:
-        warnings.warn(f"W&B cannot log ({_reason(error)}), so the run is logged to files only", stacklevel=2)
+        warnings.warn(f"W&B cannot log ({one_line(error)[:300]}), so the run is logged to files only", stacklevel=2)
         return None
     import wandb
 
@@ -92,20 +91,13 @@ def make_wandb_logger(
             _opened = logger.experiment  # with the step as the x-axis
             return logger
         except Exception as error:
-            warnings.warn(f"W&B cannot log {attempt} ({_reason(error)})", stacklevel=2)
+            warnings.warn(f"W&B cannot log {attempt} ({one_line(error)[:300]})", stacklevel=2)
             _end_process(wandb)  # the process would refuse a second run of the same id
         except (KeyboardInterrupt, SystemExit):
             _end_process(wandb, interrupted=True)
             raise
     _restore_environment()
     return None
-
-
-def _use_step(run: Any, keys: Sequence[str]) -> None:
-    """Plot keys against the optimizer step, as Lightning's logger does for all keys of a run that it opens."""
-    run.define_metric(STEP)
-    for key in keys:
-        run.define_metric(key, step_metric=STEP, step_sync=True)
 
 
 def _prepare(
@@ -150,7 +142,7 @@ def _prepare(
     _environment.setdefault("WANDB_MODE", os.environ.get("WANDB_MODE"))  # Lightning sets it if offline is given
     return (
         defaults | dict(given) | {"settings": wandb.Settings(**settings)},
-        mode or ("online" if _logged_in(wandb) else "offline"),
+        mode or ("online" if known.api_key or has_key(known.base_url) else "offline"),
     )
 
 
@@ -185,19 +177,10 @@ def config_for(logger: WandbLogger, config: Mapping[str, Any]) -> dict[str, Any]
     return ours | ({"minigpt": {key: config[key] for key in taken}} if taken else {})
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
-
-
 class _Messages:
     """Receives W&B's messages: prints warnings and notes whether part of the run was not uploaded."""
 
-    def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """Reset for a new run."""
-        self.incomplete = False
+    incomplete = False
 
     def info(self, message: str) -> None:
         """Drop information messages, such as the account and the run's address."""
@@ -215,32 +198,45 @@ class _Messages:
 _messages = _Messages()
 
 
-def note_loss(error: Exception) -> None:
-    """Warn once that W&B failed to log something; the end of the run says how to upload the rest."""
-    if not _messages.incomplete:
-        warnings.warn(f"W&B cannot log ({_reason(error)}); the run's folder has everything", stacklevel=5)
-    _messages.incomplete = True
+@contextlib.contextmanager
+def unharmed(logger: Logger) -> Iterator[None]:
+    """Errors of W&B, for example if its process has died, become one warning instead of ending training.
+
+    The end of the run says how to upload the rest.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(logger, WandbLogger):
+            raise
+        if not _messages.incomplete:
+            warnings.warn(f"W&B cannot log ({one_line(error)[:300]}); the run's folder has everything", stacklevel=4)
+        _messages.incomplete = True
 
 
-def _logged_in(wandb: Any) -> bool:
-    """Whether W&B has credentials, without prompting for any."""
-    settings = wandb.setup().settings
-    return bool(getattr(settings, "api_key", None)) or has_key(settings.base_url)
+def log_media(logger: WandbLogger, key: str, make: Callable[[Any], Any], step: int) -> None:
+    """Log what `make` builds from the module wandb, such as a table."""
+    import wandb
+
+    with unharmed(logger):
+        media = make(wandb)
+        if isinstance(media, wandb.Table):
+            # Unless a table is bound to the run, W&B also makes an artifact of it and asks its service about it in this
+            # thread: without an answer, training would hang for minutes and then fail.
+            media.bind_to_run(logger.experiment, key, step)
+        logger.log_metrics({key: media}, step=step)
 
 
 def has_key(address: str) -> bool:
     """Whether the environment or the user's netrc has credentials for the W&B service at an address."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urllib.parse.urlsplit(address).hostname or ""
-    try:
-        file = os.environ.get("NETRC") or str(Path.home() / (".netrc" if os.name != "nt" else "_netrc"))
-        return netrc.netrc(file).authenticators(host) is not None
-    except (OSError, RuntimeError, netrc.NetrcParseError):
-        return False
+    from requests.utils import get_netrc_auth
+
+    return get_netrc_auth(address) is not None
 
 
-def finish_wandb(exit_code: int = 0) -> str | None:
+def finish(exit_code: int = 0) -> str | None:
     """Finish the W&B run that training opened, if any, in bounded time.
 
     Args:
@@ -270,7 +266,7 @@ def finish_wandb(exit_code: int = 0) -> str | None:
         _messages.incomplete = interrupted = True
     except Exception as error:
         _messages.incomplete = True
-        warnings.warn(f"W&B did not close properly ({_reason(error)})", stacklevel=2)
+        warnings.warn(f"W&B did not close properly ({one_line(error)[:300]})", stacklevel=2)
     finally:
         notice.cancel()
     _end_process(wandb, interrupted)
