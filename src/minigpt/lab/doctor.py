@@ -99,9 +99,9 @@ def examine(config: Config, resume: Path | None, temporary: Path, findings: Find
 
         quieten()
         trainer = findings.check(check_before_text, config)
-        free = machine.memory()
-        shown = f"{free[0] / 1e9:.1f} of {free[1] / 1e9:.1f} GB memory free" if free else "memory unknown"
-        findings.add("machine", f"{os.cpu_count()} cores, {torch.get_num_threads()} used by torch; {shown}; {_gpus()}")
+        free, total = (n_bytes / 1e9 for n_bytes in machine.memory())
+        cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} used by torch"
+        findings.add("machine", f"{cores}; {free:.1f} of {total:.1f} GB memory free; {_gpus()}")
         disk = {
             name: findings.check(machine.free_disk, Path(path), name)
             for name, path in (("runs_dir", config.runs_dir), ("data.dir", config.data.dir))
@@ -298,7 +298,7 @@ def _plan(
         return
     device = trainer.strategy.root_device
     here = processes if device.type == "cpu" else 1  # processes that share this memory
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else (machine.memory() or (2**63, 0))[0]
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.memory()[0]
     fixed = 2 * weights + state
     parts = f"weights {weights / 1e6:,.0f}, gradients {weights / 1e6:,.0f}, optimizer {state / 1e6:,.0f}"
     measured = None

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import torch
 
 from minigpt.errors import UserError
@@ -66,18 +67,13 @@ def versions(*names: str) -> str:
     return ", ".join(found)
 
 
-def memory() -> tuple[int, int] | None:
-    """Available and total memory in bytes; None if the system does not say."""
-    try:
-        total = free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
-    with contextlib.suppress(OSError, StopIteration, ValueError):  # Linux; SC_AVPHYS_PAGES would exclude caches
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        free = 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:")))
+def memory() -> tuple[int, int]:
+    """Available and total memory in bytes."""
+    system = psutil.virtual_memory()
+    total = system.total
     with contextlib.suppress(OSError, ValueError):  # a container's limit, unless it is "max"
         total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
-    return min(free, total), total
+    return min(system.available, total), total
 
 
 def free_disk(folder: Path, setting: str) -> int:
