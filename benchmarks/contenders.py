@@ -49,7 +49,7 @@ def prepared(changes: Sequence[str], folder: Path) -> tuple[Config, Path]:
     """The config with its vocabulary, once its text is prepared, and its train split as nanoGPT reads it."""
     import numpy as np
 
-    from minigpt.data.prepare import open_data
+    from minigpt.data.open import open_data
     from minigpt.training.run import filled_in
 
     config = parse(changes)
@@ -97,7 +97,7 @@ def raw(changes: Sequence[str], turn: Turn) -> None:
     import torch
 
     from minigpt.data.batches import train_batches
-    from minigpt.data.prepare import open_data
+    from minigpt.data.open import open_data
     from minigpt.training.module import TrainingModule
     from minigpt.training.optimizer import learning_rate
     from minigpt.training.run import filled_in

@@ -22,7 +22,7 @@ from torch import Tensor
 from minigpt.cli import parsing
 from minigpt.config import Config, GenerationConfig, GPTConfig
 from minigpt.data.batches import IGNORED, ValBatches
-from minigpt.data.prepare import open_data
+from minigpt.data.open import open_data
 from minigpt.generation.cpu_backend import CPUDecode
 from minigpt.generation.engine import Row, generate
 from minigpt.generation.generator import Writer

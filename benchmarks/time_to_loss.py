@@ -259,7 +259,7 @@ def loss(chosen: Namespace) -> Iterator[Block]:
     """Val loss against time: nanoGPT's CPU recipe, the same with a better learning rate, and ours."""
     import numpy as np
 
-    from minigpt.data.prepare import open_data
+    from minigpt.data.open import open_data
 
     store = chosen.folder if chosen.quick else chosen.runs
     seeds, n_points = (chosen.seeds[:1], 5) if chosen.quick else (chosen.seeds, 20)

@@ -20,7 +20,7 @@ from test_resume import assert_same_run, metrics
 
 from minigpt.config import Config
 from minigpt.data.batches import train_batches
-from minigpt.data.prepare import open_data
+from minigpt.data.open import open_data
 from minigpt.data.tokenizers.base import decode
 from minigpt.errors import UserError
 from minigpt.inspection.capture import tapped

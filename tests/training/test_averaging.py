@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minigpt.config import Config
 from minigpt.data.batches import ValBatches
-from minigpt.data.prepare import open_data
+from minigpt.data.open import open_data
 from minigpt.errors import UserError
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import load_model, read_checkpoint

@@ -13,7 +13,7 @@ from small_runs import small_settings
 from minigpt.cli.parsing import parse_sampling
 from minigpt.command_line import command
 from minigpt.config import Config, SampleConfig
-from minigpt.data.prepare import open_data
+from minigpt.data.open import open_data
 from minigpt.data.relations import Relation, to_json_line
 from minigpt.errors import UserError
 from minigpt.generation.generator import Writer

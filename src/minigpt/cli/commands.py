@@ -124,7 +124,7 @@ def peek(arguments: list[str], program: str) -> None:
 def _prepared(arguments: list[str], program: str, what: str) -> tuple[Config, PreparedData]:
     config = parsing.parse_data(arguments, program, what)
 
-    from minigpt.data.prepare import open_data
+    from minigpt.data.open import open_data
     from minigpt.data.sources.stdin import keep_stdin
 
     data = open_data(keep_stdin(config.data))

@@ -1,4 +1,11 @@
-"""Tokens -> batches. Batch i is a pure function of (seed, i), so a resumed run has nothing to store or replay."""
+"""Tokens -> batches. Batch i is a pure function of (seed, i), so a resumed run has nothing to store or replay.
+
+    batch i -> its pool of 64 batches -> items: source, epoch, place in that epoch's order (order.py)
+    items -> rows: where each begins and ends (`rows`) -> tokens and targets, both (B, T) (`batch`)
+
+An item is a window (packed) or an example. Unlike windows drawn at random with replacement, an epoch reads each token
+once, and batches need no communication: rank r of n takes batches r, r + n, ...
+"""
 
 from __future__ import annotations
 
@@ -22,7 +29,8 @@ Mode = Literal["packed", "examples"]
 """Windows cut from the joined documents, or each document by itself, padded."""
 
 BATCHES_PER_POOL = 64
-"""Batches drawn at a time: numpy takes hardly longer than for one, and examples are sorted by length within a pool."""
+"""Batches whose rows are computed at a time: numpy takes hardly longer than for one batch, and examples are sorted by
+length within a pool. Their tokens are read batch by batch."""
 
 _MIXTURE, _ORDER, _CUTS, _BATCHES = range(4)  # uses of random numbers, so that no two share a key
 
@@ -81,14 +89,15 @@ class _Windows:
     def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """tokens (B, T) and targets (B, T)."""
         size = self.context_length + 1
+        # int64, as cross-entropy and embeddings index with it; uint16 on disk is only for storage.
         windows = np.empty((len(rows), size), dtype=np.int64)
         for window, (range_, start) in zip(windows, rows.tolist(), strict=True):
             first, n = int(self.first_token[range_]), int(self.n_tokens[range_])
             ahead = min(size, n - start)
             window[:ahead] = self.tokens.read(first + start, first + start + ahead)
-            if ahead < size:
+            if ahead < size:  # the ring closes inside this window
                 window[ahead:] = self.tokens.read(first, first + size - ahead)
-        joined = torch.from_numpy(windows)
+        joined = torch.from_numpy(windows)  # (B, T + 1)
         return joined[:, :-1], joined[:, 1:]
 
 
@@ -137,8 +146,9 @@ class _Examples:
     def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """tokens and targets, each (B, length of the longest)."""
         lengths = rows[:, 1] - rows[:, 0]
-        joined = np.full((len(rows), lengths.max() + 1), self.end_of_text, dtype=np.int64)
+        joined = np.full((len(rows), lengths.max() + 1), self.end_of_text, dtype=np.int64)  # (B, longest + 1)
         for row, (begin, end, opens) in zip(joined, rows.tolist(), strict=True):
+            # A document's first example keeps the end_of_text in front of it; a later one reads one token before it.
             row[opens : end - begin + 1] = self.tokens.read(begin - (not opens), end)
         padding = torch.from_numpy(np.arange(lengths.max()) >= lengths[:, None])
         tokens, targets = torch.from_numpy(joined[:, :-1]), torch.from_numpy(joined[:, 1:])
@@ -253,6 +263,7 @@ class TrainBatches(Dataset[tuple[Tensor, Tensor]]):
     def _draw(self, pool: int) -> np.ndarray:
         """The rows of a pool's batches: (batches_per_pool, B, columns of `items.rows`)."""
         n_batches, n_rows = self.batches_per_pool, self.batches_per_pool * self.batch_size
+        # Each (n_rows,): the source of each row, how many rows of that source came before, and its number of items.
         ranges, counts = self.mixture.pick(pool * n_rows, (pool + 1) * n_rows)
         n = self.items.n_items[ranges]
         epochs, places = np.divmod(counts, n)

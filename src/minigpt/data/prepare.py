@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import shutil
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,19 +28,6 @@ STALE_SECONDS = 7 * 86400
 """Age at which the working folder of a killed preparation is deleted: until then, a new try resumes it."""
 
 
-def open_data(config: DataConfig, *, quiet: bool = False) -> PreparedData:
-    """Prepare all text, or with data.streaming only the head of the stream.
-
-    Raises:
-        UserError: see `prepare` and `prepare_head`.
-    """
-    if config.streaming:
-        from minigpt.data.stream import prepare_head  # needs torch, which takes seconds to import
-
-        return prepare_head(config, quiet=quiet)
-    return prepare(config, quiet=quiet)
-
-
 def prepare(config: DataConfig, *, quiet: bool = False) -> PreparedData:
     """Prepare the text that the config names, or open the folder of an earlier call.
 
@@ -53,12 +39,12 @@ def prepare(config: DataConfig, *, quiet: bool = False) -> PreparedData:
         UserError: no text, text in another encoding, text too short to split, a folder that cannot be written, or a
             damaged prepared file.
     """
-    root = Path(config.dir)
-    if len(config.sources) == 1 and not config.val_sources and is_prepared(Path(config.sources[0])):
+    if _is_one_prepared_folder(config):
         return _open_as_it_is(config)
+    root = Path(config.dir)
     scans = Scans(root / SCANS)
     text = find_text(config, scans)
-    folder = root / f"{_readable_name(config)}-{_key(config, text)}"
+    folder = _folder(config, text)
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -66,17 +52,8 @@ def prepare(config: DataConfig, *, quiet: bool = False) -> PreparedData:
     sweep(root, root / "streams", root / "downloads")
     if not (folder / MANIFEST).is_file():
         with _one_line_errors(root), _locked(root / f".{folder.name}.lock", quiet):
-            if not (folder / MANIFEST).is_file():
-                if folder.exists():
-                    raise UserError(f"{folder} has no {MANIFEST}: delete the folder, and it will be prepared anew")
-                _sweep(root)
-                if not quiet:
-                    _say_how_it_is_read(config, text, scans)
-                Tokenising(config, text, folder, quiet).run(
-                    lambda: _fingerprint(text.train, text.val, scans) == text.fingerprint
-                )
-                if not quiet:
-                    _say_what_is_held_out(config, folder)
+            if not (folder / MANIFEST).is_file():  # no other process has prepared it meanwhile
+                _prepare_into(folder, config, text, scans, quiet)
     return open_prepared(folder, scans)
 
 
@@ -86,37 +63,19 @@ def find_prepared(config: DataConfig) -> tuple[PreparedData | None, int]:
     Raises:
         UserError: there is no text, it cannot be read, or a prepared file is damaged.
     """
-    root = Path(config.dir)
-    if len(config.sources) == 1 and not config.val_sources and is_prepared(Path(config.sources[0])):
+    if _is_one_prepared_folder(config):
         opened = _open_as_it_is(config)
         return opened, opened.train.n_bytes + opened.val.n_bytes
-    scans = Scans(root / SCANS, read_only=True)
+    scans = Scans(Path(config.dir) / SCANS, read_only=True)
     text = find_text(config, scans)
     files = [file for source in (*text.train, *text.val) for file in source.files]
-    folder = root / f"{_readable_name(config)}-{_key(config, text)}"
+    folder = _folder(config, text)
     data = open_prepared(folder, scans) if (folder / MANIFEST).is_file() else None
     return data, sum(scan.n_bytes for scan in scans.of(files))
 
 
-def _say_how_it_is_read(config: DataConfig, text: Text, scans: Scans) -> None:
-    for setting, sources in (("source", text.train), ("val_source", text.val)):
-        for source in sources:
-            for line in reading_notes(source, config, scans):
-                note(f"note: data.{setting}={source.name}: {line}")
-    if skipped := text.skipped_files:
-        note(f"note: {len(skipped)} files are skipped because they are not {config.encoding}, such as {skipped[0]}")
-
-
-def _say_what_is_held_out(config: DataConfig, folder: Path) -> None:
-    """Warn where the val share is far from val_fraction: whole documents are held out, and some are long."""
-    manifest = Manifest.read(folder)
-    share = manifest.val.n_bytes / (manifest.val.n_bytes + manifest.train.n_bytes)
-    if config.val_source is None and not config.val_fraction / 2 < share < config.val_fraction * 2:
-        print(
-            f"note: {100 * share:.0f} % of the text is held out instead of data.val_fraction={config.val_fraction}, as "
-            "there are few documents or their lengths differ much; data.val_source names another text to validate on",
-            file=sys.stderr,
-        )
+def _is_one_prepared_folder(config: DataConfig) -> bool:
+    return len(config.sources) == 1 and not config.val_sources and is_prepared(Path(config.sources[0]))
 
 
 def _open_as_it_is(config: DataConfig) -> PreparedData:
@@ -152,6 +111,10 @@ def find_text(config: DataConfig, scans: Scans) -> Text:
 
 
 def _fingerprint(train: Sequence[Source], val: Sequence[Source], scans: Scans) -> str:
+    """Hash of the files' contents, in order.
+
+    Not of their paths, so that text which was moved is not prepared again; nor of their times, which a copy changes.
+    """
     digest = hashlib.sha256(str(len(train)).encode())
     for source in (*train, *val):
         made_by = [source.synthetic, source.seed, SYNTHETIC_VERSION] if source.synthetic else []
@@ -162,35 +125,70 @@ def _fingerprint(train: Sequence[Source], val: Sequence[Source], scans: Scans) -
     return digest.hexdigest()
 
 
-def _key(config: DataConfig, text: Text) -> str:
-    """Hash of everything that the tokens depend on: format, text, tokenizer and settings."""
-    tokenizer = config.tokenizer
+def _folder(config: DataConfig, text: Text) -> Path:
+    """Where the prepared text belongs: a name for people, and a hash of everything that the tokens depend on."""
+    tokenizer, tokenizer_name = config.tokenizer, config.tokenizer
     if tokenizer.endswith(".json"):
         try:
             load_tokenizer(Path(tokenizer))  # a clear error now if it is missing or wrong
         except UserError as error:
             raise UserError(f"data.tokenizer={tokenizer}: {str(error).split(': ', 1)[1]}") from None
+        tokenizer_name = Path(tokenizer).stem
         tokenizer = hashlib.sha256(Path(tokenizer).read_bytes()).hexdigest()
-    key = json.dumps([FORMAT, text.fingerprint, tokenizer, settings(config)])
-    return hashlib.sha256(key.encode()).hexdigest()[:10]
-
-
-def _readable_name(config: DataConfig) -> str:
-    """Prefix of the folder's name, for people; only the key identifies the data."""
+    content = json.dumps([FORMAT, text.fingerprint, tokenizer, settings(config)])
+    key = hashlib.sha256(content.encode()).hexdigest()[:10]
     stem = Path(config.sources[0]).stem or "text"
-    tokenizer = Path(config.tokenizer).stem if config.tokenizer.endswith(".json") else config.tokenizer
-    return re.sub(r"[^A-Za-z0-9]+", "-", f"{stem}-{tokenizer}").strip("-").lower()[:60]
+    name = re.sub(r"[^A-Za-z0-9]+", "-", f"{stem}-{tokenizer_name}").strip("-").lower()[:60]
+    return Path(config.dir) / f"{name}-{key}"
+
+
+def _prepare_into(folder: Path, config: DataConfig, text: Text, scans: Scans, quiet: bool) -> None:
+    if folder.exists():
+        raise UserError(f"{folder} has no {MANIFEST}: delete the folder, and it will be prepared anew")
+    for path in folder.parent.glob(".preparing-*"):
+        if time.time() - path.stat().st_mtime > STALE_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
+    if not quiet:
+        _say_how_it_is_read(config, text, scans)
+    Tokenising(config, text, folder, quiet).run(
+        is_unchanged=lambda: _fingerprint(text.train, text.val, scans) == text.fingerprint
+    )
+    if not quiet:
+        _say_what_is_held_out(config, folder)
+
+
+def _say_how_it_is_read(config: DataConfig, text: Text, scans: Scans) -> None:
+    for setting, sources in (("source", text.train), ("val_source", text.val)):
+        for source in sources:
+            for line in reading_notes(source, config, scans):
+                note(f"note: data.{setting}={source.name}: {line}")
+    if skipped := text.skipped_files:
+        note(f"note: {len(skipped)} files are skipped because they are not {config.encoding}, such as {skipped[0]}")
+
+
+def _say_what_is_held_out(config: DataConfig, folder: Path) -> None:
+    """Warn where the val share is far from val_fraction: whole documents are held out, and some are long."""
+    manifest = Manifest.read(folder)
+    share = manifest.val.n_bytes / (manifest.val.n_bytes + manifest.train.n_bytes)
+    if config.val_source is None and not config.val_fraction / 2 < share < config.val_fraction * 2:
+        note(
+            f"note: {100 * share:.0f} % of the text is held out instead of data.val_fraction={config.val_fraction}, as "
+            "there are few documents or their lengths differ much; data.val_source names another text to validate on"
+        )
 
 
 @contextmanager
 def _locked(path: Path, quiet: bool) -> Iterator[None]:
-    """One process at a time; the system releases the lock of a process that dies."""
+    """One process at a time; the system releases the lock of a process that dies.
+
+    Unlike `files.locked`, it waits, so the lock file must stay: a waiting process would get the lock of a deleted file.
+    """
     lock = FileLock(path)
     try:
         lock.acquire(blocking=False)
     except Timeout:
         if not quiet:
-            print("another process is preparing the same text: waiting for it", file=sys.stderr, flush=True)
+            note("another process is preparing the same text: waiting for it")
         lock.acquire()
     try:
         yield
@@ -208,9 +206,3 @@ def _one_line_errors(root: Path) -> Iterator[None]:
             f"data.dir={root}: could not be written ({reason(error)}; {free / 1e6:.0f} MB are "
             "free); nothing was left half-written"
         ) from None
-
-
-def _sweep(root: Path) -> None:
-    for path in root.glob(".preparing-*"):
-        if time.time() - path.stat().st_mtime > STALE_SECONDS:
-            shutil.rmtree(path, ignore_errors=True)

@@ -7,7 +7,6 @@ the start of each document, the tokenizer, and a manifest with the length and ch
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import weakref
@@ -26,6 +25,9 @@ from minigpt.errors import UserError
 from minigpt.files import reason
 
 FORMAT = 2
+"""Raise when prepared folders change: those of another format are refused and prepared anew."""
+SCANS = ".scans.json"
+"""Name of the cache of file scans in data.dir."""
 TOGETHER = 1 << 18
 """Tokens written or hashed at a time."""
 
@@ -34,7 +36,7 @@ class TokenFile:
     """A file of token ids; slices are read as arrays.
 
     Not a memory map: it would count every page ever read as memory of this process, and page faults get slower as the
-    file grows.
+    file grows. A window of a thousand tokens is one system call here.
     """
 
     def __init__(self, path: Path, token_type: str) -> None:
@@ -77,11 +79,18 @@ class TokenFile:
         tokens = np.empty(stop - start, self.dtype)
         missing = tokens.view(np.uint8).data
         while len(missing):  # one call reads at most 2 GB
-            n_bytes = _read_at(self._file, missing, stop * self.dtype.itemsize - len(missing))
+            n_bytes = self._read_at(missing, stop * self.dtype.itemsize - len(missing))
             if not n_bytes:
                 raise UserError(f"{self.path} became shorter while it was read: restore it")
             missing = missing[n_bytes:]
         return tokens
+
+    def _read_at(self, target: memoryview, offset: int) -> int:
+        """Read into `target` from a byte offset; returns the number of bytes read."""
+        if hasattr(os, "preadv"):  # leaves the file position alone, which forked loader workers share
+            return os.preadv(self._file.fileno(), [target], offset)
+        self._file.seek(offset)  # Windows: without fork, no two processes share a file position
+        return self._file.readinto(target)
 
 
 class Tokens:
@@ -189,16 +198,17 @@ class Manifest:
             UserError: it is missing, damaged, or of another version.
         """
         path = Path(folder) / MANIFEST
-        anew = f"delete {folder}, and it will be prepared anew"
         try:
             text = path.read_text(encoding="utf-8")
             content: dict[str, Any] = json.loads(text)
             if content["format"] != FORMAT:
-                raise UserError(f"{path}: written by another version of minigpt (format {content['format']}); {anew}")
+                raise UserError(
+                    f"{path}: written by another version of minigpt (format {content['format']}); {_anew(folder)}"
+                )
             # The checksum ignores white space; a file that differs there was not written by `to_json` either.
             is_verbatim = json.dumps(content, indent=1) == text
             if content.pop("checksum") != _checksum(content) or not is_verbatim:
-                raise UserError(f"{path} was changed or is damaged (its checksum differs); {anew}")
+                raise UserError(f"{path} was changed or is damaged (its checksum differs); {_anew(folder)}")
             for split in ("train", "val"):
                 ranges = tuple(SourceRange(**source) for source in content[split]["sources"])
                 shards = tuple(content[split]["shards"])
@@ -206,12 +216,16 @@ class Manifest:
             for name in ("source", "skipped_files"):
                 content[name] = tuple(content[name])
             return cls(**content)
+        except UserError:
+            raise
         except OSError as error:
             raise UserError(f"{path}: {reason(error)}") from None
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{path} is damaged ({type(error).__name__}); {anew}") from None
+            raise UserError(f"{path} is damaged ({type(error).__name__}); {_anew(folder)}") from None
+
+
+def _anew(folder: str | Path) -> str:
+    return f"delete {folder}, and it will be prepared anew"
 
 
 def _checksum(content: dict[str, Any]) -> str:
@@ -237,9 +251,7 @@ class PreparedData:
         for split in (self.train, self.val):
             for shard in split.tokens.shards:
                 if isinstance(shard, TokenFile) and not shard.has(self.manifest.files[shard.path.name]["sha256"]):
-                    raise UserError(
-                        f"{shard.path} was changed while in use: delete {self.folder}, and it will be prepared anew"
-                    )
+                    raise UserError(f"{shard.path} was changed while in use: {_anew(self.folder)}")
 
 
 def open_prepared(folder: str | Path, scans: Scans | None = None) -> PreparedData:
@@ -261,7 +273,7 @@ def open_prepared(folder: str | Path, scans: Scans | None = None) -> PreparedDat
     if (tokenizer.vocab_size, tokenizer.end_of_text) != (manifest.vocab_size, manifest.end_of_text):
         raise UserError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, but the data was made with one of "
-            f"{manifest.vocab_size}; delete {folder}, and it will be prepared anew"
+            f"{manifest.vocab_size}; {_anew(folder)}"
         )
 
     def split(files: SplitFiles) -> Split:
@@ -275,30 +287,17 @@ def open_prepared(folder: str | Path, scans: Scans | None = None) -> PreparedDat
     return PreparedData(folder, manifest, tokenizer, split(manifest.train), split(manifest.val))
 
 
-SCANS = ".scans.json"
-"""Name of the cache of file scans in data.dir."""
-
-
-def _read_at(file: io.FileIO, target: memoryview, offset: int) -> int:
-    """Read into `target` from a byte offset; returns the number of bytes read."""
-    if hasattr(os, "preadv"):
-        return os.preadv(file.fileno(), [target], offset)
-    file.seek(offset)  # Windows: without fork, no two processes share a file position
-    return file.readinto(target)
-
-
 def _check_files(folder: Path, manifest: Manifest, scans: Scans) -> None:
-    anew = f"delete {folder}, and it will be prepared anew"
     for name, expected in manifest.files.items():
         path = folder / name
         if not path.is_file():
-            raise UserError(f"{path} is missing; {anew}")
-        if path.stat().st_size != expected["n_bytes"]:
-            raise UserError(f"{path} has {path.stat().st_size} bytes instead of {expected['n_bytes']}; {anew}")
+            raise UserError(f"{path} is missing; {_anew(folder)}")
+        if (n_bytes := path.stat().st_size) != expected["n_bytes"]:
+            raise UserError(f"{path} has {n_bytes} bytes instead of {expected['n_bytes']}; {_anew(folder)}")
     found = scans.of([File(folder / name, "tokens") for name in manifest.files])
     for (name, expected), scan in zip(manifest.files.items(), found, strict=True):
         if scan.sha256 != expected["sha256"]:
-            raise UserError(f"{folder / name} is damaged (its checksum differs); {anew}")
+            raise UserError(f"{folder / name} is damaged (its checksum differs); {_anew(folder)}")
 
 
 class ShardWriter:
@@ -308,23 +307,20 @@ class ShardWriter:
         """Args: path of the file; dtype, uint16 or uint32, which must hold every token."""
         self.path, self.dtype = path, dtype.newbyteorder("<")
         self.n_tokens, self._digest = 0, hashlib.sha256()
-        self._waiting: list[np.ndarray] = []
-        self._n_waiting = 0
+        self._buffer = bytearray()
         self._file: IO[bytes] = path.open("wb")
 
     def write(self, tokens: np.ndarray) -> None:
-        """Append tokens; they are buffered."""
-        self._waiting.append(tokens)
-        self._n_waiting += len(tokens)
+        """Append tokens; they are buffered, as many documents have only a few."""
+        self._buffer += tokens.astype(self.dtype).tobytes()
         self.n_tokens += len(tokens)
-        if self._n_waiting >= TOGETHER or len(self._waiting) >= TOGETHER // 16:
-            self._write()
+        if len(self._buffer) >= TOGETHER * self.dtype.itemsize:
+            self._flush()
 
-    def _write(self) -> None:
-        content = np.concatenate([np.zeros(0, self.dtype), *self._waiting]).astype(self.dtype).tobytes()
-        self._waiting, self._n_waiting = [], 0
-        self._digest.update(content)
-        self._file.write(content)
+    def _flush(self) -> None:
+        self._digest.update(self._buffer)
+        self._file.write(self._buffer)
+        self._buffer.clear()
 
     def close(self) -> None:
         """Close the file without writing what is buffered."""
@@ -332,7 +328,7 @@ class ShardWriter:
 
     def finish(self) -> dict[str, Any]:
         """Flush to disk and close; returns the manifest's entry of the file."""
-        self._write()
+        self._flush()
         self._file.flush()
         os.fsync(self._file.fileno())
         self.close()

@@ -31,11 +31,6 @@ class Survey:
         """(n_documents,) uint64: first 8 bytes of each digest, treated as unique to a text."""
         return self.documents[:, 0]
 
-    @property
-    def n_bytes(self) -> int:
-        """Length of all texts in UTF-8."""
-        return int(self.documents[:, 2].sum())
-
 
 def survey(*sources: Iterable[Piece]) -> Survey:
     """Hash every document of some sources in one pass."""
@@ -93,6 +88,25 @@ def assign(source: Survey, val_source: Survey | None, config: DataConfig) -> tup
     return sides, 0
 
 
+def _chosen(found: Survey, max_documents: int | None) -> np.ndarray:
+    """Mask of the documents that data.max_documents keeps of each source: an arbitrary but repeatable choice.
+
+    It sorts by the end of the digest. The beginning decides between train and val, and would bias the choice.
+    """
+    chosen = np.ones(len(found.documents), dtype=bool)
+    first = 0
+    for count in found.counts if max_documents is not None else ():
+        of_source = np.argsort(found.documents[first : first + count, 1], kind="stable")
+        chosen[first + of_source[max_documents:]] = False
+        first += count
+    return chosen
+
+
+def val_threshold(val_fraction: float) -> int:
+    """Rank below which a document goes to val."""
+    return int(val_fraction * 2**64)
+
+
 @dataclass(frozen=True)
 class Documents:
     """The documents of some sources with the side of each; text is read from disk on each iteration."""
@@ -116,14 +130,14 @@ class Documents:
         Raises:
             UserError: the text has changed since the survey.
         """
-        if (self.sides == VAL).any():
-            yield from self._kept()
-            return
         kept = self._kept()
-        _, number, first = next(kept)
-        single = chain([first], (piece for _, _, piece in kept))
+        if (self.sides == VAL).any():
+            yield from kept
+            return
+        first = next(kept)
+        single = (piece for _, _, piece in chain([first], kept))
         for side, piece in cut_single_text(single, self.n_bytes(), self.config.val_fraction):
-            yield side, number, piece
+            yield side, first[1], piece
 
     def _kept(self) -> Iterator[tuple[int, int, Piece]]:
         document = 0
@@ -136,11 +150,6 @@ class Documents:
                 document += piece.ends
         if document != len(self.sides):
             raise text_changed(self.config)
-
-
-def val_threshold(val_fraction: float) -> int:
-    """Rank below which a document goes to val."""
-    return int(val_fraction * 2**64)
 
 
 def text_changed(config: DataConfig) -> UserError:
@@ -166,7 +175,7 @@ def cut_single_text(pieces: Iterable[Piece], n_bytes: int, val_fraction: float) 
     cut = round(n_bytes * (1 - val_fraction))
     if not 0 < cut < n_bytes:
         raise too_short
-    at = 0
+    at = 0  # bytes before this piece
     for piece in pieces:
         content = piece.text.encode()
         if at <= cut < at + len(content):
@@ -181,17 +190,3 @@ def cut_single_text(pieces: Iterable[Piece], n_bytes: int, val_fraction: float) 
         else:
             yield (TRAIN if at < cut else VAL), piece
         at += len(content)
-
-
-def _chosen(found: Survey, max_documents: int | None) -> np.ndarray:
-    """Mask of the documents that data.max_documents keeps of each source: an arbitrary but repeatable choice.
-
-    It sorts by the end of the digest. The beginning decides between train and val, and would bias the choice.
-    """
-    chosen = np.ones(len(found.documents), dtype=bool)
-    first = 0
-    for count in found.counts if max_documents is not None else ():
-        of_source = np.argsort(found.documents[first : first + count, 1], kind="stable")
-        chosen[first + of_source[max_documents:]] = False
-        first += count
-    return chosen

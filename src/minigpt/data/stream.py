@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,12 @@ from minigpt.config import DataConfig
 from minigpt.data.batches import BATCHES_PER_POOL
 from minigpt.data.order import mixed, shuffled
 from minigpt.data.prepare import prepare
-from minigpt.data.shards import PreparedData, Split
+from minigpt.data.shards import PreparedData
 from minigpt.data.sources.chunking import grouped
 from minigpt.data.sources.hub import open_dataset_stream
 from minigpt.data.sources.names import Source, find_source
 from minigpt.data.sources.reading import open_stream, reading_notes
 from minigpt.data.splitting import val_threshold
-from minigpt.data.tokenizers.base import Tokenizer
 from minigpt.errors import UserError
 from minigpt.files import note, write_atomically
 
@@ -50,7 +49,7 @@ def prepare_head(config: DataConfig, *, quiet: bool = False) -> PreparedData:
     key = json.dumps([config.source, *reading, _lengths(config)])
     head = Path(config.dir) / "streams" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
     if not head.is_file():
-        if not quiet and not config.sources[0].startswith("hf:"):
+        if not quiet and not _is_of_the_hub(config):
             for line in reading_notes(_local(config), config):
                 note(f"note: data.source={config.sources[0]}: {line}")
         write_atomically(head, lambda path: _write_head(path, config))
@@ -87,13 +86,17 @@ class StreamBatches(Dataset[tuple[Tensor, Tensor]]):
         self, config: DataConfig, data: PreparedData, *, context_length: int, n_batches: int, seed: int
     ) -> None:
         """Args: config of the stream; data, its prepared head; tokens per window; batches of the run; seed."""
-        self.config, self.data, self.context_length = config, data, context_length
+        self.config, self.tokenizer, self.context_length = config, data.tokenizer, context_length
         self.n_batches, self.seed = n_batches, seed
         self._threshold = 0 if config.val_source is not None else val_threshold(config.val_fraction)
-        self._held_out = set(_digests(data.val, data.tokenizer))
+        # By threshold alone, a head without any document below it would not hold out the one that `assign` chose.
+        val = data.val.tokens
+        ends = pairwise([*data.val.document_starts.tolist(), len(val)])
+        self._held_out = {_digest(data.tokenizer.decode_bytes(val.read(a, b - 1).tolist())) for a, b in ends}
         self._stream = _open(config)
         self._start = copy.deepcopy(self._stream.state_dict())
         self._positions: dict[int, dict[str, Any]] = {}
+        """Pool -> where the stream stood before it was read, for the last two pools."""
         self._go_to(self._beginning())
 
     def _beginning(self) -> dict[str, Any]:
@@ -111,7 +114,7 @@ class StreamBatches(Dataset[tuple[Tensor, Tensor]]):
             self._go_to(self._positions.get(number) or self._beginning())
         while self._next_pool <= number:
             self._read_pool()
-        joined = torch.from_numpy(self._pool[place].astype(np.int64))
+        joined = torch.from_numpy(self._pool[place].astype(np.int64))  # (B, T + 1)
         return joined[:, :-1], joined[:, 1:]
 
     def state_dict(self) -> dict[str, Any]:
@@ -134,49 +137,51 @@ class StreamBatches(Dataset[tuple[Tensor, Tensor]]):
 
     def _go_to(self, position: dict[str, Any]) -> None:
         self._next_pool = position["pool"]
-        self._stream.load_state_dict(copy.deepcopy(position["stream"]))
         # After load_state_dict, datasets (5.2) reports position 0 until a row is read: remember the position here.
         self._stands_at = position["stream"]
-        self._pending = [position["tokens"].numpy()]
+        self._pending = position["tokens"].numpy()  # int32: any vocabulary fits, in half of int64's memory
         self._pool = np.zeros((0, 0, 0), dtype=np.int32)
+        self._read_from(position["stream"])
+
+    def _read_from(self, state: dict[str, Any]) -> None:
+        self._stream.load_state_dict(copy.deepcopy(state))
         self._texts = _texts(self._stream, self.config)
 
     def _read_pool(self) -> None:
+        """Read the tokens of the next 64 batches, and cut them into windows in shuffled order."""
         T, n_windows = self.context_length, BATCHES_PER_POOL * self.config.batch_size
-        tokens = np.concatenate(self._pending)
+        parts, length = [self._pending], len(self._pending)
         self._positions = dict(sorted(self._positions.items())[-1:])
         self._positions[self._next_pool] = {
             "pool": self._next_pool,
             "stream": self._stands_at,
-            "tokens": torch.from_numpy(tokens.copy()),
+            "tokens": torch.from_numpy(self._pending.copy()),
         }
-        pieces, length, passes, has_read = [tokens], len(tokens), 0, False
+        n_ends = 0
         while length <= n_windows * T:
-            texts = next(self._texts, None)
-            if texts is None:  # the stream's end: start again
-                passes += 1
-                if passes > 1 and length == len(tokens):
+            if (texts := next(self._texts, None)) is None:  # the stream's end: start again
+                n_ends += 1
+                if n_ends > 1 and len(parts) == 1:
                     raise UserError(f"data.source={self.config.source}: the stream holds no text to train on")
-                self._stream.load_state_dict(copy.deepcopy(self._start))
-                self._texts = _texts(self._stream, self.config)
+                self._read_from(self._start)
                 continue
-            has_read = True
-            for encoded in self._encoded(texts):
-                pieces.append(encoded)
-                length += len(encoded)
-        tokens = np.concatenate(pieces)
+            encoded = list(self._encoded(texts))
+            parts += encoded
+            length += sum(map(len, encoded))
+        tokens = np.concatenate(parts)
         order = shuffled(np.arange(n_windows), n_windows, mixed(self.seed, self._next_pool))
+        # (n_windows, T + 1): neighbours share one token, the last target of one and the first input of the next.
         windows = np.lib.stride_tricks.sliding_window_view(tokens, T + 1)[order * T]
         self._pool = windows.reshape(BATCHES_PER_POOL, self.config.batch_size, T + 1)
-        self._pending = [tokens[n_windows * T :]]
+        self._pending = tokens[n_windows * T :]
         self._next_pool += 1
-        if has_read:
+        if len(parts) > 1:
             self._stands_at = copy.deepcopy(self._stream.state_dict())
 
     def _encoded(self, texts: list[str]) -> Iterator[np.ndarray]:
         """Tokens of the train documents, each followed by end_of_text."""
-        for tokens in self.data.tokenizer.encode_batch([text for text in texts if not self._is_val(text)]):
-            yield np.append(tokens, self.data.tokenizer.end_of_text).astype(np.int32)
+        for tokens in self.tokenizer.encode_batch([text for text in texts if not self._is_val(text)]):
+            yield np.append(tokens, self.tokenizer.end_of_text).astype(np.int32)
 
     def _is_val(self, text: str) -> bool:
         digest = _digest(text.encode())
@@ -185,9 +190,11 @@ class StreamBatches(Dataset[tuple[Tensor, Tensor]]):
 
 def _lengths(config: DataConfig) -> list[int]:
     """Bytes of each local file: a cheap check for changes, without reading them. Empty for a hub dataset."""
-    if config.sources[0].startswith("hf:"):
-        return []
-    return [file.path.stat().st_size for file in _local(config).files]
+    return [] if _is_of_the_hub(config) else [file.path.stat().st_size for file in _local(config).files]
+
+
+def _is_of_the_hub(config: DataConfig) -> bool:
+    return config.sources[0].startswith("hf:")
 
 
 def _local(config: DataConfig) -> Source:
@@ -196,9 +203,8 @@ def _local(config: DataConfig) -> Source:
 
 def _open(config: DataConfig) -> Any:
     """The stream, as an IterableDataset."""
-    name = config.sources[0]
-    if name.startswith("hf:"):
-        return open_dataset_stream(name, config.text_column, Path(config.dir))
+    if _is_of_the_hub(config):
+        return open_dataset_stream(config.sources[0], config.text_column, Path(config.dir))
     return open_stream(_local(config), config)
 
 
@@ -212,12 +218,6 @@ def _texts(stream: Any, config: DataConfig) -> Iterator[list[str]]:
 
     for group in grouped(map(texts_of, stream), lambda texts: sum(map(len, texts)), TOGETHER):
         yield list(chain.from_iterable(group))
-
-
-def _digests(split: Split, tokenizer: Tokenizer) -> Iterator[int]:
-    starts = split.document_starts.tolist()
-    for start, stop in zip(starts, [*starts[1:], len(split.tokens)], strict=True):
-        yield _digest(tokenizer.decode_bytes(split.tokens.read(start, stop - 1).tolist()))
 
 
 def _digest(text: bytes) -> int:

@@ -7,13 +7,12 @@ final name when it is complete.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -71,7 +70,7 @@ def settings(config: DataConfig) -> dict[str, Any]:
 
 
 def token_dtype(config: DataConfig, tokenizer: Tokenizer) -> np.dtype[Any]:
-    """Integer type in which tokens are stored.
+    """Integer type in which tokens are stored: two bytes while they suffice, which halves the disk and what is read.
 
     Raises:
         UserError: the vocabulary is too large for data.token_type.
@@ -89,7 +88,7 @@ def token_dtype(config: DataConfig, tokenizer: Tokenizer) -> np.dtype[Any]:
 
 
 class Tokenising:
-    """One preparation: tokenises a text into a folder."""
+    """One preparation: tokenises a text into a folder. Each stage leaves a file, so a new try skips what is done."""
 
     def __init__(self, config: DataConfig, text: Text, folder: Path, quiet: bool) -> None:
         """Args: folder is the result, written under a hidden name beside it until it is complete."""
@@ -135,23 +134,28 @@ class Tokenising:
             save_tokenizer(tokenizer, self.work / TOKENIZER)
 
     def _survey(self) -> Documents:
-        notes = self.work / SURVEY
-        if not notes.is_file():
+        """First pass: read every document, and assign it to a side."""
+        path = self.work / SURVEY
+        if not path.is_file():
             with self._bar("reading", None) as bar:
                 train, val = (
                     survey(*(_shown(read(source, self.config), bar) for source in sources))
                     for sources in (self.text.train, self.text.val)
                 )
             sides, n_duplicates = assign(train, val if self.text.val else None, self.config)
-            content = {"sides": sides, "n_duplicates": np.array(n_duplicates)}
-            content["lengths"] = np.concatenate([train.documents[:, 2], val.documents[:, 2]])
-            write_atomically(notes, lambda path: _save(path, content))
-        with np.load(notes, allow_pickle=False) as saved:
+            lengths = np.concatenate([train.documents[:, 2], val.documents[:, 2]])
+
+            def save(temporary: Path) -> None:
+                with temporary.open("wb") as file:  # given a path, numpy appends .npz to its name
+                    np.savez(file, sides=sides, n_duplicates=np.array(n_duplicates), lengths=lengths)
+
+            write_atomically(path, save)
+        with np.load(path, allow_pickle=False) as saved:
             return Documents(self.sources, self.config, saved["sides"], saved["lengths"], int(saved["n_duplicates"]))
 
     def _tokenizer(self, documents: Documents) -> Tokenizer:
-        notes = self.work / TOKENIZER
-        if not notes.is_file():
+        path = self.work / TOKENIZER
+        if not path.is_file():
             n_bytes = documents.n_bytes()
             if self.config.tokenizer.startswith("bpe:") and not self.quiet:
                 print(f"training a byte-level BPE, {self.config.tokenizer}, on {n_bytes / 1e6:.1f} MB", flush=True)
@@ -159,14 +163,15 @@ class Tokenising:
             train = (piece.text for side, _, piece in documents.pieces() if side == TRAIN)
             tokenizer = make_tokenizer(
                 self.config.tokenizer,
-                (text for i, text in enumerate(train) if _drawn(i, share)),
+                # An evenly spread sample of that share: Fibonacci hashing (Knuth 1973).
+                (text for i, text in enumerate(train) if i * 0x9E3779B97F4A7C15 % 2**64 < share * 2**64),
                 (piece.text for _, _, piece in documents.pieces()),
             )
-            save_tokenizer(tokenizer, notes)
-        return load_tokenizer(notes)
+            save_tokenizer(tokenizer, path)
+        return load_tokenizer(path)
 
     def _tokenise(self, documents: Documents, tokenizer: Tokenizer, dtype: np.dtype[Any]) -> None:
-        """Write the units that are missing."""
+        """Second pass: write the units that are missing."""
         units = self._units()
         unit_bytes = max(UNIT_BYTES, documents.n_bytes() // MOST_UNITS)
         pieces = documents.pieces()
@@ -185,7 +190,7 @@ class Tokenising:
                             bar.update(len(piece.text))
                         batch = next(batches, None) if unit.n_bytes < unit_bytes else None
                     units.append(unit.finish())
-                write_text(self.work / UNITS, json.dumps([dataclasses.asdict(unit) for unit in units]))
+                write_text(self.work / UNITS, json.dumps([asdict(unit) for unit in units]))
 
     def _units(self) -> list[_Unit]:
         try:
@@ -194,7 +199,7 @@ class Tokenising:
             return []
 
     def _finish(self, documents: Documents, tokenizer: Tokenizer, dtype: np.dtype[Any]) -> None:
-        """Join the units' indices and write the manifest; `_clean` removes the parts only when it exists."""
+        """Join the units' indices and write the manifest; `_clean` deletes the parts only when it exists."""
         units = self._units()
         files = {name: entry for unit in units for name, entry in unit.files.items()}
         splits = {side: self._join(side, units, dtype) for side in SIDES}
@@ -218,7 +223,7 @@ class Tokenising:
         write_text(self.work / MANIFEST, manifest.to_json())
 
     def _join(self, side: str, units: Sequence[_Unit], dtype: np.dtype[Any]) -> SplitFiles:
-        shards = [f"{side}-{number:05d}.bin" for number in range(len(units))]
+        """The manifest's entry of a split; joins its units' files of document starts and of relations."""
         ranges, first_token, first_document = [], 0, 0
         for number, source in enumerate(self.sources):
             counts = [unit.counts[side][number] for unit in units]
@@ -226,25 +231,20 @@ class Tokenising:
             if n_tokens or (side == "train" and number < len(self.text.train)):  # even if empty: one per weight
                 ranges.append(SourceRange(source.name, first_token, n_tokens, first_document, n_documents, n_bytes))
             first_token, first_document = first_token + n_tokens, first_document + n_documents
+        names = [_unit_name(side, number) for number in range(len(units))]
+        shards = tuple(f"{name}.bin" for name in names)
         # Not through a memory map: on a full disk, writing to one kills the process (SIGBUS).
         with (self.work / f"{side}{STARTS}").open("wb") as file:
             header = {"descr": "<i8", "fortran_order": False, "shape": (first_document,)}
             np.lib.format.write_array_header_1_0(file, header)
             offset = 0
-            for unit, shard in zip(units, shards, strict=True):
-                part = np.load(self.work / _beside(shard, STARTS), allow_pickle=False)
-                file.write((part + offset).astype("<i8").tobytes())
+            for unit, name, shard in zip(units, names, shards, strict=True):
+                starts = np.load(self.work / f"{name}{STARTS}", allow_pickle=False)
+                file.write((starts + offset).astype("<i8").tobytes())
                 offset += unit.files[shard]["n_bytes"] // dtype.itemsize
-        parts = [self.work / _beside(shard, RELATIONS) for shard in shards]
-        _join_files([part for part in parts if part.is_file()], self.work / f"{side}{RELATIONS}")
-        return SplitFiles(
-            n_tokens=first_token,
-            n_documents=first_document,
-            n_bytes=sum(part.n_bytes for part in ranges),
-            sources=tuple(ranges),
-            shards=tuple(shards),
-            documents=f"{side}{STARTS}",
-        )
+        _join_files([self.work / f"{name}{RELATIONS}" for name in names], self.work / f"{side}{RELATIONS}")
+        n_bytes = sum(part.n_bytes for part in ranges)
+        return SplitFiles(first_token, first_document, n_bytes, tuple(ranges), shards, f"{side}{STARTS}")
 
     def _clean(self) -> None:
         """Delete the files that the manifest does not name."""
@@ -271,14 +271,19 @@ class _Unit:
     """The manifest's entries of its files."""
 
 
+def _unit_name(side: str, number: int) -> str:
+    return f"{side}-{number:05d}"
+
+
 class _UnitWriter:
     """Writes a pair of shards and the starts of their documents."""
 
     def __init__(
         self, folder: Path, number: int, dtype: np.dtype[Any], end_of_text: int, n_sources: int, begins: bool
     ) -> None:
-        self.folder, self.end_of_text = folder, np.array([end_of_text], dtype=dtype)
-        self.shards = [ShardWriter(folder / f"{side}-{number:05d}.bin", dtype) for side in SIDES]
+        self.files = [folder / _unit_name(side, number) for side in SIDES]
+        self.end_of_text = np.array([end_of_text], dtype=dtype)
+        self.shards = [ShardWriter(file.with_suffix(".bin"), dtype) for file in self.files]
         self.starts: list[list[int]] = [[], []]
         self.counts = [[[0, 0, 0] for _ in range(n_sources)] for _ in SIDES]
         self.n_pieces = self.n_bytes = 0
@@ -290,8 +295,8 @@ class _UnitWriter:
 
     def __exit__(self, *_: object) -> None:
         with ExitStack() as stack:  # close all of them, even if one fails on a full disk
-            for close in (*(s.close for s in self.shards), *(r.close for r in self._relations.values())):
-                stack.callback(close)
+            for file in (*self.shards, *self._relations.values()):
+                stack.callback(file.close)
 
     def write(self, side: int, source: int, piece: Piece, tokens: np.ndarray) -> None:
         """Append a piece to the shard of its side."""
@@ -305,8 +310,7 @@ class _UnitWriter:
             shard.write(self.end_of_text)
         if piece.relations:
             if side not in self._relations:
-                path = self.folder / f"{shard.path.stem}{RELATIONS}"
-                self._relations[side] = path.open("w", encoding="utf-8")
+                self._relations[side] = self.files[side].with_suffix(RELATIONS).open("w", encoding="utf-8")
             self._relations[side].write(to_json_line(piece.text, piece.relations) + "\n")
         count[1] += shard.n_tokens - before
         count[2] += n_bytes
@@ -316,20 +320,14 @@ class _UnitWriter:
 
     def finish(self) -> _Unit:
         """Flush the files to disk, close them, and return the unit's record."""
-        files = {}
-        for shard, starts in zip(self.shards, self.starts, strict=True):
-            files[shard.path.name] = shard.finish()
-            np.save(self.folder / _beside(shard.path.name, STARTS), np.array(starts, dtype=np.int64))
-        return _Unit(self.n_pieces, self.begins, dict(zip(SIDES, self.counts, strict=True)), files)
+        entries = {shard.path.name: shard.finish() for shard in self.shards}
+        for file, starts in zip(self.files, self.starts, strict=True):
+            np.save(file.with_suffix(STARTS), np.array(starts, dtype=np.int64))
+        return _Unit(self.n_pieces, self.begins, dict(zip(SIDES, self.counts, strict=True)), entries)
 
 
 def _encode(tokenizer: Tokenizer, batch: Sequence[tuple[int, int, Piece]]) -> list[np.ndarray]:
     return tokenizer.encode_batch([piece.text for _, _, piece in batch])
-
-
-def _drawn(number: int, share: float) -> bool:
-    """Whether a number is in an evenly spread sample of that share: Fibonacci hashing (Knuth 1973)."""
-    return number * 0x9E3779B97F4A7C15 % 2**64 < share * 2**64
 
 
 def _shown(pieces: Iterable[Piece], bar: Any) -> Iterator[Piece]:
@@ -338,17 +336,9 @@ def _shown(pieces: Iterable[Piece], bar: Any) -> Iterator[Piece]:
         yield piece
 
 
-def _beside(shard: str, ending: str) -> str:
-    return shard.removesuffix(".bin") + ending
-
-
-def _save(path: Path, content: dict[str, np.ndarray]) -> None:
-    with path.open("wb") as file:
-        np.savez(file, **content)  # type: ignore[arg-type]
-
-
 def _join_files(parts: Sequence[Path], whole: Path) -> None:
-    if parts:
+    """Concatenate those parts that exist; nothing if none does."""
+    if parts := [part for part in parts if part.is_file()]:
         with whole.open("wb") as target:
             for part in parts:
                 with part.open("rb") as source:

@@ -126,7 +126,7 @@ def load_recipes(compare_config: CompareConfig) -> dict[str, Config]:
 
 def train_missing(recipes: dict[str, Config], compare_config: CompareConfig, out: Path) -> list[Result]:
     """Train each (recipe, seed) that is not yet in runs.csv; return the results of all of them."""
-    from minigpt.data.prepare import open_data
+    from minigpt.data.open import open_data
 
     open_data(next(iter(recipes.values())).data)  # prepare the text once, before several processes do
     wanted = {
@@ -204,7 +204,7 @@ def measure_speeds(recipes: dict[str, Config], rounds: int = 9) -> dict[str, flo
     """
     import torch
 
-    from minigpt.data.prepare import open_data
+    from minigpt.data.open import open_data
     from minigpt.model.gpt import GPT
     from minigpt.training.loss import model_loss
     from minigpt.training.optimizer import make_optimizer

@@ -216,7 +216,7 @@ def prove(
     Raises:
         UserError: the uninterrupted run fails.
     """
-    from minigpt.data.prepare import open_data
+    from minigpt.data.open import open_data
     from minigpt.lab.differences import differences
 
     open_data(config.data)  # prepare the text once, before the timed run

@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 from minigpt.command_line import command
 from minigpt.config import AUTO, Config, TrainerConfig
 from minigpt.data.batches import Share, TrainBatches
-from minigpt.data.prepare import open_data
+from minigpt.data.open import open_data
 from minigpt.data.shards import PreparedData
 from minigpt.data.sources.stdin import keep_stdin
 from minigpt.data.tokenizers.base import save_tokenizer

@@ -7,11 +7,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.data.relations import Relation, Span, read_json_lines, to_json_line
-from minigpt.data.synthetic import stories, story_words
+from minigpt.data.synthetic import stories
 from minigpt.data.synthetic.texts import SYNTHETIC, references, repeats
 from minigpt.errors import UserError
 
@@ -35,16 +35,16 @@ PRONOUNS = {
 }
 NAMES = {
     name: ("living", pronoun)
-    for names in (story_words.PEOPLE, story_words.ANIMAL_NAMES)
+    for names in (stories.PEOPLE, stories.ANIMAL_NAMES)
     for pronoun, words in names.items()
     for name in words
 }
 NOUNS = {
-    **{noun: ("living", pronoun) for pronoun, nouns in story_words.KIN.items() for noun in nouns},
-    **dict.fromkeys(story_words.NOUNS["animal"], ("living", "it")),
-    **dict.fromkeys(story_words.NOUNS["thing"] + story_words.NOUNS["place"], ("thing", "it")),
-    **dict.fromkeys(story_words.NOUNS["things"], ("thing", "they")),
-    **dict.fromkeys(story_words.NOUNS["trade"], ("living", "by name")),
+    **{noun: ("living", pronoun) for pronoun, nouns in stories.KIN.items() for noun in nouns},
+    **dict.fromkeys(stories.NOUNS["animal"], ("living", "it")),
+    **dict.fromkeys(stories.NOUNS["thing"] + stories.NOUNS["place"], ("thing", "it")),
+    **dict.fromkeys(stories.NOUNS["things"], ("thing", "they")),
+    **dict.fromkeys(stories.NOUNS["trade"], ("living", "by name")),
 }
 
 
@@ -114,7 +114,7 @@ def test_every_pronoun_is_the_source_of_one_relation_of_its_kind() -> None:
 
 def test_her_is_possessive_before_what_can_be_owned_and_a_pronoun_elsewhere() -> None:
     owned = {*NOUNS, "best", "breath", "mind", "time", "way"}
-    looks = {look for words in story_words.LOOKS.values() for look in words}
+    looks = {look for words in stories.LOOKS.values() for look in words}
     for text, relations in STORIES:
         for (start, stop), (name, _) in references_of(relations).items():
             if text[start:stop] == "her":
@@ -138,7 +138,7 @@ def test_every_mention_is_known_and_every_pronoun_has_one_possible_referent() ->
             if word in NAMES or is_noun or word.lower() in PRONOUNS:
                 if span not in meant:
                     assert all(word != entity[0] for entity in entities.values()) or before not in ("the", "The"), text
-                    assert before.lower() != "the" or word in story_words.NOUNS["place"], text
+                    assert before.lower() != "the" or word in stories.NOUNS["place"], text
                     assert word not in [entity[0] for entity in entities.values() if word in NAMES], text
                     entities[span] = (word, *(NAMES | NOUNS)[word], before)
                     assert entities[span][2] in ("he", "she", "it", "they"), text
@@ -167,15 +167,15 @@ def test_every_mention_is_known_and_every_pronoun_has_one_possible_referent() ->
 
 
 def test_no_name_is_two_things_or_another_word_and_none_ends_in_s() -> None:
-    lists = [*story_words.PEOPLE.values(), *story_words.ANIMAL_NAMES.values()]
+    lists = [*stories.PEOPLE.values(), *stories.ANIMAL_NAMES.values()]
     names = [name for words in lists for name in words]
     assert len(set(names)) == len(names)
     assert not [name for name in names if name.endswith("s")]
-    nouns = [noun for words in story_words.NOUNS.values() for noun in words] + sorted(
-        {noun for words in story_words.KIN.values() for noun in words}
+    nouns = [noun for words in stories.NOUNS.values() for noun in words] + sorted(
+        {noun for words in stories.KIN.values() for noun in words}
     )
     assert len(set(nouns)) == len(nouns)
-    looks = {look for words in story_words.LOOKS.values() for look in words}
+    looks = {look for words in stories.LOOKS.values() for look in words}
     assert not looks & {*nouns, *names}
 
 
@@ -201,7 +201,7 @@ def test_no_story_makes_this_mistake(mistake: str) -> None:
 
 
 def test_plural_things_and_singular_they_take_plural_verbs_and_names_singular_ones() -> None:
-    plural = "|".join(story_words.NOUNS["things"])
+    plural = "|".join(stories.NOUNS["things"])
     singular = "|".join(NAMES)
     wrong = re.compile(
         rf"(?:^|[.,] |because |that )(?:(?:The|the)(?: \w+)? (?:{plural}) (?:is|was|has|looks|means|smells)"
@@ -231,6 +231,7 @@ def test_texts_come_back_from_json_lines(name: str, tmp_path: Path) -> None:
     assert list(read_json_lines(path)) == examples
 
 
+@settings(deadline=None)  # a busy machine
 @given(st.text(min_size=2))
 def test_any_text_is_one_ascii_line_of_json_and_spans_count_characters(
     tmp_path_factory: pytest.TempPathFactory, text: str

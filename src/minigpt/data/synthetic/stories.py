@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import random
 import re
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import NamedTuple, TypeVar
 
 from minigpt.data.relations import Example, Relation, Span
-from minigpt.data.synthetic import story_words as words
 
 _T = TypeVar("_T")
+
+WORDS = tomllib.loads((files(__package__) / "stories.toml").read_text(encoding="utf-8"))
+PEOPLE, ANIMAL_NAMES, KIN, NOUNS, LOOKS = (
+    {key: words.split() for key, words in WORDS[table].items()}
+    for table in ("people", "animal_names", "kin", "nouns", "looks")
+)
 
 
 class Choices:
@@ -31,9 +38,8 @@ class Choices:
 
 
 class _Verb(NamedTuple):
+    forms: Sequence[str]
     """Singular and plural in the present, then in the past."""
-
-    forms: tuple[str, str, str, str]
 
 
 class _Slot(NamedTuple):
@@ -47,13 +53,18 @@ _Line = tuple[str | _Verb | _Slot, ...]
 
 
 def _inflect(verb: str) -> _Verb:
-    if verb in words.IRREGULAR:
-        return _Verb(words.IRREGULAR[verb])
+    if verb in WORDS["verbs"]:
+        return _Verb(tuple(WORDS["verbs"][verb]))
     y_after_consonant = verb[-1] == "y" and verb[-2] not in "aeiou"
     stem = verb[:-1] + "i" if y_after_consonant else verb
     singular = stem + ("es" if y_after_consonant or verb.endswith(("ch", "o", "s", "sh", "x")) else "s")
-    past = words.PAST.get(verb, stem + ("d" if verb.endswith("e") else "ed"))
+    past = WORDS["past"].get(verb, stem + ("d" if verb.endswith("e") else "ed"))
     return _Verb((singular, verb, past, past))
+
+
+def _parse_lines(text: str) -> list[_Line]:
+    """Lines of a plot; "-" gives the empty line, which tells nothing."""
+    return [() if line == "-" else _parse_line(line) for line in text.splitlines()]
 
 
 def _parse_line(line: str) -> _Line:
@@ -63,27 +74,9 @@ def _parse_line(line: str) -> _Line:
     return tuple(parts)
 
 
-def _parse_lines(text: str) -> list[_Line]:
-    return [() if line == "-" else _parse_line(line) for line in text.splitlines()]
-
-
-class _Plot(NamedTuple):
-    belongs: dict[str, str]
-    """Who owns whom or what, by role."""
-    stages: list[list[_Line]]
-
-
-def _parse_plot(text: str) -> _Plot:
-    roles, _, stages = text.partition("\n")
-    belongs = dict(role.split("/") for role in roles.split() if "/" in role)
-    return _Plot(belongs, [_parse_lines(stage) for stage in stages.split("\n\n")])
-
-
-_PARSED_PLOTS = [_parse_plot(plot) for plot in words.PLOTS.split("\n===\n")]
-_PARSED_ASIDES = {
-    kind: _parse_lines(text)
-    for kind, text in (("person", words.PERSON_ASIDES), ("animal", words.ANIMAL_ASIDES), ("thing", words.THING_ASIDES))
-}
+_PLOTS = [(plot["owners"], [_parse_lines(stage) for stage in plot["stages"].split("\n\n")]) for plot in WORDS["plots"]]
+"""For each plot: which role belongs to which, and its stages, each a list of alternative lines."""
+_ASIDES = {kind: _parse_lines(text) for kind, text in WORDS["asides"].items()}
 
 
 @dataclass(eq=False, slots=True)
@@ -106,14 +99,14 @@ class _Entity:
 class _Cast(dict[str, _Entity]):
     """Role -> entity, created on first access. No two share a name, or both noun and look."""
 
-    def __init__(self, choices: Choices, belongs: dict[str, str]) -> None:
-        self.choices, self.belongs = choices, belongs
+    def __init__(self, choices: Choices, owners: dict[str, str]) -> None:
+        self.choices, self.owners = choices, owners
 
     def __missing__(self, role: str) -> _Entity:
         invent = {"A": self.lead, "B": self.companion, "D": self.animal, "L": self.place, "M": self.place}
         entity = self[role] = invent.get(role, self.thing)()
-        if role in self.belongs:
-            entity.owner = self[self.belongs[role]]
+        if role in self.owners:
+            entity.owner = self[self.owners[role]]
         return entity
 
     def fresh(self, words: Sequence[str]) -> str:
@@ -125,12 +118,12 @@ class _Cast(dict[str, _Entity]):
 
     def person(self, pronouns: Sequence[str] = ("he", "he", "she", "she", "they")) -> _Entity:
         pronoun = self.choices.choose(pronouns)
-        return _Entity("person", pronoun, name=self.fresh(words.PEOPLE[pronoun]))
+        return _Entity("person", pronoun, name=self.fresh(PEOPLE[pronoun]))
 
     def lead(self) -> _Entity:
         lead = self.person()
         if self.choices.chance(0.25):
-            lead.noun = self.choices.choose(words.NOUNS["trade"])
+            lead.noun = self.choices.choose(NOUNS["trade"])
         return lead
 
     def companion(self) -> _Entity:
@@ -138,32 +131,32 @@ class _Cast(dict[str, _Entity]):
         companion = self.person(others) if self.choices.chance(0.5) else self.person()
         if self.choices.chance(0.5):
             companion.owner, companion.kin = self["A"], True
-            companion.noun = self.choices.choose(words.KIN[companion.pronoun])
-            if sum(companion.noun in nouns for nouns in words.KIN.values()) == 1 and self.choices.chance(0.3):
+            companion.noun = self.choices.choose(KIN[companion.pronoun])
+            if sum(companion.noun in nouns for nouns in KIN.values()) == 1 and self.choices.chance(0.3):
                 companion.name = ""
         return companion
 
     def animal(self) -> _Entity:
-        animal = _Entity("animal", "it", self.choices.choose(words.NOUNS["animal"]))
+        animal = _Entity("animal", "it", self.choices.choose(NOUNS["animal"]))
         if self.choices.chance(0.7):
             animal.pronoun = self.choices.choose(("he", "he", "she", "she", "it"))
-            animal.name = self.fresh(words.ANIMAL_NAMES[animal.pronoun])
+            animal.name = self.fresh(ANIMAL_NAMES[animal.pronoun])
         if self.choices.chance(0.4):
-            animal.look = self.choices.choose(words.LOOKS["animal"])
+            animal.look = self.choices.choose(LOOKS["animal"])
         return animal
 
     def thing(self) -> _Entity:
         other = next((thing for thing in self.values() if thing.kind == "thing" and thing.look), None)
         if other and self.choices.chance(0.25):
-            look = self.choices.choose([look for look in words.LOOKS["thing"] if look != other.look])
+            look = self.choices.choose([look for look in LOOKS["thing"] if look != other.look])
             return _Entity("thing", other.pronoun, other.noun, look, plural=other.plural)
         plural = self.choices.chance(0.2)
-        noun = self.fresh(words.NOUNS["things" if plural else "thing"])
-        look = self.choices.choose(words.LOOKS["thing"]) if self.choices.chance(0.6) else ""
+        noun = self.fresh(NOUNS["things" if plural else "thing"])
+        look = self.choices.choose(LOOKS["thing"]) if self.choices.chance(0.6) else ""
         return _Entity("thing", "they" if plural else "it", noun, look, plural=plural)
 
     def place(self) -> _Entity:
-        return _Entity("place", "it", self.fresh(words.NOUNS["place"]))
+        return _Entity("place", "it", self.fresh(NOUNS["place"]))
 
 
 class _Story:
@@ -189,7 +182,7 @@ class _Story:
                 return False
             if i + 1 < len(stages) and self.n_sentences + len(stages) - i <= 8 and self.choices.chance(0.3):
                 self.cast["X"] = self.choices.choose([entity for entity in self.seen if entity.kind != "place"])
-                self.tell(self.choices.choose(_PARSED_ASIDES[self.cast["X"].kind]))
+                self.tell(self.choices.choose(_ASIDES[self.cast["X"].kind]))
         return True
 
     def tell(self, line: _Line) -> bool:
@@ -207,7 +200,7 @@ class _Story:
             elif isinstance(part, _Verb):
                 self.text += part.forms[2 * self.past + self.plural]
             elif not part.form:
-                phrases = words.PHRASES[part.role]
+                phrases = WORDS["phrases"][part.role]
                 self.text += self.choices.choose([p for p in phrases if p[1:] not in self.text] or phrases)
             elif not self.refer(self.cast[part.role], part.form):
                 self.text, self.seen = text, seen
@@ -225,7 +218,7 @@ class _Story:
         likely = 0.75 if last == self.n_sentences - 1 else 0.4
         pronoun = last is not None and (again or self.choices.chance(likely)) and self.is_clear(entity)
         if pronoun:
-            self.mention(entity, words.KINDS[form], words.PRONOUNS[entity.pronoun][form])
+            self.mention(entity, WORDS["relations"][form], WORDS["pronouns"][entity.pronoun][form])
         elif again or not (self.introduce(entity, form) if last is None else self.name(entity)):
             return False
         elif form == "his":
@@ -300,7 +293,7 @@ class _Story:
 def tell_story(choices: Choices) -> Example:
     """One story and its relations."""
     while True:  # with some casts every line of a stage is ambiguous: draw again
-        plot = choices.choose(_PARSED_PLOTS)
-        story = _Story(choices, _Cast(choices, plot.belongs))
-        if story.tell_all(plot.stages):
+        owners, stages = choices.choose(_PLOTS)
+        story = _Story(choices, _Cast(choices, owners))
+        if story.tell_all(stages):
             return story.text, story.relations()
