@@ -1,6 +1,7 @@
-"""The layout: imports point one way, and what is light stays light."""
+"""The layout: imports point one way and in no circle, the spine imports no leaf, and what is light stays light."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,38 @@ MAY_IMPORT = {
     "__main__": {"cli", "environment"},
 }
 """The parts of minigpt that each part may import, besides itself."""
+
+STAGES = {
+    "data": "open prepare splitting tokenising tokenizers.base shards order batches stream",
+    "model": "gpt attention cache compiling",
+    "training": "run module loss optimizer muon loaders checkpoints averaging stopping processes sharding",
+    "generation": "generator engine sampling text",
+}
+SPINE = [f"{stage}.{name}" for stage, names in STAGES.items() for name in names.split()]
+"""The modules that a reader follows from text to loss to text."""
+
+GROUND = {"config", "cores", "environment", "errors", "files", "runs", "signals"}
+"""The parts that every module of the spine may stand on."""
+
+BRANCHES = {
+    # Documents: the formats of files and hubs, and texts with ground truth, are leaves of the way to shards.
+    "data.prepare": {"data.sources", "data.synthetic"},
+    "data.splitting": {"data.sources"},
+    "data.tokenising": {"data.sources", "data.relations"},
+    "data.shards": {"data.sources"},
+    "data.stream": {"data.sources"},
+    "data.tokenizers.base": {"data.tokenizers"},
+    # Attention: the default is on the page, everything else behind one branch.
+    "model.attention": {"model.variants"},
+    "model.gpt": {"model.variants"},
+    "model.compiling": {"model.variants.kernels"},
+    # Decoding: faster readers of the same model, and drafts of tokens.
+    "generation.engine": {"generation.cpu_backend", "generation.lookup", "generation.plain"},
+    "generation.generator": {"generation.cpu_backend"},
+    # It puts a run together.
+    "training.run": {"training", "data", "command_line"},
+}
+"""Where the spine reaches a leaf: all such places there are."""
 
 
 def part_of(path: Path) -> str:
@@ -82,6 +115,69 @@ def test_imports_point_down(path: Path) -> None:
     if path.name == "__main__.py" or path.parts[-2:] == ("cli", "commands.py"):
         return  # a program puts the parts together
     assert parts_imported(path) - {part} <= MAY_IMPORT[part]
+
+
+def graph_of(package: Path) -> dict[str, set[str]]:
+    """Each module of a package, as a dotted name, with the modules of it that it imports anywhere in its file."""
+
+    def name_of(path: Path) -> str:
+        return ".".join(path.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__")
+
+    paths = {name_of(path): path for path in package.rglob("*.py")}
+    return {name: (imported(path) & set(paths)) - {name} for name, path in paths.items()}
+
+
+def circle_in(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import one another in a circle, as far as there are any."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+GRAPH = {
+    name.partition(".")[2]: {other.partition(".")[2] for other in others} for name, others in graph_of(PACKAGE).items()
+}
+
+
+def test_no_modules_import_one_another() -> None:
+    assert circle_in(GRAPH) == []
+
+
+def test_a_circle_is_found_also_if_it_is_closed_inside_a_function_or_a_folder(tmp_path: Path) -> None:
+    package = tmp_path / "made_up"
+    (package / "inner").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "a.py").write_text("from made_up.inner import b\n")
+    (package / "inner" / "__init__.py").write_text("")
+    (package / "inner" / "b.py").write_text("import made_up.c\n")
+    (package / "c.py").write_text("import os\n")
+    assert circle_in(graph_of(package)) == []
+    (package / "c.py").write_text("def f():\n    from made_up.a import x\n")
+    assert set(circle_in(graph_of(package))) == {"made_up.a", "made_up.inner.b", "made_up.c"}
+
+
+def leaves_of(module: str) -> set[str]:
+    """The leaves that a module of the spine imports."""
+    others = {other for other in GRAPH[module] if other not in SPINE and other.split(".")[0] not in GROUND}
+    return {other for other in others if not any(each.startswith(f"{other}.") for each in GRAPH)}  # no folders
+
+
+def is_within(module: str, part: str) -> bool:
+    return f"{module}.".startswith(f"{part}.")
+
+
+@pytest.mark.parametrize("module", SPINE)
+def test_the_spine_imports_no_leaf_but_at_its_branches(module: str) -> None:
+    branches = BRANCHES.get(module, set())
+    assert {leaf for leaf in leaves_of(module) if not any(is_within(leaf, part) for part in branches)} == set()
+
+
+def test_every_branch_of_the_spine_is_still_one() -> None:
+    assert set(BRANCHES) <= set(SPINE) <= set(GRAPH)
+    for module, parts in BRANCHES.items():
+        assert {part for part in parts if not any(is_within(leaf, part) for leaf in leaves_of(module))} == set(), module
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

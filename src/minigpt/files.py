@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import TextIO
 
 from minigpt.errors import UserError
@@ -34,6 +35,11 @@ def reason(error: Exception) -> str:
     if getattr(error, "strerror", None):
         return str(error.strerror).lower()  # type: ignore[attr-defined]
     return (str(error) or type(error).__name__).splitlines()[0]  # torch reports a full disk as a RuntimeError
+
+
+def listed(names: Iterable[str]) -> str:
+    """Quoted names on one line, shortened: the columns of a table without a header are a text."""
+    return shorten(", ".join(map(repr, names)), 300, placeholder=" …") or "none"
 
 
 def visible(text: str) -> str:

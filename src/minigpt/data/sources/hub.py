@@ -9,9 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minigpt.data.sources.tables import listed
 from minigpt.errors import UserError
-from minigpt.files import note, write_text
+from minigpt.files import listed, note, write_text
 
 ANSWER_SECONDS = 5
 """Timeout for asking the hub whether a dataset exists; `datasets` itself retries for half a minute."""

@@ -19,9 +19,9 @@ from minigpt.data.sources.chunking import cut_up
 from minigpt.data.sources.encodings import HEAD, TextDecoder
 from minigpt.data.sources.names import File
 from minigpt.data.sources.scan import chunks, not_in_encoding, what_else
-from minigpt.data.sources.tables import LONGEST_ROW, listed, require_column, table_rows
+from minigpt.data.sources.tables import LONGEST_ROW, require_column, table_rows
 from minigpt.errors import UserError
-from minigpt.files import reason
+from minigpt.files import listed, reason
 
 DELIMITERS = {"csv": ",;\t|", "tsv": "\t,;|"}
 """Possible delimiters by kind of file, the usual one first."""
