@@ -137,7 +137,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(
         loss = real_step(self, batch, batch_idx)
         if batch_idx == 7:
             loss = loss * float("nan")
-            self.recent_losses[-1] = loss.detach()
+            self.micro_batches[-1] = self.micro_batches[-1]._replace(loss=loss.detach())
         return loss
 
     monkeypatch.setattr(TrainingModule, "training_step", step)

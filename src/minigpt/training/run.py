@@ -20,8 +20,6 @@ import lightning as L
 import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import Dataset
 
 from minigpt.command_line import command
@@ -38,19 +36,18 @@ from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import CHECKPOINT_KEY, newest_checkpoint
 from minigpt.signals import SIGNALS
 from minigpt.training.anomalies import Anomalies
-from minigpt.training.averaging import Averaging
 from minigpt.training.callbacks import AttentionMaps, Metrics, Samples, seconds_of_training
 from minigpt.training.checkpoints import AtomicCheckpointIO, Checkpoints, refuse_shards
 from minigpt.training.class_path import build, find_class
 from minigpt.training.dashboards import check_loggers, finish_dashboards, make_loggers
+from minigpt.training.distributed import FSDP2, end_started
 from minigpt.training.launchers import check_processes, devices_of, find_launcher
+from minigpt.training.lightning_compat import DummyLogger, is_rank_zero, is_started_by_lightning
 from minigpt.training.loaders import make_loaders
 from minigpt.training.machine import free_disk
 from minigpt.training.module import TrainingModule
-from minigpt.training.processes import end_started, is_started_by_lightning
 from minigpt.training.progress import ProgressBar
 from minigpt.training.resuming import Reached, begun_before, check_resume, check_text, existing, go_on, with_paths_of
-from minigpt.training.sharding import FSDP2
 from minigpt.training.stopping import SECONDS_TO_EXIT, StopSignals, requeue
 from minigpt.training.threads import choose_threads, denormals_as_zero
 from minigpt.training.user_callbacks import check_callbacks, explained, save_beside
@@ -85,7 +82,7 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
     quieten()
     check_before_text(config)
     # Only rank 0 creates, reads and writes the run's folder.
-    is_main = _is_main_process()
+    is_main = is_rank_zero()
     config = dataclasses.replace(config, data=keep_stdin(config.data))
     checkpoint, content = None, dict[str, Any]()
     if resume == Path(AUTO):
@@ -119,8 +116,10 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
     else:
         folder = RunFolder(Path(config.runs_dir) / config.name)
     try:
-        trainer = make_trainer(config, folder, make_callbacks(config, folder, data, stop))
-        module = TrainingModule(config, data)
+        callbacks = make_callbacks(config, folder, data, stop)
+        trainer = make_trainer(config, folder, callbacks)
+        anomalies = next(callback for callback in callbacks if isinstance(callback, Anomalies))
+        module = TrainingModule(config, data, anomalies.before_skip)
         loaders = make_loaders(config, data, trainer, before.get("micro_batches", 0))
     except (UserError, SystemExit):
         finish_dashboards(exit_code=1)
@@ -212,7 +211,7 @@ def check_before_text(config: Config) -> L.Trainer:
 
 
 def make_callbacks(config: Config, folder: RunFolder, data: PreparedData, stop: StopSignals) -> list[L.Callback]:
-    """The run's own callbacks: anomalies, metrics, samples, attention maps, averaging, checkpoints, progress bar.
+    """The run's own callbacks: anomalies, metrics, samples, attention maps, checkpoints, progress bar.
 
     Args:
         config: the run.
@@ -226,8 +225,6 @@ def make_callbacks(config: Config, folder: RunFolder, data: PreparedData, stop: 
     callbacks: list[L.Callback] = [Anomalies(folder, config), Metrics(folder, config), Samples(folder, config, data)]
     if config.attention.enabled:
         callbacks.append(AttentionMaps(folder, config, data))
-    if config.optimizer.average_decay is not None:
-        callbacks.append(Averaging(config.optimizer.average_decay))
     if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
         callbacks.append(Checkpoints(folder, config, stop))
     if config.trainer.enable_progress_bar is not False and sys.stdout.isatty():
@@ -273,7 +270,7 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
     settings["logger"] = False
     if config.trainer.loggers and not config.trainer.fast_dev_run:
         # Only rank 0 logs, but Lightning's monitors require a logger on every rank.
-        settings["logger"] = (make_loggers(config, folder) if _is_main_process() else [DummyLogger()]) or False
+        settings["logger"] = (make_loggers(config, folder) if is_rank_zero() else [DummyLogger()]) or False
     changed = {k: v for k, v in settings.items() if k in lightning_defaults and v != lightning_defaults[k]}
     try:
         trainer = L.Trainer(**changed)
@@ -299,11 +296,6 @@ def _culprits(given: dict[str, Any], complaint: str) -> str:
 def best_precision() -> str:
     """bf16-mixed on a GPU with native bfloat16, else 32-true: CPUs without bfloat16 units emulate it slowly."""
     return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(False) else "32-true"
-
-
-def _is_main_process() -> bool:
-    """Whether this is rank 0, according to the launcher's environment: no process group exists yet."""
-    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _lightning_defaults() -> dict[str, Any]:
@@ -349,7 +341,6 @@ def quieten() -> None:
         ".*callbacks used to create the checkpoint need to be provided.*",  # a resume prints its changes itself
         ".*treespec.*",
         ".*`isinstance\\(.*LeafSpec.*",
-        ".*WeightAveraging callback with a model that overrides.*",  # only fsdp2 uses the hook, without averaging
     ):
         warnings.filterwarnings("ignore", pattern)
 
