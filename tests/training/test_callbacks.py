@@ -22,8 +22,9 @@ from minigpt.model import compiling
 from minigpt.model.compiling import compiles
 from minigpt.runs.loading import load_model, read_checkpoint
 from minigpt.training.callbacks import Metrics
+from minigpt.training.console import _prompt_arguments
 from minigpt.training.module import TrainingModule
-from minigpt.training.run import _prompt_arguments, filled_in, train
+from minigpt.training.run import filled_in, train
 
 
 def test_looking_changes_nothing_final_weights_are_bit_identical(tmp_path: Path) -> None:
