@@ -121,7 +121,7 @@ def raw(changes: Sequence[str], turn: Turn) -> None:
             module.training_step(batch, step).backward()
             torch.nn.utils.clip_grad_norm_(module.parameters(), config.trainer.gradient_clip_val)
             optimizer.step()
-            module.recent_losses.clear()
+            module.micro_batches.clear()
 
 
 def product(turn: Turn) -> None:

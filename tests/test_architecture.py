@@ -186,6 +186,47 @@ def test_only_training_knows_lightning_and_dashboards(path: Path) -> None:
     assert part_of(path) in {"training", "lab"} or not top_level & HEAVY
 
 
+def private_names_of_others(tree: ast.AST) -> set[str]:
+    """Names with an underscore that a file uses as attributes or in getattr, but does not itself define and read."""
+    nodes = list(ast.walk(tree))
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+    stored, read = (
+        {node.attr for node in attributes if isinstance(node.ctx, kind) and ast.unparse(node.value) in {"self", "cls"}}
+        for kind in (ast.Store, ast.Load)
+    )
+    own = stored & read | {"_asdict", "_exit", "_replace"}  # what is only stored is an attribute of a base class
+    own |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    own |= {node.id for node in nodes if isinstance(node, ast.Name)}
+    calls = [node for node in nodes if isinstance(node, ast.Call) and len(node.args) > 1]
+    named = [node.args[1] for node in calls if ast.unparse(node.func) in {"getattr", "hasattr", "setattr"}]
+    used = {node.attr for node in attributes} | {n.value for n in named if isinstance(n, ast.Constant)}
+    return {name for name in used - own if name.startswith("_") and not name.startswith("__")}
+
+
+def test_the_finder_of_private_names_sees_each_kind_of_touch() -> None:
+    source = "class A:\n  def f(self):\n    self._own = self._own + self._read\n    self._set = other._foreign\n"
+    found = private_names_of_others(ast.parse(source + "getattr(x, '_named')\nself._called()\n"))
+    assert found == {"_read", "_set", "_foreign", "_named", "_called"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_one_module_touches_what_lightning_does_not_promise(path: Path) -> None:
+    """What each touch there is for, and that it still works: tests/training/test_lightning_compat.py."""
+    if part_of(path) in {"training", "lab"} and path.name != "lightning_compat.py":
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert not private_names_of_others(tree)
+        attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert not attributes & {"fit_loop", "epoch_loop", "val_loop", "batch_progress", "scaler", "procs"}
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "training").rglob("*.py")), ids=lambda path: path.name)
+def test_only_the_module_writes_into_itself(path: Path) -> None:
+    """Callbacks observe: one optimizer step is read in training/module.py."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            assert ast.unparse(node.value) not in {"module", "pl_module", "trainer.lightning_module"}, ast.unparse(node)
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_the_package_does_not_import_scripts_tests_or_benchmarks(path: Path) -> None:
     assert not {name.split(".")[0] for name in imported(path)} & {"train", "sample", "tests", "benchmarks", "scripts"}

@@ -485,8 +485,9 @@ def test_the_norm_that_is_there_clips_only_where_torchs_own_would_have(plugin: P
         clip_gradients=hand_over,
         left_out=False,
         grad_norm=5.0,
-        total_norm=torch.tensor(5.0),
+        _total_norm=torch.tensor(5.0),
         model=SimpleNamespace(parameters=lambda: [parameter]),
+        run_config=Config(),
     )
     TrainingModule.configure_gradient_clipping(module, None, 1.0, None)  # type: ignore[arg-type]
     expected = torch.tensor([0.6, 0.8]) if is_ours else torch.tensor([7.0, 7.0])

@@ -16,7 +16,7 @@ from minigpt.data.batches import ValBatches
 from minigpt.data.open import open_data
 from minigpt.errors import UserError
 from minigpt.runs.folder import RunFolder
-from minigpt.runs.loading import load_model, read_checkpoint
+from minigpt.runs.loading import CHECKPOINT_KEY, load_model, read_checkpoint
 from minigpt.training import run
 from minigpt.training.loss import next_token_loss
 from minigpt.training.run import train
@@ -76,6 +76,23 @@ def test_a_killed_run_goes_on_with_its_average_bit_for_bit(tmp_path: Path) -> No
         train_and_die(again, death)
         resumed = train(again, RunFolder(Path(config.runs_dir) / name).path)
         assert_same_run(straight, resumed)
+
+
+def test_a_checkpoint_from_before_the_module_kept_the_average_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """Callbacks kept the state of the average, and the module the losses that are not logged yet."""
+    config = averaged(tmp_path, trainer={"log_every_n_steps": 5})
+    config = dataclasses.replace(config, checkpoint_every_n_steps=4)
+    straight = train(config)
+    again = dataclasses.replace(config, name="again")
+    train_and_die(again, 5)
+    folder = RunFolder(Path(config.runs_dir) / "again")
+    content = read_checkpoint(folder.last, mmap=False)
+    content["callbacks"]["Averaging"] = {"latest_update_step": 4}
+    losses = content["callbacks"]["Metrics"].pop("recent_losses")
+    assert len(losses) == 4
+    content[CHECKPOINT_KEY]["recent_losses"] = losses
+    torch.save(content, folder.last)
+    assert_same_run(straight, train(again, folder.path))
 
 
 def test_an_average_that_comes_or_goes_on_resume_is_refused(tmp_path: Path) -> None:

@@ -22,8 +22,9 @@ from minigpt.model import compiling
 from minigpt.model.compiling import compiles
 from minigpt.runs.loading import load_model, read_checkpoint
 from minigpt.training.callbacks import Metrics
+from minigpt.training.console import _prompt_arguments
 from minigpt.training.module import TrainingModule
-from minigpt.training.run import _prompt_arguments, filled_in, train
+from minigpt.training.run import filled_in, train
 
 
 def test_looking_changes_nothing_final_weights_are_bit_identical(tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(
         loss = real_step(self, batch, batch_idx)
         if batch_idx == 7:
             loss = loss * float("nan")
-            self.recent_losses[-1] = loss.detach()
+            self.micro_batches[-1] = self.micro_batches[-1]._replace(loss=loss.detach())
         return loss
 
     monkeypatch.setattr(TrainingModule, "training_step", step)

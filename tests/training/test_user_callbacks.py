@@ -18,7 +18,8 @@ from minigpt.config import Config
 from minigpt.errors import UserError
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import read_checkpoint
-from minigpt.training.run import make_trainer, train
+from minigpt.training.run import train
+from minigpt.training.trainer import make_trainer
 
 WORK = {
     "EarlyStopping": {"monitor": "val/loss", "stopping_threshold": 100.0, "verbose": True},
@@ -140,7 +141,7 @@ def test_what_writes_to_a_logger_alone_needs_one(name: str, tmp_path: Path) -> N
 
 def test_a_monitor_finds_a_logger_on_the_ranks_that_do_not_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = with_callbacks(tmp_path, "lightning.pytorch.callbacks.LearningRateMonitor", logger="tensorboard")
-    monkeypatch.setattr("minigpt.training.run._is_main_process", lambda: False)
+    monkeypatch.setattr("minigpt.training.trainer.is_rank_zero", lambda: False)
     (logger,) = make_trainer(config, RunFolder(tmp_path), []).loggers
     assert isinstance(logger, DummyLogger)
 

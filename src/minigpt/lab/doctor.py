@@ -95,7 +95,8 @@ def examine(config: Config, resume: Path | None, temporary: Path, findings: Find
         import torch
 
         from minigpt.model.compiling import compiles
-        from minigpt.training.run import check_before_text, quieten
+        from minigpt.training.run import check_before_text
+        from minigpt.training.trainer import quieten
 
         quieten()
         trainer = findings.check(check_before_text, config)

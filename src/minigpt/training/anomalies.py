@@ -1,11 +1,10 @@
-"""Skips, rolls back or stops at a step whose loss or gradient is NaN or infinite, and notes loss spikes."""
+"""Reports steps whose loss or gradient is NaN or infinite, decides what follows, and notes loss spikes."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import defaultdict, deque
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,11 @@ from minigpt.inspection.capture import tapped, undisturbed
 from minigpt.model.gpt import GPT
 from minigpt.model.variants.attend import How, attention_scores
 from minigpt.runs.folder import RunFolder
-from minigpt.runs.loading import newest_checkpoint, read_checkpoint
-from minigpt.training.averaging import Averaging
+from minigpt.runs.loading import newest_checkpoint
 from minigpt.training.callbacks import keep_rows_up_to
+from minigpt.training.distributed import gathered_on_first, on_first, share_again
 from minigpt.training.loss import model_loss
-from minigpt.training.module import TrainingModule, gradient_scaler
-from minigpt.training.processes import any_process, on_first
-from minigpt.training.sharding import share_again, whole
+from minigpt.training.module import TrainingModule, total_norm
 
 MOST_SKIPPED = 10
 """Consecutive skipped steps after which the run stops: the weights are at fault, not one bad batch."""
@@ -47,11 +44,10 @@ QUERIES_AT_ONCE = 256
 
 
 class Anomalies(Callback):
-    """Checks each step's losses and gradients before the optimizer step; all ranks take the same decision.
+    """Writes a report of each bad step and a row for each loss spike. All ranks take the same decision.
 
-    A skipped step counts as done: the schedule and the data advance, so a batch depends on the step alone and resume
-    stays exact. Weights, optimizer state and EMA do not change. Under a gradient scaler (16-mixed) overflowing
-    gradients are normal and the scaler handles them; only losses are checked there.
+    The module finds bad steps and skips them; `before_skip` is its question whether the run should stop or roll back
+    instead.
     """
 
     def __init__(self, folder: RunFolder, config: Config) -> None:
@@ -59,7 +55,7 @@ class Anomalies(Callback):
         self.skipped_in_a_row = 0
         self.losses = deque[float](maxlen=WINDOW)
         self._rolled_back_to, self._n_rollbacks = -1, 0
-        self._batches = list[tuple[int, tuple[Tensor, Tensor]]]()  # this step's, each with Lightning's batch_idx
+        self._step = 0
 
     def state_dict(self) -> dict[str, Any]:
         return {"losses": list(self.losses), "skipped_in_a_row": self.skipped_in_a_row}
@@ -69,48 +65,27 @@ class Anomalies(Callback):
         self.skipped_in_a_row = state_dict["skipped_in_a_row"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._step = trainer.global_step
         if trainer.is_global_zero:
             keep_rows_up_to(self.folder.spikes, SPIKE_COLUMNS, trainer.global_step)
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self._batches.append((batch_idx, batch))
-
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Lightning calls this after the last micro-batch's backward pass and before clipping."""
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, TrainingModule)
-        # Same order of summation as torch's clip_grad_norm_, hence the same norm bit for bit.
-        norm = _norm(parameter.grad for group in optimizer.param_groups for parameter in group["params"])
-        own = torch.stack([norm, *(loss.to(norm) for loss in pl_module.recent_losses[-len(self._batches) :])])
-        checked = own if gradient_scaler(trainer) is None else own[1:]
-        clock = norm.new_full((), pl_module.read_clock() if trainer.is_global_zero else 0.0)
-        shared = torch.stack([(~checked.isfinite().all()).to(own), own[1:].mean(), clock])
-        if trainer.world_size > 1:
-            shared = trainer.strategy.reduce(shared, reduce_op="sum")
-        # One transfer, hence one synchronisation with the device, for all numbers of the step.
-        pl_module.total_norm = norm
-        pl_module.grad_norm, *losses, n_bad, total, pl_module.share_of_time = torch.cat([own, shared]).tolist()
-        pl_module.left_out = n_bad > 0
-        if pl_module.left_out:
-            self._leave_out(trainer, pl_module, optimizer, losses)
-        else:
+        is_step, self._step = trainer.global_step > self._step, trainer.global_step
+        if is_step and not pl_module.left_out:
             self.skipped_in_a_row = 0
-            self._note_spike(trainer, pl_module, total / trainer.world_size)
-        self._batches.clear()
+            self._note_spike(trainer, pl_module)
 
-    def _leave_out(
-        self, trainer: L.Trainer, module: TrainingModule, optimizer: torch.optim.Optimizer, losses: list[float]
-    ) -> None:
-        step, of_ranks = trainer.global_step + 1, _gathered(trainer, self._describe(trainer, module, losses))
-        source = on_first(trainer, lambda: self._decide(trainer, step, of_ranks))
-        module.recent_losses = [loss for loss in module.recent_losses if loss.isfinite()]  # else the logged mean is NaN
-        for parameter in module.parameters():
-            parameter.grad = None  # optimizers skip parameters without a gradient
-        if source is not None:
-            _go_back(trainer, module, optimizer, source)
+    def before_skip(self, module: TrainingModule) -> Path | None:
+        """Report a bad step; returns the checkpoint to roll back to, or None to skip the step.
+
+        Raises:
+            UserError: the run stops, on rank 0.
+            SystemExit: on the other ranks.
+        """
+        trainer = module.trainer
+        ranks = gathered_on_first(trainer, self._describe(trainer, module))
+        return on_first(trainer, lambda: self._decide(trainer, trainer.global_step + 1, ranks))
 
     def _decide(self, trainer: L.Trainer, step: int, of_ranks: list[dict[str, Any]]) -> Path | None:
         """On rank 0: write the report, print the decision, and return the checkpoint to roll back to, if any.
@@ -155,39 +130,39 @@ class Anomalies(Callback):
         resumed = f" ({command('train', '--resume', self.folder.path)})" if before else ""
         return f"{before}{skip}try a lower optimizer.learning_rate{resumed}"
 
-    def _describe(self, trainer: L.Trainer, module: TrainingModule, losses: list[float]) -> dict[str, Any]:
+    def _describe(self, trainer: L.Trainer, module: TrainingModule) -> dict[str, Any]:
         """This rank's part of the report, as plain JSON values."""
         layers, bad = defaultdict[str, list[Tensor | None]](list), []
         for name, parameter in module.model.named_parameters():
             layers[".".join(name.split(".")[: 2 if name.startswith("blocks.") else 1])].append(parameter.grad)
-            if parameter.grad is not None and not _norm([parameter.grad]).isfinite():
+            if parameter.grad is not None and not total_norm([parameter.grad]).isfinite():
                 bad.append(name)
         dataset, batches = getattr(trainer.train_dataloader, "dataset", None), []
         with trainer.precision_plugin.forward_context():  # repeat the forward pass in the run's precision
-            for loss, (index, (tokens, targets)) in zip(losses, self._batches, strict=True):
-                number = module.micro_batch(index)
+            for number, tokens, targets, loss in module.micro_batches:
                 places = dataset.places(number) if isinstance(dataset, TrainBatches) else None
                 scores, rows = _rows_again(module.model, tokens, targets)
                 for row, own in enumerate(rows):
                     text = torch.cat([tokens[row, :1], targets[row][targets[row] != IGNORED]]).tolist()
                     own |= {"text": decode(module.data.tokenizer, text)} | (places[row]._asdict() if places else {})
-                batches.append({"number": number, "loss": _plain(loss), "largest_scores": scores, "rows": rows})
+                batches.append({"number": number, "loss": _plain(float(loss)), "largest_scores": scores, "rows": rows})
         share_again(module.model)
         return {
             "rank": trainer.global_rank,
             "gradient_norm": _plain(module.grad_norm),
-            "gradient_norms": {layer: _plain(float(_norm(grads))) for layer, grads in layers.items()},
+            "gradient_norms": {layer: _plain(float(total_norm(grads))) for layer, grads in layers.items()},
             "parameters_not_finite": bad,
             "micro_batches": batches,
         }
 
-    def _note_spike(self, trainer: L.Trainer, module: TrainingModule, loss: float) -> None:
+    def _note_spike(self, trainer: L.Trainer, module: TrainingModule) -> None:
+        loss = module.step_loss
         if len(self.losses) >= ENOUGH:
             mean, std = float(np.mean(self.losses)), float(np.std(self.losses))
             if loss > mean + SPIKE * std:
-                own = (module.micro_batch(index) - trainer.global_rank for index, _ in self._batches)
-                numbers = " ".join(str(n + rank) for n in own for rank in range(trainer.world_size))
-                row = (trainer.global_step + 1, loss, mean, std, numbers)
+                on_rank_zero = (each.number - trainer.global_rank for each in module.micro_batches)
+                numbers = " ".join(str(n + rank) for n in on_rank_zero for rank in range(trainer.world_size))
+                row = (trainer.global_step, loss, mean, std, numbers)
                 on_first(trainer, lambda: self._write_spike(trainer, row))
         self.losses.append(loss)
 
@@ -227,39 +202,6 @@ def _rows_again(model: GPT, tokens: Tensor, targets: Tensor) -> tuple[list[list[
     return [[_plain(score) for score in largest[layer].tolist()] for layer in sorted(largest)], rows
 
 
-def _go_back(trainer: L.Trainer, module: TrainingModule, optimizer: torch.optim.Optimizer, source: Path) -> None:
-    """Load weights, EMA and optimizer state from a checkpoint; the step, schedule and data keep their position."""
-    content, failure = dict[str, Any](), None
-    try:
-        content = read_checkpoint(source, mmap=False)  # the optimizer keeps these tensors: no memory map
-    except UserError as error:
-        failure = error
-    if any_process(trainer, failure is not None):
-        raise failure or SystemExit(2)
-    trainer.strategy.load_model_state_dict(content, strict=True)
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Averaging):
-            callback.on_load_checkpoint(trainer, module, content)
-    # Keep this step's learning rates and weight decays, not the checkpoint's.
-    state = content["optimizer_states"][0] | {"param_groups": optimizer.state_dict()["param_groups"]}
-    trainer.strategy.load_optimizer_state_dict({"optimizer_states": [state]})
-
-
-def _norm(gradients: Iterable[Tensor | None]) -> Tensor:
-    """The total norm of all gradients, in at least float32."""
-    norm: Tensor = whole(torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None]))
-    return norm.to(torch.promote_types(norm.dtype, torch.float32))
-
-
 def _plain(value: float) -> float | str:
     """The number, or "nan" or "inf" as text: JSON has neither."""
     return value if math.isfinite(value) else str(value)
-
-
-def _gathered(trainer: L.Trainer, own: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every rank's value on rank 0; an empty list on the others."""
-    if trainer.world_size == 1:
-        return [own]
-    parts: list[Any] | None = [None] * trainer.world_size if trainer.is_global_zero else None
-    torch.distributed.gather_object(own, parts)
-    return parts or []

@@ -2,45 +2,60 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
-import lightning as L
-from lightning.pytorch.callbacks import EMAWeightAveraging
+import torch
+
+from minigpt.model.gpt import GPT
 
 
-class Averaging(EMAWeightAveraging):
-    """Lightning's EMA, kept in the model until the end of validation.
+class Average:
+    """The EMA of a model's weights. It is no nn.Module, so the model's owner neither trains nor saves it by accident.
 
-    Lightning's own swaps the average out before `on_validation_end`, where samples, attention maps and the best weights
-    are written: those would not be the weights whose loss was measured.
+    Lightning's EMAWeightAveraging swaps the average out before `on_validation_end`, where samples, attention maps and
+    the best weights are written: those would not be the weights whose loss was measured. It also keeps the average on
+    the CPU, as it copies the model before that is moved to its device.
     """
 
-    def __init__(self, decay: float) -> None:
-        """Args: decay of the average per step, in [0, 1)."""
-        super().__init__(decay=decay, use_buffers=False)
-        self.in_place = False
+    def __init__(self, model: GPT, decay: float) -> None:
+        """Args: the model; decay of the average per step, in [0, 1)."""
+        self.model, self.decay = model, decay
+        self.averaged = copy.deepcopy(model)
+        self.n_averaged = 0
+        self.in_place = False  # whether `model` holds the average, and `averaged` the trained weights
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
-        """Skipped steps do not update the EMA."""
-        if pl_module.left_out:
-            self._latest_update_step = trainer.global_step
-        super().on_train_batch_end(trainer, pl_module, *rest)
+    @torch.no_grad()
+    def update(self) -> None:
+        """Average in the weights after a step; the first ones are copied."""
+        for average, current in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
+            average.copy_(self.decay * average + (1 - self.decay) * current if self.n_averaged else current)
+        self.n_averaged += 1
 
-    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().on_validation_epoch_start(trainer, pl_module)
-        self.in_place = True
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange average and trained weights."""
+        for average, current in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
+            trained = current.clone()
+            current.copy_(average)
+            average.copy_(trained)
+        self.in_place = not self.in_place
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Do not swap here, as Lightning does: the module calls `restore` later."""
-
-    def restore(self, module: L.LightningModule) -> None:
-        """Swap the trained weights back into the model."""
+    def save(self, checkpoint: dict[str, Any]) -> None:
+        """Put the average in `state_dict`, which other programs load, and the trained weights beside it."""
+        average = {f"model.{name}": value for name, value in self.averaged.state_dict().items()}
+        trained = checkpoint["state_dict"]
         if self.in_place:
-            self._swap_models(module)
-            self.in_place = False
+            average, trained = trained, average
+        checkpoint |= {
+            "state_dict": average,
+            "current_model_state": trained,
+            "averaging_state": {"n_averaged": torch.tensor(self.n_averaged)},
+        }
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(trainer, pl_module, checkpoint)
-        if self.in_place:  # average and trained weights are swapped at this moment
-            average, trained = checkpoint["current_model_state"], checkpoint["state_dict"]
-            checkpoint |= {"state_dict": average, "current_model_state": trained}
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Take the average out of a checkpoint, and leave the trained weights in its `state_dict`."""
+        average = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
+        self.averaged.load_state_dict(average)
+        self.n_averaged = int(checkpoint["averaging_state"]["n_averaged"])
+        checkpoint["state_dict"] = checkpoint["current_model_state"]

@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
 from minigpt.config import Config
 from minigpt.data.relations import read_json_lines
@@ -31,10 +32,11 @@ from minigpt.pages.attention import render_page
 from minigpt.pages.grid import grid_image, save_png
 from minigpt.pages.scores_image import scores_image
 from minigpt.runs.folder import RunFolder
+from minigpt.runs.loading import CHECKPOINT_KEY
 from minigpt.training.checkpoints import not_finite
 from minigpt.training.dashboards import log_image, log_page, log_scalars, log_table
+from minigpt.training.distributed import whole_model
 from minigpt.training.module import TrainingModule
-from minigpt.training.sharding import whole_model
 
 PLAIN_LINE_SECONDS = 10
 """Shortest time between two progress lines, printed if there is no progress bar."""
@@ -72,19 +74,25 @@ class Metrics(Callback):
     def __init__(self, folder: RunFolder, config: Config) -> None:
         self.folder, self.config = folder, config
         self.train_loss = self.val_loss = self.tokens_per_second = math.nan
-        self._logged_step = -1
+        self._step = self._logged_step = -1
+        self.recent_losses: list[Tensor] = []  # of the micro-batches since the last row
         self.seconds = 0.0  # of training steps, without validation, resumes included
         self._mark, self._mark_tokens = 0.0, 0
         self._last_line = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds}
+        return {"seconds": self.seconds, "recent_losses": [float(loss) for loss in self.recent_losses]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds = state_dict["seconds"]
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        # Up to version 0.1 the module saved the losses.
+        losses = (checkpoint["callbacks"]["Metrics"] | checkpoint[CHECKPOINT_KEY])["recent_losses"]
+        self.recent_losses = [torch.tensor(loss, dtype=torch.float64) for loss in losses]
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._logged_step = trainer.global_step
+        self._step = self._logged_step = trainer.global_step
         self._start_watch(pl_module)
         if trainer.is_global_zero:
             keep_rows_up_to(self.folder.metrics, COLUMNS, trainer.global_step)
@@ -94,6 +102,10 @@ class Metrics(Callback):
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
         step = trainer.global_step
+        self.recent_losses.append(pl_module.micro_batches[-1].loss)
+        if pl_module.left_out and step > self._step:
+            self.recent_losses = [loss for loss in self.recent_losses if loss.isfinite()]  # else the mean is NaN
+        self._step = step
         # With accumulation, several micro-batches share one global_step.
         if step == self._logged_step or step % (self.config.trainer.log_every_n_steps or 1):
             return
@@ -117,8 +129,8 @@ class Metrics(Callback):
         """Mean over all devices and the micro-batches since the last row; NaN if no loss was finite."""
         dtype = torch.promote_types(next(module.parameters()).dtype, torch.float32)
         zero = torch.zeros((), device=module.device, dtype=dtype)
-        losses = [loss.to(zero) for loss in module.recent_losses]
-        module.recent_losses.clear()
+        losses = [loss.to(zero) for loss in self.recent_losses]
+        self.recent_losses.clear()
         mean = torch.stack(losses).mean() if losses else zero
         total, n = trainer.strategy.reduce(torch.stack([mean, zero + bool(losses)]), reduce_op="sum").tolist()
         return total / n if n else math.nan

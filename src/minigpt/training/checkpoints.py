@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from minigpt.config import Config
@@ -18,9 +17,16 @@ from minigpt.errors import UserError
 from minigpt.files import link_or_copy
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import read_checkpoint, save_checkpoint, save_weights, tensors_in
+from minigpt.training.distributed import any_process, largest, local, on_first, whole_model
+from minigpt.training.lightning_compat import (
+    is_between_steps,
+    set_validation_counters,
+    sharded_checkpoint_setting,
+    validate,
+    validates_next,
+    validation_counters,
+)
 from minigpt.training.module import TrainingModule
-from minigpt.training.processes import any_process, largest, on_first
-from minigpt.training.sharding import local, whole_model
 from minigpt.training.stopping import StopSignals
 
 
@@ -53,16 +59,18 @@ class Checkpoints(Checkpoint):
         self.best_val_loss, self.best_step = state_dict["best_val_loss"], state_dict["best_step"]
         self.validation_due = state_dict.get("validation_due", False)
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        # EarlyStopping restores its patience from the checkpoint; the current config's counts.
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping) and callback.state_key in checkpoint["callbacks"]:
+                checkpoint["callbacks"][callback.state_key]["patience"] = callback.patience
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.stop.keep_for(trainer)
         self._saved_at = time.monotonic()
         if self.validation_due:
             self.validation_due = False
-            loop = trainer.fit_loop.epoch_loop.val_loop
-            loop.restarting = False
-            trainer.validating = True
-            loop.run()
-            trainer.training = True
+            validate(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -70,14 +78,14 @@ class Checkpoints(Checkpoint):
         step = trainer.global_step
         if step >= self.config.trainer.max_steps:
             trainer.should_stop = True  # makes Lightning validate at the very end, whatever the interval
-        loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
-        assert fetcher is not None
-        if loop._should_accumulate():
+        if not is_between_steps(trainer):
             return
         keep = self.config.keep_every_n_steps
         if keep and step % keep == 0:
-            self._keep(trainer, pl_module)
-        validates, is_last = loop._should_check_val_fx(fetcher), self._ends(trainer)
+            # Weights alone: inspection needs no optimizer state, which is twice as large.
+            self._check_finite(trainer, pl_module)
+            self._save_weights(trainer, pl_module, self.folder.kept(step))
+        validates, is_last = validates_next(trainer), self._ends(trainer)
         number, is_time = self._asked(trainer)
         if validates and (is_last or not number):
             return
@@ -90,7 +98,7 @@ class Checkpoints(Checkpoint):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking:
-            self._val_progress = copy.deepcopy(trainer.fit_loop.epoch_loop.val_loop.batch_progress.state_dict())
+            self._val_progress = validation_counters(trainer)
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.sanity_checking or self._ends(trainer):  # with this validation
@@ -98,7 +106,7 @@ class Checkpoints(Checkpoint):
         number, _is_time = self._asked(trainer)
         if number:
             self.validation_due = True
-            trainer.fit_loop.epoch_loop.val_loop.batch_progress.load_state_dict(self._val_progress)
+            set_validation_counters(trainer, self._val_progress)
             self._save_last(trainer, pl_module)
             raise SystemExit(128 + number)
 
@@ -124,11 +132,6 @@ class Checkpoints(Checkpoint):
         minutes = self.config.checkpoint_every_n_minutes
         is_time = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
         return largest(trainer, self.stop.received, is_time)
-
-    def _keep(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Save the weights alone: inspection needs no optimizer state, which is twice as large."""
-        self._check_finite(trainer, module)
-        self._save_weights(trainer, module, self.folder.kept(trainer.global_step))
 
     def _save_weights(self, trainer: L.Trainer, module: L.LightningModule, file: Path) -> None:
         assert isinstance(module, TrainingModule)
@@ -208,11 +211,11 @@ def refuse_shards(trainer: L.Trainer) -> None:
     Raises:
         UserError: the strategy writes shards; names the option that makes it write one file.
     """
-    strategy = trainer.strategy
-    if getattr(strategy, "_state_dict_type", None) == "sharded":
+    setting = sharded_checkpoint_setting(trainer.strategy)
+    if setting == "state_dict_type":
         raise UserError("trainer.strategy: state_dict_type=sharded writes no single file: use full")
-    if getattr(strategy, "_save_distributed_checkpoint", False):
-        raise UserError("trainer.strategy: writes no single file: give it save_distributed_checkpoint: false")
+    if setting is not None:
+        raise UserError(f"trainer.strategy: writes no single file: give it {setting}: false")
 
 
 def not_finite(what: str, step: int, folder: RunFolder) -> str:

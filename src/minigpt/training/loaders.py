@@ -97,11 +97,7 @@ def make_loaders(
 ) -> tuple[DataLoader[Any], DataLoader[Any]]:
     """Loaders of train and val micro-batches; with overfit_batches, both repeat a few train batches.
 
-    Args:
-        config: the run.
-        data: the prepared text.
-        trainer: for its rank, number of devices and step.
-        seen: micro-batches over all devices before a resume.
+    Before a resume, all devices together had seen `seen` micro-batches.
 
     Raises:
         UserError: a split is too short for model.context_length.

@@ -16,8 +16,7 @@ from minigpt.model.gpt import GPT
 
 CHUNK_LOGITS = 2**26
 """Logits computed at a time when a batch has more: 256 MB in float32, about 1 GB with the softmax and its gradient.
-Smaller
-chunks save memory, larger ones are faster on a GPU: benchmarks/loss.py."""
+Smaller chunks save memory, larger ones are faster on a GPU: benchmarks/loss.py."""
 
 
 def model_loss(model: GPT, tokens: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, Timer
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 
 from minigpt.config import Config
@@ -20,24 +19,47 @@ from minigpt.data.shards import PreparedData
 from minigpt.errors import UserError
 from minigpt.model.compiling import compiled, compiles
 from minigpt.model.gpt import GPT
-from minigpt.runs.loading import CHECKPOINT_KEY
-from minigpt.training.averaging import Averaging
+from minigpt.runs.loading import CHECKPOINT_KEY, read_checkpoint
+from minigpt.training.averaging import Average
+from minigpt.training.distributed import any_process, is_shared_out, share_out, totals, whole
+from minigpt.training.lightning_compat import clips_as_torch_does, gradient_scaler, set_batches_done, set_logged_step
 from minigpt.training.loss import model_loss
 from minigpt.training.optimizer import follow_schedule, make_optimizer
-from minigpt.training.processes import totals
-from minigpt.training.sharding import is_shared_out, local, share_out
+
+
+class MicroBatch(NamedTuple):
+    """A micro-batch of the current optimizer step, on this device."""
+
+    number: int
+    """In the whole run, over all devices."""
+    tokens: Tensor
+    targets: Tensor
+    """Both (B, T); targets are shifted by one."""
+    loss: Tensor
+    """Mean over its targets, without gradient."""
 
 
 class TrainingModule(L.LightningModule):
     """Teacher forcing: in one pass, each position predicts the next token under the causal mask.
 
-    One optimizer step is read here: learning rate, loss, clipping. Lightning calls the hooks in this order.
+    One optimizer step is read here: learning rate, loss, gradient norm, skipping, clipping, weight average. Lightning
+    calls the hooks in this order. Callbacks read the results and change nothing: the module trains the same without
+    them, under a plain `L.Trainer` with the config's max_steps and accumulate_grad_batches.
     """
 
-    def __init__(self, config: Config, data: PreparedData) -> None:
-        """Args: a config whose model.vocab_size is set, and the prepared data."""
+    def __init__(
+        self, config: Config, data: PreparedData, before_skip: Callable[[TrainingModule], Path | None] | None = None
+    ) -> None:
+        """Initialise the weights from the seed.
+
+        Args:
+            config: the run, with model.vocab_size set.
+            data: the prepared text.
+            before_skip: called on every rank when a loss or gradient is NaN or infinite, with the gradients still in
+                place. It raises to end the run, returns a checkpoint to roll back to, or None to skip the step.
+        """
         super().__init__()
-        self.run_config, self.data = config, data
+        self.run_config, self.data, self.before_skip = config, data, before_skip
         torch.manual_seed(config.seed)
         self.model = GPT(config.model)
         # Compile the loss function rather than the module: parameter names get no "_orig_mod." prefix, and samples and
@@ -45,18 +67,23 @@ class TrainingModule(L.LightningModule):
         loss = functools.partial(model_loss, self.model)
         is_compiled = compiles(config.compile, config.trainer.accelerator, config.trainer.max_steps)
         self.loss: Callable[..., Tensor] = compiled(loss) if is_compiled else loss
-        self.recent_losses: list[Tensor] = []
-        self.tokens_seen = 0  # training targets, over all devices
+        decay = config.optimizer.average_decay
+        self.average = None if decay is None else Average(self.model, decay)
         self.has_trained = False  # in this process
+        self.tokens_seen = 0  # training targets, over all devices
         self._began_at_step, self._seen_before = 0, 0
-        self.total_norm = torch.tensor(math.nan)  # of the gradient, before clipping
-        self.grad_norm = math.nan  # total_norm as a float; `Anomalies` sets both, and left_out, at each step
-        self.left_out = False  # whether the last step was skipped because its loss or gradient was NaN or infinite
+
+        # Results of the last step, for callbacks to read.
+        self.micro_batches: list[MicroBatch] = []
         self.learning_rate = 0.0
-        self.share_of_time = 0.0  # fraction of max_time elapsed on rank 0's clock; `Anomalies` sets it at each step
-        self.val_loss = math.nan
-        self.val_bits_per_byte = math.nan
-        self._nats, self._count = 0.0, 0
+        self.step_loss = math.nan  # mean over micro-batches and devices
+        self.grad_norm = math.nan  # total norm of the gradient before clipping
+        self.left_out = False  # whether the step was skipped because its loss or gradient was NaN or infinite
+        self.val_loss = self.val_bits_per_byte = math.nan
+
+        self._total_norm = torch.tensor(math.nan)  # grad_norm on the device
+        self._share_of_time = 0.0  # fraction of max_time elapsed on rank 0's clock
+        self._nats, self._count = 0.0, 0  # of the validation that is running
 
     def configure_model(self) -> None:
         if self.device_mesh is not None and not is_shared_out(self.model):  # Lightning may call it more than once
@@ -67,10 +94,14 @@ class TrainingModule(L.LightningModule):
         fused = gradient_scaler(self.trainer) is None
         return make_optimizer(self.model, self.run_config.optimizer, fused=fused)
 
+    def on_fit_start(self) -> None:
+        if self.average is not None:
+            self.average.averaged.to(self.device)
+
     def on_train_start(self) -> None:
+        self._share_of_time = self.trainer.strategy.broadcast(self._read_clock())
         # Loading an optimizer state restores the checkpoint's hyperparameters too; the current config overrides them.
         optimizer = self.run_config.optimizer
-        self.share_of_time = self.trainer.strategy.broadcast(self.read_clock())
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
             if "betas" in group:  # Muon's matrices have none
                 group["betas"] = (optimizer.beta1, optimizer.beta2)
@@ -86,9 +117,10 @@ class TrainingModule(L.LightningModule):
         torch.default_generator.manual_seed(seed)
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(seed)
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.micro_batches = []
+        set_logged_step(self.trainer)
         optimizer, config = self.optimizers(), self.run_config.optimizer
-        # Lightning's callbacks log by this counter, which is one behind after a resume from between validations.
-        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
         self.learning_rate = follow_schedule(optimizer, config, self.global_step, self.progress)  # type: ignore[arg-type]
 
     def micro_batch(self, batch_idx: int) -> int:
@@ -103,9 +135,9 @@ class TrainingModule(L.LightningModule):
     @property
     def progress(self) -> float:
         """Fraction of the run that is done, 0 to 1, by steps or by max_time if that ends sooner. Equal on all ranks."""
-        return max(self.global_step / self.run_config.trainer.max_steps, self.share_of_time)
+        return max(self.global_step / self.run_config.trainer.max_steps, self._share_of_time)
 
-    def read_clock(self) -> float:
+    def _read_clock(self) -> float:
         """Fraction of max_time elapsed on this process's clock, 0 without max_time. Ranks differ; rank 0's counts."""
         limit = self.run_config.trainer.max_time_seconds
         timers = [callback for callback in self.trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
@@ -115,12 +147,43 @@ class TrainingModule(L.LightningModule):
         tokens, targets = batch
         self.has_trained = True
         loss = self.loss(tokens, targets)
-        self.recent_losses.append(loss.detach())
+        self.micro_batches.append(MicroBatch(self.micro_batch(batch_idx), tokens, targets, loss.detach()))
         # Counting synchronises with the device; only padded batches need it.
         packed = self.run_config.data.mode == "packed"
         n_targets = targets.numel() if packed else int((targets != IGNORED).sum())
         self.tokens_seen += n_targets * self.trainer.world_size
         return loss
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        # Runs training_step and the backward pass of the last micro-batch, the two hooks below, and the optimizer.
+        super().optimizer_step(*arguments, **options)
+        if self.average is not None and not self.left_out:
+            self.average.update()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Compute the norm, and skip the step if a loss or gradient is NaN or infinite, on all ranks alike.
+
+        A skipped step counts as done: the schedule and the data advance, so a batch depends on the step alone and
+        resume stays exact. Weights, optimizer state and EMA do not change.
+        """
+        trainer = self.trainer
+        norm = total_norm(parameter.grad for group in optimizer.param_groups for parameter in group["params"])
+        own = torch.stack([norm, *(each.loss.to(norm) for each in self.micro_batches)])
+        # Under a gradient scaler (16-mixed) overflowing gradients are normal, and the scaler skips those steps itself.
+        checked = own if gradient_scaler(trainer) is None else own[1:]
+        clock = norm.new_full((), self._read_clock() if trainer.is_global_zero else 0.0)
+        shared = torch.stack([(~checked.isfinite().all()).to(own), own[1:].mean(), clock])
+        if trainer.world_size > 1:
+            shared = trainer.strategy.reduce(shared, reduce_op="sum")
+        # One transfer, hence one synchronisation with the device, for all numbers of the step.
+        self.grad_norm, n_bad, loss, self._share_of_time = torch.cat([own[:1], shared]).tolist()
+        self._total_norm, self.step_loss, self.left_out = norm, loss / trainer.world_size, n_bad > 0
+        if self.left_out:
+            checkpoint = None if self.before_skip is None else self.before_skip(self)
+            for parameter in self.parameters():
+                parameter.grad = None  # optimizers skip parameters without a gradient
+            if checkpoint is not None:
+                self._roll_back(optimizer, checkpoint)
 
     def configure_gradient_clipping(
         self,
@@ -128,14 +191,33 @@ class TrainingModule(L.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        if gradient_clip_algorithm not in {None, "norm"} or not _clips_as_torch_does(self.trainer):
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
-        # torch's clip_grad_norm_, but with the norm that `Anomalies` has computed already, and without the
-        # multiplication where it would change nothing.
-        if gradient_clip_val and not self.left_out and self.grad_norm + 1e-6 > gradient_clip_val:
-            gradients = [local(parameter.grad) for parameter in self.model.parameters() if parameter.grad is not None]
-            torch._foreach_mul_(gradients, (gradient_clip_val / (self.total_norm + 1e-6)).clamp(max=1.0))
+        """Clip by the norm that is known already, with torch's own arithmetic.
+
+        Not multiplying where it would change nothing saves a pass over the gradients.
+        """
+        config = self.run_config.trainer
+        limit = config.gradient_clip_val if gradient_clip_val is None else gradient_clip_val
+        algorithm = gradient_clip_algorithm or config.gradient_clip_algorithm
+        if algorithm not in {None, "norm"} or not clips_as_torch_does(self.trainer):
+            self.clip_gradients(optimizer, limit, algorithm)
+        elif limit and not self.left_out and self.grad_norm + 1e-6 > limit:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), limit, self._total_norm)
+
+    def _roll_back(self, optimizer: torch.optim.Optimizer, file: Path) -> None:
+        """Load weights, EMA and optimizer state from a checkpoint; the step, schedule and data keep their position."""
+        content, failure = dict[str, Any](), None
+        try:
+            content = read_checkpoint(file, mmap=False)  # the optimizer keeps these tensors: no memory map
+        except UserError as error:
+            failure = error
+        if any_process(self.trainer, failure is not None):
+            raise failure or SystemExit(2)
+        if self.average is not None:
+            self.average.load(content)
+        self.trainer.strategy.load_model_state_dict(content, strict=True)
+        # Keep this step's learning rates and weight decays, not the checkpoint's.
+        state = content["optimizer_states"][0] | {"param_groups": optimizer.state_dict()["param_groups"]}
+        self.trainer.strategy.load_optimizer_state_dict({"optimizer_states": [state]})
 
     def on_train_epoch_end(self) -> None:
         trainer = self.trainer
@@ -148,6 +230,8 @@ class TrainingModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._nats, self._count = 0.0, 0
+        if self.average is not None:
+            self.average.swap()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         tokens, targets = batch
@@ -168,9 +252,8 @@ class TrainingModule(L.LightningModule):
 
     def on_validation_model_train(self) -> None:
         super().on_validation_model_train()
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Averaging):
-                callback.restore(self)
+        if self.average is not None and self.average.in_place:
+            self.average.swap()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CHECKPOINT_KEY] = {
@@ -183,41 +266,20 @@ class TrainingModule(L.LightningModule):
             - self.global_rank,
             "tokens_seen": self.tokens_seen,
             "n_threads": torch.get_num_threads(),  # the order of a sum, hence its rounding, depends on it
-            "recent_losses": [float(loss) for loss in self.recent_losses],  # not yet logged
         }
+        if self.average is not None:
+            self.average.save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.recent_losses = [
-            torch.tensor(loss, dtype=torch.float64) for loss in checkpoint[CHECKPOINT_KEY]["recent_losses"]
-        ]
         self.tokens_seen = checkpoint[CHECKPOINT_KEY]["tokens_seen"]
         self._began_at_step = checkpoint["global_step"]
         self._seen_before = checkpoint[CHECKPOINT_KEY]["micro_batches"]
-        # Lightning restores a count of this device's micro-batches, which is wrong if the number of devices or the
-        # accumulation changed. And a finished run that gets more steps must reopen its only epoch.
-        n_batches = self._began_at_step * self.run_config.trainer.accumulate_grad_batches
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        for counts in (progress["total"], progress["current"]):
-            counts.update(dict.fromkeys(counts, n_batches))
-        progress["is_last_batch"] = False
-        # EarlyStopping restores its patience from the checkpoint; the current config's counts.
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, EarlyStopping) and callback.state_key in checkpoint["callbacks"]:
-                checkpoint["callbacks"][callback.state_key]["patience"] = callback.patience
+        set_batches_done(checkpoint, self._began_at_step * self.run_config.trainer.accumulate_grad_batches)
+        if self.average is not None:
+            self.average.load(checkpoint)
 
 
-def gradient_scaler(trainer: L.Trainer) -> Any:
-    """The loss scaler against underflow in 16-mixed; None in other precisions."""
-    return getattr(trainer.precision_plugin, "scaler", None)
-
-
-def _clips_as_torch_does(trainer: L.Trainer) -> bool:
-    """Whether Lightning would call torch's clip_grad_norm_ on plain gradients.
-
-    False under a gradient scaler (unscale first), Lightning's FSDP (no rank has the total norm) and DeepSpeed (it clips
-    itself).
-    """
-    plugin = type(trainer.precision_plugin)
-    by_lightning = plugin.clip_gradients in {Precision.clip_gradients, MixedPrecision.clip_gradients}
-    by_norm = plugin.clip_grad_by_norm is Precision.clip_grad_by_norm
-    return by_lightning and by_norm and gradient_scaler(trainer) is None
+def total_norm(gradients: Iterable[Tensor | None]) -> Tensor:
+    """The norm of all gradients together, in at least float32; bit for bit that of torch's clip_grad_norm_."""
+    norm: Tensor = whole(torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None]))
+    return norm.to(torch.promote_types(norm.dtype, torch.float32))

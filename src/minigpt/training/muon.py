@@ -20,8 +20,7 @@ COEFFICIENTS = {
 """Coefficients (a, b, c) of the quintic Newton-Schulz iteration, by number of steps. Five steps are Jordan's, chosen
 for a steep slope at zero. Three are the first of Polar Express (Amsel et al. 2025, https://arxiv.org/abs/2505.16932),
 which raises small singular values fastest: their range at the end is wider, at no measurable loss, and a small model's
-step
-takes a seventh less time (docs/recipes.md)."""
+step takes a seventh less time (docs/recipes.md)."""
 LIKE_ADAMW = 0.2 * BASE_WIDTH**0.5
 """Scales entries of a square update to about 0.2 at BASE_WIDTH, like AdamW's (Liu et al. 2025, arXiv:2502.16982)."""
 

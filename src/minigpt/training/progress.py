@@ -10,9 +10,9 @@ from typing import Any, TextIO
 
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from minigpt.training.callbacks import metrics_of
+from minigpt.training.lightning_compat import Tqdm, open_bars
 
 
 class ProgressBar(TQDMProgressBar):
@@ -53,9 +53,8 @@ class ProgressBar(TQDMProgressBar):
 
     def _close(self) -> None:
         """Close the bars, however training ends, so that the next output starts on a new line."""
-        for bar in (self._val_progress_bar, self._train_progress_bar):
-            if bar is not None:
-                bar.close()
+        for bar in open_bars(self):
+            bar.close()
 
     def init_sanity_tqdm(self) -> Any:
         with contextlib.redirect_stdout(self._terminal):

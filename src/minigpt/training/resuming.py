@@ -26,8 +26,6 @@ from minigpt.training.class_path import find_class
 
 SAME_TEXT = {"data.source", "data.val_source", "data.tokenizer"}
 """Paths of text and tokenizer. They may change: `check_text` compares the contents instead."""
-FROM_THE_TEXT = ("vocab_size", "end_of_text")
-"""Settings of the model that the text fills in where the user gives none."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,11 @@ def begun_before(config: Config) -> tuple[Path | None, str]:
             saved, reached = Config.from_dict(content[CHECKPOINT_KEY]["config"]), Reached.of_checkpoint(content)
             if not reached.is_done(config, saved):
                 return folder.path, ""
-            if any(not _may_change(name, *values) for name, *values in _differences(_filled(config, saved), saved)):
+            # What the text has filled in is no difference.
+            unset = {name for name in ("vocab_size", "end_of_text") if getattr(config.model, name) is None}
+            filled = dataclasses.replace(config.model, **{name: getattr(saved.model, name) for name in unset})
+            changes = _differences(dataclasses.replace(config, model=filled), saved)
+            if any(not _may_change(name, *values) for name, *values in changes):
                 return None, ""
             why, arguments = reached.way_on(config, saved)
             return folder.path, (
@@ -214,12 +216,7 @@ def check_text(content: dict[str, Any], folder: RunFolder, data: PreparedData) -
 
 
 def check_resume(config: Config, content: dict[str, Any], folder: RunFolder) -> list[str]:
-    """Refuse changed settings that would make it another run, such as the model's; name each of them.
-
-    Args:
-        config: of the resumed run, with model.vocab_size. Its text is checked by `check_text`.
-        content: of the checkpoint to resume from.
-        folder: the run's.
+    """Refuse changed settings that would make it another run, such as the model's; `check_text` checks its text.
 
     Returns:
         The allowed changes, each as "trainer.max_steps=24 (was 12)".
@@ -227,9 +224,8 @@ def check_resume(config: Config, content: dict[str, Any], folder: RunFolder) -> 
     Raises:
         UserError: a setting that must not change has changed, or nothing is left to train.
     """
-    refused: list[str] = []
-    applied: list[str] = []
     saved = Config.from_dict(content[CHECKPOINT_KEY]["config"])
+    applied, refused = list[str](), list[str]()
     for name, now, before in _differences(config, saved):
         may = name in SAME_TEXT or _may_change(name, now, before)
         (applied if may else refused).append(f"{name}={_shown(now)} (was {_shown(before)})")
@@ -253,12 +249,6 @@ def _differences(now: Config, before: Config) -> Iterator[tuple[str, Any, Any]]:
                     yield f"{name}.{key}", each, earlier[name][key]
         elif value != earlier[name]:
             yield name, value, earlier[name]
-
-
-def _filled(config: Config, saved: Config) -> Config:
-    """The config, with unset model settings taken from the saved one, where the text had filled them in."""
-    given = {name: getattr(saved.model, name) for name in FROM_THE_TEXT if getattr(config.model, name) is None}
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, **given))
 
 
 def _may_change(name: str, now: Any, before: Any) -> bool:

@@ -14,7 +14,7 @@ from types import FrameType
 import lightning as L
 
 from minigpt.signals import SIGNALS, exit_by_signal, handle, handled_by
-from minigpt.training.processes import started_by
+from minigpt.training.lightning_compat import started_processes
 
 SECONDS_TO_EXIT = 10
 """How long a process may take to exit once the run is over, before it is killed."""
@@ -61,7 +61,7 @@ class StopSignals:
     def _end_at_once(self) -> None:
         if "ipykernel" in sys.modules:  # do not kill the kernel of a notebook
             raise KeyboardInterrupt
-        for process in () if self._trainer is None else started_by(self._trainer):
+        for process in () if self._trainer is None else started_processes(self._trainer):
             process.kill()
         os.write(2, b"\nstopped at once\n")
         os._exit(128 + signal.SIGINT)

@@ -7,7 +7,6 @@ which resume is exact. Callbacks that do not fit are refused before the text is 
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from minigpt.config import TrainerConfig
 from minigpt.errors import UserError
 from minigpt.runs.folder import RunFolder
+from minigpt.training.lightning_compat import active_objects
 
 REFUSED = {
     "BackboneFinetuning": "the model has no backbone to freeze; derive a class from BaseFinetuning",
@@ -54,11 +54,7 @@ MONITORED = ("val/loss", "val/bits_per_byte")
 
 
 def check_callbacks(classes: list[Any], settings: TrainerConfig) -> None:
-    """Refuse callbacks that cannot work in a run, without building any.
-
-    Args:
-        classes: of settings.callbacks, in their order.
-        settings: the run's trainer section.
+    """Refuse callbacks that cannot work in a run, without building any; `classes` are those of settings.callbacks.
 
     Raises:
         UserError: a callback is refused, needs a logger, or monitors an unknown metric.
@@ -66,37 +62,29 @@ def check_callbacks(classes: list[Any], settings: TrainerConfig) -> None:
     # The user's own callbacks may log what another one monitors.
     monitored = MONITORED if all(_is_lightnings(kind) for kind in classes) else None
     for kind, value in zip(classes, settings.callbacks or [], strict=True):
-        why = None
-        if isinstance(kind, type):  # else a factory function
-            why = _refusal(kind, settings) or _unknown_monitor(kind, value.get("init_args", {}), monitored)
-        if why is not None:
+        # A factory function is no type.
+        if isinstance(kind, type) and (why := _refusal(kind, value.get("init_args", {}), settings, monitored)):
             raise UserError(f"trainer.callbacks: class_path={value['class_path']}: {why}")
 
 
-def _refusal(kind: type, settings: TrainerConfig) -> str | None:
+def _refusal(
+    kind: type, arguments: dict[str, Any], settings: TrainerConfig, monitored: Sequence[str] | None
+) -> str | None:
+    def is_a(name: str) -> bool:
+        return issubclass(kind, getattr(lightning_callbacks, name))
+
     for name, why in REFUSED.items():
-        if issubclass(kind, _of_lightning(name)):
+        if is_a(name):
             return why
     for name, why in REFUSED_AS_IT_IS.items():
-        if kind in _of_lightning(name):
+        if kind is getattr(lightning_callbacks, name):
             return why
-    for name in NEED_A_LOGGER:
-        if not settings.loggers and issubclass(kind, _of_lightning(name)):
-            return "needs a logger, and trainer.logger has none: give tensorboard or wandb, or remove the callback"
-    return None
-
-
-def _of_lightning(name: str) -> tuple[type, ...]:
-    """The class of that name, for issubclass; empty if the installed Lightning has none."""
-    found = getattr(lightning_callbacks, name, None)
-    return () if found is None else (found,)
-
-
-def _unknown_monitor(kind: type, arguments: dict[str, Any], known: Sequence[str] | None) -> str | None:
+    if not settings.loggers and any(map(is_a, NEED_A_LOGGER)):
+        return "needs a logger, and trainer.logger has none: give tensorboard or wandb, or remove the callback"
     monitor = arguments.get("monitor")
-    if known is None or monitor is None or monitor in known or not issubclass(kind, EarlyStopping | ModelCheckpoint):
-        return None
-    return f"monitor={monitor}: there are {' and '.join(known)}"
+    if monitored and monitor not in {None, *monitored} and issubclass(kind, EarlyStopping | ModelCheckpoint):
+        return f"monitor={monitor}: there are {' and '.join(monitored)}"
+    return None
 
 
 def _is_lightnings(kind: Any) -> bool:
@@ -113,17 +101,10 @@ def save_beside(callbacks: list[Callback], folder: RunFolder) -> None:
 def explained(error: Exception, callbacks: list[Callback], *, begun: bool) -> UserError | None:
     """A one-line error for a failure that a setting caused.
 
-    Args:
-        error: the exception that ended training.
-        callbacks: the user's.
-        begun: whether a step was trained. After that, an error in the user's own class keeps its traceback.
-
-    Returns:
-        The error to show, or None to keep the original with its traceback.
+    Once a step was trained (`begun`), an error in the user's own class keeps its traceback: then None is returned, as
+    for an error that none of the user's `callbacks` raised.
     """
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    # Lightning's loop over callbacks calls each one `callback`.
-    active = [frame.f_locals.get(name) for frame in frames for name in ("self", "callback")]
+    active = list(active_objects(error.__traceback__))
     by = next((each for each in callbacks if any(each is one for one in active)), None)
     what = " ".join(str(error).split())
     if by is None:

@@ -1,24 +1,94 @@
-"""`trainer.strategy: fsdp2`: weights, gradients and optimizer state are sharded over the devices.
+"""A run on many devices: reductions over ranks, work on rank 0, and `trainer.strategy: fsdp2`.
 
-Zhao et al. 2023, https://arxiv.org/abs/2304.11277; torch's `fully_shard`. A checkpoint is a single file with full
-tensors, as from one process, and can be resumed on any number of devices.
+fsdp2 shards weights, gradients and optimizer state over the devices (Zhao et al. 2023,
+https://arxiv.org/abs/2304.11277; torch's `fully_shard`). A checkpoint is a single file with full tensors, as from one
+process, and can be resumed on any number of devices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import subprocess
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
+from minigpt.errors import UserError
 from minigpt.model.gpt import GPT
+from minigpt.training.lightning_compat import set_data_parallel_size, started_processes
 
 if TYPE_CHECKING:  # the import takes half a second, and unsharded runs do not need it
     from torch.distributed.device_mesh import DeviceMesh
+
+Result = TypeVar("Result")
+
+
+def largest(trainer: L.Trainer, *here: int) -> list[int]:
+    """The maximum of each number over all ranks. Collective: every rank must call it."""
+    if trainer.world_size == 1:
+        return list(here)
+    numbers = torch.tensor(here, device=trainer.strategy.root_device)
+    return [int(number) for number in trainer.strategy.reduce(numbers, reduce_op="max").tolist()]
+
+
+def totals(trainer: L.Trainer, *here: float) -> list[float]:
+    """The sum of each number over all ranks, in float64 on the CPU, since Apple GPUs have no float64. Collective."""
+    if trainer.world_size == 1:
+        return list(here)
+    parts: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(parts, here)
+    return [math.fsum(numbers) for numbers in zip(*parts, strict=True)]
+
+
+def gathered_on_first(trainer: L.Trainer, here: Result) -> list[Result]:
+    """Every rank's value on rank 0; an empty list on the others. Collective."""
+    if trainer.world_size == 1:
+        return [here]
+    parts: list[Any] | None = [None] * trainer.world_size if trainer.is_global_zero else None
+    torch.distributed.gather_object(here, parts)
+    return parts or []
+
+
+def any_process(trainer: L.Trainer, here: bool) -> bool:
+    """Whether `here` is true on any rank. Collective."""
+    return bool(largest(trainer, here)[0])
+
+
+def on_first(trainer: L.Trainer, work: Callable[[], Result]) -> Result:
+    """Run `work` on rank 0 only and return its result on every rank. Collective.
+
+    Raises:
+        UserError: on rank 0, from `work`.
+        SystemExit: on the other ranks, if `work` failed; they would otherwise wait for rank 0 forever.
+    """
+    result, failure = None, None
+    if trainer.is_global_zero:
+        try:
+            result = work()
+        except UserError as error:
+            failure = error
+    if trainer.world_size > 1:
+        result, failed = trainer.strategy.broadcast((result, failure is not None))
+        if failed and failure is None:
+            raise SystemExit(2)
+    if failure is not None:
+        raise failure
+    return result  # type: ignore[return-value]
+
+
+def end_started(trainer: L.Trainer, *, seconds: float) -> None:
+    """Wait `seconds` for each process that Lightning started, then kill it, so that none outlives the run."""
+    for process in started_processes(trainer):
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def share_out(model: GPT, mesh: DeviceMesh) -> None:
@@ -49,7 +119,7 @@ class FSDP2(ModelParallelStrategy):
         return True
 
     def setup_environment(self) -> None:
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        set_data_parallel_size(self)
         super().setup_environment()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
