@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from pretended_mps import pretended_mps
+from reference import attend_slowly
 from small_runs import small_settings, with_trainer
 
 from minigpt.config import GenerationConfig, InspectConfig
 from minigpt.errors import UserError
 from minigpt.generation.generator import Writer
 from minigpt.model.classics import fit_width, regress
-from minigpt.model.reference import attend_slowly
 from minigpt.model.variants.graphs import Causal
 from minigpt.model.variants.similarities import Cosine
 from minigpt.pages.explanation import explain

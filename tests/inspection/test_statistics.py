@@ -223,11 +223,3 @@ def test_redundancy_lies_between_0_and_1(seed: int) -> None:
 def test_a_single_head_and_a_single_token_have_no_redundancy() -> None:
     assert statistics.redundancy(uniform()[None, None]).isnan().all()
     assert statistics.redundancy(torch.ones(1, 2, 1, 1)).isnan().all()
-
-
-def test_weights_by_value_are_shares_of_what_is_really_added() -> None:
-    weights = torch.tensor([[[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.8, 0.1, 0.1]]])
-    norms = torch.tensor([[0.25, 1.0, 3.0]])
-    expected = torch.tensor([[[1.0, 0, 0], [0.2, 0.8, 0], [0.2 / 0.6, 0.1 / 0.6, 0.3 / 0.6]]])
-    torch.testing.assert_close(statistics.value_weighted(weights, norms), expected)
-    assert not statistics.value_weighted(weights, torch.zeros(1, 3)).any(), "zeros add nothing"

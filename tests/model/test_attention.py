@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from reference import attend_slowly
 from torch import Tensor
 
 from minigpt.config import GPTConfig
 from minigpt.errors import UserError
-from minigpt.model.reference import attend_slowly
 from minigpt.model.variants import attend as attend_module
 from minigpt.model.variants import kernels, linear_attention
 from minigpt.model.variants.attend import attend, attention_scores, attention_weights

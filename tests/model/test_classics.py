@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minigpt.errors import UserError
-from minigpt.model.classics import fit_width, hopfield_energy, leave_one_out_error, regress, retrieve, train_lookup
+from minigpt.model.classics import fit_width, leave_one_out_error, regress, retrieve, train_lookup
 from minigpt.model.variants.similarities import Gaussian, Hard, Linear, ScaledDot, Similarity, Uniform
 
 
@@ -165,6 +165,17 @@ def test_between_them_similar_patterns_are_averaged() -> None:
     mean_of_all = patterns.mean(dim=0).expand_as(patterns)
     for beta, expected in ((0.01, mean_of_all), (1.0, mean_of_group), (50.0, patterns)):
         torch.testing.assert_close(retrieve(patterns, patterns, beta, steps=100), expected, atol=1e-3, rtol=0)
+
+
+def hopfield_energy(query: Tensor, patterns: Tensor, beta: float) -> Tensor:
+    """(T,) energies of (T, D) queries, at least 0: equation 2 of Ramsauer et al. 2021, https://arxiv.org/abs/2008.02217.
+
+        E(xi) = -log(sum_s exp(beta x_s·xi)) / beta + |xi|^2 / 2 + log(S) / beta + max_s |x_s|^2 / 2
+
+    Its gradient is xi - retrieve(xi): attention is one step of gradient descent, at rate 1.
+    """
+    log_mean_exp = torch.logsumexp(beta * query @ patterns.T, dim=-1) - math.log(len(patterns))
+    return (query.square().sum(-1) + patterns.square().sum(-1).max()) / 2 - log_mean_exp / beta
 
 
 @settings(max_examples=100, deadline=None)

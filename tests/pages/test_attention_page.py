@@ -22,6 +22,7 @@ from attention_pages import (
     history,
     known_heads,
 )
+from unpacking import decode_frames
 
 from minigpt.inspection import packing
 from minigpt.inspection.snapshot import Snapshot
@@ -409,7 +410,7 @@ def test_of_many_steps_only_the_newest_keeps_all_digits_and_the_page_says_so(mon
     errors = []
     for page in (exact, coarse):
         (run,) = runs_of(page)
-        shown = packing.unpack(packing.decode_frames(run["levels"], (2, 2, 820)), 40)
+        shown = packing.unpack(decode_frames(run["levels"], (2, 2, 820)), 40)
         errors.append(np.abs(shown - weights).max(axis=(1, 2, 3, 4)))
     assert (errors[0] <= packing.MAX_ERROR + 1e-6).all()
     assert errors[1][2] <= packing.MAX_ERROR + 1e-6

@@ -91,12 +91,6 @@ def compand_lengths(lengths: npt.NDArray[np.floating]) -> Levels:
     return levels.astype(np.uint8)
 
 
-def expand_lengths(levels: Levels) -> Weights:
-    """Undo `compand_lengths`: float32 lengths as shares of the longest in their row."""
-    ratios = _SHORTEST ** ((255 - levels.astype(np.float64)) / 254)
-    return np.where(levels == 0, 0, ratios).astype(np.float32)
-
-
 def row_sum_error(n_tokens: int) -> float:
     """Largest error of the sum of `n_tokens` weights after `compand` and `expand`: 0.045 for 128 tokens.
 
@@ -168,24 +162,3 @@ def encode_frames(frames: Sequence[Levels]) -> str:
         previous = frame
     pieces.append(compressor.flush())
     return base64.b64encode(b"".join(pieces)).decode("ascii")
-
-
-def decode_frames(text: str, shape: tuple[int, ...]) -> Levels:
-    """Undo `encode_frames`: the Python twin of the reader in `attention.js`.
-
-    Args:
-        text: output of `encode_frames`.
-        shape: of one frame.
-
-    Returns:
-        (number of frames, *shape) uint8.
-
-    Raises:
-        ValueError: the text is damaged or does not hold whole frames of that shape.
-    """
-    try:
-        packed = base64.b64decode(text, validate=True)
-        changes = np.frombuffer(zlib.decompress(packed, _RAW_DEFLATE), dtype=np.uint8)
-        return np.cumsum(changes.reshape(-1, *shape), axis=0, dtype=np.uint8)
-    except (ValueError, zlib.error) as error:
-        raise ValueError(f"not packed frames of shape {shape}: {error}") from error

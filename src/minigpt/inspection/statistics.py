@@ -115,22 +115,6 @@ def redundancy(weights: Tensor) -> Tensor:
     return torch.where(closest.isfinite(), 1 - closest, torch.nan)
 
 
-def value_weighted(weights: Tensor, value_norms: Tensor) -> Tensor:
-    """Weights times value norms, a_ij |v_j W_O|, as shares of the row (Kobayashi et al. 2020, arXiv:2004.10102).
-
-    The value of an attention sink is often small: much weight, little effect.
-
-    Args:
-        weights: (..., T, S).
-        value_norms: (..., S): length of each key's value after the head's part of the output projection.
-
-    Returns:
-        (..., T, S): rows sum to 1, or to 0 where all values with weight are zero.
-    """
-    products = weights * value_norms[..., None, :]
-    return products / products.sum(-1, keepdim=True).clamp(min=torch.finfo(products.dtype).tiny)
-
-
 def _second_copy(period: int, distance: int, first: int) -> Statistic:
     def statistic(weights: Tensor, queries: Tensor) -> Tensor:
         in_second = (queries >= first + period) & (queries < first + 2 * period)

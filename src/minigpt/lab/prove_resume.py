@@ -27,7 +27,7 @@ import yaml
 from minigpt.config import Config, ProofConfig
 from minigpt.errors import UserError
 from minigpt.files import reason, require_writable, write_text
-from minigpt.lab.place import START, STEP, Place
+from minigpt.lab.whereabouts import START, STEP, Place
 from minigpt.runs.folder import RunFolder
 
 VAL_BATCHES = 20
@@ -44,7 +44,7 @@ class Death:
     """How one process of a run ended."""
 
     phase: str
-    """One of `place.PHASES`."""
+    """One of `whereabouts.PHASES`."""
     step: int
     seconds: float
     """Since the process started."""

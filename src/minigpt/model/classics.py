@@ -1,12 +1,11 @@
 """Kernel regression, associative memory and table look-up as special cases of attention.
 
-The functions only reshape; the mathematics is `attend` with a similarity and a graph. What they claim is tested.
+The functions only reshape; the mathematics is `attend` with a similarity and a graph. docs/attention.md has results.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +25,7 @@ def regress(
 
     `Uniform()` makes it the mean of all values. Nadaraya 1964 (https://doi.org/10.1137/1109020), Watson 1964
     (https://www.jstor.org/stable/25049340); as attention: Zhang et al. 2021, Dive into Deep Learning
-    (https://d2l.ai/chapter_attention-mechanisms-and-transformers/attention-pooling.html). In float64, as far from 0 a
-    Gaussian's score is the small difference of the large numbers q·k and |k|^2 / 2; so on the CPU, as not every device
-    has float64.
+    (https://d2l.ai/chapter_attention-mechanisms-and-transformers/attention-pooling.html).
 
     Args:
         x: (T,) points to predict at: the queries.
@@ -40,15 +37,15 @@ def regress(
     Returns:
         (T,) float64 predictions on the CPU.
     """
+    # In float64, as far from 0 a Gaussian's score is the small difference of the large numbers q·k and |k|^2 / 2. On
+    # the CPU, as not every device has float64.
     query, key, value = (points.cpu().double()[None, None, :, None] for points in (x, x_train, y_train))
     return attend(query, key, value, similarity=similarity, graph=Full() if graph is None else graph)[0, 0, :, 0]
 
 
 def leave_one_out_error(x_train: Tensor, y_train: Tensor, similarity: Similarity) -> Tensor:
-    """Mean squared error where each of the (S,) points is predicted from the others: a graph without its diagonal.
-
-    With the diagonal, a width of 0 would predict every point by itself, without error.
-    """
+    """Mean squared error where each of the (S,) points is predicted from the others."""
+    # A graph without its diagonal: with it, a width of 0 would predict every point by itself, without error.
     others = Adjacency(~torch.eye(len(x_train), dtype=torch.bool))
     return F.mse_loss(regress(x_train, x_train, y_train, similarity, graph=others), y_train.cpu().double())
 
@@ -56,14 +53,14 @@ def leave_one_out_error(x_train: Tensor, y_train: Tensor, similarity: Similarity
 def fit_width(x_train: Tensor, y_train: Tensor, steps: int = 20) -> Gaussian:
     """The Gaussian kernel whose width has a leave-one-out error that no width near it beats, found by its gradient.
 
-    L-BFGS with a line search (Liu and Nocedal 1989, https://doi.org/10.1007/BF01589116) on the logarithm of the width,
-    starting from the spread of the points: metres and millimetres lead to the same predictions.
+    L-BFGS with a line search (Liu and Nocedal 1989, https://doi.org/10.1007/BF01589116) on the logarithm of the width.
 
     Args: x_train (S,), at least two different points; y_train (S,); at most `steps` steps, fewer once it is found.
 
     Raises:
         UserError: points without a spread.
     """
+    # Starting from the spread of the points: metres and millimetres lead to the same predictions.
     kernel = Gaussian(1, width=x_train.cpu().double().std().item())
     optimizer = torch.optim.LBFGS(kernel.parameters(), max_iter=steps, line_search_fn="strong_wolfe")
 
@@ -78,7 +75,7 @@ def fit_width(x_train: Tensor, y_train: Tensor, steps: int = 20) -> Gaussian:
 
 
 def retrieve(query: Tensor, patterns: Tensor, beta: float, steps: int = 1) -> Tensor:
-    """A modern Hopfield network: what a memory of patterns makes of a corrupted one.
+    """A modern Hopfield network: retrieves patterns from corrupted ones.
 
         xi <- X^T softmax(beta X xi), `steps` times; the rows of X are the patterns.
 
@@ -97,34 +94,14 @@ def retrieve(query: Tensor, patterns: Tensor, beta: float, steps: int = 1) -> Te
     return attend(query[None, None], memory, memory, similarity=Hopfield(beta, steps), graph=Full())[0, 0]
 
 
-def hopfield_energy(query: Tensor, patterns: Tensor, beta: float) -> Tensor:
-    """What a step of `retrieve` never raises.
-
-        E(xi) = -log(sum_s exp(beta x_s·xi)) / beta + |xi|^2 / 2 + log(S) / beta + max_s |x_s|^2 / 2
-
-    Equation 2 of Ramsauer et al. 2021 (https://arxiv.org/abs/2008.02217); the last two terms are constants that keep it
-    at 0 or above. Its gradient is xi - retrieve(xi): attention is one step of gradient descent, at rate 1.
-
-    Args: query (T, D), patterns (S, D), beta as for `retrieve`.
-
-    Returns:
-        (T,).
-    """
-    log_mean_exp = torch.logsumexp(beta * query @ patterns.T, dim=-1) - math.log(len(patterns))
-    return (query.square().sum(-1) + patterns.square().sum(-1).max()) / 2 - log_mean_exp / beta
-
-
 def train_lookup(similarity: Similarity, *, steps: int = 200, n_keys: int = 8, seed: int = 0) -> float:
-    """How often learned attention looks up the right value: softly, or by a hard choice, which has no gradient.
+    """Share of table lookups that learned attention gets right.
 
-    Each of `n_keys` random directions holds a random digit. The query is one of them, turned by a rotation that is not
-    told: the projections must learn it from the squared error of what is gathered, on new data in each step.
+    Each of `n_keys` random directions holds a random digit. The query is one of them, turned by a fixed rotation, which
+    the projections must learn from the squared error of the looked-up digit.
 
-    `ScaledDot()` shifts its weights smoothly to the right key. `Hard()` takes one key's digit, and learns only because
-    its backward pass pretends to have been the softmax: straight through (Bengio et al. 2013,
-    https://arxiv.org/abs/1308.3432). `Hard(sampled=True)` tries keys by their probability while training (Xu et al.
-    2015, https://arxiv.org/abs/1502.03044). All three get nearly every lookup right; `Linear()`, without a softmax to
-    sharpen its weights, 0.8, even in 1000 steps; `Uniform()` 0.3, by naming the commonest of the digits.
+    `ScaledDot()`, `Hard()` and `Hard(sampled=True)` get nearly every lookup right; `Linear()`, without a softmax to
+    sharpen its weights, 0.8, even in 1000 steps; `Uniform()` 0.3, by naming the most frequent digit.
 
     Args:
         similarity: with settings for one head; a copy is trained.
