@@ -20,8 +20,8 @@ from minigpt.data.sources.encodings import HEAD, TextDecoder
 from minigpt.data.sources.names import File
 from minigpt.data.sources.scan import chunks, not_in_encoding, what_else
 from minigpt.data.sources.tables import LONGEST_ROW, listed, require_column, table_rows
+from minigpt.data.sources.walk import unreadable
 from minigpt.errors import UserError
-from minigpt.files import reason
 
 DELIMITERS = {"csv": ",;\t|", "tsv": "\t,;|"}
 """Possible delimiters by kind of file, the usual one first."""
@@ -70,7 +70,7 @@ def _python_rows(file: File) -> Iterator[Row]:
         with tokenize.open(file.path) as source:  # honours a source file's own encoding line
             yield source.read(), True
     except OSError as error:
-        raise UserError(f"data.source: {file.path}: {reason(error)}") from None
+        raise unreadable(file.path, error) from None
     except (SyntaxError, UnicodeDecodeError):
         return  # the encoding is broken on purpose, as in a test file of lib2to3
 
