@@ -76,7 +76,7 @@ def _walk(top: Path) -> Iterator[tuple[Path, list[Path]]]:
             if (identity := identify(folder)) in seen:
                 continue
             seen.add(identity)
-            files = []
+            files: list[Path] = []
             try:
                 with os.scandir(folder) as entries:
                     for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
