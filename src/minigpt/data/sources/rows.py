@@ -28,6 +28,7 @@ DELIMITERS = {"csv": ",;\t|", "tsv": "\t,;|"}
 HEADING_LINES = 20
 """Lines of a header at most: its quoted names may contain line breaks."""
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
+"""Surrogates, which utf-7 and unicode_escape can encode and UTF-8 cannot: lone ones become U+FFFD."""
 PIECE = 1 << 20
 """Most characters of a piece; a longer document comes in several."""
 
@@ -162,17 +163,12 @@ def _decoded(file: File, errors: str) -> Iterator[str]:
             if number == 0 and chunk and (what := what_else(chunk[:HEAD], file)):
                 raise UserError(f"data.source: {file.path} {what}")
             text = decoder.decode(chunk, final=not chunk)
-            yield _whole_pairs(text.removeprefix("\ufeff") if begins else text)
+            if _HALF_PAIR.search(text):
+                text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            yield text.removeprefix("\ufeff") if begins else text
             begins = begins and not text
     except UnicodeError:
         raise not_in_encoding(file, decoder.bad_byte or 0) from None
-
-
-def _whole_pairs(text: str) -> str:
-    """Text with U+FFFD for lone surrogates, which utf-7 and unicode_escape can encode and UTF-8 cannot."""
-    if _HALF_PAIR.search(text):
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 def _lines(file: File, errors: str) -> Iterator[str]:
