@@ -10,7 +10,7 @@ from scripts import ROOT, run_script
 from minigpt.config import GenerationConfig
 from minigpt.data.sources.names import COMPRESSED, TABLES
 from minigpt.data.synthetic.texts import SYNTHETIC
-from minigpt.data.tokenizers.base import TIKTOKEN_NAMES
+from minigpt.data.tokenizers.tiktoken_tables import TIKTOKEN_NAMES
 from minigpt.model.variants import similarities
 from minigpt.model.variants.attend import attend
 from minigpt.model.variants.graphs import Causal, Documents, Full, Prefix, Window

@@ -172,7 +172,7 @@ def _text(config: Config, temporary: Path, hub: bool, findings: Findings) -> Pre
     """The prepared data; None if the text is not prepared yet and too long to prepare here."""
     from minigpt.data.prepare import find_prepared, prepare
     from minigpt.data.sources.hub import is_kept
-    from minigpt.data.tokenizers.bpe import TIKTOKEN_NAMES, require_tables
+    from minigpt.data.tokenizers.tiktoken_tables import TIKTOKEN_NAMES, require_tables
 
     settings = config.data
     names = ", ".join(settings.sources)

@@ -24,7 +24,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
 
 from minigpt.data.sources.chunking import cut_up
-from minigpt.data.tokenizers import bpe, huggingface
+from minigpt.data.tokenizers import bpe, huggingface, tiktoken_tables
 from minigpt.data.tokenizers.base import (
     END_OF_TEXT,
     MAX_FILE_BYTES,
@@ -351,8 +351,8 @@ def test_where_nobody_answers_a_tiktoken_name_is_refused_within_two_seconds(
         time.sleep(9)
         raise OSError("much later")
 
-    assert bpe._CONNECT_SECONDS < 2
-    monkeypatch.setattr(bpe, "_CONNECT_SECONDS", 0.3)  # so that a busy machine does not fail the test
+    assert tiktoken_tables._CONNECT_SECONDS < 2
+    monkeypatch.setattr(tiktoken_tables, "_CONNECT_SECONDS", 0.3)  # so that a busy machine does not fail the test
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(socket, "getaddrinfo" if "name" in hangs else "create_connection", hang)
@@ -371,7 +371,7 @@ def test_tables_are_downloaded_from_a_slow_server_that_answers(
 ) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     asked: list[tuple[str, int]] = []
-    monkeypatch.setattr(bpe, "_require_connection", lambda host, port: asked.append((host, port)))
+    monkeypatch.setattr(tiktoken_tables, "_require_connection", lambda host, port: asked.append((host, port)))
 
     class Answer:
         def __init__(self, url: str, timeout: float) -> None:
@@ -395,13 +395,13 @@ def test_behind_a_proxy_it_is_the_proxy_that_must_answer(monkeypatch: pytest.Mon
         asked.append((host, port))
         raise ConnectionRefusedError
 
-    monkeypatch.setattr(bpe, "_require_connection", refuse)
+    monkeypatch.setattr(tiktoken_tables, "_require_connection", refuse)
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     for proxy in ("proxy.invalid:3128", "http://proxy.invalid:3128"):
         monkeypatch.setenv("https_proxy", proxy)
         with pytest.raises(ConnectionRefusedError):
-            bpe._download("https://tables.invalid/vocab.bpe")
+            tiktoken_tables._download("https://tables.invalid/vocab.bpe")
     assert asked == [("proxy.invalid", 3128)] * 2
 
 

@@ -22,10 +22,11 @@ def download_file(url: str, cache: Path) -> Path:
     Raises:
         UserError: it cannot be reached and was never downloaded.
     """
-    kept = cache / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    kept = _kept_path(url, cache, "")
 
     def fetch() -> list[Path]:
-        datasets = _datasets()
+        import datasets  # takes a second
+
         # The content of a URL may change, and a server without ETag does not report it.
         settings = datasets.DownloadConfig(cache_dir=str(cache / "huggingface" / "downloads"), force_download=True)
         downloaded = Path(datasets.DownloadManager(download_config=settings).download(url))
@@ -49,10 +50,12 @@ def download_dataset(name: str, cache: Path) -> list[Path]:
     """
 
     def fetch() -> list[Path]:
+        import datasets
+
         path, config, split = parse_name(name)
         require_dataset(name, path)
         try:
-            table = _datasets().load_dataset(path, config, split=split, cache_dir=str(cache / "huggingface"))
+            table = datasets.load_dataset(path, config, split=split, cache_dir=str(cache / "huggingface"))
         except (ValueError, RuntimeError) as error:  # unknown configuration or split, or a loading script
             raise UserError(f"data.source={name}: {_reason(error)}") from None
         return [Path(file["filename"]) for file in table.cache_files]
@@ -66,11 +69,13 @@ def open_dataset_stream(name: str, column: str, cache: Path) -> Any:
     Raises:
         UserError: there is no such dataset, configuration, split or column, or the hub cannot be reached.
     """
+    import datasets
+
     path, config, split = parse_name(name)
     try:
         require_dataset(name, path)
         kept = str(cache / "huggingface")
-        stream = _datasets().load_dataset(path, config, split=split, streaming=True, cache_dir=kept)
+        stream = datasets.load_dataset(path, config, split=split, streaming=True, cache_dir=kept)
     except UserError:
         raise
     except Exception as error:
@@ -118,28 +123,28 @@ def require_dataset(name: str, path: str) -> None:
 
 def is_kept(name: str, cache: Path) -> bool:
     """Whether a URL or a dataset was downloaded before, so that it works without network."""
-    return bool(_remembered(_memory(name, cache)))
+    return bool(_remembered(_kept_path(name, cache, ".json")))
 
 
-def _memory(name: str, cache: Path) -> Path:
-    return cache / "downloads" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+def _kept_path(name: str, cache: Path, ending: str) -> Path:
+    return cache / "downloads" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}{ending}"
 
 
 def _fetched_or_remembered(name: str, cache: Path, fetch: Callable[[], list[Path]]) -> list[Path]:
-    memory = _memory(name, cache)
+    """The files that `fetch` downloads, or those of the last download if the network fails."""
+    memory = _kept_path(name, cache, ".json")
     try:
         files = fetch()
     except UserError:
         raise
     except Exception as error:  # network errors have many types
         reason = _reason(error)
-        remembered = _remembered(memory)
-        if not remembered:
-            raise UserError(
-                f"data.source={name}: could not be fetched ({reason}); without network, use local files"
-            ) from None
-        note(f"data.source={name}: could not be reached ({reason}); using the last download")
-        return remembered
+        if remembered := _remembered(memory):
+            note(f"data.source={name}: could not be reached ({reason}); using the last download")
+            return remembered
+        raise UserError(
+            f"data.source={name}: could not be fetched ({reason}); without network, use local files"
+        ) from None
     write_text(memory, json.dumps([str(file.absolute()) for file in files]))
     return files
 
@@ -155,13 +160,3 @@ def _remembered(memory: Path) -> list[Path]:
 def _reason(error: Exception) -> str:
     cause = error.__cause__ or error
     return f"{type(cause).__name__}: {(str(cause) or 'no answer').splitlines()[0]}"[:200]
-
-
-def _datasets() -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(
-            "data.source: fetching URLs and datasets needs the package 'datasets': pip install datasets"
-        ) from None
-    return datasets

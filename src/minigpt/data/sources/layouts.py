@@ -16,13 +16,13 @@ import yaml
 from minigpt.data.sources.walk import matches
 from minigpt.errors import UserError
 
-_SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
+_SPLIT_OF = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-"""Split -> keywords in names of files and folders, as in `datasets`."""
-_WORD = re.compile(rf"(?<![a-z])({'|'.join(word for words in _SPLITS.values() for word in words)})(?![a-z])")
+"""Keyword in names of files and folders, as in `datasets` -> split."""
+_WORD = re.compile(rf"(?<![a-z])({'|'.join(_SPLIT_OF)})(?![a-z])")
 _SHARD = re.compile(r"(\w+)[-.]\d{5}-of-\d{5}[-.]")
 """Names of uploaded shards: train-00000-of-00001.parquet."""
 
@@ -87,37 +87,33 @@ def _saved_splits(folder: Path) -> dict[str, list[Path]]:
     listed = _json(folder / "dataset_dict.json")
     if not isinstance(listed, dict) or not isinstance(listed.get("splits"), list):
         return {}
-    return {
-        str(split): saved_files(folder / str(split)) or sorted((folder / str(split)).glob("*.arrow"))
-        for split in listed["splits"]
-    }
+    folders = {str(split): folder / str(split) for split in listed["splits"]}
+    return {split: saved_files(place) or sorted(place.glob("*.arrow")) for split, place in folders.items()}
 
 
 def _card_splits(name: str, folder: Path) -> dict[str, list[Path]]:
-    """Splits that the dataset card (README.md) declares."""
-    configs = {str(config.get("config_name", "default")): config for config in _configs(folder)}
-    if not configs:
+    """Splits of the default configuration that the dataset card (README.md) declares."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        card = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else None
+    except (OSError, ValueError, IndexError, yaml.YAMLError, RecursionError):
         return {}
-    default = [title for title, config in configs.items() if config.get("default") is True or title == "default"]
-    if len(configs) > 1 and not default:
-        example = next(_pattern(files) for files in _files_of(next(iter(configs.values())), folder).values())
+    listed = card.get("configs") if isinstance(card, dict) else None
+    configs: dict[str, dict[str, list[Path]]] = {}
+    default = None
+    for config in listed if isinstance(listed, list) else ():
+        if isinstance(config, dict) and (splits := _files_of(config, folder)):
+            title = str(config.get("config_name", "default"))
+            configs[title] = splits
+            if config.get("default") is True or title == "default":
+                default = default or title
+    if len(configs) > 1 and default is None:
+        example = _pattern(next(iter(next(iter(configs.values())).values())))
         raise UserError(
             f"data.source={name}: the folder has the configurations {_quoted(configs)}: name the files of one, such as "
             f"{example}"
         )
-    return _files_of(configs[(default or list(configs))[0]], folder)
-
-
-def _configs(folder: Path) -> list[dict[str, Any]]:
-    """The card's configurations whose files exist."""
-    try:
-        text = (folder / "README.md").read_text(encoding="utf-8")
-        head = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else None
-    except (OSError, ValueError, IndexError, yaml.YAMLError, RecursionError):
-        return []
-    configs = head.get("configs") if isinstance(head, dict) else None
-    listed = [config for config in configs if isinstance(config, dict)] if isinstance(configs, list) else []
-    return [config for config in listed if _files_of(config, folder)]
+    return configs[default or next(iter(configs))] if configs else {}
 
 
 def _files_of(config: dict[str, Any], folder: Path) -> dict[str, list[Path]]:
@@ -129,9 +125,9 @@ def _files_of(config: dict[str, Any], folder: Path) -> dict[str, list[Path]]:
         for pattern in paths if isinstance(paths, list) else [paths]:
             if not isinstance(split, str) or not isinstance(pattern, str):
                 continue
-            if not Path(pattern).is_absolute() and ".." not in Path(pattern).parts:
+            if not Path(pattern).is_absolute() and ".." not in Path(pattern).parts:  # a card is untrusted
                 found = sorted(p for p in matches(Path(glob.escape(str(folder)), pattern)) if p.is_file())
-                splits[split] = [*splits.get(split, []), *found]
+                splits.setdefault(split, []).extend(found)
     return {split: files for split, files in splits.items() if files}
 
 
@@ -148,14 +144,9 @@ def _by_word(names: dict[Path, str]) -> dict[str, list[Path]]:
     """Files by the split in their names; empty if none is train."""
     splits: dict[str, list[Path]] = {}
     for path, name in names.items():
-        if split := _split_of(name.lower()):
-            splits.setdefault(split, []).append(path)
+        if word := _WORD.search(name.lower()):
+            splits.setdefault(_SPLIT_OF[word[1]], []).append(path)
     return splits if "train" in splits else {}
-
-
-def _split_of(name: str) -> str | None:
-    word = _WORD.search(name)
-    return next(split for split, words in _SPLITS.items() if word[1] in words) if word else None
 
 
 def _json(path: Path) -> Any:

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minigpt.data.sources.encodings import is_wide, other_format
+from minigpt.data.sources.encodings import is_wide
+from minigpt.data.sources.formats import other_format
 from minigpt.data.sources.layouts import chosen_split, saved_files, snapshot
-from minigpt.data.sources.walk import each_once, files_under, matches
+from minigpt.data.sources.walk import each_once, files_under, matches, unreadable
 from minigpt.data.synthetic.texts import SYNTHETIC
 from minigpt.errors import UserError
 from minigpt.files import reason
@@ -88,7 +89,7 @@ def find_source(name: str, cache: Path, encoding: str = "utf-8") -> Source:
 
 def _find(name: str, cache: Path) -> Source:
     if name == "python_stdlib":
-        return Source(name, _python_stdlib())
+        return _python_stdlib()
     if match := re.fullmatch(rf"({'|'.join(SYNTHETIC)})(?::(\d{{1,9}}))?", name):
         return Source(name, synthetic=match[1], seed=int(match[2] or 0))
     if name == "-":
@@ -115,7 +116,7 @@ def is_prepared(folder: Path) -> bool:
         return False
 
 
-def _python_stdlib() -> tuple[File, ...]:
+def _python_stdlib() -> Source:
     """The running interpreter's standard library, without tests and installed packages."""
     root = Path(sysconfig.get_paths()["stdlib"])
     skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
@@ -127,7 +128,8 @@ def _python_stdlib() -> tuple[File, ...]:
         raise UserError(
             f"data.source=python_stdlib: no .py files under {root}, as in an embedded Python; name files instead"
         )
-    return tuple(File(path, "python") for path in sorted(files, key=lambda path: path.relative_to(root).as_posix()))
+    files.sort(key=lambda path: path.relative_to(root).as_posix())
+    return Source("python_stdlib", tuple(File(path, "python") for path in files))
 
 
 def _local_files(name: str, cache: Path) -> Source:
@@ -136,11 +138,11 @@ def _local_files(name: str, cache: Path) -> Source:
         path = local_path(name)
         is_folder = path.is_dir()
         found = [p for p in ([path] if path.exists() else matches(_pattern(path))) if not p.is_dir()]
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"data.source={name[:MOST_SHOWN]}: {reason(error)}") from None
     except (RuntimeError, ValueError) as error:  # ~ of an unknown user; a null character
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"data.source={name}: not a valid file name ({error})") from None
     if is_folder:
         return _folder(name, path, cache)
@@ -186,11 +188,7 @@ def _folder(name: str, top: Path, cache: Path) -> Source:
         raise UserError(f"data.source={name}: is a prepared folder, with a val split: it can only be the one source")
     folder = snapshot(top)
     entries = files_under(folder)
-    inside = [p for p in entries if p.is_file()]
-    own = {cache.absolute() / kept for kept in KEPT}
-    own |= {p.parent.absolute() for p in inside if p.name == MANIFEST and is_prepared(p.parent)}
-    own |= {p.parent.absolute() for p in inside if p.name == "config.yaml" and (p.parent / "metrics.csv").is_file()}
-    inside = [p for p in inside if not own.intersection(p.absolute().parents)]
+    inside = _without_our_own([p for p in entries if p.is_file()], cache)
     tables = [p for p in inside if _kind(p) != "text" and not _describes(p)]
     texts = [p for p in inside if _kind(p) == "text" and not _describes(p) and (_compressed(p) or _is_text(p))]
     notes: tuple[str, ...] = ()
@@ -206,7 +204,7 @@ def _folder(name: str, top: Path, cache: Path) -> Source:
             f"data.source={name}: the folder holds tables ({strict[0].name}) and plain text ({texts[0].name}); "
             f"name one of them, for example {folder}/**/*{strict[0].suffix}"
         )
-    else:
+    else:  # .csv and .json files among texts are texts too
         chosen, kind = [p for p in inside if _compressed(p) or _is_text(p)], "text"
         notes = _format_notes(set(inside) - set(chosen))
     if not chosen:
@@ -214,6 +212,14 @@ def _folder(name: str, top: Path, cache: Path) -> Source:
     once, again = each_once(chosen)
     notes += _link_notes(again, [p for p in entries if p.is_symlink() and not p.exists()])
     return Source(name, tuple(_file(p, kind=kind) for p in once), notes=notes)
+
+
+def _without_our_own(files: Sequence[Path], cache: Path) -> list[Path]:
+    """The files that are not in folders of downloads, prepared text or runs."""
+    own = {cache.absolute() / kept for kept in KEPT}
+    own |= {p.parent.absolute() for p in files if p.name == MANIFEST and is_prepared(p.parent)}
+    own |= {p.parent.absolute() for p in files if p.name == "config.yaml" and (p.parent / "metrics.csv").is_file()}
+    return [p for p in files if not own.intersection(p.absolute().parents)]
 
 
 def _link_notes(again: Sequence[Path], nowhere: Sequence[Path]) -> tuple[str, ...]:
@@ -228,12 +234,9 @@ def _link_notes(again: Sequence[Path], nowhere: Sequence[Path]) -> tuple[str, ..
 
 def _format_notes(paths: Iterable[Path]) -> tuple[str, ...]:
     """Notes on documents and archives that are left out of a folder, as the user may want their text."""
-    found = [(path, what) for path in sorted(paths) if (what := other_format(_head(path), path))]
-    if not found:
-        return ()
-    return (
-        f"left out are {_counted([path for path, _ in found], 'file')} of other formats: {found[0][0]} {found[0][1]}",
-    )
+    found = {path: what for path in sorted(paths) if (what := other_format(_head(path), path))}
+    first = next(iter(found.items()), None)
+    return (f"left out are {_counted(list(found), 'file')} of other formats: {first[0]} {first[1]}",) if first else ()
 
 
 def _counted(paths: Sequence[Path], what: str) -> str:
@@ -284,4 +287,4 @@ def _head(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(8192)
     except OSError as error:
-        raise UserError(f"data.source: {path}: {reason(error)}") from None
+        raise unreadable(path, error) from None

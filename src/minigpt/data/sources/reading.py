@@ -1,7 +1,4 @@
-"""A source -> its documents, long ones in pieces, in bounded memory.
-
-Files are read by `rows` and passed through an IterableDataset of `datasets`, from a generator.
-"""
+"""A source -> its documents, long ones in pieces, in bounded memory; and notes on how it is read."""
 
 from __future__ import annotations
 
@@ -42,18 +39,15 @@ def read(source: Source, config: DataConfig) -> Iterator[Piece]:
         for (text, relations), _ in zip(documents, range(n_documents), strict=False):
             yield Piece(text, True, relations)
         return
-    needs_no_package = source.name == "python_stdlib"
-    groups = _groups(source.files, config) if needs_no_package else _dataset_groups(source, config)
     begins = True
-    for group in groups:
-        for text, ends in zip(group["text"], group["ends"], strict=True):
-            if text is None or (begins and ends and (not text or text.isspace())):
-                continue
-            *parts, last = cut_up(text, PIECE // 2, PIECE)
-            for part in parts:
-                yield Piece(part, False)
-            yield Piece(last, ends)
-            begins = ends
+    for text, ends in chain.from_iterable(read_rows(file, config) for file in source.files):
+        if text is None or (begins and ends and (not text or text.isspace())):
+            continue
+        *parts, last = cut_up(text, PIECE // 2, PIECE)
+        for part in parts:
+            yield Piece(part, False)
+        yield Piece(last, ends)
+        begins = ends
 
 
 def refuse_broken_text(source: Source, scans: Scans, config: DataConfig) -> tuple[Source, list[str]]:
@@ -115,52 +109,35 @@ def _some(files: Sequence[File]) -> str:
     return str(files[0].path) + (f" and {len(files) - 1} more" if len(files) > 1 else "")
 
 
-Group = dict[str, list[Any]]
-"""Columns `text` and `ends` of several pieces: `datasets` is slow with many small rows."""
-
-
-def _dataset_groups(source: Source, config: DataConfig) -> Iterator[Group]:
-    """Groups of a source's rows, iterated by `datasets`."""
-    kept = {"files": list(source.files), "config": config}
-    yield from _import_datasets(config).IterableDataset.from_generator(_groups, gen_kwargs=kept)
-
-
 def open_stream(source: Source, config: DataConfig) -> Any:
     """A source's whole documents as an IterableDataset, whose state is its position.
 
-    Each row holds several texts: {"text": [...], "ends": [True, ...]}.
+    Each row holds several texts, as `datasets` is slow with many small rows: {"text": [...], "ends": [True, ...]}.
 
     Raises:
         UserError: the source cannot be streamed.
     """
     if source.synthetic is not None:
         raise UserError(f"data.source={source.name}: is generated on this machine: set data.streaming=false")
-    kept = {"files": list(source.files), "config": config, "whole": True}
-    return _import_datasets(config).IterableDataset.from_generator(_groups, gen_kwargs=kept)
+    import datasets  # takes a second
 
-
-def _import_datasets(config: DataConfig) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(
-            "data.source: reading files and datasets needs the package 'datasets': pip install datasets"
-        ) from None
     datasets.disable_progress_bars()
     # It creates this folder without using it, by default in the home folder, which may be read-only.
     datasets.config.HF_DATASETS_CACHE = Path(config.dir, "huggingface")
-    return datasets
+    # A list is divided into shards: the state is a file's number and the groups read of it.
+    kept = {"files": list(source.files), "config": config}
+    return datasets.IterableDataset.from_generator(_groups, gen_kwargs=kept)
 
 
-def _groups(files: Sequence[File], config: DataConfig, whole: bool = False) -> Iterator[Group]:
-    """Rows of files of any kind; with `whole`, the pieces of long documents are joined."""
-    rows = chain.from_iterable(read_rows(file, config) for file in files)
-    for group in grouped(_joined(rows) if whole else rows, lambda row: len(row[0] or ""), PIECE, ROWS):
+def _groups(files: Sequence[File], config: DataConfig) -> Iterator[dict[str, list[Any]]]:
+    documents = _joined(chain.from_iterable(read_rows(file, config) for file in files))
+    for group in grouped(documents, lambda row: len(row[0] or ""), PIECE, ROWS):
         texts, ends = zip(*group, strict=True)
         yield {"text": list(texts), "ends": list(ends)}
 
 
 def _joined(rows: Iterable[Row]) -> Iterator[Row]:
+    """Whole documents: the pieces of long ones are joined."""
     parts: list[str] = []
     for text, ends in rows:
         parts.append(text or "")

@@ -20,14 +20,16 @@ from minigpt.data.sources.encodings import HEAD, TextDecoder
 from minigpt.data.sources.names import File
 from minigpt.data.sources.scan import chunks, not_in_encoding, what_else
 from minigpt.data.sources.tables import LONGEST_ROW, require_column, table_rows
+from minigpt.data.sources.walk import unreadable
 from minigpt.errors import UserError
-from minigpt.files import listed, reason
+from minigpt.files import listed
 
 DELIMITERS = {"csv": ",;\t|", "tsv": "\t,;|"}
 """Possible delimiters by kind of file, the usual one first."""
 HEADING_LINES = 20
 """Lines of a header at most: its quoted names may contain line breaks."""
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
+"""Surrogates, which utf-7 and unicode_escape can encode and UTF-8 cannot: lone ones become U+FFFD."""
 PIECE = 1 << 20
 """Most characters of a piece; a longer document comes in several."""
 
@@ -70,7 +72,7 @@ def _python_rows(file: File) -> Iterator[Row]:
         with tokenize.open(file.path) as source:  # honours a source file's own encoding line
             yield source.read(), True
     except OSError as error:
-        raise UserError(f"data.source: {file.path}: {reason(error)}") from None
+        raise unreadable(file.path, error) from None
     except (SyntaxError, UnicodeDecodeError):
         return  # the encoding is broken on purpose, as in a test file of lib2to3
 
@@ -162,17 +164,12 @@ def _decoded(file: File, errors: str) -> Iterator[str]:
             if number == 0 and chunk and (what := what_else(chunk[:HEAD], file)):
                 raise UserError(f"data.source: {file.path} {what}")
             text = decoder.decode(chunk, final=not chunk)
-            yield _whole_pairs(text.removeprefix("\ufeff") if begins else text)
+            if _HALF_PAIR.search(text):
+                text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            yield text.removeprefix("\ufeff") if begins else text
             begins = begins and not text
     except UnicodeError:
         raise not_in_encoding(file, decoder.bad_byte or 0) from None
-
-
-def _whole_pairs(text: str) -> str:
-    """Text with U+FFFD for lone surrogates, which utf-7 and unicode_escape can encode and UTF-8 cannot."""
-    if _HALF_PAIR.search(text):
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 def _lines(file: File, errors: str) -> Iterator[str]:

@@ -14,10 +14,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
-from minigpt.data.sources.encodings import HEAD, TextDecoder, lfs, likely_encoding, other_format, other_unicode
+import zstandard
+
+from minigpt.data.sources.encodings import HEAD, TextDecoder, likely_encoding, other_unicode
+from minigpt.data.sources.formats import lfs, other_format
 from minigpt.data.sources.names import PLAIN_TEXT, File
+from minigpt.data.sources.walk import unreadable
 from minigpt.errors import UserError
-from minigpt.files import reason, write_text
+from minigpt.files import write_text
 
 CHUNK = 1 << 20
 """Bytes read at a time."""
@@ -27,7 +31,6 @@ ALWAYS_ALLOWED = 64 << 20
 """Bytes that even the smallest file may decompress to."""
 _ZSTANDARD_STEP = 1 << 10
 """Compressed bytes read at a time: four of them may decompress to a block of 128 KB."""
-NOT_COMPRESSED = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,11 @@ class Scans:
     def __init__(self, memory: Path, *, read_only: bool = False) -> None:
         """Args: memory, the cache file; read_only, never to write it."""
         self.memory, self.read_only = memory, read_only
-        self._known: dict[str, Any] = {}
         try:
             known = json.loads(memory.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
-            return
-        if isinstance(known, dict):
-            self._known = known
+            known = None
+        self._known: dict[str, Any] = known if isinstance(known, dict) else {}
 
     def of(self, files: Iterable[File]) -> list[Scan]:
         """A scan of each file, from the cache if the file is unchanged.
@@ -101,7 +102,7 @@ def _state(file: File) -> list[Any]:
     try:
         stat = file.path.stat()
     except OSError as error:
-        raise _unreadable(file, error) from None
+        raise unreadable(file.path, error) from None
     return [file.kind, file.encoding, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
@@ -111,24 +112,19 @@ def scan(file: File) -> Scan:
     Raises:
         UserError: it cannot be read, or decompresses to more than MOST_EXPANSION allows.
     """
-    digest = hashlib.sha256()
-    look = _Look(file)
-    n_bytes = 0
+    look, digest = _Look(file), hashlib.sha256()
     try:
         with file.path.open("rb") as raw:
             while chunk := raw.read(CHUNK):
                 digest.update(chunk)
                 if not file.compression:
-                    n_bytes += len(chunk)
                     look.feed(chunk)
     except OSError as error:
-        raise _unreadable(file, error) from None
-    if file.compression:
-        for chunk in chunks(file):
-            n_bytes += len(chunk)
-            look.feed(chunk)
+        raise unreadable(file.path, error) from None
+    for chunk in chunks(file) if file.compression else ():
+        look.feed(chunk)
     look.feed(b"", final=True)
-    return Scan(digest.hexdigest(), n_bytes, look.bad_byte, look.n_replaced, look.other, look.is_utf8)
+    return Scan(digest.hexdigest(), look.n_bytes, look.bad_byte, look.n_replaced, look.other, look.is_utf8)
 
 
 def what_else(head: bytes, file: File) -> str | None:
@@ -138,7 +134,7 @@ def what_else(head: bytes, file: File) -> str | None:
 
 def not_in_encoding(file: File, place: int) -> UserError:
     """The error for a file that does not decode, with the offset of the first wrong byte."""
-    start, stop = max(0, place - HEAD // 2) // 4 * 4, place + HEAD
+    start, stop = max(0, place - HEAD // 2) // 4 * 4, place + HEAD  # a multiple of 4 cuts no UTF-32 character
     sample, seen = b"", 0
     for chunk in chunks(file):
         sample += chunk[max(0, start - seen) : max(0, stop - seen)]
@@ -169,50 +165,43 @@ def chunks(file: File) -> Iterator[bytes]:
                         "is unusual for text; if it is right, decompress it yourself"
                     )
                 yield chunk
-    except NOT_COMPRESSED as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise _unreadable(file, error) from None
+            raise unreadable(file.path, error) from None
         raise UserError(f"data.source: {file.path} is damaged or not a {file.compression} file ({error})") from None
 
 
-def _zstandard(raw: IO[bytes]) -> Any:
-    try:
-        import zstandard
-    except ImportError:
-        raise UserError("data.source: reading .zst files needs the package zstandard: pip install zstandard") from None
+class _ZstandardFile:
+    """Reads consecutive frames; zstandard's own `stream_reader` accepts a truncated file without an error."""
 
-    class Reader:
-        """Reads consecutive frames; zstandard's own `stream_reader` accepts a truncated file without an error."""
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw = raw
+        self._frame: Any = None
+        self._ahead = b""
 
-        def __init__(self) -> None:
-            self.frame: Any = None
-            self.ahead = b""
-
-        def read(self, size: int) -> bytes:
-            """The next bytes, empty at the end; each call decompresses so little that a bomb stays below 50 MB."""
-            while content := self.ahead or raw.read(_ZSTANDARD_STEP):
-                self.frame = self.frame or zstandard.ZstdDecompressor(max_window_size=1 << 30).decompressobj()
-                try:
-                    whole = self.frame.decompress(content)
-                except zstandard.ZstdError as error:
-                    raise EOFError(str(error)) from None
-                self.ahead = self.frame.unused_data
-                if self.frame.eof:
-                    self.frame = None
-                if whole:
-                    return whole
-            if self.frame is not None:
-                raise EOFError("it is truncated")
-            return b""
-
-    return Reader()
+    def read(self, size: int) -> bytes:
+        """The next bytes, empty at the end; each call decompresses so little that a bomb stays below 50 MB."""
+        while content := self._ahead or self._raw.read(_ZSTANDARD_STEP):
+            self._frame = self._frame or zstandard.ZstdDecompressor(max_window_size=1 << 30).decompressobj()
+            try:
+                whole = self._frame.decompress(content)
+            except zstandard.ZstdError as error:
+                raise EOFError(str(error)) from None
+            self._ahead = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+            if whole:
+                return whole
+        if self._frame is not None:
+            raise EOFError("it is truncated")
+        return b""
 
 
 _DECOMPRESSORS: dict[str, Callable[[IO[bytes]], Any]] = {
     ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,
-    ".zst": _zstandard,
+    ".zst": _ZstandardFile,
 }
 
 
@@ -221,7 +210,7 @@ class _Look:
 
     def __init__(self, file: File) -> None:
         self.file = file
-        self.n_replaced, self.is_utf8 = 0, False
+        self.n_bytes, self.n_replaced, self.is_utf8 = 0, 0, False
         self.other: str | None = None
         self._strict = TextDecoder(file.encoding)
         self._lenient: list[codecs.IncrementalDecoder] = []
@@ -233,6 +222,7 @@ class _Look:
         return self._strict.bad_byte
 
     def feed(self, chunk: bytes, *, final: bool = False) -> None:
+        self.n_bytes += len(chunk)
         if self._begins and chunk:
             self.other = what_else(chunk[:HEAD], self.file) if self.file.kind in PLAIN_TEXT else lfs(chunk)
             self._begins = False
@@ -244,17 +234,11 @@ class _Look:
             except UnicodeError:
                 self._lenient = list(self._strict.lenient())
         if self._lenient:
+            # Text may hold U+FFFD itself: only what the decoder that drops wrong bytes lacks was put there.
             replaced, ignored = (decoder.decode(chunk, final).count("\ufffd") for decoder in self._lenient)
             self.n_replaced += replaced - ignored
-        self._feed_utf8(chunk, final)
-
-    def _feed_utf8(self, chunk: bytes, final: bool) -> None:
         if self._utf8 is not None:
             try:
                 self.is_utf8 |= not self._utf8.decode(chunk, final).isascii()
             except UnicodeError:
                 self._utf8, self.is_utf8 = None, False
-
-
-def _unreadable(file: File, error: OSError) -> UserError:
-    return UserError(f"data.source: {file.path}: {reason(error)}")

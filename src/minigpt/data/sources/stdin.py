@@ -11,20 +11,11 @@ import tempfile
 from pathlib import Path
 
 from minigpt.config import DataConfig
+from minigpt.data.sources.formats import ending_of
 from minigpt.data.sources.names import File
-from minigpt.data.sources.scan import chunks
+from minigpt.data.sources.scan import CHUNK, chunks
 from minigpt.errors import UserError
 from minigpt.files import note, reason
-
-_BEGINNINGS = {
-    rb"\x1f\x8b": ".gz",
-    rb"BZh[1-9]1AY&SY": ".bz2",
-    rb"\xfd7zXZ\0": ".xz",
-    rb"\x28\xb5\x2f\xfd": ".zst",
-    rb"PAR1\x15": ".parquet",
-    rb"ARROW1\0\0": ".arrow",
-}
-"""Regex of a binary format's first bytes -> file ending."""
 
 
 def keep_stdin(config: DataConfig) -> DataConfig:
@@ -42,7 +33,7 @@ def keep_stdin(config: DataConfig) -> DataConfig:
         return config
     if sys.stdin is None or sys.stdin.isatty():
         raise UserError("data.source=-: nothing is piped into this program; use `cat FILE | ...`")
-    chunk = sys.stdin.buffer.read(1 << 20)
+    chunk = sys.stdin.buffer.read(CHUNK)
     if not chunk:
         raise UserError("data.source=-: standard input is empty; use `cat FILE | ...`")
     digest, folder = hashlib.sha256(), Path(config.dir) / "stdin"
@@ -54,7 +45,7 @@ def keep_stdin(config: DataConfig) -> DataConfig:
             while chunk:
                 digest.update(chunk)
                 file.write(chunk)
-                chunk = sys.stdin.buffer.read(1 << 20)
+                chunk = sys.stdin.buffer.read(CHUNK)
         ending = _ending(temporary, config.codec)
         kept = folder / f"{digest.hexdigest()[:16]}{ending}"
         temporary.replace(kept)
@@ -72,7 +63,7 @@ def _ending(path: Path, encoding: str) -> str:
     """The file ending that fits the content."""
     with path.open("rb") as file:
         head = file.read(1 << 20)
-    binary = next((ending for first, ending in _BEGINNINGS.items() if re.match(first, head)), "")
+    binary = ending_of(head)
     if binary in {".parquet", ".arrow"}:
         return binary
     if binary:

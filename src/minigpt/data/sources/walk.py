@@ -56,14 +56,14 @@ def identify(path: Path) -> object:
     try:
         stat = path.stat()
     except OSError as error:
-        raise UserError(f"data.source: {path}: {reason(error)}") from None
+        raise unreadable(path, error) from None
     # A file system without inodes reports 0.
     return (stat.st_dev, stat.st_ino) if stat.st_ino else path.resolve()
 
 
-def is_hidden(path: Path) -> bool:
-    """Whether a name is hidden, or __pycache__."""
-    return path.name.startswith(".") or path.name == "__pycache__"
+def unreadable(path: Path, error: OSError) -> UserError:
+    """The error for a file or folder that cannot be read."""
+    return UserError(f"data.source: {path}: {reason(error)}")
 
 
 def _walk(top: Path) -> Iterator[tuple[Path, list[Path]]]:
@@ -76,17 +76,14 @@ def _walk(top: Path) -> Iterator[tuple[Path, list[Path]]]:
             if (identity := identify(folder)) in seen:
                 continue
             seen.add(identity)
-            files = []
+            files: list[Path] = []
             try:
                 with os.scandir(folder) as entries:
                     for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
-                        path = folder / entry.name
-                        if is_hidden(path):
+                        if entry.name.startswith(".") or entry.name == "__pycache__":
                             continue
-                        if not entry.is_dir():
-                            files.append(path)
-                        else:
-                            (links if entry.is_symlink() else waiting).append(path)
+                        found = files if not entry.is_dir() else links if entry.is_symlink() else waiting
+                        found.append(folder / entry.name)
             except OSError as error:
-                raise UserError(f"data.source: {folder}: {reason(error)}") from None
+                raise unreadable(folder, error) from None
             yield folder, files

@@ -10,27 +10,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from minigpt.data.tokenizers.bpe import END_OF_TEXT, SPLIT_PATTERN, TIKTOKEN_NAMES, BPETokenizer, well_formed
+from minigpt.data.tokenizers.bpe import END_OF_TEXT, BPETokenizer, well_formed
 from minigpt.data.tokenizers.huggingface import HuggingFaceTokenizer
 from minigpt.data.tokenizers.learning import learn_bpe
+from minigpt.data.tokenizers.tiktoken_tables import TIKTOKEN_NAMES
 from minigpt.errors import UserError
 from minigpt.files import reason, write_text
-
-__all__ = [
-    "END_OF_TEXT",
-    "SPLIT_PATTERN",
-    "TIKTOKEN_NAMES",
-    "BPETokenizer",
-    "BytesTokenizer",
-    "CharsTokenizer",
-    "HuggingFaceTokenizer",
-    "Tokenizer",
-    "decode",
-    "load_tokenizer",
-    "make_tokenizer",
-    "save_tokenizer",
-    "tokenizer_from_dict",
-]
 
 MAX_FILE_BYTES = 64 << 20
 """Larger tokenizer files are refused unread; Llama 3's has 9 MB."""

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import base64
-import contextlib
-import queue
 import re
-import socket
-import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
 from minigpt.cores import in_threads
 from minigpt.data.sources.chunking import cut_up, grouped
+from minigpt.data.tokenizers.tiktoken_tables import load_tables
 from minigpt.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
-TIKTOKEN_NAMES = ("gpt2", "cl100k_base", "o200k_base")
 MAX_VOCAB_SIZE = 1_000_000
 """Files with larger ids are refused: their embedding would exhaust memory, by mistake or intent."""
 
@@ -52,12 +47,9 @@ _LEARNING_PATTERN = SPLIT_PATTERN.replace("+", f"{{1,{LONGEST_WORD}}}").replace(
 """SPLIT_PATTERN, but cutting longer runs without a break, such as a genome or a line of a million spaces."""
 LONGEST_WHITE_SPACE = 1 << 19
 """Longest run of white space encoded in one part: on twice as many characters, tiktoken's regex engine fails."""
-_WHITE_SPACE = re.compile(r"\s*")
 
 THREAD_CHARACTERS = 1 << 16
 """Characters per task of a thread: enough to make the overhead negligible."""
-_CONNECT_SECONDS = 1.5
-_SILENCE_SECONDS = 10.0
 
 
 class BPETokenizer:
@@ -112,19 +104,12 @@ class BPETokenizer:
 
     @classmethod
     def named(cls, name: str) -> BPETokenizer:
-        """One of tiktoken's encodings, with all its special tokens, from its cache or the network.
+        """One of tiktoken's encodings, with all its special tokens.
 
         Raises:
-            UserError: the tables are not cached, and the server does not answer within two seconds or the download
-                fails.
+            UserError: see `load_tables`.
         """
-        from tiktoken_ext.openai_public import ENCODING_CONSTRUCTORS
-
-        try:
-            with _downloads_by(_download):
-                tables = ENCODING_CONSTRUCTORS[name]()
-        except Exception as error:
-            raise _no_tables(name, error) from None
+        tables = load_tables(name)
         ranks, special = tables["mergeable_ranks"], dict(tables["special_tokens"])
         # cl100k_base and o200k_base have gaps between their special tokens; an untrained model may sample these ids.
         for gap in set(range(len(ranks), max(special.values()))) - set(special.values()):
@@ -178,12 +163,8 @@ def _words_to_learn_from() -> Any:
     """The pre-tokenizer for learning: splits text and maps bytes to printable characters."""
     from tokenizers import Regex, pre_tokenizers
 
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_LEARNING_PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    split = pre_tokenizers.Split(Regex(_LEARNING_PATTERN), behavior="isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def _without_endless_white_space(text: str) -> Iterator[str]:
@@ -194,7 +175,7 @@ def _without_endless_white_space(text: str) -> Iterator[str]:
         if i < end or not text[i].isspace():
             continue
         begin = i - LONGEST_WHITE_SPACE + len(text[i - LONGEST_WHITE_SPACE : i].rstrip())
-        end = _WHITE_SPACE.match(text, i).end()  # type: ignore[union-attr]
+        end = re.compile(r"\s*").match(text, i).end()  # type: ignore[union-attr]
         for cut in range(begin + LONGEST_WHITE_SPACE, end, LONGEST_WHITE_SPACE):
             yield text[start:cut]
             start = cut
@@ -212,14 +193,9 @@ def well_formed(text: str) -> str:
 
 def byte_symbols() -> dict[str, int]:
     """GPT-2's printable stand-in for each byte -> the byte: itself if printable, else 256, 257, ... in order."""
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
-    symbols = {chr(byte): byte for byte in printable}
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
-    return symbols | {chr(256 + i): byte for i, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def unused_token(token: int) -> str:
@@ -254,88 +230,3 @@ def _check(pattern: str, ranks: Sequence[bytes], special_tokens: dict[str, int])
         raise UserError(f"the ids of its special tokens are not those that follow its {len(ranks)} ranks, each once")
     if END_OF_TEXT not in special_tokens:
         raise UserError(f"it has no special token {END_OF_TEXT}")
-
-
-class _ToFetchError(Exception):
-    """The server for the download answers."""
-
-
-def require_tables(name: str) -> None:
-    """Check that one of tiktoken's encodings is available, without downloading it.
-
-    Raises:
-        UserError: its tables are not cached, and the server does not answer within two seconds.
-    """
-    from tiktoken_ext.openai_public import ENCODING_CONSTRUCTORS
-
-    def ask(address: str) -> bytes:
-        _require_answer(address)
-        raise _ToFetchError
-
-    try:
-        with _downloads_by(ask):
-            ENCODING_CONSTRUCTORS[name]()
-    except _ToFetchError:
-        return
-    except Exception as error:
-        raise _no_tables(name, error) from None
-
-
-def _no_tables(name: str, error: Exception) -> UserError:
-    return UserError(
-        f"data.tokenizer={name}: tiktoken could not download its tables ({type(error).__name__}); set "
-        "TIKTOKEN_CACHE_DIR to a folder that holds them, or use bpe:N or bytes, which need no download"
-    )
-
-
-@contextlib.contextmanager
-def _downloads_by(fetch: Callable[[str], bytes]) -> Iterator[None]:
-    """Make tiktoken download by `fetch`: its own download has no timeout."""
-    import tiktoken.load as tiktoken_load
-
-    original = tiktoken_load.read_file
-    tiktoken_load.read_file = fetch  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        tiktoken_load.read_file = original
-
-
-def _download(blobpath: str) -> bytes:
-    """The content at a URL. It fails fast if the server does not answer, but allows a slow download."""
-    import requests
-
-    _require_answer(blobpath)
-    response = requests.get(blobpath, timeout=_SILENCE_SECONDS)
-    response.raise_for_status()
-    return response.content
-
-
-def _require_answer(url: str) -> None:
-    """Raise OSError unless the server of a URL, or its proxy, answers."""
-    import requests
-
-    proxy = requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url))
-    address = urlsplit(requests.utils.prepend_scheme_if_needed(proxy, "http") if proxy else url)
-    _require_connection(address.hostname or "", address.port or {"https": 443}.get(address.scheme, 80))
-
-
-def _require_connection(host: str, port: int) -> None:
-    """Raise OSError unless a connection succeeds within _CONNECT_SECONDS."""
-    outcome: queue.SimpleQueue[OSError | None] = queue.SimpleQueue()
-
-    def connect() -> None:
-        try:
-            socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
-            outcome.put(None)
-        except OSError as error:
-            outcome.put(error)
-
-    # In a daemon thread, as a DNS lookup has no timeout.
-    threading.Thread(target=connect, daemon=True).start()
-    try:
-        error = outcome.get(timeout=_CONNECT_SECONDS)
-    except queue.Empty:
-        raise TimeoutError(f"no answer within {_CONNECT_SECONDS} seconds") from None
-    if error is not None:
-        raise error

@@ -37,6 +37,7 @@ files with them have another one too."""
 CALL_CHARACTERS = 1 << 18
 """Characters per call into the library, which signals cannot interrupt: 0.1 to 1 second."""
 _MAX_PATTERN = 10_000
+_GAVE_UP = "the split pattern of the tokenizer gave up on a text"
 _PROBE = "Hello  World's 12345 ?!\r\n\t" + "".join(f"{c * 40}!" for c in "a0 .\n") + "naïve 東京 🙂\0" + "ab 1\t" * 20
 """Test text, encoded on opening: every kind of character, and runs that make a bad split pattern fail."""
 
@@ -83,19 +84,16 @@ class HuggingFaceTokenizer:
             raise UserError("decoding does not restore the encoded text")
 
     def encode(self, text: str) -> list[int]:
-        with _its_errors("the split pattern of the tokenizer gave up on a text"):
-            ids: list[int] = self._tokenizer.encode(well_formed(text), add_special_tokens=False).ids
-        return ids
+        with _its_errors(_GAVE_UP):
+            return self._tokenizer.encode(well_formed(text), add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         groups = list(grouped(texts, len, CALL_CHARACTERS))
         return list(chain.from_iterable(in_threads(self._encode_all, groups)))
 
     def _encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
-        with _its_errors("the split pattern of the tokenizer gave up on a text"):
-            encodings = self._tokenizer.encode_batch_fast(
-                [well_formed(text) for text in texts], add_special_tokens=False
-            )
+        with _its_errors(_GAVE_UP):
+            encodings = self._tokenizer.encode_batch_fast(list(map(well_formed, texts)), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def decode_bytes(self, tokens: Sequence[int]) -> bytes:
