@@ -17,7 +17,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import docstring_parser
 import yaml
@@ -34,6 +34,7 @@ from minigpt.config import (
     ReportConfig,
     SampleConfig,
 )
+from minigpt.config.checks import type_name
 from minigpt.environment import is_ours, refuse_missing
 from minigpt.errors import UserError
 from minigpt.files import reason, refuse_url, shown
@@ -343,7 +344,7 @@ def _refuse_nulls(values: dict[str, Any], types: dict[str, str], prefix: str = "
         key = prefix + name
         if isinstance(value, dict) and types.get(key) == "group":
             _refuse_nulls(value, types, f"{key}.")
-        elif value is None and key in types and "None" not in types[key]:
+        elif value is None and key in types and not re.search("None|Any", types[key]):
             raise UserError(f"{key}=null: expected {_readable(types[key])}")
 
 
@@ -415,15 +416,16 @@ def _all_options(name: str, argv: Sequence[str]) -> Iterator[str]:
 
 
 def _field_types(schema: type, prefix: str = "") -> dict[str, str]:
-    """Dotted field name -> its type as written in the source."""
+    """Dotted field name -> its type as written in Python."""
     types: dict[str, str] = {}
+    hints = get_type_hints(schema, include_extras=True)
     for field in dataclasses.fields(schema):
         factory = field.default_factory
         if isinstance(factory, type) and dataclasses.is_dataclass(factory):
             types[prefix + field.name] = "group"
             types |= _field_types(factory, f"{prefix}{field.name}.")
         else:
-            types[prefix + field.name] = str(field.type)
+            types[prefix + field.name] = type_name(hints[field.name])
     return types
 
 

@@ -4,103 +4,98 @@ from __future__ import annotations
 
 import codecs
 import io
-import math
-import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from minigpt.config.checks import require, require_at_least, require_finite, require_types, take_paths
+from minigpt.config.checks import (
+    NonNegativeInt,
+    PathName,
+    PositiveInt,
+    Rule,
+    Section,
+    bounds,
+    matches,
+    not_empty,
+    require,
+)
+
+
+def _is_text_encoding(name: str) -> bool:
+    try:
+        io.TextIOWrapper(io.BytesIO(), encoding=name).read()  # refuses codecs that do not make text
+        return codecs.lookup(name).name not in {"idna", "punycode"}  # these encode single host names
+    except (LookupError, ValueError):
+        return False
+
+
+Encoding = Annotated[
+    str,
+    Rule(
+        _is_text_encoding,
+        "no encoding that Python knows; such are utf-8, cp1252, latin-1, utf-16, shift_jis, gb18030",
+    ),
+]
+Delimiter = Annotated[
+    str, matches(r'\\t|[^\r\n"]', "{name}={value!r}: give one character, such as ';' or \\t for a tab")
+]
+Tokenizer = Annotated[
+    PathName,
+    matches(
+        r"bytes|chars|gpt2|cl100k_base|o200k_base|bpe:\d+|(?s:.*)\.json",
+        "use bytes, chars, bpe:N such as bpe:2048, gpt2, cl100k_base, o200k_base or the path of a tokenizer.json",
+    ),
+    Rule(
+        lambda name: name[:4] != "bpe:" or name.endswith(".json") or 257 < int(name[4:]) <= 1_000_000,
+        "a byte-level vocabulary has 256 bytes, one end-of-text token and at least one merge: N lies between 258 and "
+        "1000000",
+    ),
+]
+Weight = Annotated[float, bounds(gt=0, text="a weight is a number above 0")]
+Fraction = Annotated[float, bounds(gt=0, lt=1, text="must lie between 0 and 1 (0.05 holds out a twentieth)")]
+Source = PathName | list[PathName]
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Section):
     """Dataset, tokenizer and batch size."""
 
-    source: str | list[str] = "python_stdlib"
+    SECTION = "data"
+
+    source: Annotated[Source, not_empty("name python_stdlib, a file, a folder, a glob or a URL")] = "python_stdlib"
     """Text: python_stdlib, files, folders, globs, URLs, hf:NAME[:CONFIG[:SPLIT]], - (stdin), repeats or references."""
-    weights: list[float] | None = None
+    weights: list[Weight] | None = None
     """Mixture weights, one per source: its share of the training windows; proportional to length by default."""
     text_column: str = "text"
     """Text column of JSON Lines, CSV, Parquet, Arrow and hub datasets."""
-    delimiter: str | None = None
+    delimiter: Delimiter | None = None
     """CSV delimiter, \\t for a tab; detected from the header by default."""
-    encoding: str = "utf-8"
+    encoding: Encoding = "utf-8"
     """Encoding of text, JSON Lines and CSV files, any that Python knows: cp1252, utf-16, shift_jis."""
     encoding_errors: Literal["error", "replace", "skip"] = "error"
     """Files with invalid bytes: error stops, replace substitutes U+FFFD, skip leaves the file out."""
-    tokenizer: str = "bpe:2048"
+    tokenizer: Tokenizer = "bpe:2048"
     """bytes, chars, bpe:N (trained on the train split), gpt2, cl100k_base, o200k_base, or a tokenizer.json."""
     token_type: Literal["auto", "uint16", "uint32"] = "auto"
     """dtype of prepared token ids; auto is uint16 for vocabularies of up to 65536."""
-    val_source: str | list[str] | None = None
+    val_source: Annotated[Source, not_empty("leave it out, or name a text")] | None = None
     """Validation text; by default part of the source is held out."""
-    val_fraction: float = 0.05
+    val_fraction: Fraction = 0.05
     """Share of the documents held out for validation; of a single document, its end."""
-    max_documents: int | None = None
+    max_documents: PositiveInt | None = None
     """Use only this many documents of each source, always the same ones; all by default."""
     mode: Literal["packed", "examples"] = "packed"
     """packed concatenates documents and cuts windows; examples trains on each text separately, padded."""
     streaming: bool = False
     """Tokenize while training, for text too large to download or prepare first."""
-    batch_size: int = 16
+    batch_size: PositiveInt = 16
     """Micro-batch size per device: windows of context_length tokens, or examples."""
-    num_workers: int = 0
+    num_workers: NonNegativeInt = 0
     """DataLoader workers; 0 loads in the main process, which is enough for prepared tokens."""
-    dir: str = "data"
+    dir: Annotated[PathName, not_empty("name a folder such as data")] = "data"
     """Folder for prepared token files, reused while text, tokenizer and split are unchanged."""
 
     def __post_init__(self) -> None:
-        take_paths(self, "source", "tokenizer", "val_source", "dir")
-        require_types("data", self)
-        require_finite("data", self)
-        require_at_least("data", self, 1, "batch_size", "max_documents")
-        require_at_least("data", self, 0, "num_workers")
-        require(
-            0 < self.val_fraction < 1,
-            f"data.val_fraction={self.val_fraction}: must lie between 0 and 1 (0.05 holds out a twentieth)",
-        )
-        require(
-            bool(self.source) and all([self.source] if isinstance(self.source, str) else self.source),
-            "data.source is empty: name python_stdlib, a file, a folder, a glob or a URL",
-        )
-        self._check_reading()
-        self._check_mixture()
-        self._check_stream()
-        require(
-            self.val_source is None or (bool(self.val_source) and all(self.val_sources)),
-            "data.val_source is empty: leave it out, or name a text",
-        )
-        require(bool(self.dir), "data.dir is empty: name a folder such as data")
-        named = self.tokenizer in {"bytes", "chars", "gpt2", "cl100k_base", "o200k_base"}
-        bpe = re.fullmatch(r"bpe:(\d+)", self.tokenizer)
-        require(
-            named or bpe is not None or self.tokenizer.endswith(".json"),
-            f"data.tokenizer={self.tokenizer}: use bytes, chars, bpe:N such as bpe:2048, gpt2, cl100k_base, "
-            "o200k_base or the path of a tokenizer.json",
-        )
-        require(
-            bpe is None or 257 < int(bpe[1]) <= 1_000_000,
-            f"data.tokenizer={self.tokenizer}: a byte-level vocabulary has 256 bytes, one end-of-text token and "
-            "at least one merge: N lies between 258 and 1000000",
-        )
-
-    def _check_reading(self) -> None:
-        try:
-            io.TextIOWrapper(io.BytesIO(), encoding=self.encoding).read()  # refuses codecs that do not make text
-            is_known = self.codec not in {"idna", "punycode"}  # these encode single host names
-        except (LookupError, ValueError):
-            is_known = False
-        require(
-            is_known,
-            f"data.encoding={self.encoding}: no encoding that Python knows; such are utf-8, cp1252, latin-1, utf-16, "
-            "shift_jis, gb18030",
-        )
-        require(
-            self.delimiter is None or (len(self.delimiter_character) == 1 and self.delimiter_character not in '\r\n"'),
-            f"data.delimiter={self.delimiter!r}: give one character, such as ';' or \\t for a tab",
-        )
-
-    def _check_mixture(self) -> None:
+        super().__post_init__()
         n_sources = len(self.sources)
         require(
             self.weights is None or len(self.weights) == n_sources,
@@ -108,28 +103,26 @@ class DataConfig:
             "give one weight for each",
         )
         require(
-            self.weights is None or all(weight > 0 and math.isfinite(weight) for weight in self.weights),
-            f"data.weights={self.weights}: a weight is a number above 0",
-        )
-        require(
             len(set(self.sources)) == n_sources,
             f"data.source={self.source}: a source is named twice; name it once, with data.weights for a larger share",
         )
+        self._check_stream()
 
     def _check_stream(self) -> None:
         for name, given in {
-            f"source={self.source}": len(self.sources) > 1,
-            f"weights={self.weights}": self.weights is not None,
-            f"mode={self.mode}": self.mode != "packed",
-            f"num_workers={self.num_workers}": self.num_workers > 0,
-            f"max_documents={self.max_documents}": self.max_documents is not None,
-            f"tokenizer={self.tokenizer}": self.tokenizer == "chars",
-            f"encoding_errors={self.encoding_errors}": self.encoding_errors == "skip",
+            "source": len(self.sources) > 1,
+            "weights": self.weights is not None,
+            "mode": self.mode != "packed",
+            "num_workers": self.num_workers > 0,
+            "max_documents": self.max_documents is not None,
+            "tokenizer": self.tokenizer == "chars",
+            "encoding_errors": self.encoding_errors == "skip",
         }.items():
             require(
                 not (self.streaming and given),
-                f"data.{name}: not with data.streaming, which reads one source in file order, in packed windows, in "
-                "the main process, without knowing its characters in advance; set data.streaming=false",
+                f"data.{name}={getattr(self, name)}: not with data.streaming, which reads one source in file order, in "
+                "packed windows, in the main process, without knowing its characters in advance; set "
+                "data.streaming=false",
             )
 
     @property

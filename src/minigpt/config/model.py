@@ -3,54 +3,58 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from minigpt.config.checks import require, require_at_least, require_finite, require_types
+from minigpt.config.checks import NonNegativeInt, PositiveFloat, PositiveInt, Section, bounds, require
+
+Window = Annotated[int, bounds(ge=1, text="a window is at least 1 token, the token itself")]
 
 
 @dataclass(frozen=True)
-class GPTConfig:
+class GPTConfig(Section):
     """Sizes and architecture. The defaults are Llama-like (RMSNorm, SwiGLU, RoPE); `gpt2_family` gives GPT-2's."""
 
-    vocab_size: int | None = None
+    SECTION = "model"
+
+    vocab_size: PositiveInt | None = None
     """Vocabulary size; the tokenizer's by default."""
-    context_length: int = 128
+    context_length: PositiveInt = 128
     """Maximum sequence length in tokens (nanoGPT's block_size)."""
-    n_layer: int = 4
+    n_layer: PositiveInt = 4
     """Number of transformer blocks."""
-    n_head: int = 4
+    n_head: PositiveInt = 4
     """Number of query heads per block."""
-    n_kv_head: int | None = None
+    n_kv_head: PositiveInt | None = None
     """Number of key/value heads (grouped-query attention); n_head by default, 1 is multi-query attention."""
-    n_embd: int = 192
+    n_embd: PositiveInt = 192
     """Embedding dimension: width of the residual stream."""
-    head_dim: int | None = None
+    head_dim: PositiveInt | None = None
     """Dimension of each head; n_embd / n_head by default."""
-    mlp_hidden: int | None = None
+    mlp_hidden: PositiveInt | None = None
     """Hidden dimension of the MLP; 4 x n_embd by default, or for swiglu 8/3 x n_embd rounded up to a multiple of 64."""
     position: Literal["rotary", "learned", "sinusoidal", "alibi", "none"] = "rotary"
     """Position encoding: rotary (RoPE), learned or sinusoidal embeddings, alibi (linear score bias), or none."""
-    rotary_base: float = 10_000.0
+    rotary_base: Annotated[float, bounds(ge=1)] = 10_000.0
     """RoPE base (theta); the longest wavelength is about 2 pi times this, in tokens."""
     similarity: Literal["scaled_dot", "cosine", "gaussian", "hopfield", "symmetric", "uniform", "linear", "hard"] = (
         "scaled_dot"
     )
     """Similarity of query and key; docs/attention.md explains and compares them."""
-    softmax_temperature: float = 1.0
+    softmax_temperature: PositiveFloat = 1.0
     """Divides the scores of scaled_dot, symmetric and hard, in addition to sqrt(head_dim); above 1 is flatter."""
-    hopfield_beta: float | None = None
+    hopfield_beta: PositiveFloat | None = None
     """Inverse temperature of hopfield; 1 / sqrt(head_dim) by default."""
-    hopfield_steps: int = 2
+    hopfield_steps: PositiveInt = 2
     """Update steps of each hopfield query; 1 is scaled dot-product attention."""
     hard_choice: Literal["best", "sampled"] = "best"
     """Key that hard attention selects: best is the argmax; sampled draws it from the softmax during training."""
-    window: int | list[int | None] | None = None
+    window: Window | list[Window | None] | None = None
     """Sliding window in tokens, including the current one, or a list of windows repeated over layers; null is full."""
-    logit_softcap: float | None = None
+    logit_softcap: PositiveFloat | None = None
     """Soft-cap attention scores to (-softcap, softcap) with tanh, as Gemma 2 does at 50; null is off."""
     document_mask: bool = False
     """Mask attention across document boundaries in packed windows, and restart absolute positions at each document."""
-    end_of_text: int | None = None
+    end_of_text: NonNegativeInt | None = None
     """Token id that separates documents for document_mask; the tokenizer's by default."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     """Norm before attention, before the MLP and before the output head."""
@@ -62,40 +66,20 @@ class GPTConfig:
     """Use biases in linear layers and LayerNorm."""
     tie_embeddings: bool = False
     """Tie the output head to the token embedding (weight tying)."""
-    dropout: float = 0.0
+    dropout: Annotated[float, bounds(ge=0, lt=1)] = 0.0
     """Dropout probability of attention weights, residual updates and embeddings."""
 
     def __post_init__(self) -> None:
-        require_types("model", self)
-        require_finite("model", self)
-        require_at_least(
-            "model",
-            self,
-            1,
-            "vocab_size",
-            "context_length",
-            "n_layer",
-            "n_head",
-            "n_kv_head",
-            "n_embd",
-            "head_dim",
-        )
-        require_at_least("model", self, 1, "mlp_hidden", "rotary_base", "hopfield_steps")
-        require_at_least("model", self, 0, "end_of_text")
+        super().__post_init__()
         require(
             self.vocab_size is None or self.end_of_text is None or self.end_of_text < self.vocab_size,
             f"model.end_of_text={self.end_of_text}: the vocabulary has {self.vocab_size} tokens",
         )
-        for name in ("softmax_temperature", "hopfield_beta", "logit_softcap"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"model.{name}={value}: must be above 0")
-        require(0 <= self.dropout < 1, f"model.dropout={self.dropout}: must be at least 0 and below 1")
-        if self.head_dim is None:
-            require(
-                self.n_embd % self.n_head == 0,
-                f"model.n_embd={self.n_embd} is not divisible by model.n_head={self.n_head}: "
-                "change one of them, or give model.head_dim",
-            )
+        require(
+            self.head_dim is not None or self.n_embd % self.n_head == 0,
+            f"model.n_embd={self.n_embd} is not divisible by model.n_head={self.n_head}: "
+            "change one of them, or give model.head_dim",
+        )
         kv = self.kv_heads
         require(
             self.n_head % kv == 0,
@@ -106,32 +90,23 @@ class GPTConfig:
             self.position != "rotary" or self.width_per_head % 2 == 0,
             f"model.position=rotary rotates pairs of channels: the head width {self.width_per_head} must be even",
         )
-        self._check_windows()
-        self._check_similarity()
-
-    def _check_windows(self) -> None:
-        pattern = self.window if isinstance(self.window, list) else [self.window]
         require(
-            all(window is None or window >= 1 for window in pattern),
-            f"model.window={self.window}: a window is at least 1 token, the token itself",
-        )
-        require(
-            0 < len(pattern) <= self.n_layer,
+            not isinstance(self.window, list) or 0 < len(self.window) <= self.n_layer,
             f"model.window={self.window}: a pattern has 1 to {self.n_layer} entries, for {self.n_layer} layers",
         )
+        self._check_similarity()
 
     def _check_similarity(self) -> None:
-        settings = {
-            "softmax_temperature": (self.softmax_temperature != 1.0, {"scaled_dot", "symmetric", "hard"}),
-            "hopfield_beta": (self.hopfield_beta is not None, {"hopfield"}),
-            "hopfield_steps": (self.hopfield_steps != 2, {"hopfield"}),
-            "hard_choice": (self.hard_choice != "best", {"hard"}),
-        }
-        for name, (given, users) in settings.items():
+        for name, users in {
+            "softmax_temperature": ("hard", "scaled_dot", "symmetric"),
+            "hopfield_beta": ("hopfield",),
+            "hopfield_steps": ("hopfield",),
+            "hard_choice": ("hard",),
+        }.items():
+            value, default = getattr(self, name), getattr(GPTConfig, name)
             require(
-                not given or self.similarity in users,
-                f"model.{name}={getattr(self, name)}: only similarity {' or '.join(sorted(users))} uses it, "
-                f"not {self.similarity}",
+                value == default or self.similarity in users,
+                f"model.{name}={value}: only similarity {' or '.join(users)} uses it, not {self.similarity}",
             )
         require(
             self.similarity != "symmetric" or self.kv_heads == self.n_head,
