@@ -11,7 +11,7 @@ from injection import Injection
 from small_runs import small_settings
 from test_anomalies import assert_equal, plain_loop
 
-from minigpt.data.prepare import open_data
+from minigpt.data.open import open_data
 from minigpt.training.loaders import make_loaders
 from minigpt.training.module import TrainingModule
 from minigpt.training.optimizer import learning_rate
