@@ -184,14 +184,6 @@ def test_a_step_that_would_take_long_is_measured_in_part(arguments: list[str]) -
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(5, "5 s"), (65, "1 min 5 s"), (3 * 3600 + 120, "3 h 2 min"), (5 * 86400 + 7200, "5 days 2 h")],
-)
-def test_a_time_is_said_in_two_units(seconds: float, words: str) -> None:
-    assert doctor._span(seconds) == words
-
-
 def test_an_answer_of_any_kind_is_an_answer_and_none_is_waited_for_long() -> None:
     import http.server
     import threading

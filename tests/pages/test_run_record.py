@@ -133,7 +133,8 @@ def test_a_folder_that_holds_runs_names_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "0 s"), (156.9, "157 s"), (725, "12 min 5 s"), (11_220, "3 h 7 min")]
+    ("seconds", "text"),
+    [(0.2, "0 s"), (5, "5 s"), (156.9, "157 s"), (725, "12 min 5 s"), (11_220, "3 h 7 min"), (439_200, "5 days 2 h")],
 )
 def test_a_duration_is_told_in_words(seconds: float, text: str) -> None:
     assert duration(seconds) == text

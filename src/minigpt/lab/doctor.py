@@ -2,7 +2,8 @@
 
     minigpt doctor --config configs/demo.yaml --trainer.max_steps 2000
 
-It takes the arguments of `train.py`, prints one screen, never prompts, and leaves no file behind.
+It takes the arguments of `train.py`, prints one screen, never prompts, and leaves no file behind. Lightning and wandb
+are imported late: a compromised release is refused first.
 """
 
 from __future__ import annotations
@@ -19,15 +20,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
+
 from minigpt.config import AUTO, Config
+from minigpt.data.prepare import find_prepared, prepare
+from minigpt.data.shards import PreparedData
+from minigpt.data.sources.hub import is_kept, parse_name, require_dataset
+from minigpt.data.tokenizers.tiktoken_tables import TIKTOKEN_NAMES, require_tables
 from minigpt.errors import UserError
 from minigpt.files import shown
+from minigpt.model.compiling import compiles
+from minigpt.model.gpt import GPT
+from minigpt.pages.run_record import duration
+from minigpt.runs.folder import RunFolder
+from minigpt.runs.loading import CHECKPOINT_KEY, newest_checkpoint
+from minigpt.training import machine
 
-if TYPE_CHECKING:  # these import torch; errors in the config are reported before that
+if TYPE_CHECKING:
     import lightning as L
-
-    from minigpt.data.shards import PreparedData
-    from minigpt.model.gpt import GPT
 
 T = TypeVar("T")
 WIDTH, INDENT = 100, 11
@@ -39,12 +49,12 @@ FLOPS_USED = 0.5
 """Fraction of a plain matrix product's speed that training reaches, roughly; used to plan the measurement only."""
 
 
+@dataclasses.dataclass
 class Findings:
     """Lines to print, and failures that the run would meet."""
 
-    def __init__(self) -> None:
-        self.lines: list[tuple[str, str]] = []
-        self.failures: list[str] = []
+    lines: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    failures: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, label: str, text: str) -> None:
         """Add a line."""
@@ -86,15 +96,10 @@ def diagnose(config: Config, resume: Path | None) -> None:
 
 def examine(config: Config, resume: Path | None, temporary: Path, findings: Findings) -> None:
     """Run all checks in the order of the output; network requests start first, their answers are read last."""
-    from minigpt.training import machine
-
-    machine.refuse_withdrawn()  # before Lightning is imported
+    machine.refuse_withdrawn()
     hub = machine.Asking(lambda: os.environ.get("HF_ENDPOINT", "https://huggingface.co") + "/")
     wandb = machine.Asking(_wandb_address)
     with contextlib.closing(machine.Compiling(temporary)) as compiling:
-        import torch
-
-        from minigpt.model.compiling import compiles
         from minigpt.training.run import check_before_text
         from minigpt.training.trainer import quieten
 
@@ -134,16 +139,12 @@ def examine(config: Config, resume: Path | None, temporary: Path, findings: Find
 
 def _with_paths(config: Config, resume: Path) -> Config:
     """The config with the paths that the resumed run would use."""
-    from minigpt.runs.folder import RunFolder
-    from minigpt.runs.loading import newest_checkpoint
     from minigpt.training.resuming import with_paths_of
 
     return with_paths_of(config, newest_checkpoint(RunFolder(resume))[1])
 
 
 def _gpus() -> str:
-    import torch
-
     if torch.cuda.is_available():
         properties = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         return ", ".join(f"{each.name} with {each.total_memory / 1e9:.0f} GB" for each in properties)
@@ -170,10 +171,6 @@ def _wandb_line(config: Config, answers: Any) -> str:
 
 def _text(config: Config, temporary: Path, hub: bool, findings: Findings) -> PreparedData | None:
     """The prepared data; None if the text is not prepared yet and too long to prepare here."""
-    from minigpt.data.prepare import find_prepared, prepare
-    from minigpt.data.sources.hub import is_kept
-    from minigpt.data.tokenizers.tiktoken_tables import TIKTOKEN_NAMES, require_tables
-
     settings = config.data
     names = ", ".join(settings.sources)
     fetched = [name for name in (*settings.sources, *settings.val_sources) if name.startswith(("hf:", "http"))]
@@ -192,12 +189,8 @@ def _text(config: Config, temporary: Path, hub: bool, findings: Findings) -> Pre
         data = prepare(dataclasses.replace(settings, dir=str(temporary)), quiet=True)
         findings.add("text", f"{names}, not prepared yet: {data.train} to train on, {data.val} held out")
         return data
-    state = (
-        f"{n_bytes / 1e6:,.1f} MB, not prepared yet: the run prepares it first"
-        if data is None
-        else f"{data.train} to train on"
-    )
-    findings.add("text", f"{names}: {state}")
+    later = f"{n_bytes / 1e6:,.1f} MB, not prepared yet: the run prepares it first"
+    findings.add("text", f"{names}: {later if data is None else f'{data.train} to train on'}")
     return data
 
 
@@ -207,14 +200,11 @@ def _require_source(name: str, hub: bool) -> None:
     Raises:
         UserError: the source or its host does not answer.
     """
-    from minigpt.data.sources.hub import parse_name, require_dataset
-    from minigpt.training.machine import Asking
-
     if name.startswith("hf:") and hub:
         path, _, _ = parse_name(name)
         with contextlib.suppress(OSError, RuntimeError):  # any network error; only a missing dataset counts
             require_dataset(name, path)
-    elif name.startswith("hf:") or not Asking(lambda: name):
+    elif name.startswith("hf:") or not machine.Asking(lambda: name):
         raise UserError(
             f"data.source={name}: no answer, and there is no cached copy; without network, use files on this machine"
         )
@@ -237,8 +227,6 @@ def _start(
     config: Config, data: PreparedData, trainer: L.Trainer | None, resume: Path | None, findings: Findings
 ) -> None:
     """The checks of a run before its first step that write nothing."""
-    from minigpt.runs.folder import RunFolder
-    from minigpt.runs.loading import CHECKPOINT_KEY, newest_checkpoint
     from minigpt.training.loaders import make_loaders
     from minigpt.training.resuming import begun_before, check_resume, check_text
     from minigpt.training.run import make_callbacks
@@ -269,10 +257,6 @@ def _plan(
     findings: Findings,
 ) -> None:
     """Estimate the run's disk, memory and time."""
-    import torch
-
-    from minigpt.model.gpt import GPT
-    from minigpt.training import machine
     from minigpt.training.optimizer import stacked_rows
 
     with torch.device("meta"):  # shapes without memory
@@ -338,9 +322,6 @@ def measure(config: Config, trainer: L.Trainer, n_parameters: int, flops: float)
 
     If a step would take longer than MEASURING_SECONDS, fewer rows or a shorter context are timed and scaled up.
     """
-    import torch
-
-    from minigpt.model.gpt import GPT
     from minigpt.training.loss import CHUNK_LOGITS, model_loss
     from minigpt.training.optimizer import make_optimizer
 
@@ -386,9 +367,7 @@ def measure(config: Config, trainer: L.Trainer, n_parameters: int, flops: float)
     return Measured(min(forward_backward[1:]) / share, min(update[1:]), int(per_token * B * T), share)
 
 
-def _now(device: Any) -> float:
-    import torch
-
+def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -408,16 +387,6 @@ def _time(config: Config, data: PreparedData | None, processes: int, measured: M
     limit = p.max_time_seconds
     within = ""
     if limit:
-        share = min(1.0, limit / seconds)
-        within = (
-            f"; trainer.max_time={p.max_time} is enough for {'all' if share == 1 else f'about {share:.0%}'} of them"
-        )
-    return f"{_span(seconds)} for {p.max_steps:,} steps with validation, {step:.3g} s a step ({part}){within}"
-
-
-def _span(seconds: float) -> str:
-    """Format seconds, for example as "2 h 5 min"."""
-    for unit, length, smaller, part in (("days", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if seconds >= length:
-            return f"{seconds // length:,.0f} {unit} {seconds % length // part:.0f} {smaller}"
-    return f"{seconds:.0f} s"
+        enough = "all" if limit >= seconds else f"about {limit / seconds:.0%}"
+        within = f"; trainer.max_time={p.max_time} is enough for {enough} of them"
+    return f"{duration(seconds)} for {p.max_steps:,} steps with validation, {step:.3g} s a step ({part}){within}"

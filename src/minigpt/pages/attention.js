@@ -79,14 +79,14 @@ const weightAt = (layer, head, query, key) => shown.at(placeOf(layer, head, quer
 
 // A scale: a table from stored levels to indices of the colour map, the ticks of the colour bar, and fewer ticks for the
 // two sides of a difference. Stored levels are square roots already.
+const ROOTS = { table: (q) => q, ticks: [0, 0.01, 0.1, 0.3, 0.6, 1], few: [0.1, 0.4, 1] };
 const SCALES = {
-  sqrt: { table: (q) => q, ticks: [0, 0.01, 0.1, 0.3, 0.6, 1], few: [0.1, 0.4, 1] },
+  sqrt: ROOTS, row: ROOTS,
   linear: { table: (q) => 255 * WEIGHT[q], ticks: [0, 0.2, 0.4, 0.6, 0.8, 1], few: [0.5, 1] },
   log: {
     table: (q) => 255 * Math.max(0, 1 + Math.log10(WEIGHT[q] || 1e-9) / 4),
     ticks: [0.0001, 0.001, 0.01, 0.1, 1], few: [0.01, 0.1, 1],
   },
-  row: { table: (q) => q, ticks: [0, 0.01, 0.1, 0.3, 0.6, 1], few: [0.1, 0.4, 1] },
 };
 const tablesOf = (shade) => Object.fromEntries(Object.entries(SCALES).map(([name, scale]) =>
   [name, Uint8Array.from({ length: 256 }, (_, q) => shade(q, (level) => Math.round(scale.table(level))))]));
@@ -209,9 +209,8 @@ function fill(list, ranking) {
 function drawRanking() {
   const { layer, head } = state;
   const what = state.direction === "from" ? "keys" : "queries";
-  $("rank-title").textContent = isDifference() ? `Largest differences of ${what}, A \u2212 B` : `Strongest ${what}`;
-  $("one-title").textContent = `layer ${layer}, head ${head}`;
-  $("all-title").textContent = `mean of all ${L * H} heads`;
+  tell({ "rank-title": isDifference() ? `Largest differences of ${what}, A \u2212 B` : `Strongest ${what}`,
+    "one-title": nameOf(selected()), "all-title": `mean of all ${L * H} heads` });
   fill($("one"), related((q, k) => weightAt(layer, head, q, k)));
   fill($("all"), related((q, k) => {
     let sum = 0;
@@ -240,16 +239,14 @@ function drawReadout() {
     pair = direction === "from" ? [token, best] : [best, token];
   }
   const [query, key] = pair;
-  $("readout-head").textContent = `layer ${layer}, head ${head}`;
-  $("readout-row").textContent = `#${query}`;
-  $("readout-column").textContent = `#${key}`;
-  $("readout-query").textContent = quoted(query);
-  $("readout-key").textContent = quoted(key);
-  $("readout-means").textContent = `${isDifference() ? "A \u2212 B" : state.values ? "weight" : "with weight"}${
-    state.values ? " \u00d7 value" : ""}`;
-  $("readout-weight").textContent = toldWeight(weightAt(layer, head, query, key));
   const [a, b] = (shown.parts ?? []).map((part) => short(part.at(placeOf(layer, head, query, key))));
-  $("readout-both").textContent = a ? `A ${a}, B ${b}` : "";
+  tell({
+    "readout-head": nameOf(selected()), "readout-row": `#${query}`, "readout-column": `#${key}`,
+    "readout-query": quoted(query), "readout-key": quoted(key),
+    "readout-means": `${isDifference() ? "A \u2212 B" : state.values ? "weight" : "with weight"}${
+      state.values ? " \u00d7 value" : ""}`,
+    "readout-weight": toldWeight(weightAt(layer, head, query, key)), "readout-both": a ? `A ${a}, B ${b}` : "",
+  });
   place($("line-mark"), direction === "from" ? [token, 0, 1, token + 1] : [token, token, T - token, 1]);
   $("cell-mark").hidden = !hover;
   if (hover) place($("cell-mark"), [query + 0.5, key + 0.5, 1, 1]);
@@ -416,13 +413,10 @@ function drawCurve() {
 
 function tellCurve(low, high) {
   const i = pointed >= 0 ? pointed : selected(), frame = pointed >= 0 ? pointedFrame : state.frame;
-  $("curve-title").textContent = `${words(names[state.score])} of every head, over the steps`;
-  $("curve-low").textContent = shownScore(low, state.score);
-  $("curve-high").textContent = shownScore(high, state.score);
-  $("curve-first").textContent = `step ${steps[0]}`;
-  $("curve-last").textContent = steps[steps.length - 1];
   const told = (k, head) => `${shownScore(scoreAt(k, state.score, head), state.score)} at step ${steps[k]}`;
-  $("curve-note").textContent = `${nameOf(i)}: ${told(frame, i)}`;
+  tell({ "curve-title": `${words(names[state.score])} of every head, over the steps`,
+    "curve-low": shownScore(low, state.score), "curve-high": shownScore(high, state.score),
+    "curve-first": `step ${steps[0]}`, "curve-last": steps[steps.length - 1], "curve-note": `${nameOf(i)}: ${told(frame, i)}` });
   const values = steps.map((_, k) => told(k, selected())).join(", ");
   $("curve").setAttribute("aria-label", `${words(names[state.score])} of ${nameOf(selected())}: ${values}`);
 }

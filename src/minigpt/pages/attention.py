@@ -40,12 +40,10 @@ def render_page(
     security policy allows only its own script and style, by their hashes, so text of a data set can neither run nor
     load anything.
 
-    Measured: 54 kB for the page itself, and 0.85 to 0.96 characters for each weight on or below the diagonal of trained
-    heads, half of that where earlier steps are rounded more (`packing.coarsen`). Ten steps of a trained model with
-    6 x 6 heads and 128 tokens took 1.6 MB (2.7 without that rounding), ten of synthetic heads that form smoothly 0.1.
-    12 x 12 heads and 256 tokens took 2.2 MB a step with half of the heads noise, 4.2 MB with all. Scores (four digits),
-    next tokens (three digits) and lengths of values (to 1.9 %, see `packing.LENGTH_ERROR`) added 21 kB a step to 6 x 6
-    heads and 128 tokens.
+    Measured: 55 kB for the page itself, and 0.85 to 0.96 characters for each weight on or below the diagonal of trained
+    heads, half of that where earlier steps are rounded more (`packing.coarsen`): 1.6 MB for ten steps of a trained
+    model with 6 x 6 heads and 128 tokens, 2.2 to 4.2 MB for a step of 12 x 12 noisy heads and 256 tokens. Scores, next
+    tokens and lengths of values added 21 kB a step to 6 x 6 heads and 128 tokens.
 
     Args:
         snapshots: one or more, of the same tokens and the same shape; shown in the order of their steps. A score or
@@ -72,6 +70,12 @@ def render_page(
     n_layer, n_head, n_tokens, _ = frames[0].weights.shape
     names = list(dict.fromkeys(name for frame in frames for name in frame.scores))
     with_norms = all(frame.value_norms is not None for frame in frames)
+    pairs: dict[str, list[tuple[int, int]]] = {}
+    for link in links:
+        pairs.setdefault(link.name, []).extend((int(link.query), int(key)) for key in link.keys)
+    rounding = f"Weights are rounded by at most {packing.MAX_ERROR:.3f}"
+    if any(map(_is_coarse, runs)):
+        rounding += f"; before the last step by at most {packing.COARSE_ERROR:.3f}, less for small weights"
     texts: dict[str, int] = {}
     data = {
         "tokens": frames[0].tokens,
@@ -82,10 +86,10 @@ def render_page(
         "difference": base64_of(DIFFERENCE_COLOURS),
         "score_names": names,
         "labels": [[name for layer in labels[i] for name in layer] for i in order] if labels else None,
-        "links": _by_name(links),
+        "links": list(pairs.items()),
         "runs": [_run_data(run, names, texts, with_norms) for run in runs if run],
         "texts": list(texts),  # after the runs, which fill it
-        "rounding": _rounding(runs),
+        "rounding": f"{rounding}.",
     }
     return document("attention", title, data=json_for_html(data))
 
@@ -112,34 +116,24 @@ def _run_data(
 ) -> dict[str, object]:
     """One run's data for attention.js; `texts` numbers each distinct text of a next token."""
     norms = [packing.compand_lengths(frame.value_norms) for frame in frames if frame.value_norms is not None]
+    levels = [packing.pack(frame.weights) for frame in frames]
+    if _is_coarse(frames):
+        levels[:-1] = map(packing.coarsen, levels[:-1])
     return {
         "steps": [frame.step for frame in frames],
-        "levels": packing.encode_frames(_levels(frames)),
+        "levels": packing.encode_frames(levels),
         "norms": packing.encode_frames(norms) if with_norms else None,
-        "scores": [[_short_numbers(frame.scores[n]) if n in frame.scores else None for n in names] for frame in frames],
+        "scores": [[_rounded(frame.scores[n]) if n in frame.scores else None for n in names] for frame in frames],
         "next": [[_next_data(ranking, texts) for ranking in frame.next_tokens] for frame in frames],
     }
 
 
-def _levels(frames: Sequence[Snapshot]) -> list[packing.Levels]:
-    """Packed weights of all steps; large pages coarsen all but the newest."""
-    levels = [packing.pack(frame.weights) for frame in frames]
-    return [packing.coarsen(each) for each in levels[:-1]] + levels[-1:] if _is_coarse(frames) else levels
-
-
 def _is_coarse(frames: Sequence[Snapshot]) -> bool:
+    """Whether the page would be so large that the weights of all steps but the last are rounded more."""
     return len(frames) > 1 and sum(frame.weights.size for frame in frames) / 2 > _EXACT_WEIGHTS
 
 
-def _rounding(runs: Sequence[Sequence[Snapshot]]) -> str:
-    """The page's note on rounding."""
-    text = f"Weights are rounded by at most {packing.MAX_ERROR:.3f}"
-    if any(_is_coarse(run) for run in runs):
-        text += f"; before the last step by at most {packing.COARSE_ERROR:.3f}, less for small weights"
-    return text + "."
-
-
-def _short_numbers(scores: npt.NDArray[np.float32]) -> list[float | None]:
+def _rounded(scores: npt.NDArray[np.float32]) -> list[float | None]:
     """Four digits each; null for NaN, which JSON lacks."""
     return [None if np.isnan(score) else float(f"{score:.4g}") for score in scores.ravel()]
 
@@ -151,13 +145,6 @@ def _next_data(ranking: Sequence[tuple[str, float]], texts: dict[str, int]) -> l
         for text, share in ranking[:_NEXT_TOKENS]
         for number in (texts.setdefault(text, len(texts)), float(f"{share:.3g}"))
     ]
-
-
-def _by_name(links: Sequence[Link]) -> list[tuple[str, list[tuple[int, int]]]]:
-    pairs: dict[str, list[tuple[int, int]]] = {}
-    for link in links:
-        pairs.setdefault(link.name, []).extend((int(link.query), int(key)) for key in link.keys)
-    return list(pairs.items())
 
 
 def _check_alike(frames: Sequence[Snapshot]) -> None:

@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt.config import GenerationConfig
 from minigpt.errors import UserError
 from minigpt.generation.generator import Writer, Written
 from minigpt.pages.documents import Page, document, facts_html, paragraphs_html
-from minigpt.pages.run_record import curves_of, metric_rows
+from minigpt.pages.run_record import Curves, curves_of, metric_rows
 from minigpt.pages.tokens import ENDS, mean, n_kept, scale_html, settings_text, tokens_html
 from minigpt.runs.folder import RunFolder, name_of
 from minigpt.runs.loading import read_checkpoint, weights_files
 
 KEEP = "train with --keep_every_n_steps 50, say, to keep one every 50 steps"
 _MEASURES = {"val/loss": "nats per token", "val/bits_per_byte": "bits per byte"}
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """Generated text of one checkpoint."""
-
-    step: int
-    written: Written
-    text: str
-    """HTML."""
-    bits: list[float]
-    """Surprise of each generated token."""
 
 
 def film(
@@ -50,27 +37,28 @@ def film(
         UserError: no checkpoint, none that can be opened, or a prompt that does not fit.
     """
     folder, config, notes = RunFolder(run), config or GenerationConfig(), list[str]()
-    frames = []
+    of_metrics: list[str] = []
+    curves = curves_of((int(row["step"]), row) for row in metric_rows(folder.metrics, of_metrics))
+    frames: dict[int, str] = {}
     for step, writer in _opened(folder, device, notes):
         prompt = writer.first_prompt if prompt is None else prompt
         try:
-            frames.append(_frame(step, writer, prompt, config))
+            frames[step] = _frame_html(step, writer, writer.generate(prompt, config), curves)
         except UserError as error:
             notes.append(f"Step {step}: {error}.")
     if not frames:
         raise UserError(" ".join(dict.fromkeys(notes)) or f"{run}: holds no checkpoint yet; {KEEP}")
     if len(frames) < 3:
         notes.append(f"The run has few checkpoints; {KEEP}.")
-    curves = curves_of((int(row["step"]), row) for row in metric_rows(folder.metrics, notes))
-    measured = {name: curves.get(name, {}) for name in _MEASURES}
-    facts = {"settings": f"{settings_text(config)} · seed {config.seed}", "checkpoints": _steps(frames)}
+    steps = f"{len(frames)}, of step{'s' if len(frames) > 1 else ''} {', '.join(map(str, frames))}"
+    facts = {"settings": f"{settings_text(config)} · seed {config.seed}", "checkpoints": steps}
     return document(
         "film",
         f"{name_of(run)}: the same prompt, step by step",
         facts=facts_html(facts),
-        notes=paragraphs_html(notes),
+        notes=paragraphs_html([*notes, *of_metrics]),
         scale=scale_html(),
-        frames="\n".join(_frame_html(frame, measured) for frame in frames),
+        frames="\n".join(frames.values()),
     )
 
 
@@ -98,31 +86,20 @@ def _opened(folder: RunFolder, device: str, notes: list[str]) -> Iterator[tuple[
                 break
 
 
-def _frame(step: int, writer: Writer, prompt: str, config: GenerationConfig) -> _Frame:
-    written = writer.generate(prompt, config)
-    tokens = written.prompt_tokens
-    bits = [-chance / math.log(2) for chance in written.log_probabilities]
-    text = tokens_html(
-        writer.tokenizer, [*tokens, *written.tokens], len(tokens), bits, n_kept(writer.tokenizer, written)
-    )
-    return _Frame(step, written, text, bits)
-
-
-def _frame_html(frame: _Frame, measured: dict[str, dict[int, float]]) -> str:
+def _frame_html(step: int, writer: Writer, written: Written, curves: Curves) -> str:
     """A <section>, with losses where the run was validated at the same step."""
+    bits = [-log_probability / math.log(2) for log_probability in written.log_probabilities]
+    tokens, n_prompt = [*written.prompt_tokens, *written.tokens], len(written.prompt_tokens)
+    text = tokens_html(writer.tokenizer, tokens, n_prompt, bits, n_kept(writer.tokenizer, written))
     facts = [
-        f"{name} <b>{curve[frame.step]:.3f}</b> {_MEASURES[name]}"
-        for name, curve in measured.items()
-        if frame.step in curve
+        f"{name} <b>{curves[name][step]:.3f}</b> {unit}"
+        for name, unit in _MEASURES.items()
+        if step in curves.get(name, {})
     ]
-    if frame.bits:
-        facts.append(f"surprise <b>{mean(frame.bits):.2f}</b> bits per token")
-    facts.append(f"{len(frame.bits)} tokens, {ENDS[frame.written.ended]}")
+    if bits:
+        facts.append(f"surprise <b>{mean(bits):.2f}</b> bits per token")
+    facts.append(f"{len(bits)} tokens, {ENDS[written.ended]}")
     return (
-        f'<section class="frame" data-step="{frame.step}"><h2>step {frame.step} <small>{" · ".join(facts)}</small></h2>'
-        f'<div class="text" dir="auto">{frame.text}</div></section>'
+        f'<section class="frame" data-step="{step}"><h2>step {step} <small>{" · ".join(facts)}</small></h2>'
+        f'<div class="text" dir="auto">{text}</div></section>'
     )
-
-
-def _steps(frames: list[_Frame]) -> str:
-    return f"{len(frames)}, of step{'s' if len(frames) > 1 else ''} {', '.join(str(frame.step) for frame in frames)}"

@@ -58,36 +58,26 @@ def inspect_runs(config: InspectConfig, text: str | None = None) -> Inspection:
     context_length = loaded.config.model.context_length
     probe = Probe.of(loaded.tokenizer, tokens, context_length, config.max_tokens, MEASURED, known)
     seen = look(loaded.model, loaded.tokenizer, probe, loaded.step or 0, everything=True)
-    labels, names = label_heads(seen.snapshot.scores), _names(config)
-    lines, other = _lines(seen), None
+    title, other = name_of(config.run), []
+    parts = _tables(seen)
     if config.compare is not None:
         second = load_model(config.compare, config.device)
-        other = _second(second, loaded, probe)
-        lines = [_heading("A", names[0], loaded), *lines, _heading("B", names[1], second), *_lines(other)]
-        lines += ["A - B", difference_lines(seen.snapshot, other.snapshot)]
-    page = render_page(
-        [seen.snapshot],
-        title=names[0] if other is None else f"{names[0]} (A) and {names[1]} (B)",
-        links=probe.links,
-        labels=[labels] if labels else (),
-        other=[] if other is None else [other.snapshot],
-    )
-    return Inspection(page, "\n\n".join(line for line in lines if line))
-
-
-def _lines(seen: Seen) -> list[str]:
-    """Tables and numbers of one model."""
-    return [head_lines(seen.snapshot), relation_lines(seen.relations), number_line(seen.snapshot.numbers)]
-
-
-def _heading(letter: str, name: str, loaded: LoadedModel) -> str:
-    return f"{letter}: {name}" + (f", step {loaded.step}" if loaded.step else "")
-
-
-def difference_lines(a: Snapshot, b: Snapshot) -> str:
-    """Scores of each head in A minus those in B, sorted by the difference of ablation."""
-    scores = {name: a.scores[name] - b.scores[name] for name in a.scores if name in b.scores}
-    return _head_table(a, scores, labels=[], signed=True)
+        seen_too = _second(second, loaded, probe)
+        names = title, name_of(config.compare)
+        if names[0] == names[1]:
+            names = config.run, config.compare
+        title, other = f"{names[0]} (A) and {names[1]} (B)", [seen_too.snapshot]
+        headings = [
+            f"{letter}: {name}" + (f", step {each.step}" if each.step else "")
+            for letter, name, each in zip("AB", names, (loaded, second), strict=True)
+        ]
+        a, b = seen.snapshot.scores, seen_too.snapshot.scores
+        differences = {name: a[name] - b[name] for name in a if name in b}
+        parts = [headings[0], *parts, headings[1], *_tables(seen_too)]
+        parts += ["A - B", _head_table(differences, labels=[], signed=True)]
+    labels = label_heads(seen.snapshot.scores)
+    page = render_page([seen.snapshot], title=title, links=probe.links, labels=[labels] if labels else (), other=other)
+    return Inspection(page, "\n\n".join(part for part in parts if part))
 
 
 def write_inspection(config: InspectConfig, text: str | None) -> str:
@@ -100,27 +90,30 @@ def write_inspection(config: InspectConfig, text: str | None) -> str:
     return f"{inspection.table}\n\n-> {out} (open it in a browser)"
 
 
-def head_lines(snapshot: Snapshot) -> str:
-    """Every head with its label and main scores, the largest ablation first."""
-    return _head_table(snapshot, snapshot.scores, label_heads(snapshot.scores))
+def _tables(seen: Seen) -> list[str]:
+    """Tables of heads and relations, and the numbers of the model without the maxima, which the table shows."""
+    scores, numbers = seen.snapshot.scores, seen.snapshot.numbers
+    shown = (f"{name} {value:.3f}" for name, value in numbers.items() if not name.startswith("max/"))
+    return [_head_table(scores, label_heads(scores)), relation_lines(seen.relations), "   ".join(shown)]
 
 
-def _head_table(
-    snapshot: Snapshot, scores: Mapping[str, npt.NDArray[np.floating]], labels: Labels, *, signed: bool = False
-) -> str:
-    columns = [name for name in COLUMNS if name in scores]
-    change = scores.get("ablation")
-    header = ["head", *(["label"] if labels else []), *(name.replace("_", " ") for name in columns)]
-    header += ["loss without it"] if change is not None else []
-    rows = []
-    for layer, head in np.ndindex(snapshot.weights.shape[:2]):
-        cells = [f"{layer}.{head}", *([labels[layer][head] or ""] if labels else [])]
-        cells += [_shown(float(scores[name][layer, head]), "+.2f" if signed else ".2f") for name in columns]
-        missed = 0.0 if change is None else float(change[layer, head])
-        if change is not None:
-            cells.append(_shown(missed, "+.3f"))
-        rows.append((-abs(missed) if signed else -missed, cells))
-    return markdown.table(header, [cells for _, cells in sorted(rows, key=lambda row: row[0])])
+def _head_table(scores: Mapping[str, npt.NDArray[np.floating]], labels: Labels, *, signed: bool = False) -> str:
+    """Every head with its label and main scores, the largest ablation first; with `signed`, of either sign."""
+    forms = dict.fromkeys(COLUMNS, "+.2f" if signed else ".2f") | {"ablation": "+.3f"}
+    columns = [name for name in forms if name in scores]
+    titles = ["loss without it" if name == "ablation" else name.replace("_", " ") for name in columns]
+    shape = next(iter(scores.values())).shape
+    change = scores.get("ablation", np.zeros(shape))
+    heads = sorted(np.ndindex(shape), key=lambda at: -abs(change[at]) if signed else -change[at])
+    rows = [
+        [
+            f"{at[0]}.{at[1]}",
+            *([labels[at[0]][at[1]] or ""] if labels else []),
+            *(format(scores[name][at], forms[name]) if np.isfinite(scores[name][at]) else "–" for name in columns),
+        ]
+        for at in heads
+    ]
+    return markdown.table(["head", *(["label"] if labels else []), *titles], rows)
 
 
 def relation_lines(found: Mapping[str, RelationScore]) -> str:
@@ -134,12 +127,6 @@ def relation_lines(found: Mapping[str, RelationScore]) -> str:
     return markdown.table(["relation", "head", "weight", "by distance", "lift", "links"], rows) if rows else ""
 
 
-def number_line(numbers: Mapping[str, float]) -> str:
-    """Numbers of the whole model, without the maxima, which the table shows."""
-    shown = {name: value for name, value in numbers.items() if not name.startswith("max/")}
-    return "   ".join(f"{name} {value:.3f}" for name, value in shown.items())
-
-
 def _tokens(loaded: LoadedModel, config: InspectConfig, text: str | None) -> tuple[list[int], list[Link] | None]:
     """Tokens to inspect, and their links where these are known."""
     if config.relations is not None:
@@ -147,14 +134,12 @@ def _tokens(loaded: LoadedModel, config: InspectConfig, text: str | None) -> tup
         if not tokens:
             raise UserError(f"--relations {config.relations}: there is no text in it")
         return tokens, known
-    return (_tokens_of_run(loaded, Path(config.run)) if text is None else _tokens_of_text(loaded, text)), None
-
-
-def _tokens_of_text(loaded: LoadedModel, text: str) -> list[int]:
+    if text is None:
+        return _tokens_of_run(loaded, Path(config.run)), None
     if not text:
         raise UserError("the text is empty: give one as --text or --file")
     start = [loaded.tokenizer.end_of_text] if loaded.config.data.mode == "examples" else []
-    return [*start, *loaded.tokenizer.encode(text)]
+    return [*start, *loaded.tokenizer.encode(text)], None
 
 
 def _second(loaded: LoadedModel, first: LoadedModel, probe: Probe) -> Seen:
@@ -200,15 +185,3 @@ def _tokens_of_run(loaded: LoadedModel, run: Path) -> list[int]:
 
 def _folder(run: Path) -> Path:
     return run if run.is_dir() else run.parent
-
-
-def _names(config: InspectConfig) -> tuple[str, str]:
-    """Names of both runs, the second empty without one; the paths as typed if the names are equal."""
-    if config.compare is None:
-        return name_of(config.run), ""
-    names = name_of(config.run), name_of(config.compare)
-    return names if names[0] != names[1] else (config.run, config.compare)
-
-
-def _shown(value: float, form: str) -> str:
-    return format(value, form) if np.isfinite(value) else "–"

@@ -15,7 +15,16 @@ from minigpt.config import ReportConfig
 from minigpt.errors import UserError
 from minigpt.files import reason, refuse_url, require_page, write_text
 from minigpt.pages.charts import Chart, short
-from minigpt.pages.documents import Page, document, facts_html, json_for_html, paragraphs_html, policy_of, tiles_html
+from minigpt.pages.documents import (
+    Page,
+    document,
+    facts_html,
+    frame_html,
+    json_for_html,
+    paragraphs_html,
+    policy_of,
+    tiles_html,
+)
 from minigpt.pages.run_record import Picture, RunRecord, Sample, read_run_folder
 from minigpt.pages.wandb_run import read_wandb_run
 
@@ -69,23 +78,21 @@ def render_report(record: RunRecord) -> Page:
     Its policy allows its own script and the attention page's, by their hashes, and embedded pictures, so no text, name
     or page of a run can run or load anything.
     """
-    charts = [Chart({name: record.curves[name] for name in LOSSES if name in record.curves}, wide=True)]
-    charts = [chart for chart in charts if chart.lines]
-    names = [name for name in record.curves if name not in LOSSES]
-    names = [*(name for name in ORDER if name in names), *sorted(set(names) - set(ORDER))]
-    left_out = names[MOST_CHARTS:]
+    losses = {name: record.curves[name] for name in LOSSES if name in record.curves}
+    names = [name for name in ORDER if name in record.curves]
+    names += sorted(record.curves.keys() - {*LOSSES, *ORDER})
     of_attention = [name for name in names[:MOST_CHARTS] if name.startswith("attn/")]
     of_training = [name for name in names[:MOST_CHARTS] if name not in of_attention]
-    first = len(charts)
+    charts = [Chart(losses, wide=True)] if losses else []
+    first, split = len(charts), len(charts) + len(of_training)
     charts += [
         Chart({name: record.curves[name]}, least_span=SHARES if name.startswith(BOUNDED) else 0.0)
         for name in (*of_training, *of_attention)
     ]
     drawn = [chart.html(number) for number, chart in enumerate(charts)]
-    split = first + len(of_training)
     missing = [*record.missing]
-    if left_out:
-        missing.append(f"Curves beyond the first {MOST_CHARTS}: {', '.join(left_out)}.")
+    if len(names) > MOST_CHARTS:
+        missing.append(f"Curves beyond the first {MOST_CHARTS}: {', '.join(names[MOST_CHARTS:])}.")
     body = [
         _header(record),
         _section("Training", *drawn[:first], _grid(drawn[first:split])),
@@ -202,12 +209,10 @@ def _sample(sample: Sample) -> str:
 def _frame(page: str | None) -> str:
     """The attention page in a frame, where the report's policy allows minigpt's scripts only.
 
-    No `sandbox`: browsers omit the contents of sandboxed frames when they capture a whole document.
+    No `sandbox`: browsers omit the contents of sandboxed frames when they capture a whole document, and warn of one
+    that allows scripts and the same origin.
     """
-    if page is None:
-        return ""
-    inside = page.replace("&", "&amp;").replace("'", "&#39;")
-    return f"<iframe title=\"attention of every head\" srcdoc='{inside}'></iframe>"
+    return "" if page is None else frame_html(page, 'title="attention of every head"')
 
 
 def _pictures(pictures: Sequence[Picture]) -> str:

@@ -108,11 +108,12 @@ def curves_of(rows: Iterable[tuple[int, Mapping[str, Any]]]) -> Curves:
 
 
 def duration(seconds: float) -> str:
-    """`157 s`, `12 min 5 s` or `3 h 7 min`."""
+    """`157 s`, `12 min 5 s`, `3 h 7 min` or `5 days 2 h`."""
     whole = round(seconds)
-    if whole < 180:
-        return f"{whole} s"
-    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+    for unit, length, smaller, part in (("days", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= max(length, 180):
+            return f"{whole // length:,} {unit} {whole % length // part} {smaller}"
+    return f"{whole} s"
 
 
 def _settings(file: Path, missing: list[str]) -> dict[str, Any]:

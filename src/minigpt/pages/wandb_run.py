@@ -20,7 +20,7 @@ from minigpt.pages.attention import renew_page
 from minigpt.pages.run_record import Picture, RunRecord, Sample, curves_of, duration
 
 STEP = "trainer/global_step"
-"""Lightning's step; runs of other programs have only W&B's count of rows."""
+"""Lightning's key for the optimizer step; runs of other programs have only W&B's own step, which counts rows."""
 PAGE = "attn/page"
 MOST_BYTES = 32_000_000
 """Larger tables, pictures and pages are not shown."""

@@ -19,7 +19,11 @@ async function inflate(base64) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-// Tokens are untrusted, so they enter a page as textContent only.
+// Puts texts into elements, by their ids. Tokens are untrusted, so they enter a page as textContent only.
+function tell(texts) {
+  for (const [id, text] of Object.entries(texts)) $(id).textContent = text;
+}
+
 function make(tag, properties = {}, attributes = {}) {
   const element = Object.assign(document.createElement(tag), properties);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);

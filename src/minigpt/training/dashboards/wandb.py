@@ -23,6 +23,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from minigpt.command_line import tool
+from minigpt.pages.wandb_run import STEP
 from minigpt.runs.folder import RunFolder
 from minigpt.signals import SIGNALS, handled_by, not_to_children
 from minigpt.training.class_path import one_line
@@ -41,9 +42,6 @@ SENT = ".wandb.synced"
 
 OWN_KEYS = ("train/*", "val/*", "attn/*", "perf/*", "samples", "learning_rate", "grad_norm")
 """The keys that minigpt logs, as globs for W&B."""
-
-STEP = "trainer/global_step"
-"""Lightning's key for the optimizer step; W&B's own step counts calls of `log`."""
 
 _environment: dict[str, str | None] = {}
 """Values, before the run, of the environment variables that this module sets."""
