@@ -97,9 +97,7 @@ class Metrics(Callback):
         if trainer.is_global_zero:
             keep_rows_up_to(self.folder.metrics, COLUMNS, trainer.global_step)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, TrainingModule)
         step = trainer.global_step
         self.recent_losses.append(pl_module.micro_batches[-1].loss)
@@ -148,9 +146,7 @@ class Metrics(Callback):
             self._write(trainer, trainer.global_step, row)
             self._print_line(trainer, "   ".join(f"{name} {value:.4f}" for name, value in row.items()))
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if self._mark == 0.0:
             self._start_watch(pl_module)
 

@@ -72,9 +72,7 @@ class Checkpoints(Checkpoint):
             self.validation_due = False
             validate(trainer)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         step = trainer.global_step
         if step >= self.config.trainer.max_steps:
             trainer.should_stop = True  # makes Lightning validate at the very end, whatever the interval
