@@ -26,7 +26,7 @@ VOCABULARY_MULTIPLE = 64
 def make_norm(config: GPTConfig, width: int) -> nn.Module:
     """The config's norm over the last axis: LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019)."""
     # RMSNorm is the default: it neither subtracts the mean nor adds a bias, and trains as well (arXiv:1910.07467).
-    # The eps are GPT-2's and Llama's; other weights are read with the same.
+    # The eps are those of GPT-2 and of the first Llama.
     if config.norm == "layernorm":
         return nn.LayerNorm(width, eps=1e-5, bias=config.bias)
     return RMSNorm(width, eps=1e-6)
@@ -196,7 +196,8 @@ class GPT(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        # The stream sums 2 n_layer updates. Divided by the root of their number, its variance does not grow with depth.
+        # Each layer adds two updates to the stream. Divided by the root of their number, they do not make its variance
+        # grow with depth.
         for name, parameter in self.named_parameters():
             if name.endswith("proj.weight"):
                 nn.init.normal_(parameter, std=0.02 / (2 * self.config.n_layer) ** 0.5)
