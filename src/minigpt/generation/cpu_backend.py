@@ -43,7 +43,6 @@ MOST_TOKENS = 64
 SMALL = 2_000_000
 """Bytes of a matrix below which a second thread saves nothing, and costs much where it has to wait for a core."""
 
-
 COLUMNS_PAY_FROM = 32
 """New tokens from which a column-major copy of the matrices saves more time than making it costs."""
 
@@ -53,7 +52,7 @@ nearly as long as generating a text."""
 
 
 def can_decode(model: GPT) -> bool:
-    """Whether `CPUDecode` supports a model: unmodified, float32 on the CPU, scaled_dot, no document mask."""
+    """Whether `CPUDecode` supports a model."""
     return obstacle(model) is None
 
 
@@ -107,14 +106,12 @@ ONE_THREAD = _OneThread()
 
 
 def _threads_for(n_bytes: int) -> contextlib.AbstractContextManager[None]:
-    """Limits OpenBLAS to one thread for matrices below SMALL."""
     return ONE_THREAD if n_bytes < SMALL else contextlib.nullcontext()
 
 
 @cache
 def _openblas() -> list[Any]:
-    found: list[Any] = ThreadpoolController().select(internal_api="openblas").lib_controllers
-    return found
+    return ThreadpoolController().select(internal_api="openblas").lib_controllers
 
 
 class _Forms:
@@ -155,9 +152,7 @@ class CPUDecode:
         Args:
             model: supported, see `can_decode`.
             int8: quantize the matrices to int8: a quarter of the memory traffic.
-            n_tokens: expected decode steps. From COLUMNS_PAY_FROM, matrices of more rows than columns are copied
-                column-major: on an AMD EPYC the product of one read from memory takes 0.7 (one thread) to 0.9 (two) of
-                the time.
+            n_tokens: expected decode steps. From COLUMNS_PAY_FROM, matrices are copied column-major.
 
         Raises:
             UserError: PyTorch was built without int8 products.
@@ -208,10 +203,7 @@ class CPUDecode:
         return self.int8 or (texts is None and tokens.numel() <= MOST_TOKENS)
 
     def hidden(self, tokens: Tensor, texts: Tensor | None, cache: KVCache) -> Tensor:
-        """(B, T) tokens after the cached ones -> (B, T, C), extending the cache; see `GPT.hidden`.
-
-        Args: as there; texts only mark padding.
-        """
+        """(B, T) tokens after the cached ones -> (B, T, C), as `GPT.hidden`; texts only mark padding."""
         start, T = cache.position, tokens.shape[1]
         if texts is None and cache.texts is not None:
             texts = torch.zeros_like(tokens)
@@ -316,6 +308,7 @@ def _rotate(x: Array, table: Array) -> Array:
 def _product(weight: Tensor, bias: Tensor | None, *, by_columns: _Forms | None = None) -> Function:
     """x W^T + bias; a single vector goes to BLAS's matrix-vector kernel."""
     matrix = _array(weight)
+    # Column-major, a matrix of more rows than columns takes 0.7 (one thread) to 0.9 (two) of the time on an AMD EPYC.
     if by_columns is not None and matrix.shape[0] > matrix.shape[1]:
         matrix = by_columns.of(weight, _by_columns)
     transposed, added = matrix.T, None if bias is None else _array(bias)
@@ -330,11 +323,9 @@ def _product(weight: Tensor, bias: Tensor | None, *, by_columns: _Forms | None =
 
 
 def _product_of_int8(weight: Tensor, bias: Tensor | None, *, forms: _Forms) -> Function:
-    """x W^T + bias with int8 weights and a scale per row; x is rounded to 7 bits, else AVX2's sums overflow.
-
-    FBGEMM quantizes all vectors of a call by their common range, so results would depend on the batch. Here each vector
-    is scaled to [-1, 1], and two extra channels of weight 0 hold -1 and 1, which fixes the range.
-    """
+    """x W^T + bias with int8 weights and a scale per row; x is rounded to 7 bits, else AVX2's sums overflow."""
+    # FBGEMM quantizes all vectors of a call by their common range, so results would depend on the batch. Here each
+    # vector is scaled to [-1, 1], and two extra channels of weight 0 hold -1 and 1, which fixes the range.
     C, matrix = weight.shape[1], forms.of(weight, _packed_int8)
     width = _width_of_int8(C)
     added = None if bias is None else _array(bias)
@@ -436,13 +427,8 @@ def _swiglu(mlp: SwiGLU, product: Product) -> Function:
     return forward
 
 
-_MLPS: dict[type[nn.Module], Callable[[Any, Product], Function]] = {
-    GELU: _gelu,
-    ExactGELU: _gelu_exact,
-    SwiGLU: _swiglu,
-}
+_MLPS: dict[Any, Callable[[Any, Product], Function]] = {GELU: _gelu, ExactGELU: _gelu_exact, SwiGLU: _swiglu}
 
 
 def _array(tensor: Tensor) -> Array:
-    found: Array = tensor.detach().numpy()
-    return found
+    return tensor.detach().numpy()

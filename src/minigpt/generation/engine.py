@@ -112,9 +112,7 @@ def generate(
         model: in eval mode.
         rows: prompts of at least one token; rows of one prompt share its prefill.
         config: sampling settings and limits; its seed and stop strings are ignored here (`Writer` applies them). A stop
-            token is not kept. When the context is full, "slide" re-reads its last three quarters with positions from 0,
-            which costs a prefill every quarter of a context. With draft_tokens, a batch of one row verifies a
-            prompt-lookup draft (`lookup`) in one pass; its tokens are the same.
+            token is not kept.
         reader: fast path; by default `CPUDecode` for models that it supports.
 
     Yields:
@@ -126,6 +124,8 @@ def generate(
     going = list(rows)
     batch = _Batch(model, config, reader)
     while going:
+        # A draft of n tokens gives n + 1 logits in one pass, as fast as one for a model bound by memory. Each is drawn
+        # from as without a draft; the first token that differs from the draft ends the use of the rest.
         draft = batch.draft(going)
         steps = batch.logits(going, draft).float().cpu().numpy().swapaxes(0, 1)  # (1 + draft, B, V)
         for place, logits in enumerate(steps):
@@ -146,6 +146,7 @@ def generate(
 
 def _draw(logits: Logits, row: Row, config: GenerationConfig) -> None:
     """Append a token to the row, or end it at a stop token."""
+    # Log-probabilities are the model's own: under filters and temperature they would not compare between settings.
     largest = logits.max()
     total = largest + np.log(np.exp(logits - largest).sum())
     if not np.isfinite(total):
@@ -192,6 +193,7 @@ class _Batch:
 
     def draft(self, rows: Sequence[Row]) -> list[int]:
         """Prompt-lookup draft for a batch of one row, limited by the room in its cache; else empty."""
+        # Rows of a larger batch would accept different numbers of tokens, and the cache has one position for all.
         if not self.config.draft_tokens or len(rows) > 1 or self.cache is None:
             return []
         (row,), cache = rows, self.cache
@@ -242,16 +244,16 @@ class _Batch:
 
     def _prefill(self, rows: Sequence[Row]) -> Tensor:
         """Logits after the rows' windows, left-padded to the longest; equal windows are read once."""
+        # Padding on the left: the last tokens of all rows then stand at one place, and one position serves the batch.
         self.rows, self.starts = list(rows), self._starts(rows)
         windows = [tuple(row.tokens[start:]) for row, start in zip(rows, self.starts, strict=True)]
         different = list(dict.fromkeys(windows))
         width = max(map(len, different))
         padded = [[0] * (width - len(window)) + list(window) for window in different]
         tokens = torch.tensor(padded, device=self.device)
-        weight = self.model.token_embedding.weight
-        config = self.model.config
-        n_tokens = min(config.context_length, width + self.config.max_new_tokens)
-        self.cache = KVCache(config, len(different), n_tokens, dtype=weight.dtype, device=self.device)
+        n_tokens = min(self.model.config.context_length, width + self.config.max_new_tokens)
+        dtype = self.model.token_embedding.weight.dtype
+        self.cache = KVCache(self.model.config, len(different), n_tokens, dtype=dtype, device=self.device)
         logits = self._read(self.cache, tokens, self._texts(tokens, [width - len(window) for window in different]))
         if len(different) < len(windows):
             chosen = [different.index(window) for window in windows]
@@ -263,14 +265,15 @@ class _Batch:
         if not any(n_padding):
             return None  # no padding: with document_mask the model itself finds the document boundaries
         config = self.model.config
-        padding = (
-            torch.arange(tokens.shape[1], device=self.device) < torch.tensor(n_padding, device=self.device)[:, None]
-        )
+        index = torch.arange(tokens.shape[1], device=self.device)
+        padding = index < torch.tensor(n_padding, device=self.device)[:, None]
         ends = tokens.eq(config.end_of_text or 0) & ~padding if config.document_mask else torch.zeros_like(padding)
         return ends.cumsum(dim=1).masked_fill(padding, NO_TEXT)
 
 
 def window_start(n_tokens: int, context_length: int) -> int:
     """Index of the first token in the context window: 0 while the text fits, then advancing by quarters of it."""
+    # A window that moved by one token would change every position, and so cost a prefill for each token; this costs one
+    # every quarter of a context, and is exact.
     step = max(1, context_length // 4)
     return max(0, -(-(n_tokens - context_length) // step)) * step

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from minigpt.config import GenerationConfig
 from minigpt.data.tokenizers.base import Tokenizer, decode
@@ -159,7 +158,7 @@ class Writer:
         config = _changed(config, changes)
         (stream,) = self._streams([prompt], 1, config)
         stream.row.watch = watch
-        return (text for _, text in self._run([stream], config))
+        return self._run([stream], config)
 
     def check(self, prompt: Prompt, config: GenerationConfig) -> None:
         """Raise the UserError that `generate` would, without generating."""
@@ -174,8 +173,8 @@ class Writer:
     def score(self, text: Prompt) -> Score:
         """Loss of a text, read as the beginning of a document.
 
-        A text longer than the context is scored in windows that overlap by half, so that each token is predicted from
-        at least half a context, or from the beginning of the text.
+        A longer text than the context is scored in windows that overlap by half: each token is predicted from at least
+        half a context, or from the beginning of the text.
 
         Args:
             text: text, or token ids as a list or a 1-D tensor.
@@ -194,30 +193,28 @@ class Writer:
 
     @torch.inference_mode()
     def _log_probabilities(self, tokens: Sequence[int]) -> list[float]:
-        """Log-probability of every token but the first, in nats."""
-        T, device = self.model.config.context_length, next(self.model.parameters()).device
+        """Log-probability of every token but the first, in nats, by the same code path that generates."""
+        T, weight = self.model.config.context_length, self.model.token_embedding.weight
         reader = self.reader if self.reader is not None and self.reader.ready() else None
         found: list[float] = []
         while len(found) < len(tokens) - 1:
             start = 0 if not found else max(0, len(found) - T // 2)
-            window = torch.tensor([tokens[start : start + T + 1]], device=device)
-            logits = self._logits(window[:, :-1], reader)[0, len(found) - start :].float()
-            targets = window[0, len(found) - start + 1 :]
-            found += (-F.cross_entropy(logits, targets, reduction="none")).tolist()
+            window = torch.tensor([tokens[start : start + T + 1]], device=weight.device)
+            inputs, targets = window[:, :-1], window[0, 1:]
+            if reader is not None and reader.takes(inputs, None):
+                cache = KVCache(self.model.config, 1, inputs.shape[1], dtype=weight.dtype, device=weight.device)
+                logits = reader.logits(reader.hidden(inputs, None, cache))
+            else:
+                logits = self.model(inputs)
+            n_known = len(found) - start  # in both this window and the one before
+            losses = F.cross_entropy(logits[0, n_known:].float(), targets[n_known:], reduction="none")
+            found += (-losses).tolist()
         return found
 
-    def _logits(self, tokens: Tensor, reader: Reader | None) -> Tensor:
-        """(1, T) -> (1, T, V), by the same code path that generates."""
-        if reader is None or not reader.takes(tokens, None):
-            logits: Tensor = self.model(tokens)
-            return logits
-        weight = self.model.token_embedding.weight
-        cache = KVCache(self.model.config, 1, tokens.shape[1], dtype=weight.dtype, device=weight.device)
-        return reader.logits(reader.hidden(tokens, None, cache))
-
     def _streams(self, prompts: Sequence[Prompt], num_samples: int, config: GenerationConfig) -> list[_Stream]:
+        # Before spaces are removed, so that messages fit the user's prompt; and all of them before the first is read.
         for prompt in prompts:
-            self.check(prompt, config)  # before spaces are removed, so that messages fit the user's prompt
+            self.check(prompt, config)
         return [
             _Stream(self, prompt, i * num_samples + sample, config.seed + sample, config.stops)
             for i, prompt in enumerate(prompts)
@@ -229,8 +226,8 @@ class Writer:
             pass
         return [stream.written() for stream in streams]
 
-    def _run(self, streams: Sequence[_Stream], config: GenerationConfig) -> Iterator[tuple[_Stream, str]]:
-        """Generate all streams, yielding text as it is complete, with its stream."""
+    def _run(self, streams: Sequence[_Stream], config: GenerationConfig) -> Iterator[str]:
+        """Generate all streams, yielding their text as it is complete."""
         # Token ids beyond the tokenizer's exist where the model's vocab_size is rounded up; they must not be drawn.
         padding = range(self.tokenizer.vocab_size, self.model.config.vocab_size or 0)
         config = dataclasses.replace(
@@ -238,27 +235,26 @@ class Writer:
             forbidden_tokens=[*config.forbidden_tokens, *padding],
             stop_tokens=[*config.stop_tokens, self.tokenizer.end_of_text],
         )
-        steps = generate(self.model, [stream.row for stream in streams], config, self.reader)
-        for rows in steps:
+        for rows in generate(self.model, [stream.row for stream in streams], config, self.reader):
             for row in rows:
-                stream = streams[row.index]
-                if text := stream.add(row.tokens[-1]):
-                    yield stream, text
+                if text := streams[row.index].add(row.tokens[-1]):
+                    yield text
         for stream in streams:
             if text := stream.end():
-                yield stream, text
+                yield text
 
 
 class _Stream:
     """One sample: its row in the engine, and its text so far."""
 
     def __init__(self, writer: Writer, prompt: Prompt, index: int, seed: int, stop: Sequence[str]) -> None:
-        tokenizer, context_length = writer.tokenizer, writer.model.config.context_length
-        kept = prompt.rstrip(" ") or prompt if isinstance(prompt, str) else prompt
-        spaces = prompt[len(kept) :] if isinstance(prompt, str) else ""
-        tokens = encode_prompt(tokenizer, kept, context_length, from_start=writer.from_start)
-        if not isinstance(prompt, str):
+        tokenizer, kept, spaces = writer.tokenizer, prompt, ""
+        if isinstance(prompt, str):
+            kept = prompt.rstrip(" ") or prompt
+            spaces = prompt[len(kept) :]
+        else:
             prompt = decode(tokenizer, token_ids(tokenizer, prompt))
+        tokens = encode_prompt(tokenizer, kept, writer.model.config.context_length, from_start=writer.from_start)
         self.prompt, self.seed, self.text, self.end_of_text = prompt, seed, "", tokenizer.end_of_text
         self.row = Row(
             tokens,

@@ -10,7 +10,7 @@ import dataclasses
 import re
 from functools import cache
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,27 +23,8 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 """Attributes in which torch keeps a module's hooks; it has no public API to ask for them."""
 GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
 """Global hooks, in torch.nn.modules.module."""
-
-
-class Part(NamedTuple):
-    """A module's class and its tensors' types, without their values and sizes."""
-
-    kind: type[nn.Module]
-    tensors: dict[str, tuple[type[Tensor], torch.dtype, str] | None]
-    """Its own parameters and buffers: class, dtype, kind of device."""
-
-    @classmethod
-    def of(cls, module: nn.Module) -> Part:
-        own = {**module._parameters, **module._buffers}
-        return cls(
-            type(module),
-            {name: None if each is None else (type(each), each.dtype, each.device.type) for name, each in own.items()},
-        )
-
-    def __str__(self) -> str:
-        own = {name: tensor for name, tensor in self.tensors.items() if tensor is not None}
-        tensors = (f"{name}: {kind.__name__} {str(dtype)[6:]} {device}" for name, (kind, dtype, device) in own.items())
-        return f"{self.kind.__name__}({', '.join(tensors)})"
+Part = tuple[type[nn.Module], list[tuple[str, type[Tensor], torch.dtype, str]]]
+"""A module's class, and the name, class, dtype and kind of device of its own tensors."""
 
 
 def difference(model: nn.Module) -> str | None:
@@ -58,16 +39,17 @@ def difference(model: nn.Module) -> str | None:
         return why
     expected, n_found = _expected(model.config), 0
     for name, module in model.named_modules(remove_duplicate=False):
-        ours, theirs = expected.get(_of_first_block(name)), Part.of(module)
-        if ours is None or ours != theirs:
-            return f"{name} is {theirs}, where {'nothing' if ours is None else ours} is expected"
+        ours, theirs = expected.get(_of_first_block(name)), _part_of(module)
+        if ours != theirs:
+            return f"{name} is {_shown(theirs)}, where {_shown(ours)} is expected"
         n_found += 1
     n_expected = sum(model.config.n_layer if name.startswith("blocks.0") else 1 for name in expected)
     if n_found != n_expected:
         return f"the model has {n_found} modules instead of {n_expected}"
-    for kind in {part.kind for part in expected.values()}:
-        if method := _patched_method(kind):
-            return f"{kind.__name__}.{method} is patched"
+    for kind, _ in expected.values():
+        for name, value in vars(kind).items():
+            if isinstance(value, FunctionType) and _is_patched(kind, value):
+                return f"{kind.__name__}.{name} is patched"
     return None
 
 
@@ -95,36 +77,38 @@ def _intervention_in(module: nn.Module) -> str | None:
         return "has a hook"
     if isinstance(module, Attention) and module.taps:
         return "is captured"
-    if module.training and _dropout(module):
+    dropout = module.p if isinstance(module, nn.Dropout) else isinstance(module, Attention) and module.dropout
+    if module.training and dropout:
         return "has dropout on, in train mode"
     kind: Any = type(module)
     names = _names(kind)
-    if not names.isdisjoint(own):
+    if not names.isdisjoint(own):  # an instance with a method of its class in its __dict__ has been patched
         return f"has a patched {min(names & own.keys())}"
     return None
 
 
-def _dropout(module: nn.Module) -> float:
-    return module.p if isinstance(module, nn.Dropout) else module.dropout if isinstance(module, Attention) else 0.0
-
-
 @cache
 def _names(kind: Any) -> frozenset[str]:
-    """Names of a class's methods and attributes; an instance that has one in its __dict__ has been patched."""
+    """Names of a class's methods and attributes."""
     return frozenset(dir(kind)) - {"__dict__", "__doc__", "__module__"}
 
 
-def _patched_method(kind: type) -> str | None:
-    """The first function of a class that was defined elsewhere."""
-    for name, value in vars(kind).items():
-        if isinstance(value, FunctionType) and _is_patched(kind, value):
-            return name
-    return None
-
-
 def _is_patched(kind: type, function: Any) -> bool:
+    """Whether a function of a class was defined elsewhere, or wraps another."""
     home = (kind.__module__, f"{kind.__qualname__}.{function.__name__}")
     return (function.__module__, function.__qualname__) != home or hasattr(function, "__wrapped__")
+
+
+def _part_of(module: nn.Module) -> Part:
+    own = {**module._parameters, **module._buffers}
+    return type(module), [(name, type(x), x.dtype, x.device.type) for name, x in own.items() if x is not None]
+
+
+def _shown(part: Part | None) -> str:
+    if part is None:
+        return "nothing"
+    tensors = (f"{name}: {kind.__name__} {str(dtype)[6:]} {device}" for name, kind, dtype, device in part[1])
+    return f"{part[0].__name__}({', '.join(tensors)})"
 
 
 def _of_first_block(name: str) -> str:
@@ -137,19 +121,13 @@ _EXPECTED: dict[str, dict[str, Part]] = {}
 
 def _expected(config: GPTConfig) -> dict[str, Part]:
     """The modules of a GPT by name, with one block for all; taken from a model of the smallest size."""
-    sizes: dict[str, Any] = {
-        "vocab_size": 1,
-        "context_length": 1,
-        "n_layer": 1,
-        "n_head": 1,
-        "n_kv_head": 1,
-        "n_embd": 2,
-    }
-    rest: dict[str, Any] = {"head_dim": 2, "mlp_hidden": 1, "window": None, "document_mask": False, "end_of_text": None}
+    sizes: dict[str, Any] = dict.fromkeys(("vocab_size", "context_length", "n_layer", "n_head", "n_kv_head"), 1)
+    sizes |= {"n_embd": 2, "head_dim": 2, "mlp_hidden": 1}
+    rest: dict[str, Any] = {"window": None, "document_mask": False, "end_of_text": None}
     smallest = dataclasses.replace(config, **sizes, **rest)
     key = repr(smallest)
     if key not in _EXPECTED:
         with torch.random.fork_rng(devices=[]):
             modules = GPT(smallest).named_modules()
-        _EXPECTED[key] = {name: Part.of(module) for name, module in modules}
+        _EXPECTED[key] = {name: _part_of(module) for name, module in modules}
     return _EXPECTED[key]

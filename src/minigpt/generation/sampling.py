@@ -1,9 +1,7 @@
 """Sampling: logits of the next token -> the token drawn.
 
-Filters apply in Hugging Face's order, each to what the previous one left, so equal settings mean the same there:
-forbidden tokens, repetition penalty, temperature, top_k, top_p, min_p.
-
-In numpy, one row at a time: for so little arithmetic PyTorch's call overhead would dominate.
+The filters are the steps of `narrowed`, each with a setting in `GenerationConfig` (config/sampling.py): to add one, add
+both. In numpy, one row at a time: for so little arithmetic PyTorch's call overhead would dominate.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ class Choice(NamedTuple):
 
     def kept(self, mask: Mask) -> Choice:
         """The tokens where a mask (n,) is true."""
-        index = np.flatnonzero(mask)  # indexing a few is faster than a boolean mask over many
+        index = np.flatnonzero(mask)  # faster than a boolean mask where few are left
         return Choice(self.tokens[index], self.logits[index])
 
 
@@ -44,11 +42,11 @@ def narrowed(
     seen: Sequence[int] = (),
     permitted: Mask | None = None,
 ) -> Iterator[tuple[str, Choice]]:
-    """Apply the filters in order, yielding the tokens left after each.
+    """Apply the filters in Hugging Face's order, so that equal settings mean the same there.
 
     Args:
         logits: (V,), not modified.
-        config: the filters; at temperature 0 later ones are skipped, since they all keep the likeliest token.
+        config: the filters.
         seen: tokens that repetition_penalty applies to.
         permitted: (V,) tokens allowed at this position; None for all.
 
@@ -59,6 +57,7 @@ def narrowed(
         UserError: no token is left.
     """
     V = len(logits)
+    # In float64, as a cumulative sum over a large vocabulary loses digits that top_p and the draw need.
     choice = Choice(np.arange(V), logits.astype(np.float64))
     if permitted is not None:
         choice = choice.kept(permitted)
@@ -72,22 +71,24 @@ def narrowed(
             "of them; change one"
         )
     if config.repetition_penalty != 1.0:
+        # Keskar et al. 2019 (arXiv:1909.05858): divided if positive, multiplied if negative, so always less likely.
         repeated, values = _among(seen, V)[choice.tokens], choice.logits
         penalised = np.where(values > 0, values / config.repetition_penalty, values * config.repetition_penalty)
         choice = Choice(choice.tokens, np.where(repeated, penalised, values))
         yield "repetition_penalty", choice
     if config.temperature == 0:
-        return
+        return  # greedy: the filters below all keep the likeliest token
     if config.temperature != 1.0:
         choice = Choice(choice.tokens, choice.logits / config.temperature)
         yield "temperature", choice
     if config.top_k is not None and config.top_k < len(choice.tokens):
+        # By value, not by place: ties with the k-th token stay, whichever comes first in the vocabulary.
         choice = choice.kept(choice.logits >= _likeliest(choice.logits, config.top_k).min())
         yield "top_k", choice
-    if config.top_p is not None and config.top_p < 1:
+    if config.top_p is not None and config.top_p < 1:  # nucleus sampling, Holtzman et al. 2019, arXiv:1904.09751
         choice = choice.kept(choice.logits >= _edge(choice.logits, config.top_p))
         yield "top_p", choice
-    if config.min_p:
+    if config.min_p:  # Nguyen et al. 2024, arXiv:2407.01082; a ratio of probabilities is a difference of logits
         choice = choice.kept(choice.logits >= choice.logits.max() + np.log(config.min_p))
         yield "min_p", choice
 
@@ -125,6 +126,7 @@ def _edge(logits: npt.NDArray[np.float64], top_p: float) -> float:
     """The smallest logit in the nucleus: the likeliest tokens whose probabilities add up to top_p."""
     largest = logits.max()
     total, n = np.exp(logits - largest).sum(), FIRST
+    # Sort the likeliest n only, and eight times as many while these do not hold top_p.
     while True:
         n = min(n, len(logits))
         likeliest = np.sort(_likeliest(logits, n))[::-1]

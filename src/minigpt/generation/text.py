@@ -54,11 +54,10 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, context_length: int, *, 
 
 
 class Beginning:
-    """Token healing for spaces at the end of a prompt: restricts the new text to begin with given bytes.
+    """Token healing for spaces at the end of a prompt: restricts the new text to begin with given bytes."""
 
-    BPE attaches a space to the following word (" name"), so a prompt that ends in a lone " " is rare in training. The
-    spaces are removed from the prompt, and the first tokens drawn must spell them.
-    """
+    # BPE attaches a space to the following word (" name"), so a prompt that ends in a lone " " is rare in training. The
+    # spaces are removed from the prompt, and the first tokens drawn must spell them.
 
     def __init__(self, texts: Sequence[bytes], text: bytes) -> None:
         """Args: texts of all tokens, see `token_texts`; text to begin with."""
@@ -83,10 +82,7 @@ def token_texts(tokenizer: Tokenizer) -> list[bytes]:
 
 
 class TextStream:
-    """Decodes tokens one by one, without partial UTF-8 characters or stop strings.
-
-    Text that could be the beginning of a stop string is held back until it is decided.
-    """
+    """Decodes tokens one by one, without partial UTF-8 characters or stop strings."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), n_skipped: int = 0) -> None:
         """Args: the first n_skipped characters are dropped, since they belong to the prompt (token healing)."""
@@ -114,6 +110,7 @@ class TextStream:
         if found:
             self.stopped = True
             return held[: min(found)]
+        # What may be the beginning of a stop string waits for the next token.
         n_held = 0 if final else max((_overlap(held, each) for each in self.stop), default=0)
         shown, self._held = held[: len(held) - n_held], held[len(held) - n_held :]
         return shown

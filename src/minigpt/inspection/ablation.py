@@ -36,7 +36,7 @@ def ablation(model: GPT, tokens: Tensor, positions: slice = slice(None)) -> Tens
     https://arxiv.org/abs/1905.10650. Other heads may compensate, so a small change does not prove a head unused.
 
     Args:
-        model: not modified; see `undisturbed`.
+        model: not modified.
         tokens: (B, T + 1) ids.
         positions: which of the T predictions are averaged.
 

@@ -24,10 +24,9 @@ Look = Callable[[int, Tensor, Tensor, Tensor, How], None]
 
 @contextlib.contextmanager
 def tapped(model: GPT, look: Look) -> Iterator[None]:
-    """Call the hook `look` with each layer's queries, keys and values in every forward pass inside the block.
+    """Call the hook `look` with each layer's queries, keys and values, right before the fused kernel, inside the block.
 
-    It runs after positions and norms, right before the fused kernel, which is not affected. Hooks may be nested or
-    overlap: all are called, and each is removed at the end of its own block.
+    Hooks may be nested or overlap: all are called, and each is removed at the end of its own block.
     """
     layers = [module for module in model.modules() if isinstance(module, Attention)]
     taps = [partial(look, number) for number in range(len(layers))]
@@ -62,8 +61,7 @@ class AttentionMaps(list[Tensor]):
 def capture_attention(model: GPT) -> Iterator[AttentionMaps]:
     """`with capture_attention(model) as maps: model(tokens)` fills maps with (B, H, T, S) weights, one per layer.
 
-    The weights are computed beside the fused kernel, for every similarity and graph; see `tapped`. Generation runs the
-    model once per token: `maps.forwards` has an entry for each forward pass.
+    Generation runs the model once per token: `maps.forwards` has an entry for each forward pass.
     """
     maps = AttentionMaps()
 
@@ -128,15 +126,8 @@ def probe(model: GPT, tokenizer: Tokenizer, tokens: Sequence[int], step: int) ->
 
 
 def value_norms(attention: Attention, value: Tensor) -> Tensor:
-    """|v W_O|, (B, H, S): norm of what a key adds to the residual stream when it has all of a head's weight.
-
-    Args:
-        attention: the layer.
-        value: (B, H_kv, S, D).
-    """
-    projections = attention.proj.weight.unflatten(1, (attention.n_head, attention.head_dim)).transpose(
-        0, 1
-    )  # (H, C, D)
+    """|v W_O| of (B, H_kv, S, D) values, (B, H, S): what a key adds to the stream if it has all of a head's weight."""
+    projections = attention.proj.weight.unflatten(1, (attention.n_head, -1)).transpose(0, 1)  # (H, C, D)
     gram = (projections.mT @ projections).to(value.dtype)  # |W v|^2 = v (W^T W) v, without the (B, H, S, C) products
     value = repeat_heads(value, attention.n_head)
     return ((value @ gram) * value).sum(-1).clamp(min=0).sqrt()

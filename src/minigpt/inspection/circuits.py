@@ -19,11 +19,10 @@ from minigpt.model.gpt import GPT, Block
 
 @torch.no_grad()
 def copying(model: GPT) -> Tensor:
-    """sum_k Re(l_k) / sum_k |l_k| over the eigenvalues l of W_U W_O W_V W_E: 1 for a head that copies.
+    """sum_k Re(l_k) / sum_k |l_k| over the eigenvalues l of W_U W_O W_V W_E (Olsson et al. 2022, arXiv:2209.11895).
 
-    A head with 1 raises the logits of the tokens it attends to, one with -1 lowers them, one near 0 does neither
-    (Olsson et al. 2022, https://arxiv.org/abs/2209.11895). Only the direct path counts, from the embedding through
-    this head to the logits, without other layers.
+    A head with 1 copies: it raises the logits of the tokens it attends to; one with -1 lowers them, one near 0 does
+    neither. Only the direct path counts, from the embedding through this head to the logits, without other layers.
 
     Returns:
         (n_layer, n_head) float64 on the CPU; NaN for a head whose weights are all zero.

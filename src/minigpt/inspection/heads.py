@@ -55,7 +55,6 @@ class Seen:
     """Results of a model on one probe."""
 
     snapshot: Snapshot
-    """Attention weights and scores of every head, and numbers of the model."""
     relations: dict[str, RelationScore]
     """Scores of every head for each relation in the probe's windows."""
 
@@ -79,8 +78,8 @@ def look(model: GPT, tokenizer: Tokenizer, probe: Probe, step: int, *, everythin
         found = measure(model, windows, wanted, probe.window_links)
         relations = found.relations
         scores |= found.scores | relation_scores(relations)
-        score = in_context_score(found.losses)
-        numbers |= {} if score is None else {"icl_score": score}
+        if (score := in_context_score(found.losses)) is not None:
+            numbers["icl_score"] = score
     numbers |= summary(scores)
     if everything:
         scores |= costly_scores(model, tokenizer.end_of_text, snapshot.weights)
@@ -114,19 +113,15 @@ def repeated_period(model: GPT) -> int:
 def repeated_tokens(model: GPT, end_of_text: int, period: int) -> Tensor:
     """(N_REPEATED, 1 + 2 period) ids: end_of_text, random tokens, and the same tokens again."""
     choices = torch.tensor([token for token in range(model.config.vocab_size or 0) if token != end_of_text])
-    drawn = torch.randint(len(choices), (N_REPEATED, period), generator=torch.Generator().manual_seed(0))
-    copy = choices[drawn]
+    copy = choices[torch.randint(len(choices), (N_REPEATED, period), generator=torch.Generator().manual_seed(0))]
     first = torch.full((N_REPEATED, 1), end_of_text)
     return torch.cat([first, copy, copy], dim=1).to(next(model.parameters()).device)
 
 
 def in_context_score(each: Tensor) -> float | None:
-    """In-context learning score: mean loss of the last tenth of the context minus that of the second tenth.
+    """In-context learning score of (B, T) losses: mean of the last tenth of the context minus that of the second tenth.
 
     More negative is better (Olsson et al. 2022: loss of the 500th token minus the 50th). None below 20 tokens.
-
-    Args:
-        each: (B, T) losses.
     """
     tenth = each.shape[1] // 10
     if tenth < 2:
@@ -137,10 +132,7 @@ def in_context_score(each: Tensor) -> float | None:
 def costly_scores(model: GPT, end_of_text: int, weights: Weights) -> dict[str, Heads]:
     """`copying` and `symmetry` from the model's weights, `redundancy`, and `ablation`, which runs the model per head.
 
-    Args:
-        model: not modified.
-        end_of_text: its id.
-        weights: (n_layer, n_head, T, T) of any text.
+    Args: weights are the (n_layer, n_head, T, T) attention weights of any text.
     """
     layers = torch.from_numpy(weights)[:, None]
     scores = {"copying": copying(model), "symmetry": symmetry(model)}

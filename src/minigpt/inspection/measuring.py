@@ -45,10 +45,10 @@ def measure(
     Attention scores that grow without bound make training unstable (Dehghani et al. 2023, arXiv:2302.05442).
 
     Args:
-        model: not modified; see `undisturbed`.
+        model: not modified.
         tokens: (B, T + 1) ids, one or more rows.
         wanted: name -> statistic.
-        links: links of each row; none when not given.
+        links: links of each row.
     """
     B, T = tokens.shape[0], tokens.shape[1] - 1
     tally = _Tally(model.config.n_layer, model.config.n_head, wanted)

@@ -67,22 +67,17 @@ class Probe:
 def links_of_documents(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[Link]:
     """Links of Python code within each document; end_of_text separates documents."""
     found: list[Link] = []
-    start = 0
-    while start < len(tokens):
-        stop = next((i for i in range(start, len(tokens)) if tokens[i] == tokenizer.end_of_text), len(tokens))
+    ends = [i for i, token in enumerate(tokens) if token == tokenizer.end_of_text]
+    for start, stop in zip([0, *(end + 1 for end in ends)], [*ends, len(tokens)], strict=True):
         document = tokens[start:stop]
         found += moved(links(python_relations(decode(tokenizer, document)), token_spans(tokenizer, document)), start)
-        start = stop + 1
     return found
 
 
 def read_examples(tokenizer: Tokenizer, examples: Iterable[Example], most: int) -> tuple[list[int], list[Link]]:
     """Encode texts with known relations: their tokens, each text after an end_of_text, and the links between them.
 
-    Args:
-        tokenizer: of the model.
-        examples: read until there are enough tokens.
-        most: number of tokens to reach; the last text is not cut.
+    Args: examples are read until there are `most` tokens; the last text is not cut.
 
     Raises:
         UserError: the tokenizer cannot encode a text.

@@ -89,14 +89,10 @@ def within(found: Sequence[Link], start: int, stop: int) -> tuple[Link, ...]:
 
 
 def score_relations(weights: Weights, found: Sequence[Link]) -> dict[str, RelationScore]:
-    """Score every head on every relation.
+    """Score every head on every relation, from (n_layer, n_head, T, T) weights and the links among the T tokens.
 
     A mean over few links is noisy: check `n_links`. A relation that always spans the same distance is explained by
     distance alone, so its lift says nothing.
-
-    Args:
-        weights: (n_layer, n_head, T, T) of a causal model.
-        found: links among the T tokens.
     """
     expected = by_distance(weights, {link.query for link in found})
     scores = {}
@@ -138,11 +134,8 @@ def by_distance(weights: Weights, queries: set[int]) -> dict[int, npt.NDArray[np
     """Weights of the softmax with one score per distance that fits a head best.
 
     The fit has maximum likelihood: summed over queries, it puts as much weight on each distance as the head does. Means
-    over diagonals are biased, since early queries have few keys and give each more weight. The solution is in closed
-    form, because each query has the distances of the query before it and one more: let h_d be the share of distance d
-    in the weight on distances up to d, over the queries that have a key at distance d. Query i then gives distance d
-    the weight h_d (1 - h_{d+1}) ... (1 - h_i). This is the estimator of Lynden-Bell (1971,
-    https://doi.org/10.1093/mnras/155.1.95) for truncated observations.
+    over diagonals are biased, since early queries have few keys and give each more weight. It is the estimator of
+    Lynden-Bell (1971, https://doi.org/10.1093/mnras/155.1.95) for truncated observations.
 
     Args:
         weights: (n_layer, n_head, T, T) of a causal model.
@@ -151,6 +144,9 @@ def by_distance(weights: Weights, queries: set[int]) -> dict[int, npt.NDArray[np
     Returns:
         For each query i (n_layer, n_head, i + 1), the weights of the keys 0..i.
     """
+    # In closed form, because each query has the distances of the query before it and one more: let h_d be the share of
+    # distance d in the weight on distances up to d, over the queries that have a key at distance d. Query i then gives
+    # distance d the weight h_d (1 - h_{d+1}) ... (1 - h_i).
     T = weights.shape[-1]
     places, distances = np.arange(T)[:, None], np.arange(T)
     on_it = np.where(distances <= places, weights[..., places, places - distances], 0)  # (..., T, distance)

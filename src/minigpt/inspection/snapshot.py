@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,24 +114,21 @@ class Snapshot:
             FileNotFoundError: there is no such file.
             ValueError: the file is not a snapshot, or it is damaged.
         """
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                if int(stored["format"]) not in _FORMATS:
-                    raise ValueError(f"its format is {int(stored['format'])}, this version reads 1 and 2")
-                tokens = tuple(_text_of(stored["tokens"]))
-                names = _text_of(stored["score_names"]) if "score_names" in stored else []
-                return cls(
-                    step=int(stored["step"]),
-                    token_ids=tuple(stored["token_ids"].tolist()) if "token_ids" in stored else (),
-                    tokens=tokens,
-                    weights=packing.unpack(stored["levels"], len(tokens)),
-                    scores=dict(zip(names, stored["scores"], strict=True)) if names else {},
-                    value_norms=stored.get("value_norms"),
-                    next_tokens=_text_of(stored["next_tokens"]) if "next_tokens" in stored else (),
-                    numbers=_text_of(stored["numbers"]) if "numbers" in stored else {},
-                )
-        except _DAMAGE as error:
-            raise ValueError(f"{os.fspath(path)} is not a snapshot that can be read: {error}") from error
+        with _readable(path) as stored:
+            if int(stored["format"]) not in _FORMATS:
+                raise ValueError(f"its format is {int(stored['format'])}, this version reads 1 and 2")
+            tokens = tuple(_text_of(stored["tokens"]))
+            names = _text_of(stored["score_names"]) if "score_names" in stored else []
+            return cls(
+                step=int(stored["step"]),
+                token_ids=tuple(stored["token_ids"].tolist()) if "token_ids" in stored else (),
+                tokens=tokens,
+                weights=packing.unpack(stored["levels"], len(tokens)),
+                scores=dict(zip(names, stored["scores"], strict=True)) if names else {},
+                value_norms=stored.get("value_norms"),
+                next_tokens=_text_of(stored["next_tokens"]) if "next_tokens" in stored else (),
+                numbers=_text_of(stored["numbers"]) if "numbers" in stored else {},
+            )
 
 
 def read_numbers(path: str | os.PathLike[str]) -> tuple[int, dict[str, float]]:
@@ -139,10 +137,17 @@ def read_numbers(path: str | os.PathLike[str]) -> tuple[int, dict[str, float]]:
     Raises:
         FileNotFoundError, ValueError: as for `Snapshot.load`.
     """
+    with _readable(path) as stored:
+        numbers = _checked_numbers(_text_of(stored["numbers"])) if "numbers" in stored else {}
+        return int(stored["step"]), numbers
+
+
+@contextlib.contextmanager
+def _readable(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """The arrays of a file; damage found while they are read and checked becomes one ValueError that names it."""
     try:
         with np.load(path, allow_pickle=False) as stored:
-            numbers = _checked_numbers(_text_of(stored["numbers"])) if "numbers" in stored else {}
-            return int(stored["step"]), numbers
+            yield stored
     except _DAMAGE as error:
         raise ValueError(f"{os.fspath(path)} is not a snapshot that can be read: {error}") from error
 
@@ -159,8 +164,8 @@ def history_of(newest: Snapshot, earlier: Sequence[Path], most: int) -> list[Sna
     return [*(s for s in snapshots if s.tokens == newest.tokens and s.weights.shape == newest.weights.shape), newest]
 
 
-# JSON rather than an array of strings: numpy drops trailing NUL characters, and a token may be one.
 def _text_array(value: object) -> npt.NDArray[np.uint8]:
+    # JSON rather than an array of strings: numpy drops trailing NUL characters, and a token may be one.
     return np.frombuffer(json.dumps(value).encode("ascii"), dtype=np.uint8)
 
 
@@ -203,9 +208,9 @@ def _checked_scores(scores: Mapping[str, Any], shape: tuple[int, int]) -> dict[s
 
 def _checked_numbers(numbers: Mapping[str, Any]) -> dict[str, float]:
     checked = {name: float(value) for name, value in numbers.items()}
-    wrong = [name for name, value in checked.items() if not isinstance(name, str) or not math.isfinite(value)]
-    if wrong:
-        raise ValueError(f"numbers must be finite and have names (str), got {wrong[0]!r}: {numbers[wrong[0]]}")
+    for name, value in checked.items():
+        if not isinstance(name, str) or not math.isfinite(value):
+            raise ValueError(f"numbers must be finite and have names (str), got {name!r}: {numbers[name]}")
     return checked
 
 

@@ -66,9 +66,7 @@ def keys_for_mass(mass: float) -> Statistic:
 def duplicate_token(period: int, first: int = 0) -> Statistic:
     """a_{i, i-period} in the second of two copies: attention to the same token (Wang et al. 2022, arXiv:2211.00593).
 
-    Args:
-        period: length of a copy, in tokens.
-        first: position of the first copy's first token.
+    Args: copies of `period` tokens each, the first of which begins at position `first`.
     """
     return _second_copy(period, period, first)
 

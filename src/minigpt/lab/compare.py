@@ -178,10 +178,8 @@ def _train_one(config: Config, threads: int) -> dict[str, Any]:
 
     torch.set_num_threads(threads)
     trainer = dataclasses.replace(config.trainer, enable_progress_bar=False)
-    with (
-        Path(os.devnull).open("w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-    ):  # output of parallel runs would interleave
+    # The output of parallel runs would interleave.
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         folder = train(dataclasses.replace(config, trainer=trainer))
     with folder.metrics.open() as file:
         last = [row for row in csv.DictReader(file) if row["val/loss"]][-1]
@@ -249,34 +247,22 @@ def make_rows(recipes: dict[str, Config], results: Sequence[Result], speeds: dic
     rows = []
     for name in recipes:
         runs = sorted((r for r in results if r.recipe == name), key=lambda r: r.seed)
-        rows.append(
-            Row(
-                name,
-                runs[0].parameters,
-                [r.val_loss for r in runs],
-                [r.bits_per_byte for r in runs],
-                speeds[name],
-                max(r.peak_memory_bytes for r in runs),
-            )
-        )
+        losses, bits = [r.val_loss for r in runs], [r.bits_per_byte for r in runs]
+        rows.append(Row(name, runs[0].parameters, losses, bits, speeds[name], max(r.peak_memory_bytes for r in runs)))
     return sorted(rows, key=lambda row: statistics.mean(row.bits_per_byte))
 
 
 def format_table(rows: Sequence[Row]) -> str:
     """A Markdown table, aligned to be read as plain text. ± is half the range over the seeds."""
-    header = ("recipe", "parameters", "val/loss", "bits per byte", "tokens/s", "peak memory")
-    lines = [
-        (
-            row.recipe,
-            f"{row.parameters:,}",
-            _with_spread(row.val_loss),
-            _with_spread(row.bits_per_byte),
-            f"{row.tokens_per_second:,.0f}",
-            f"{row.peak_memory_bytes / 1e6:,.0f} MB",
-        )
-        for row in rows
-    ]
-    return markdown.table(header, lines)
+    columns = {
+        "recipe": lambda row: row.recipe,
+        "parameters": lambda row: f"{row.parameters:,}",
+        "val/loss": lambda row: _with_spread(row.val_loss),
+        "bits per byte": lambda row: _with_spread(row.bits_per_byte),
+        "tokens/s": lambda row: f"{row.tokens_per_second:,.0f}",
+        "peak memory": lambda row: f"{row.peak_memory_bytes / 1e6:,.0f} MB",
+    }
+    return markdown.table(list(columns), [[cell(row) for cell in columns.values()] for row in rows])
 
 
 def _with_spread(values: Sequence[float]) -> str:

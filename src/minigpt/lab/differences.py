@@ -45,9 +45,25 @@ def differences(one: RunFolder, other: RunFolder) -> list[str]:
     for name in sorted(ours & theirs, key=lambda name: ([name != first for first in telling], name)):
         first, second = one.path / name, other.path / name
         if first.read_bytes() != second.read_bytes():
-            compare = _KINDS.get(Path(name).suffix)
-            lines += [f"{name}: {what}" for what in (compare(first, second) if compare else ["bytes differ"])]
+            lines += [f"{name}: {what}" for what in _compared(first, second)]
     return lines
+
+
+def _compared(first: Path, second: Path) -> Iterator[str]:
+    """The differences of two files whose bytes differ."""
+    if first.suffix == ".csv":
+        yield from _table(first, second)
+    elif read := _CONTENTS.get(first.suffix):
+        yield from _unequal(read(first), read(second))
+    elif first.suffix != ".html":
+        yield "bytes differ"
+    elif _page(first) != _page(second):
+        yield "pages differ"
+
+
+def _page(path: Path) -> str:
+    """A page without its titles, which contain the run's name."""
+    return re.sub(r"(<title>|<h1>)[^<]*", r"\1", path.read_text(encoding="utf-8"))
 
 
 def _files(run: RunFolder) -> set[str]:
@@ -76,10 +92,6 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return [{name: text for name, text in row.items() if name not in CLOCKS} for row in csv.DictReader(file)]
 
 
-def _checkpoint(first: Path, second: Path) -> Iterator[str]:
-    return _unequal(_without_clocks(read_checkpoint(first)), _without_clocks(read_checkpoint(second)))
-
-
 def _without_clocks(content: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint without times and the run's location."""
     ours = content[CHECKPOINT_KEY]
@@ -96,10 +108,6 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in NAMES}
 
 
-def _weights(first: Path, second: Path) -> Iterator[str]:
-    return _unequal(_named_weights(first), _named_weights(second))
-
-
 def _named_weights(path: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
@@ -109,31 +117,18 @@ def _named_weights(path: Path) -> dict[str, Any]:
     return {"config": _settings(json.loads(header["config"])), "tokenizer": header["tokenizer"], **tensors}
 
 
-def _arrays(first: Path, second: Path) -> Iterator[str]:
-    with np.load(first, allow_pickle=False) as one, np.load(second, allow_pickle=False) as other:
-        yield from _unequal(dict(one), dict(other))
+def _arrays(path: Path) -> dict[str, Any]:
+    with np.load(path, allow_pickle=False) as stored:
+        return dict(stored)
 
 
-def _recipe(first: Path, second: Path) -> Iterator[str]:
-    one, other = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (first, second))
-    return _unequal(_settings(one), _settings(other))
-
-
-def _page(first: Path, second: Path) -> Iterator[str]:
-    """Compare pages without their titles, which contain the run's name."""
-    texts = [re.sub(r"(<title>|<h1>)[^<]*", r"\1", path.read_text(encoding="utf-8")) for path in (first, second)]
-    if texts[0] != texts[1]:
-        yield "pages differ"
-
-
-_KINDS: dict[str, Callable[[Path, Path], Iterator[str]]] = {
-    ".csv": _table,
-    ".ckpt": _checkpoint,
-    ".safetensors": _weights,
+_CONTENTS: dict[str, Callable[[Path], Any]] = {
+    ".ckpt": lambda path: _without_clocks(read_checkpoint(path)),
+    ".safetensors": _named_weights,
     ".npz": _arrays,
-    ".yaml": _recipe,
-    ".html": _page,
+    ".yaml": lambda path: _settings(yaml.safe_load(path.read_text(encoding="utf-8"))),
 }
+"""Reads a file by its suffix, without clocks and the run's name."""
 
 
 def _unequal(one: Any, other: Any, where: str = "") -> Iterator[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import random
 import shutil
@@ -66,7 +67,7 @@ class Proof:
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """When to kill: a delay after a process reaches a phase and step, so that a slow machine does not shift it."""
+    """When to kill: a delay after a phase and step, so that a slow machine does not shift it."""
 
     place: Place
     delay_seconds: float
@@ -96,15 +97,16 @@ class Timeline:
 
 def prove_and_print(config: Config, asked: ProofConfig) -> None:
     """Train, kill, compare, print; exit code 1 where the resumed run differs."""
+    say = functools.partial(print, flush=True)
     config, changes = shortened(config, asked.steps)
     if changes:
-        print("changed for this proof: " + "; ".join(changes), flush=True)
+        say("changed for this proof: " + "; ".join(changes))
     folder = _temporary_folder(Path(config.runs_dir))
     keep = False
     try:
-        proof = prove(config, folder, kills=asked.kills, seed=asked.kill_seed, on_line=_print)
+        proof = prove(config, folder, kills=asked.kills, seed=asked.kill_seed, on_line=say)
         keep = bool(proof.differences)
-        print(verdict(proof, asked, folder), flush=True)
+        say(verdict(proof, asked, folder))
     finally:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
@@ -114,16 +116,12 @@ def prove_and_print(config: Config, asked: ProofConfig) -> None:
         sys.exit(1)
 
 
-def _print(line: str) -> None:
-    print(line, flush=True)
-
-
 def verdict(proof: Proof, asked: ProofConfig, folder: Path) -> str:
     """The text printed at the end."""
     counts = f"{asked.steps} steps, {len(proof.deaths)} kills"
     if not proof.differences:
         return f"resume is exact: {counts}, 0 differences"
-    lines = [*proof.differences[:SHOWN]]
+    lines = proof.differences[:SHOWN]
     if len(proof.differences) > SHOWN:
         lines.append(f"and {len(proof.differences) - SHOWN} more")
     if not proof.repeats_itself:
@@ -169,19 +167,15 @@ def shortened(config: Config, steps: int) -> tuple[Config, list[str]]:
     if config.attention.every_n_steps is not None and config.attention.every_n_steps > steps // 2:
         every = max(1, steps // 4)
         top["attention"] = dataclasses.replace(config.attention, every_n_steps=every)
-    if config.compile is None and _compiles(config):
+    from minigpt.model.compiling import compiles  # loads torch
+
+    if config.compile is None and compiles(None, t.accelerator, t.max_steps):
         top["compile"] = True  # null would mean false for so few steps
     changes = [f"trainer.{name}={value} (was {getattr(t, name)})" for name, value in trainer.items()]
     changes += [f"{name}={value} (was {getattr(config, name)})" for name, value in top.items() if name != "attention"]
     if "attention" in top:
         changes.append(f"attention.every_n_steps={every} (was {config.attention.every_n_steps})")
     return dataclasses.replace(config, trainer=dataclasses.replace(t, **trainer), **top), changes
-
-
-def _compiles(config: Config) -> bool:
-    from minigpt.model.compiling import compiles
-
-    return compiles(config.compile, config.trainer.accelerator, config.trainer.max_steps)
 
 
 def _temporary_folder(runs_dir: Path) -> Path:

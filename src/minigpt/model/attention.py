@@ -20,11 +20,7 @@ from minigpt.model.variants.similarities import SIMILARITIES, ScaledDot
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762), with grouped key/value heads.
-
-    Grouped heads: Ainslie et al. 2023, https://arxiv.org/abs/2305.13245. Normalised queries and keys: Henry et al.
-    2020, https://arxiv.org/abs/2010.04245.
-    """
+    """Multi-head self-attention (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762)."""
 
     def __init__(self, config: GPTConfig, make_norm: Callable[[GPTConfig, int], nn.Module]) -> None:
         """Args: make_norm builds the norm of queries and keys, (config, width) -> module."""
@@ -32,12 +28,17 @@ class Attention(nn.Module):
         self.n_head, self.head_dim = config.n_head, config.width_per_head
         self.similarity = SIMILARITIES[config.similarity](config)
         self.softcap, self.dropout = config.logit_softcap, config.dropout
+        # Grouped-query attention (Ainslie et al. 2023, https://arxiv.org/abs/2305.13245): with fewer key and value
+        # heads, the KV cache, all of which a decode step reads, is smaller by that factor.
         n_heads = {"query": config.n_head, "key": config.kv_heads, "value": config.kv_heads}
+        # A similarity has no weights for what it does not read: `uniform` has values only.
         self.n_projected = [n if name in self.similarity.projections else 0 for name, n in n_heads.items()]
         # One weight for queries, keys and values: one large matrix product is faster than three small ones.
         self.qkv = nn.Linear(config.n_embd, sum(self.n_projected) * self.head_dim, bias=config.bias)
+        # Named proj, as in the MLP: `GPT` initialises both by this name, as both write to the residual stream.
         self.proj = nn.Linear(self.n_head * self.head_dim, config.n_embd, bias=config.bias)
-        # With queries and keys of a fixed norm no score can grow without bound, so training survives higher rates.
+        # QK-norm (Henry et al. 2020, https://arxiv.org/abs/2010.04245): scores of queries and keys of a fixed norm
+        # cannot grow without bound, so no head saturates its softmax and training survives higher learning rates.
         n_query, n_key, _ = self.n_projected
         self.q_norm = make_norm(config, self.head_dim) if config.qk_norm and n_query else nn.Identity()
         self.k_norm = make_norm(config, self.head_dim) if config.qk_norm and n_key else nn.Identity()
@@ -66,11 +67,14 @@ class Attention(nn.Module):
         n_query, n_key, n_value = self.n_projected
         # Split before the heads are: the backward pass then joins the three gradients for qkv in one copy.
         query, key, value = self.qkv(x).split([n_query * D, n_key * D, n_value * D], dim=-1)  # (B, T, n D) each
+        # Heads become a batch axis, as the kernel attends within each head on its own.
         query = self.q_norm(query.view(B, T, n_query, D).transpose(1, 2))  # (B, H, T, D)
         key = self.k_norm(key.view(B, T, n_key, D).transpose(1, 2))  # (B, H_kv, T, D)
         value = value.view(B, T, n_value, D).transpose(1, 2)  # (B, H_kv, T, D)
         if not n_query:  # similarity symmetric or uniform
             query, key = fill_projections(key, value, H)
+        # After the norm: its gains, applied to rotated channels, would make q·k depend on more than the distance.
+        # Values are not rotated: positions decide who attends to whom, not what is passed on.
         if rotary is not None:
             query, key = rotate(query, rotary), rotate(key, rotary)
         # Rotated keys are cached: a token's position never changes, so no step has to rotate them again.
@@ -83,6 +87,7 @@ class Attention(nn.Module):
         similarity, simple = self.similarity, self.softcap is None and key_bias is None and n_value == H
         # The exact type, as subclasses of ScaledDot weigh keys in another way.
         if type(similarity) is ScaledDot and simple and isinstance(graph, Causal | Full):
+            # A sum of D independent products has variance D: divided by sqrt(D), no softmax starts saturated.
             scale = 1 / (D**0.5 * similarity.temperature)
             # The fused kernel never stores the (T, S) weights. Its causal flag skips the masked half of the scores.
             gathered = F.scaled_dot_product_attention(
@@ -90,8 +95,8 @@ class Attention(nn.Module):
             )  # (B, H, T, D)
         else:
             gathered = attend_variant(query, key, value, how, dropout, cache)
-        mixed: Tensor = self.proj(gathered.transpose(1, 2).reshape(B, T, H * D))  # (B, T, C)
-        return mixed
+        # Concatenating the heads and multiplying by proj is the sum over heads of each head's own output matrix.
+        return self.proj(gathered.transpose(1, 2).reshape(B, T, H * D))  # (B, T, C)
 
 
 def rotary_table(context_length: int, head_dim: int, base: float) -> Tensor:
@@ -107,6 +112,7 @@ def rotary_table(context_length: int, head_dim: int, base: float) -> Tensor:
     frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)  # (D / 2,)
     angles = torch.arange(context_length, dtype=torch.float64)[:, None] * frequencies  # (T, D / 2)
     cos, sin = angles.cos(), angles.sin()
+    # Pairs are (i, i + D/2) as in Llama and GPT-NeoX, not neighbours as in the paper: halves are contiguous in memory.
     return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)]).float()
 
 

@@ -11,12 +11,11 @@ from minigpt.config import GPTConfig
 
 
 class KVCache:
-    """Keys and values of each layer, in preallocated memory with H_kv heads.
+    """Keys and values of each layer, (B, H_kv, n_tokens, D) twice, in preallocated memory.
 
     All rows are filled up to the same `position`. The generation loop advances it, not the layers; setting it back
-    drops tokens. Causal linear attention caches a running sum instead of keys and values (Katharopoulos et al. 2020,
-    https://arxiv.org/abs/2006.16236), which cannot drop tokens. Gradients flow through cached keys and values as
-    without a cache, at the cost of a copy per call; under torch.no_grad new ones are written in place.
+    drops tokens. Gradients flow through cached keys and values as without a cache, at the cost of a copy per call;
+    under torch.no_grad new ones are written in place.
     """
 
     def __init__(
@@ -37,34 +36,36 @@ class KVCache:
             dtype: of keys and values.
             device: of the model.
         """
+        # The loop advances the position, once for all layers: a layer cannot know whether it is the last.
         self.position = 0
         """Tokens read so far, padding included."""
         self.texts: Tensor | None = None
         """(B, n_tokens) document ids, -1 for padding; None while each row is one document without padding."""
-        self.n_tokens = n_tokens
+        self.n_rows, self.n_tokens = n_rows, n_tokens
         self.layers = []
         for window in config.windows:
+            # Linear attention on the causal graph is a recurrence (Katharopoulos et al. 2020, arXiv:2006.16236): a
+            # running sum of fixed size holds all earlier tokens. It cannot drop tokens again. A window or a document
+            # mask needs the keys themselves.
             summed = config.similarity == "linear" and window is None and not config.document_mask
+            # Only H_kv heads: query heads of a group share their keys. All n_tokens at once, since growing the tensors
+            # by one token per step would copy the whole cache each time.
             shape = (n_rows, config.kv_heads, 0 if summed else n_tokens, config.width_per_head)
             key, value = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
             self.layers.append(LayerCache(self, key, value, summed=summed))
 
-    @property
-    def n_rows(self) -> int:
-        """Rows of the batch (B)."""
-        return len(self.layers[0].key)
-
     def number_texts(self, texts: Tensor) -> Tensor:
         """Store the document ids (B, T) of the new tokens; returns those of all tokens, (B, position + T)."""
         start, stop = self.position, self.position + texts.shape[1]
-        if self.texts is None:
+        if self.texts is None:  # earlier tokens, if there are any, are of document 0
             self.texts = texts.new_zeros(len(texts), self.n_tokens)
         self.texts[:, start:stop] = texts
         return self.texts[:, :stop]
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep only these rows, in this order; a repeated row is copied."""
+        """Keep only these rows, in this order; a repeated row is copied, so that samples share a prompt's prefill."""
         index = torch.tensor(rows, device=self.layers[0].key.device)
+        self.n_rows = len(rows)
         if self.texts is not None:
             self.texts = self.texts[index]
         for layer in self.layers:
@@ -100,7 +101,8 @@ class LayerCache:
 def _replaced(all_: Tensor, new: Tensor, start: int) -> Tensor:
     """(B, H, S, D) with the new (B, H, T, D) at `start`: in place, or a copy where gradients flow through either."""
     stop = start + new.shape[2]
-    if all_.requires_grad or new.requires_grad:  # autograd needs the old values in the backward pass
+    if all_.requires_grad or new.requires_grad:
+        # Autograd needs the old values in the backward pass, so they must not be overwritten.
         with torch.enable_grad():
             return torch.cat([all_[:, :, :start], new.to(all_.dtype), all_[:, :, stop:]], dim=2)
     all_[:, :, start:stop] = new

@@ -18,9 +18,6 @@ PAYING_STEPS = 1000
 def compiles(setting: bool | None, accelerator: object, n_steps: int) -> bool:
     """Whether a run compiles its training step: as `compile` says, or if null, where it pays.
 
-    It pays on a GPU, in a run long enough to earn back the minute of compiling; PyTorch caches compiled code for the
-    next run. On a CPU steps are a fifth faster (2 cores, nanoGPT's CPU recipe), but compiling takes minutes.
-
     Args:
         setting: `Config.compile`.
         accelerator: `trainer.accelerator`.
@@ -30,6 +27,7 @@ def compiles(setting: bool | None, accelerator: object, n_steps: int) -> bool:
 
 
 def _pays(accelerator: object, n_steps: int) -> bool:
+    # On a CPU steps are a fifth faster (2 cores, nanoGPT's CPU recipe), but compiling takes minutes.
     on_gpu = torch.cuda.is_available() and str(accelerator) in {"auto", "gpu", "cuda"}
     return on_gpu and has_triton() and n_steps >= PAYING_STEPS
 
@@ -43,14 +41,13 @@ def compiled(function: Callable[..., Tensor], *, dynamic: bool | None = None) ->
 
     def run(*arguments: Any) -> Tensor:
         nonlocal fast
-        if fast is function:
-            return fast(*arguments)
-        try:
-            return fast(*arguments)
-        except Exception as error:
-            # Compilers raise many types. An error of the function itself is raised again by the uncompiled call below.
-            warnings.warn(f"torch.compile failed ({type(error).__name__}); continuing uncompiled", stacklevel=2)
-            fast = function
-            return fast(*arguments)
+        if fast is not function:
+            try:
+                return fast(*arguments)
+            except Exception as error:
+                # Compilers raise many types. An error of the function itself is raised again by the call below.
+                warnings.warn(f"torch.compile failed ({type(error).__name__}); continuing uncompiled", stacklevel=2)
+                fast = function
+        return function(*arguments)
 
     return run

@@ -1,4 +1,8 @@
-"""The decoder-only transformer, bottom up: norms, MLPs, the block, and the whole model from token ids to logits."""
+"""The decoder-only transformer, bottom up: norms, MLPs, the block, and the whole model from token ids to logits.
+
+To change the MLP, add a class to `MLPS`; to change the norm, see `make_norm`; to rewire a layer, `Block.forward`. Each
+choice is also a name in `GPTConfig` (config/model.py). Attention is in attention.py.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,8 @@ VOCABULARY_MULTIPLE = 64
 
 def make_norm(config: GPTConfig, width: int) -> nn.Module:
     """The config's norm over the last axis: LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019)."""
+    # RMSNorm is the default: it neither subtracts the mean nor adds a bias, and trains as well (arXiv:1910.07467).
+    # The eps are those of GPT-2 and of the first Llama.
     if config.norm == "layernorm":
         return nn.LayerNorm(width, eps=1e-5, bias=config.bias)
     return RMSNorm(width, eps=1e-6)
@@ -35,8 +41,7 @@ class RMSNorm(nn.RMSNorm):
         fits = x.device.type == "cpu" and x.dtype in {torch.float32, torch.float64} and x.ndim > 1
         if not fits or torch.compiler.is_compiling():
             return super().forward(x)
-        result: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
-        return result
+        return _RMSNorm.apply(x, self.weight, self.eps)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -56,15 +61,15 @@ class _RMSNorm(torch.autograd.Function):
         scaled = gradient * scale
         product = scaled * x
         weight_gradient = product.sum(tuple(range(x.ndim - 1)))
-        # The output does not depend on the length of x (but for eps), so the gradient along x is subtracted.
+        # The output does not depend on the length of x (but for eps), so the gradient has no part along x: subtract it.
         along = product.mul_(weight).sum(-1, keepdim=True).mul_(scale.square()).div_(-x.shape[-1])
         return scaled.mul_(weight).addcmul_(x, along), weight_gradient, None
 
 
 class GELU(nn.Module):
-    """GPT-2's MLP: widen, GELU in its tanh approximation (Hendrycks and Gimpel 2016), narrow."""
+    """GPT-2's MLP: widen, GELU (Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415), narrow."""
 
-    approximate = "tanh"
+    approximate = "tanh"  # GPT-2's weights were trained with this approximation
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -73,8 +78,7 @@ class GELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        result: Tensor = self.proj(F.gelu(self.up(x), approximate=self.approximate))
-        return result
+        return self.proj(F.gelu(self.up(x), approximate=self.approximate))
 
 
 class ExactGELU(GELU):
@@ -84,7 +88,11 @@ class ExactGELU(GELU):
 
 
 class SwiGLU(nn.Module):
-    """Gated MLP: silu(x G) * (x U), then narrow (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
+    """Gated MLP: silu(x G) * (x U), then narrow (Shazeer 2020, https://arxiv.org/abs/2002.05202).
+
+    The product lets one half decide how much of the other passes; at an equal number of parameters it reaches a lower
+    loss than GELU. Hence 8/3 C as its width by default: three matrices instead of two, and as many parameters as 4 C.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -95,12 +103,12 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)  # (B, T, mlp_width) each
-        result: Tensor = self.proj(F.silu(gate) * up)
-        return result
+        return self.proj(F.silu(gate) * up)
 
 
 MLPS: dict[str, type[nn.Module]] = {"gelu": GELU, "gelu_exact": ExactGELU, "swiglu": SwiGLU}
-"""The MLPs by their names in GPTConfig.mlp."""
+"""The MLPs by their names in GPTConfig.mlp. Each is built from the config, maps (B, T, C) to (B, T, C), and calls the
+layer that writes to the residual stream `proj`, for `GPT._initialise`."""
 
 
 class Block(nn.Module):
@@ -112,6 +120,7 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
+        # A norm of its own for each half: attention and MLP may read the stream's channels at different scales.
         self.attn_norm = make_norm(config, config.n_embd)
         self.attn = Attention(config, make_norm)
         self.mlp_norm = make_norm(config, config.n_embd)
@@ -127,9 +136,9 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C). Args: as for `Attention.forward`."""
+        # Dropout falls on each half's update; what earlier layers have added to the stream passes untouched.
         x = x + self.dropout(self.attn(self.attn_norm(x), graph, rotary, key_bias, cache))
-        x = x + self.dropout(self.mlp(self.mlp_norm(x)))
-        return x
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
 class GPT(nn.Module):
@@ -152,25 +161,27 @@ class GPT(nn.Module):
             raise ValueError("GPTConfig.end_of_text is not set: document_mask needs it; take it from the tokenizer")
         self.config, self.windows = config, config.windows
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        if config.position == "learned":
+        if config.position == "learned":  # GPT-2's; the default, rotary, has no weights: it turns queries and keys
             self.position_embedding = nn.Embedding(config.context_length, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        # The stream has grown with every update; normalised, the head's logits start at the same size at any depth.
         self.final_norm = make_norm(config, config.n_embd)
+        # Tied to the embedding (Press and Wolf 2017, arXiv:1608.05859), as in GPT-2, the head saves V C parameters.
+        # Apart by default, as in Llama: one matrix need not serve both to read tokens and to predict them.
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        # Computed from the config, so checkpoints do not store them.
-        T, D = config.context_length, config.width_per_head
-        tables = {
-            "rotary": rotary_table(T, D, config.rotary_base) if config.position == "rotary" else None,
-            "sinusoidal": sinusoidal_table(T, config.n_embd) if config.position == "sinusoidal" else None,
-            "slopes": alibi_slopes(config.n_head) if config.position == "alibi" else None,
-        }
-        for name, table in tables.items():
-            self.register_buffer(name, table, persistent=False)
+        # Buffers move to the device with the model. Computed from the config, so checkpoints do not store them.
         self.rotary: Tensor | None
         self.sinusoidal: Tensor | None
         self.slopes: Tensor | None
+        T, D = config.context_length, config.width_per_head
+        for name, table in {
+            "rotary": rotary_table(T, D, config.rotary_base) if config.position == "rotary" else None,
+            "sinusoidal": sinusoidal_table(T, config.n_embd) if config.position == "sinusoidal" else None,
+            "slopes": alibi_slopes(config.n_head) if config.position == "alibi" else None,
+        }.items():
+            self.register_buffer(name, table, persistent=False)
         self._initialise()
         # After the initialisation, so that padding does not change the random numbers of any weight.
         _pad_rows(self.token_embedding)
@@ -178,16 +189,15 @@ class GPT(nn.Module):
             _pad_rows(self.lm_head)
 
     def _initialise(self) -> None:
-        """GPT-2's: normal(0.02), biases zero, and smaller for the projections that write to the residual stream.
-
-        The 2 n_layer updates of the stream add up: divided by the root of their number, its variance does not grow with
-        depth.
-        """
+        """GPT-2's: normal(0.02), biases zero, and smaller for the projections that write to the residual stream."""
+        # At 0.02 the head's logits are near 0, so the first loss is ln(vocab_size): every token is equally likely.
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
+        # Each layer adds two updates to the stream. Divided by the root of their number, they do not make its variance
+        # grow with depth.
         for name, parameter in self.named_parameters():
             if name.endswith("proj.weight"):
                 nn.init.normal_(parameter, std=0.02 / (2 * self.config.n_layer) ** 0.5)
@@ -239,6 +249,7 @@ class GPT(nn.Module):
         if texts is not None or cache is not None or self.config.document_mask:
             texts = self._texts(tokens, texts, cache)
         x = self.token_embedding(tokens)  # (B, T, C)
+        # A packed or padded text counts its positions from its own start, so it reads the same anywhere in a row.
         positions = slice(start, start + T) if texts is None else _positions(texts)[:, start:]
         absolute = self.position_embedding.weight if self.config.position == "learned" else self.sinusoidal
         if absolute is not None:
@@ -252,8 +263,7 @@ class GPT(nn.Module):
         layers = [None] * len(self.blocks) if cache is None else cache.layers
         for block, window, layer in zip(self.blocks, self.windows, layers, strict=True):
             x = block(x, graphs[window], rotary, key_bias, layer)
-        hidden: Tensor = self.final_norm(x)
-        return hidden
+        return self.final_norm(x)
 
     @property
     def head_weight(self) -> Tensor:
@@ -274,6 +284,8 @@ class GPT(nn.Module):
         if cache is not None and cache.texts is not None and cache.position:
             last = cache.texts[:, cache.position - 1 : cache.position]  # (B, 1): the new tokens go on from it
         if texts is None and self.config.document_mask:
+            # An end-of-text token begins the text after it: every document then has one token before its first to
+            # attend to, and the model learns how documents begin.
             texts = tokens.eq(self.config.end_of_text or 0).cumsum(dim=1) + (0 if last is None else last)
         elif texts is None and last is not None:
             texts = last.expand_as(tokens)
@@ -299,6 +311,7 @@ def _graph(texts: Tensor | None, window: int | None, start: int, T: int, device:
 
 def _pad_rows(table: nn.Embedding | nn.Linear) -> None:
     """Append rows of zeros up to a multiple of VOCABULARY_MULTIPLE."""
+    # Here rather than in the config: the vocabulary stays the tokenizer's, and no setting has to name both sizes.
     weight = table.weight.detach()
     table.weight = nn.Parameter(F.pad(weight, (0, 0, 0, -len(weight) % VOCABULARY_MULTIPLE)))
     if isinstance(table, nn.Embedding):

@@ -17,8 +17,7 @@ from minigpt.cli import parsing
 from minigpt.config import SampleConfig
 from minigpt.errors import UserError
 from minigpt.generation.generator import Writer
-from minigpt.generation.modes.prompts_file import Job, read_jobs
-from minigpt.generation.modes.texts_file import BATCH_SIZE, run, write_jobs
+from minigpt.generation.modes.texts_file import BATCH_SIZE, Job, read_jobs, run, write_jobs
 
 PROMPTS = '{"prompt": "ab"}\n\n{"prompt": "é ", "id": [1, null], "seed": 4}\r\n{"prompt": "", "temperature": 0}\n'
 

@@ -2,27 +2,95 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt.config import SampleConfig
+from minigpt.config import GenerationConfig, SampleConfig
 from minigpt.errors import UserError
 from minigpt.files import locked, note, reason
-from minigpt.generation.modes.prompts_file import Change, Job, read_jobs
 
 if TYPE_CHECKING:  # imports torch, which is loaded only with a model
     from minigpt.generation.generator import Writer, Written
 
+Change = Callable[[GenerationConfig, dict[str, Any], Sequence[str]], GenerationConfig]
+"""(config, settings of a line, other keys allowed there) -> the changed config, or a UserError."""
+FORM = 'a line is an object such as {"prompt": "def ", "seed": 5}'
 BATCH_SIZE = 16
 """Samples per batch: a decode step for 16 takes hardly longer than for one, and a crash loses at most one batch."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One line of the prompts file."""
+
+    where: str
+    """File and line number, for messages."""
+    given: dict[str, Any]
+    """Keys copied to the output lines: the line number, and the id if there is one."""
+    prompt: str
+    config: GenerationConfig
+
+
+def read_jobs(text: str, name: str, config: SampleConfig, change: Change) -> list[Job]:
+    """Parse JSON Lines into jobs; empty lines are skipped.
+
+    Raises:
+        UserError: naming file, line and remedy.
+    """
+    jobs = []
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
+        if line.strip():
+            where = f"{name}:{number}"
+            try:
+                found = _parsed(line)
+                prompt, given = found.pop("prompt", None), {key: found.pop(key) for key in ("id",) if key in found}
+                if isinstance(found.get("stop"), str):
+                    found["stop"] = [found["stop"]]  # "[a]" is a string in JSON, not a YAML list
+                settings = change(config.generation, found, ("prompt", "id"))
+                change(settings, {"seed": settings.seed + config.num_samples - 1}, ())  # checks the last sample's seed
+                if not isinstance(prompt, str):
+                    raise UserError(f"its prompt is missing or not a string: {FORM}")
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from None
+            jobs.append(Job(where, {"line": number} | given, prompt, settings))
+    if not jobs:
+        raise UserError(f'{name}: there is no prompt in it; write one per line, as {{"prompt": "def "}}')
+    return jobs
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise UserError(f"{key} is given twice: keep one of them")
+            found[key] = value
+        return found
+
+    def no_number(name: str) -> None:
+        raise UserError(f"{name} is not a number in JSON: leave it out")
+
+    try:
+        found = json.loads(line, object_pairs_hook=once, parse_constant=no_number)
+        json.dumps(found, allow_nan=False, ensure_ascii=False).encode()
+    except UserError:
+        raise
+    except (json.JSONDecodeError, RecursionError) as error:
+        why = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        raise UserError(f"not JSON ({why}): {FORM}; use --prompt_file for a file that is one prompt") from None
+    except ValueError:
+        raise UserError("has a number out of range or half a surrogate pair, which JSON output cannot hold") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{line.strip():.20} is not an object: {FORM}")
+    return found
 
 
 def run(config: SampleConfig, text: str, change: Change) -> None:
@@ -70,7 +138,14 @@ def write_jobs(jobs: Sequence[Job], writer: Writer, num_samples: int, out: str |
     weights = _weights_fingerprint(writer)
     known = [_known(job, sample, weights) for job in jobs for sample in range(num_samples)]
     try:
-        with _locked(out), out.open("a+b") as file:
+        real = out.resolve()
+        with (
+            locked(
+                real.with_name(f".{real.name}.lock"),
+                lambda owner: f"out={out}: {owner} writes it; wait for it, or name another file",
+            ),
+            out.open("a+b") as file,
+        ):
             n_there = _keep_complete(file, known, out)
             note(f"{out}: {_write(file, jobs, writer, num_samples, known, n_there)}")
     except OSError as error:
@@ -96,7 +171,8 @@ def _write(
             if n_done <= n_there:
                 continue
             started = time.perf_counter()
-            texts = _written(writer, batch, samples)
+            settings = dataclasses.replace(batch[0].config, seed=batch[0].config.seed + samples.start)
+            texts = writer.generate_many([job.prompt for job in batch], settings, num_samples=len(samples))
             seconds += time.perf_counter() - started
             n_tokens += sum(len(text.tokens) for text in texts)
             for i in range(max(before, n_there), n_done):
@@ -120,12 +196,6 @@ def _batches(jobs: Sequence[Job], num_samples: int) -> Iterator[tuple[list[Job],
                 yield equal[start : start + n_prompts], range(first, min(first + n_samples, num_samples))
 
 
-def _written(writer: Writer, batch: Sequence[Job], samples: range) -> list[Written]:
-    config = batch[0].config
-    config = dataclasses.replace(config, seed=config.seed + samples.start)
-    return writer.generate_many([job.prompt for job in batch], config, num_samples=len(samples))
-
-
 def _known(job: Job, sample: int, weights: str) -> dict[str, Any]:
     """The keys of an output line that are known before generation; a rerun recognizes finished lines by them."""
     settings = dataclasses.asdict(job.config) | {"seed": None}
@@ -137,12 +207,7 @@ def _line(known: dict[str, Any], text: Written | None) -> bytes:
     """An output line; without a text, its known beginning."""
     if text is None:
         return json.dumps(known, ensure_ascii=False)[:-1].encode() + b', "text": '
-    new = {
-        "text": text.text,
-        "tokens": text.tokens,
-        "log_probabilities": text.log_probabilities,
-        "ended": text.ended,
-    }
+    new = {name: getattr(text, name) for name in ("text", "tokens", "log_probabilities", "ended")}
     return json.dumps(known | new, ensure_ascii=False).encode() + b"\n"
 
 
@@ -195,11 +260,3 @@ def _weights_fingerprint(writer: Writer) -> str:
         found.update(name.encode())
         found.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
     return found.hexdigest()
-
-
-def _locked(out: Path) -> contextlib.AbstractContextManager[None]:
-    real = out.resolve()
-    return locked(
-        real.with_name(f".{real.name}.lock"),
-        lambda owner: f"out={out}: {owner} writes it; wait for it, or name another file",
-    )

@@ -2,8 +2,8 @@
 
 Each token sends a query along the edges of a directed graph, weighs its in-neighbours by the similarity of query and
 key, and takes the weighted sum of their values. `attend` computes that as fast as the similarity and the graph allow;
-`attention_weights` writes the weights out; `reference.attend_slowly` is the sentence as a loop, which tests compare
-`attend` with. A model's layers come here for whatever `attention.Attention` does not do itself.
+`attention_weights` writes the weights out. A model's layers come here for whatever `attention.Attention` does not do
+itself. The tests compare it with the same sentence as a loop over tokens (tests/reference.py).
 """
 
 from __future__ import annotations
@@ -45,13 +45,8 @@ def attend(
 ) -> Tensor:
     """Each query's weighted sum of the values it attends to; zeros, with a gradient of zero, in fully masked rows.
 
-    Self- and cross-attention differ only in where key and value come from.
-
-    A softmax similarity runs on PyTorch's fused kernel, which never stores the (T, S) weights: without a mask on the
-    full graph, with a flag on the causal one, with FlexAttention's block mask on a GPU, and otherwise in chunks of some
-    queries and the keys in their reach. The backward pass computes each chunk's mask again, so memory grows with T, not
-    with T * S. Linear attention carries sums along the causal and the full graph. Softcap and hard attention need the
-    scores themselves, chunk by chunk.
+    Self- and cross-attention differ only in where key and value come from. Memory grows with T, not with T * S: no path
+    stores the weights of all queries at once.
 
     Args:
         query: (B, H, T, D).
@@ -83,11 +78,10 @@ def attend_variant(
 
     Args: as for `attend`; cache is the layer's, to which the new keys and values have been added.
     """
-    if cache is not None and cache.summed:
-        return _continue_sums(query, key, value, how, cache)
     similarity = how["similarity"]
     if isinstance(similarity, Linear):
-        return _gather_linearly(query, key, value, similarity, how["graph"])
+        return _attend_linearly(query, key, value, similarity, how["graph"], cache)
+    # Hopfield: all but the last step replace the query by the weighted sum of keys.
     for _ in range(similarity.steps - 1):
         query = _gather(query, key, key, how, dropout)
     return _gather(query, key, value, how, dropout)
@@ -161,68 +155,68 @@ def weights_of(scores: Tensor, similarity: Similarity) -> Tensor:
     edges = ~scores.isneginf()
     if isinstance(similarity, Linear):
         return _shares(scores.masked_fill(~edges, 0.0))
+    # A softmax over -inf alone would be NaN: fully masked rows get scores of 0, then weights of 0.
     attends = edges.any(dim=-1, keepdim=True)
     return _normalised(scores.masked_fill(~attends, 0.0), similarity).masked_fill(~attends, 0.0)
 
 
-def _continue_sums(query: Tensor, key: Tensor, value: Tensor, how: How, cache: LayerCache) -> Tensor:
-    """Linear attention that goes on from the sums over earlier tokens; padding adds nothing to them."""
-    similarity, n_head = how["similarity"], query.shape[1]
-    assert isinstance(similarity, Linear)
-    query, key = similarity.features(query), similarity.features(repeat_heads(key, n_head))
-    real = cache.real(key.shape[2])
-    if real is not None:
-        key = key * real[:, None, :, None]
-    gathered, cache.state = causal_linear_attention(query, key, repeat_heads(value, n_head), cache.state)
-    return gathered
-
-
 def _gather(query: Tensor, key: Tensor, value: Tensor, how: How, dropout: float = 0.0) -> Tensor:
-    """One softmax, or one hard choice, over the keys of each query."""
+    """One softmax, or one hard choice, over the keys of each query, by the fastest kernel that allows it."""
     similarity, softcap = how["similarity"], how["softcap"]
     graph = how["graph"].reduced(query.shape[2], key.shape[2])
+    # Grouped heads on the full graph, as in every decode step: no key is copied for each query head.
     if isinstance(graph, Full) and key.shape[1] < query.shape[1] and how["key_bias"] is None:
         scores = similarity.scores(query, key)
         if scores.key_bias is None and softcap is None and not isinstance(similarity, Hard):
             return _fused_by_groups(scores, value, dropout)
     scores = _scores(query, key, similarity, how["key_bias"])
     value = repeat_heads(value, query.shape[1])
+    # On a GPU, FlexAttention for masks and softcap; it has no dropout, and cannot choose one key.
     simple = softcap is None and isinstance(graph, Full | Causal)
     if query.is_cuda and not simple and not dropout and not isinstance(similarity, Hard) and has_triton():
         return by_blocks(scores, value, graph, softcap)
     if softcap is None and not isinstance(similarity, Hard):
         return fused(scores, value, graph, dropout)
 
+    # The fused kernel has no softcap and chooses no key: write the weights out, chunk by chunk.
     def by_weights(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, keys: slice) -> Tensor:
         bias = None if scores.key_bias is None else scores.key_bias[..., keys]
-        weights = _weights(Scores(query, key, scores.scale, bias), mask, similarity, softcap)
+        chunk = Scores(query, key, scores.scale, bias)
+        weights = _normalised(_products(chunk, softcap).masked_fill(~mask, float("-inf")), similarity)
         return (F.dropout(weights, dropout).to(value.dtype) @ value).to(value.dtype)
 
     return chunked(by_weights, scores.query, scores.key, value, graph, writes_weights=True)
 
 
 def _fused_by_groups(scores: Scores, value: Tensor, dropout: float) -> Tensor:
-    """On the full graph, the query heads of a key head are more queries of one head: no key is copied for each.
-
-    A decoding step would otherwise copy all keys and values so far, in every layer.
-    """
+    """On the full graph, the query heads of a key head are more queries of one head."""
     (B, H, T, D), H_kv = scores.query.shape, value.shape[1]
     query = scores.query.reshape(B, H_kv, H // H_kv * T, D)
     gathered = fused(Scores(query, scores.key, scores.scale), value, Full(), dropout)
     return gathered.reshape(B, H, T, value.shape[-1])
 
 
-def _gather_linearly(query: Tensor, key: Tensor, value: Tensor, similarity: Linear, graph: Graph) -> Tensor:
+def _attend_linearly(
+    query: Tensor, key: Tensor, value: Tensor, similarity: Linear, graph: Graph, cache: LayerCache | None
+) -> Tensor:
     query, key = similarity.features(query), similarity.features(repeat_heads(key, query.shape[1]))
     value = repeat_heads(value, query.shape[1])
+    if cache is not None and cache.summed:  # go on from the sums over earlier tokens
+        real = cache.real(key.shape[2])
+        if real is not None:  # padding adds nothing to a sum
+            key = key * real[:, None, :, None]
+        gathered, cache.state = causal_linear_attention(query, key, value, cache.state)
+        return gathered
     graph = graph.reduced(query.shape[2], key.shape[2])
     if isinstance(graph, Full):
         return full_linear_attention(query, key, value)
     if isinstance(graph, Causal) and query.shape[2] == key.shape[2]:
         return causal_linear_attention(query, key, value)[0]
 
+    # Any other mask cuts through the sums: write the weights out, chunk by chunk.
     def by_weights(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, keys: slice) -> Tensor:
-        return (_linear_weights(query, key, mask).to(value.dtype) @ value).to(value.dtype)
+        weights = _shares(full_product(query, key.mT).masked_fill(~mask, 0.0))
+        return (weights.to(value.dtype) @ value).to(value.dtype)
 
     return chunked(by_weights, query, key, value, graph, writes_weights=True)
 
@@ -236,11 +230,6 @@ def _scores(query: Tensor, key: Tensor, similarity: Similarity, key_bias: Tensor
     return Scores(scores.query, repeat_heads(scores.key, query.shape[1]), scores.scale, bias)
 
 
-def _weights(scores: Scores, mask: Tensor, similarity: Similarity, softcap: float | None) -> Tensor:
-    """(B, H, T, S) weights of one chunk in at least float32; NaN in rows of the mask without an edge."""
-    return _normalised(_products(scores, softcap).masked_fill(~mask, float("-inf")), similarity)
-
-
 def _normalised(products: Tensor, similarity: Similarity) -> Tensor:
     return similarity.choose(products) if isinstance(similarity, Hard) else products.softmax(dim=-1)
 
@@ -248,6 +237,7 @@ def _normalised(products: Tensor, similarity: Similarity) -> Tensor:
 def _products(scores: Scores, softcap: float | None) -> Tensor:
     """(B, H, T, S) scores in at least float32."""
     products = full_product(scores.query, scores.key.mT) * scores.scale
+    # The cap comes before ALiBi's bias, which it would otherwise flatten at long distances.
     if softcap is not None:
         products = softcap * torch.tanh(products / softcap)
     if scores.key_bias is not None:
@@ -255,12 +245,8 @@ def _products(scores: Scores, softcap: float | None) -> Tensor:
     return products
 
 
-def _linear_weights(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
-    """(B, H, T, S) weights of one chunk from features, in at least float32."""
-    return _shares(full_product(query, key.mT).masked_fill(~mask, 0.0))
-
-
 def _shares(products: Tensor) -> Tensor:
+    # Clamped, so that a row without an edge is 0 / tiny = 0 and not NaN.
     return products / products.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(products.dtype).tiny)
 
 

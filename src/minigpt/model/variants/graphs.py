@@ -1,7 +1,7 @@
 """Attention masks as rules: which query may attend to which key. Rules combine with & and |.
 
-A graph is directed: an edge from key s to query t lets token t attend to token s. A graph stores its rule, not the (T,
-S) matrix, so each kernel gets the form it runs fastest: a causal flag, a block mask, or chunks of a dense mask.
+A graph is directed: an edge from key s to query t lets token t attend to token s. It stores its rule, not the (T, S)
+matrix, so each kernel gets the form it runs fastest: a causal flag, a block mask, or chunks of a dense mask.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Graph:
 
     def mask(self, queries: range, keys: range, device: torch.device | str = "cpu") -> Tensor:
         """The mask of some queries and keys as a matrix: (B or 1, H or 1, T, S) bool."""
+        # One axis for each index, so that `edges` broadcasts them; FlexAttention calls it with scalars instead.
         n_batch, n_heads = self.shape
         b = torch.arange(n_batch, device=device)[:, None, None, None]
         h = torch.arange(n_heads, device=device)[:, None, None]
@@ -49,8 +50,7 @@ class Graph:
 
     def show(self, n_queries: int, n_keys: int | None = None, *, row: int = 0, head: int = 0) -> str:
         """The mask as text, a line for each query: `■` where it may attend, `·` where not."""
-        n_keys = n_queries if n_keys is None else n_keys
-        mask = self.mask(range(n_queries), range(n_keys))
+        mask = self.mask(range(n_queries), range(n_queries if n_keys is None else n_keys))
         matrix = mask[min(row, len(mask) - 1), min(head, mask.shape[1] - 1)].tolist()
         return "\n".join("".join("■" if edge else "·" for edge in line) for line in matrix)
 
@@ -104,6 +104,7 @@ class Window(Graph):
         return (t - s).abs() < self.size
 
     def reach(self, start: int, stop: int, n_keys: int) -> tuple[int, int]:
+        # What makes a window cost time in proportion to its size: keys far away are not computed and masked.
         return max(0, start - self.size + 1), min(n_keys, stop + self.size - 1)
 
     def reduced(self, n_queries: int, n_keys: int) -> Graph:
@@ -156,6 +157,8 @@ class Documents(Graph):
     def reach(self, start: int, stop: int, n_keys: int) -> tuple[int, int]:
         if torch.compiler.is_compiling():  # shapes that depend on the ids would break the traced graph
             return 0, n_keys
+        # Keys whose id lies between the lowest and the highest of these queries: exact where ids ascend, as in packed
+        # rows, and never too few.
         ids = self.ids.reshape(-1, n_keys)
         mine = ids[:, start:stop]
         lowest = mine.masked_fill(mine < 0, torch.iinfo(ids.dtype).max).amin(dim=1, keepdim=True)
@@ -214,6 +217,7 @@ class Adjacency(Graph):
 
     def edges(self, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
         matrix = self.matrix.view(*self.shape, *self.matrix.shape[-2:])
+        # FlexAttention asks for every row and head, `mask` only for those that differ: % folds both onto the matrix.
         return matrix[b % self.shape[0], h % self.shape[1], t, s]
 
     def check(self, B: int, H: int, T: int, S: int) -> None:
@@ -236,9 +240,6 @@ class _Pair(Graph):
         (b1, h1), (b2, h2) = self.first.shape, self.second.shape
         return max(b1, b2), max(h1, h2)
 
-    def _both(self, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        return self.first.edges(b, h, t, s), self.second.edges(b, h, t, s)
-
     def check(self, B: int, H: int, T: int, S: int) -> None:
         self.first.check(B, H, T, S)
         self.second.check(B, H, T, S)
@@ -252,8 +253,7 @@ class Both(_Pair):
         return self.first.reflexive and self.second.reflexive
 
     def edges(self, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        first, second = self._both(b, h, t, s)
-        return first & second
+        return self.first.edges(b, h, t, s) & self.second.edges(b, h, t, s)
 
     def reach(self, start: int, stop: int, n_keys: int) -> tuple[int, int]:
         (low1, high1), (low2, high2) = self.first.reach(start, stop, n_keys), self.second.reach(start, stop, n_keys)
@@ -274,8 +274,7 @@ class Either(_Pair):
         return self.first.reflexive or self.second.reflexive
 
     def edges(self, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        first, second = self._both(b, h, t, s)
-        return first | second
+        return self.first.edges(b, h, t, s) | self.second.edges(b, h, t, s)
 
     def reach(self, start: int, stop: int, n_keys: int) -> tuple[int, int]:
         (low1, high1), (low2, high2) = self.first.reach(start, stop, n_keys), self.second.reach(start, stop, n_keys)

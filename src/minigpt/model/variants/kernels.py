@@ -1,8 +1,7 @@
 """Attention kernels: the weighted sum of values for scores and a graph, without storing the (T, S) matrix.
 
-Scores are (query, key, scale, key_bias), see `similarities`; the kernels are PyTorch's. `fused` serves every softmax on
-a CPU, and full and causal graphs on a GPU; `by_blocks` (FlexAttention) the other graphs on a GPU; `chunked` whatever
-needs explicit scores or a dense mask.
+`fused` serves every softmax on a CPU, and full and causal graphs on a GPU; `by_blocks` (FlexAttention) the other graphs
+on a GPU; `chunked` whatever needs explicit scores or a dense mask.
 """
 
 from __future__ import annotations
@@ -54,25 +53,22 @@ def chunked(
 ) -> Tensor:
     """Attention of some queries at a time, over the keys in their reach and that chunk of the mask.
 
-    For the backward pass each chunk is computed again, so memory grows with T, not with T * S.
-
     Args:
-        attend_chunk: (query, key, value, mask, keys) -> the weighted sums of these queries over these keys. Fully
-        masked
-            rows attend everywhere, then their result is zeroed, so no softmax sees a row of -inf.
+        attend_chunk: (query, key, value, mask, keys) -> the weighted sums of these queries over these keys.
         query: (B, H, T, D).
         key: (B, H, S, D).
         value: (B, H, S, D_v).
         graph: the mask.
-        writes_weights: whether attend_chunk materialises its weights. Then chunks have equally many weights instead of
-            equally many queries: at most WEIGHTS are in memory at once, whatever the number of keys, and the allocator
-            reuses one chunk's memory for the next (growing chunks fragment the heap).
+        writes_weights: whether attend_chunk materialises its weights. Then chunks have equally many weights, at most
+            WEIGHTS, instead of equally many queries.
     """
     (B, H, T, _), S = query.shape, key.shape[2]
     gathered: list[Tensor] = []
     stop = 0
     while stop < T:
         start = stop
+        # Equally many weights bound the memory whatever the number of keys, and the allocator reuses one chunk's memory
+        # for the next: growing chunks would fragment the heap.
         stop = start + (_rows_of_weights(graph, start, T, S, WEIGHTS // (B * H)) if writes_weights else ROWS)
         stop = min(stop, T)
         low, high = graph.reach(start, stop, S)
@@ -91,10 +87,12 @@ def chunked(
             here = slice(keys.start, keys.stop)
             if graph.reflexive and T <= S:
                 return attend_chunk(query, key, value, mask, here)
+            # Fully masked rows attend everywhere, then are zeroed: a softmax over a row of -inf would be NaN.
             attends = mask.any(dim=-1, keepdim=True)
             return attend_chunk(query, key, value, mask | ~attends, here).masked_fill(~attends, 0.0)
 
         parts = query[:, :, start:stop], key[:, :, low:high], value[:, :, low:high]
+        # For the backward pass each chunk is computed again, so memory grows with T, not with T * S.
         keep = stop - start == T or not torch.is_grad_enabled()
         gathered.append(run(*parts) if keep else checkpoint(run, *parts, use_reentrant=False))
     return gathered[0] if len(gathered) == 1 else torch.cat(gathered, dim=2)
@@ -124,10 +122,11 @@ def by_blocks(scores: Scores, value: Tensor, graph: Graph, softcap: float | None
             score = softcap * torch.tanh(score / softcap)
         return score if bias is None else score + bias[b % len(bias), h, s]
 
+    # Uncompiled, FlexAttention stores the whole matrix. Inside a compiled model the outer compiler fuses it.
     kernel: Callable[..., Tensor] = flex_attention
     if value.is_cuda and not torch.compiler.is_compiling():
         kernel = _compiled_flex_attention()
-    gathered: Tensor = kernel(
+    return kernel(
         scores.query.to(value.dtype),
         scores.key.to(value.dtype),
         value,
@@ -135,11 +134,11 @@ def by_blocks(scores: Scores, value: Tensor, graph: Graph, softcap: float | None
         block_mask=_block_mask(graph, value.device, scores.query.shape[2], value.shape[2]),
         scale=scores.scale,
     )
-    return gathered
 
 
 @lru_cache(maxsize=8)  # layers share their graphs, and a static graph is the same in every step
 def _block_mask(graph: Graph, device: torch.device, n_queries: int, n_keys: int) -> BlockMask:
+    # A size of None: the mask is the same for all rows or heads, and is built once.
     n_batch, n_heads = (n if n > 1 else None for n in graph.shape)
 
     def edges(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:  # a plain function: torch inspects its type
@@ -150,8 +149,7 @@ def _block_mask(graph: Graph, device: torch.device, n_queries: int, n_keys: int)
 
 @lru_cache(maxsize=1)
 def _compiled_flex_attention() -> Callable[..., Tensor]:
-    compiled: Callable[..., Tensor] = torch.compile(flex_attention)
-    return compiled
+    return torch.compile(flex_attention)
 
 
 @lru_cache(maxsize=1)
@@ -161,17 +159,15 @@ def has_triton() -> bool:
 
 
 def repeat_heads(x: Tensor, n_head: int) -> Tensor:
-    """(B, H_kv, T, D) -> (B, H, T, D). Explicit, because enable_gqa leaves the fused kernel on some devices."""
+    """(B, H_kv, T, D) -> (B, H, T, D)."""
+    # Not by the kernel's enable_gqa, which leaves the fused kernel on some devices.
     return x if x.shape[1] == n_head else x.repeat_interleave(n_head // x.shape[1], dim=1)
 
 
 def _of_one_width(scores: Scores, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value of one width, as the fused kernels need them, with the bias as an extra channel.
-
-    (q, 1)·(k, bias) = q·k + bias: the kernels take no per-key bias together with the causal flag, nor give its
-    gradient. In 16 bits one channel would be too coarse for the bias, so it is split over three, which hold 24 bits.
-    Channels of zeros change no product and no sum.
-    """
+    """Query, key and value of one width, as the fused kernels need them, with the bias as an extra channel."""
+    # (q, 1)·(k, bias) = q·k + bias: the kernels take no per-key bias together with the causal flag, nor give its
+    # gradient. Channels of zeros change no product and no sum.
     query, key, scale, bias = scores
     if bias is None and query.shape[-1] == value.shape[-1]:
         return query, key, value
@@ -180,6 +176,7 @@ def _of_one_width(scores: Scores, value: Tensor) -> tuple[Tensor, Tensor, Tensor
         kind = query.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
         bias = (bias / scale).expand(len(key), -1, -1)
+        # One channel of 16 bits would be too coarse for the bias: three, each the rest of the one before, hold 24 bits.
         for _ in range(3 if dtype.itemsize < 4 else 1):
             parts.append(bias.to(dtype))
             bias = bias - parts[-1]

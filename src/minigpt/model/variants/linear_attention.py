@@ -20,9 +20,6 @@ def causal_linear_attention(
 ) -> tuple[Tensor, Tensor]:
     """Causal linear attention, and the running sum to continue from.
 
-    Training passes a whole text (the parallel form); decoding passes one token and the state so far (the recurrent
-    form). One function serves both, so they agree.
-
     Args:
         query: (B, H, T, D), features, not negative.
         key: (B, H, T, D), features.
@@ -35,11 +32,14 @@ def causal_linear_attention(
     B, H, T, _ = query.shape
     dtype, D_v = value.dtype, value.shape[-1]
     query, key, value = _prepared(query, key, value)
+    # Training passes a whole text (the parallel form), decoding one token and the state so far (the recurrent form):
+    # one chunk of one token. One function serves both, so they agree.
     C = min(CHUNK, T)
     missing = -T % C  # keys of zero add nothing to any sum
     query, key, value = (F.pad(x, (0, 0, 0, missing)).view(B, H, -1, C, x.shape[-1]) for x in (query, key, value))
     within = full_product(full_product(query, key.mT).tril(), value)  # (B, H, T / C, C, D_v + 1)
     sums = full_product(key.mT, value)  # (B, H, T / C, D, D_v + 1), of each chunk
+    # What a chunk sees of earlier ones is the sum up to the chunk before it.
     carried = sums.cumsum(dim=2)
     before = F.pad(carried[:, :, :-1], (0, 0, 0, 0, 1, 0))
     if state is not None:
@@ -68,5 +68,6 @@ def full_product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _divided(total: Tensor) -> Tensor:
+    # Clamped against features that are all 0.
     numerator, denominator = total[..., :-1], total[..., -1:]
     return numerator / denominator.clamp(min=torch.finfo(total.dtype).tiny)

@@ -2,7 +2,7 @@
 
 Every softmax similarity is one product, q'·k' times a scale, plus a bias for each key, and so runs on the fused kernel:
 terms that do not depend on the key cancel in the softmax over keys. `Linear` has no softmax and `Hard` takes one key
-only; `attend` computes those two separately.
+only; `attend` computes those two separately. To add one, see the end of docs/attention.md.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ class Cosine(Similarity):
     def __init__(self, n_head: int, temperature: float = 0.1) -> None:
         super().__init__()
         _require_positive("temperature", temperature)
+        # Learned as a logarithm, which keeps it positive and makes a step a change in proportion.
         self.log_temperature = nn.Parameter(torch.full((n_head,), temperature).log())
 
     def scores(self, query: Tensor, key: Tensor) -> Scores:
@@ -97,9 +98,7 @@ class Cosine(Similarity):
 class Gaussian(Similarity):
     """-|q - k|^2 / (2 width^2): kernel regression (Nadaraya 1964, Watson 1964), with a learned width for each head.
 
-    |q|^2 is the same for all keys of a query and cancels: what remains is q·k / width^2 with a bias of -|k|^2 / (2
-    width^2) for each key. Far from the origin, in units of the width, that difference loses digits. In a model the
-    width starts at D^(1/4), which gives q·k the scale of the scaled dot product.
+    Far from the origin, in units of the width, its score is a small difference of large numbers, and loses digits.
     """
 
     name = "gaussian"
@@ -110,6 +109,8 @@ class Gaussian(Similarity):
         self.log_width = nn.Parameter(torch.full((n_head,), float(width)).log())
 
     def scores(self, query: Tensor, key: Tensor) -> Scores:
+        # |q|^2 is the same for all keys of a query and cancels in the softmax. What remains is q·k / width^2, and a
+        # bias of -|k|^2 / (2 width^2) for each key.
         precision = (-2 * self.log_width).exp()  # (H,) 1 / width^2
         groups = len(precision) // key.shape[1]
         exact = torch.promote_types(key.dtype, torch.float32)
@@ -146,6 +147,7 @@ class Uniform(Similarity):
     projections = ("value",)
 
     def scores(self, query: Tensor, key: Tensor) -> Scores:
+        # Through the same kernel as all others: equal scores give equal weights.
         return Scores(torch.zeros_like(query), torch.zeros_like(key), 1.0)
 
 
@@ -169,6 +171,7 @@ class Hard(ScaledDot):
             # Gumbel (1954): the largest score plus noise -log(-log u) falls on s with the softmax's probability.
             scores = scores - torch.empty_like(scores).exponential_().log()
         hard = torch.zeros_like(soft).scatter_(-1, scores.argmax(dim=-1, keepdim=True), 1.0)
+        # The value of `hard`, the gradient of `soft`: the difference in brackets is 0 but for its gradient.
         return hard + (soft - soft.detach())
 
 
@@ -190,6 +193,7 @@ class Linear(Similarity):
 SIMILARITIES: dict[str, Callable[[GPTConfig], Similarity]] = {
     "scaled_dot": lambda config: ScaledDot(config.softmax_temperature),
     "cosine": lambda config: Cosine(config.n_head),
+    # This width gives q·k the scale of the scaled dot product, 1 / width^2 = 1 / sqrt(D).
     "gaussian": lambda config: Gaussian(config.n_head, config.width_per_head**0.25),
     "hopfield": lambda config: Hopfield(config.hopfield_beta, config.hopfield_steps),
     "symmetric": lambda config: Symmetric(config.softmax_temperature),
