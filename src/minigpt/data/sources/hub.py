@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minigpt.data.sources.tables import listed
+from minigpt.data.sources.messages import listed
 from minigpt.errors import UserError
 from minigpt.files import note, write_text
 

@@ -6,9 +6,9 @@ Unlike the readers of `datasets`, these check sizes before they unpack.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from textwrap import shorten
 from typing import Any
 
+from minigpt.data.sources.messages import listed
 from minigpt.data.sources.names import File
 from minigpt.data.sources.scan import ALWAYS_ALLOWED, MOST_EXPANSION
 from minigpt.errors import UserError
@@ -144,8 +144,3 @@ def require_column(file: File, column: str, names: Sequence[str], hint: str = ""
             f"data.source: {file.path} has no column {column!r}; give one of these as data.text_column: "
             f"{listed(names)}{hint}"
         )
-
-
-def listed(names: Sequence[str]) -> str:
-    """Quoted names on one line, shortened: without a header, they are a text."""
-    return shorten(", ".join(map(repr, names)), 300, placeholder=" …") or "none"
