@@ -3,8 +3,9 @@
     batch i -> its pool of 64 batches -> items: source, epoch, place in that epoch's order (order.py)
     items -> rows: where each begins and ends (`rows`) -> tokens and targets, both (B, T) (`batch`)
 
-An item is a window (packed) or an example. Unlike windows drawn at random with replacement, an epoch reads each token
-once, and batches need no communication: rank r of n takes batches r, r + n, ...
+An item is a window (packed) or an example; a row is the place of an item in the split, as numbers. Unlike windows drawn
+at random with replacement, an epoch reads each token once. Ranks need not communicate: rank r of n takes batches r,
+r + n, ...
 """
 
 from __future__ import annotations

@@ -295,8 +295,8 @@ class _UnitWriter:
 
     def __exit__(self, *_: object) -> None:
         with ExitStack() as stack:  # close all of them, even if one fails on a full disk
-            for file in (*self.shards, *self._relations.values()):
-                stack.callback(file.close)
+            for close in (*(s.close for s in self.shards), *(r.close for r in self._relations.values())):
+                stack.callback(close)
 
     def write(self, side: int, source: int, piece: Piece, tokens: np.ndarray) -> None:
         """Append a piece to the shard of its side."""

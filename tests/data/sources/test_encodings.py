@@ -1,13 +1,8 @@
 """Encodings and formats: a file that is not the text it is read as is named as what it is, with what to do."""
 
-import io
-import tarfile
-import zipfile
-from pathlib import Path
-
 import pytest
 
-from minigpt.data.sources.encodings import TextDecoder, likely_encoding, other_format, other_unicode
+from minigpt.data.sources.encodings import TextDecoder, likely_encoding, other_unicode
 
 FRENCH = "Le café est près de l'hôtel ; il a coûté 3 sous. « C'est très cher », dit-il.\n"
 RUSSIAN = "Мой дядя самых честных правил, когда не в шутку занемог.\n"
@@ -94,56 +89,6 @@ def test_other_text_is_not_taken_for_utf16(content: bytes) -> None:
 def test_a_mark_of_utf8_is_refused_where_another_encoding_is_named() -> None:
     assert other_unicode(b"\xef\xbb\xbftext", "utf-8") is None
     assert "is UTF-8 by its byte-order mark" in str(other_unicode(b"\xef\xbb\xbftext", "cp1252"))
-
-
-def zipped(*names: str) -> bytes:
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as file:
-        for name in names:
-            first, _, text = name.partition("=")
-            file.writestr(first, text or "text")
-    return content.getvalue()
-
-
-def tarred() -> bytes:
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w") as file:
-        file.addfile(tarfile.TarInfo("a.txt"))
-    return content.getvalue()
-
-
-FORMATS = {
-    "paper.pdf": (b"%PDF-1.7\n", "a PDF document: convert it with `pdftotext paper.pdf paper.txt`"),
-    "named.txt": (b"%PDF-1.7\n", "a PDF document: convert it with `pdftotext named.txt named.plain.txt`"),
-    "my novel.docx": (
-        zipped("[Content_Types].xml", "word/document.xml"),
-        "a Word document: convert it with `pandoc -t plain 'my novel.docx' -o 'my novel.txt'`",
-    ),
-    "a.epub": (zipped("mimetype=application/epub+zip"), "an EPUB book: convert it with `pandoc"),
-    "a.odt": (zipped("mimetype=application/vnd.oasis.opendocument.text"), "an OpenDocument text: "),
-    "a.xlsx": (zipped("[Content_Types].xml", "xl/workbook.xml"), "an Excel table: save it as CSV"),
-    "a.zip": (zipped("a.txt"), "a zip archive: unpack it and name the folder"),
-    "no ending": (zipped("a.txt"), "a zip archive"),
-    "a.tar.gz": (tarred(), "a tar archive: unpack it"),
-    "a.7z": (b"7z\xbc\xaf\x27\x1c\0\4", "a 7z archive"),
-    "a.rar": (b"Rar!\x1a\x07\x01", "a RAR archive"),
-    "a.rtf": (b"{\\rtf1\\ansi text}", "an RTF document"),
-    "a.doc": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Office document"),
-    "broken.docx": (b"\xff\xd8 no zip", "a Word document"),
-    "a.log": (b"\x1f\x8b\x08\0", "compressed (.gz): rename it to end in .gz"),
-    "b.parquet": (b"version https://git-lfs.github.com/spec/v1\n", "fetch the file with `git lfs pull`"),
-}
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_a_document_or_an_archive_is_named_with_what_to_do(name: str) -> None:
-    content, expected = FORMATS[name]
-    assert expected in str(other_format(content, Path(name)))
-
-
-@pytest.mark.parametrize("name", ["a.txt", "book.zip.txt", "notes.docx", "a.pdf"])
-def test_text_is_text_whatever_its_name(name: str) -> None:
-    assert other_format(b"PK is not a magic word\n", Path(name)) is None
 
 
 @pytest.mark.parametrize("encoding", ["shift_jis", "gb18030", "utf-16", "utf-16-le", "utf-7", "cp1253", "iso2022_jp"])

@@ -14,7 +14,8 @@ from pathlib import Path
 from minigpt.data.sources.encodings import is_wide
 from minigpt.data.sources.formats import other_format
 from minigpt.data.sources.layouts import chosen_split, saved_files, snapshot
-from minigpt.data.sources.walk import each_once, files_under, matches, unreadable
+from minigpt.data.sources.messages import unreadable
+from minigpt.data.sources.walk import each_once, files_under, matches
 from minigpt.data.synthetic.texts import SYNTHETIC
 from minigpt.errors import UserError
 from minigpt.files import reason
@@ -265,12 +266,8 @@ def _compressed(path: Path) -> bool:
 
 def _describes(path: Path) -> bool:
     """Whether a file is metadata of the data beside it, as `datasets` and the hub write it."""
-    return path.stem.upper() in {"README", "LICENSE"} or path.name in {
-        "dataset_info.json",
-        "dataset_infos.json",
-        "dataset_dict.json",
-        "state.json",
-    }
+    written = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+    return path.stem.upper() in {"README", "LICENSE"} or path.name in written
 
 
 def _is_text(path: Path) -> bool:

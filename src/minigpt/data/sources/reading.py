@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,9 +35,8 @@ def read(source: Source, config: DataConfig) -> Iterator[Piece]:
     """
     if source.synthetic is not None:
         n_documents = config.max_documents or SYNTHETIC_DOCUMENTS
-        documents = SYNTHETIC[source.synthetic](source.seed)
-        for (text, relations), _ in zip(documents, range(n_documents), strict=False):
-            yield Piece(text, True, relations)
+        for example in islice(SYNTHETIC[source.synthetic](source.seed), n_documents):
+            yield Piece(example[0], True, example[1])
         return
     begins = True
     for text, ends in chain.from_iterable(read_rows(file, config) for file in source.files):

@@ -17,10 +17,10 @@ from itertools import chain, islice
 from minigpt.config import DataConfig
 from minigpt.data.sources.chunking import cut_up
 from minigpt.data.sources.encodings import HEAD, TextDecoder
+from minigpt.data.sources.messages import unreadable
 from minigpt.data.sources.names import File
 from minigpt.data.sources.scan import chunks, not_in_encoding, what_else
 from minigpt.data.sources.tables import LONGEST_ROW, require_column, table_rows
-from minigpt.data.sources.walk import unreadable
 from minigpt.errors import UserError
 from minigpt.files import listed
 

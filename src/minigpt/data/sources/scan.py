@@ -18,8 +18,8 @@ import zstandard
 
 from minigpt.data.sources.encodings import HEAD, TextDecoder, likely_encoding, other_unicode
 from minigpt.data.sources.formats import lfs, other_format
+from minigpt.data.sources.messages import unreadable
 from minigpt.data.sources.names import PLAIN_TEXT, File
-from minigpt.data.sources.walk import unreadable
 from minigpt.errors import UserError
 from minigpt.files import write_text
 

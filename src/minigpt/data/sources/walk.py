@@ -7,8 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from minigpt.errors import UserError
-from minigpt.files import reason
+from minigpt.data.sources.messages import unreadable
 
 
 def files_under(top: Path) -> list[Path]:
@@ -59,11 +58,6 @@ def identify(path: Path) -> object:
         raise unreadable(path, error) from None
     # A file system without inodes reports 0.
     return (stat.st_dev, stat.st_ino) if stat.st_ino else path.resolve()
-
-
-def unreadable(path: Path, error: OSError) -> UserError:
-    """The error for a file or folder that cannot be read."""
-    return UserError(f"data.source: {path}: {reason(error)}")
 
 
 def _walk(top: Path) -> Iterator[tuple[Path, list[Path]]]:
