@@ -1,17 +1,9 @@
-"""Write with a trained model: `python sample.py runs/demo --prompt "def " --max_new_tokens 200 --num_samples 3`."""
+"""Write with a trained model, as `minigpt sample`: `python sample.py runs/demo --prompt "def "`."""
 
 import sys
-from pathlib import Path
 
-try:
-    from minigpt.cli import parsing
-    from minigpt.cli.commands import sample as main
-except ModuleNotFoundError as error:
-    sys.path.append(str(Path(__file__).resolve().parent / "src"))  # minigpt itself may be what is missing
-    from minigpt.environment import refuse_missing
-
-    refuse_missing(error)
-
+sys.path.append(__file__.removesuffix("sample.py") + "src")  # where minigpt is not installed
+from minigpt.__main__ import main
 
 if __name__ == "__main__":
-    parsing.run(main, outlives_reader=False)
+    main("sample")

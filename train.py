@@ -1,17 +1,9 @@
-"""Train a GPT: `python train.py --config configs/demo.yaml --model.n_layer 6`."""
+"""Train a GPT, as `minigpt train`: `python train.py demo --model.n_layer 6`."""
 
 import sys
-from pathlib import Path
 
-try:
-    from minigpt.cli import parsing
-    from minigpt.cli.commands import train as main
-except ModuleNotFoundError as error:
-    sys.path.append(str(Path(__file__).resolve().parent / "src"))  # minigpt itself may be what is missing
-    from minigpt.environment import refuse_missing
-
-    refuse_missing(error)
-
+sys.path.append(__file__.removesuffix("train.py") + "src")  # where minigpt is not installed
+from minigpt.__main__ import main
 
 if __name__ == "__main__":
-    parsing.run(main)
+    main("train")

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from harness import Block, Spread, Table, ratios
 from torch import Tensor
 
-from minigpt.cli import parsing
+from minigpt.cli import program
 from minigpt.errors import UserError
 from minigpt.model.variants import kernels, linear_attention
 from minigpt.model.variants import similarities as sim
@@ -287,4 +287,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    parsing.run(main)
+    program.run(main)

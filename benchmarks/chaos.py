@@ -16,7 +16,7 @@ from harness import RESULTS, Parser, Table, machine
 from scripts import ready_python
 from small_runs import small_settings, small_text
 
-from minigpt.cli import parsing
+from minigpt.cli import program
 from minigpt.files import write_text
 from minigpt.lab.prove_resume import Proof, prove
 from minigpt.lab.whereabouts import PHASES
@@ -123,4 +123,4 @@ def merged(one: Any, other: Any) -> Any:
 
 
 if __name__ == "__main__":
-    parsing.run(main)
+    program.run(main)

@@ -34,7 +34,7 @@ from attention import resident
 from harness import Block, Spread, Table, cpu_seconds, ratios
 from torch.utils.data import DataLoader
 
-from minigpt.cli import parsing
+from minigpt.cli import parsing, program
 from minigpt.config import Config, DataConfig
 from minigpt.data.batches import TrainBatches, train_batches
 from minigpt.data.prepare import prepare as prepare_text
@@ -401,4 +401,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    parsing.run(main)
+    program.run(main)

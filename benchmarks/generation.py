@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from harness import Block, Contender, Spread, Table, Turn, ratios, turns
 from torch import Tensor
 
-from minigpt.cli import parsing
+from minigpt.cli import parsing, program
 from minigpt.config import Config, GenerationConfig, GPTConfig
 from minigpt.data.batches import IGNORED, ValBatches
 from minigpt.data.open import open_data
@@ -298,4 +298,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    parsing.run(main)
+    program.run(main)

@@ -18,7 +18,7 @@ import harness
 import lightning as L
 from harness import Block, Spread, Table
 
-from minigpt.cli import parsing
+from minigpt.cli import parsing, program
 from minigpt.training import run as training
 from minigpt.training.callbacks import AttentionMaps
 
@@ -93,4 +93,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    parsing.run(main)
+    program.run(main)

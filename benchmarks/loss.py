@@ -22,7 +22,7 @@ from attention import resident
 from harness import Block, Spread, Table, ratios
 from torch import Tensor
 
-from minigpt.cli import parsing
+from minigpt.cli import program
 from minigpt.errors import UserError
 from minigpt.training import loss
 
@@ -137,4 +137,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    parsing.run(main)
+    program.run(main)

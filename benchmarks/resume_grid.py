@@ -28,7 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny models lose 
 
 from small_runs import small_settings, train_and_die
 
-from minigpt.cli import parsing
+from minigpt.cli import program
 from minigpt.errors import UserError
 from minigpt.files import write_text
 from minigpt.runs.folder import RunFolder
@@ -161,4 +161,4 @@ def config_of(cell: Cell, folder: Path) -> Any:
 
 
 if __name__ == "__main__":
-    parsing.run(main)
+    program.run(main)

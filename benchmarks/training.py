@@ -24,7 +24,7 @@ from contenders import CHARS, ENDLESS, ROOT, SIDE, characters, like, ours, parse
 from harness import Block, Contender, Spread, Table, ratios, turns
 from time_to_loss import BOUNDS, loss
 
-from minigpt.cli import parsing
+from minigpt.cli import program
 from minigpt.config import GPTConfig
 from minigpt.errors import UserError
 
@@ -233,4 +233,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    parsing.run(main)
+    program.run(main)

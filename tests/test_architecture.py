@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "command_line": set(),
     "cli": FILES,
     "training": MODELS | {"command_line", "generation", "inspection", "pages"},
-    "lab": MODELS | {"command_line", "generation", "inspection", "pages", "cli", "training"},
+    "lab": MODELS | {"command_line", "generation", "inspection", "pages", "training"},
     "__main__": {"cli", "environment"},
 }
 """The parts of minigpt that each part may import, besides itself."""

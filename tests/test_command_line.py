@@ -13,6 +13,7 @@ from minigpt.cli import parsing
 from minigpt.cli.commands import COMMANDS
 from minigpt.cli.main import dispatch
 from minigpt.command_line import command, tool
+from minigpt.config import SampleConfig
 from minigpt.errors import UserError
 
 
@@ -71,7 +72,7 @@ def test_any_name_of_a_run_is_understood_as_it_was_meant(
     assert config.seed == 5
     assert resume is not None
     assert resume.absolute() == tmp_path / name
-    run = parsing.parse_sampling(shlex.split(command("sample", Path(name)))[4:]).run
+    run = parsing.parse_options(shlex.split(command("sample", Path(name)))[4:], SampleConfig).run
     assert Path(run).absolute() == tmp_path / name
 
 

@@ -48,7 +48,7 @@ CONFIG = [
     on("train --config long.txt", "long.txt: a recipe is a mapping such as 'model: {n_layer: 6}'"),
     on("train --config nowhere.yaml", "--config nowhere.yaml: no such file or directory"),
     on("train --config tiyn.yaml", "--config tiyn.yaml", "did you mean configs/tiny.yaml?"),
-    on("train configs/tiny.yaml", "cannot place the argument 'configs/tiny.yaml'", "--name value"),
+    on("train --seed 3 configs/tiny.yaml", "cannot place the argument 'configs/tiny.yaml'", "--name value"),
     on("train --resume nowhere", "--resume nowhere: there is no nowhere/config.yaml", "such as runs/demo"),
     on("train --resume runs/tiny/model.safetensors", "name the folder of a run"),
     on("doctor --model.n_layr 3", "did you mean --model.n_layer?"),

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from minigpt.cli import parsing
+from minigpt.cli import program
 from minigpt.signals import SIGNALS, deferred, exit_by_signal, handled_by, not_to_children
 
 
@@ -24,7 +24,7 @@ def test_any_program_ends_with_the_code_of_the_signal_that_stopped_it(number: in
 
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stopped:
-        parsing.run(main)
+        program.run(main)
     assert stopped.value.code == 128 + number
     assert cleaned_up
     assert signal.getsignal(number) == before

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from scripts import ROOT, run_script
 
-from minigpt.cli import parsing
+from minigpt.cli import parsing, program
 from minigpt.config import Config, GenerationConfig, SampleConfig
 from minigpt.environment import _advice
 from minigpt.errors import UserError
@@ -28,7 +28,11 @@ TRAINING_MISTAKES: list[tuple[list[str], list[str]]] = [
     (["--zzzzzzzz", "3"], ["unknown option --zzzzzzzz", "--help lists all"]),
     (["-x"], ["unknown option -x"]),
     (["--print_cofig"], ["unknown option --print_cofig", "did you mean --print_config?"]),
-    (["configs/tiny.yaml"], ["cannot place the argument 'configs/tiny.yaml'"]),
+    (["--seed", "3", "configs/tiny.yaml"], ["cannot place the argument 'configs/tiny.yaml'"]),
+    (["tiyn"], ["tiyn: no such file", "did you mean tiny?"]),
+    (["nowhere"], ["nowhere: no such file", "there are demo, "]),
+    (["tiny", "nowhere"], ["nowhere: no such file"]),
+    ([""], ["needs the name of a recipe"]),
     (["--model.n_layer", "3", "4"], ["cannot place the argument '4'"]),
     (["--model.n_layer"], ["--model.n_layer needs a value"]),
     (["--config"], ["--config needs a value"]),
@@ -86,11 +90,11 @@ TRAINING_MISTAKES: list[tuple[list[str], list[str]]] = [
     (["--optimizer.learning_rate=-inf"], ["optimizer.learning_rate=-inf", "must be a finite number"]),
     (["--resume", "nowhere"], ["--resume nowhere", "nowhere/config.yaml", "runs/demo"]),
     (["--resume="], ["--resume is empty"]),
-    (["--config", "nowhere"], ["--config nowhere: no such file", "there are ", "configs/tiny.yaml"]),
+    (["--config", "nowhere"], ["--config nowhere: no such file", "there are demo, ", "tiny"]),
     (["--config", "configs/tyny.yaml"], ["--config configs/tyny.yaml", "did you mean configs/tiny.yaml?"]),
     (["--config", "hopfield.yaml"], ["did you mean configs/attention/hopfield.yaml?"]),
     (["--config", "configs"], ["--config configs: is a directory"]),
-    (["--config", ""], ["--config", "needs the name of a file"]),
+    (["--config", ""], ["--config", "needs the name of a recipe or file"]),
     (["--config=two\nlines.yaml"], ["two lines.yaml: no such file"]),
     (["--config", "configs/tiny.yaml", "--config", "nowhere.yaml"], ["--config nowhere.yaml: no such file"]),
     (["--name", "caf\udce9"], ["is not UTF-8 text"]),  # what Python makes of a byte that is not UTF-8
@@ -141,10 +145,10 @@ YAML_MISTAKES: dict[str, tuple[bytes, list[str]]] = {
     "nan": (b"model:\n  dropout: .nan\n", ["model.dropout=nan", "must be a finite number"]),
     "inf": (b"optimizer:\n  learning_rate: .inf\n", ["optimizer.learning_rate=inf", "must be a finite number"]),
     "twice": (b"seed: 1\nname: a\nseed: 2\n", [":3: seed was given already in line 1"]),
-    "not_a_word": (b"? [1, 2]\n: 3\n", [":1: a setting's name is one word"]),
+    "not_a_word": (b"? [1, 2]\n: 3\n", [":1: not valid YAML: found unhashable key"]),
     "resume": (b"resume: runs/demo\n", [":1: resume belongs on the command line, as --resume"]),
     "config": (b"config: configs/tiny.yaml\n", [":1: config belongs on the command line"]),
-    "tag": (b"seed: !!python/object:os.system 1\n", [":1: seed has the YAML tag", "python/object"]),
+    "tag": (b"seed: !!python/object:os.system 1\n", [":1: not valid YAML", "constructor for the tag", "python/object"]),
     "alias": (b"seed: *other\n", [":1: not valid YAML", "other"]),
     "tab": (b"model:\n\tn_layer: 3\n", [":2: not valid YAML"]),
     "unclosed": (b"model: {n_layer: 3\n", [":2: not valid YAML"]),
@@ -192,7 +196,7 @@ def test_a_mistake_in_the_words_of_train_py_is_one_line_that_names_it(argv: list
 @pytest.mark.usefixtures("in_checkout")
 @pytest.mark.parametrize(("argv", "expected"), SAMPLING_MISTAKES, ids=[ascii(argv) for argv, _ in SAMPLING_MISTAKES])
 def test_a_mistake_in_the_words_of_sample_py_is_one_line_that_names_it(argv: list[str], expected: list[str]) -> None:
-    check(message_of(parsing.parse_sampling, argv), expected)
+    check(message_of(lambda given: parsing.parse_options(given, SampleConfig), argv), expected)
 
 
 @pytest.mark.parametrize(("content", "expected"), YAML_MISTAKES.values(), ids=YAML_MISTAKES.keys())
@@ -265,18 +269,18 @@ def test_settings_of_any_kind_are_understood() -> None:
     "prompt", ["", " ", "\n", "5", "null", "true", "[1", "a: b", "{x", "# no comment", "'quoted'", "é🙂", "1e3", "*a"]
 )
 def test_a_prompt_is_taken_letter_by_letter(prompt: str) -> None:
-    assert parsing.parse_sampling(["runs/x", "--prompt", prompt]) == SampleConfig("runs/x", prompt=prompt)
+    assert parsing.parse_options(["runs/x", "--prompt", prompt], SampleConfig) == SampleConfig("runs/x", prompt=prompt)
 
 
 @pytest.mark.parametrize(
     ("text", "stops"), [("END", ["END"]), ("5", ["5"]), ("null", ["null"]), ("[a, '\\n']", ["a", "\\n"])]
 )
 def test_a_stop_text_is_given_alone_or_in_a_list(text: str, stops: list[str]) -> None:
-    assert parsing.parse_sampling(["r", "--stop", text]).stops == stops
+    assert parsing.parse_options(["r", "--stop", text], SampleConfig).stops == stops
 
 
 def test_a_prompt_may_begin_with_a_dash() -> None:
-    assert parsing.parse_sampling(["r", "--prompt=--x"]).prompt == "--x"
+    assert parsing.parse_options(["r", "--prompt=--x"], SampleConfig).prompt == "--x"
 
 
 @pytest.mark.parametrize("script", ["train.py", "sample.py"])
@@ -288,7 +292,7 @@ def test_a_python_without_the_packages_is_told_what_to_do(script: str, folder: P
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
-    assert "has no package 'minigpt': " in line
+    assert "has no package 'jsonargparse': " in line
     assert ".venv/bin/activate" in line or "make demo" in line
 
 
@@ -307,11 +311,11 @@ def test_a_package_that_minigpt_misses_is_one_line_and_what_others_miss_is_raise
         import tqdm  # noqa: F401
 
     with pytest.raises(SystemExit) as end:
-        parsing.run(ours)
+        program.run(ours)
     assert end.value.code == 2
     assert "has no package 'tqdm': " in capsys.readouterr().err
     with pytest.raises(ModuleNotFoundError):
-        parsing.run(theirs)
+        program.run(theirs)
 
 
 @pytest.mark.parametrize(
@@ -340,7 +344,7 @@ def test_the_options_of_sample_py_reach_its_config() -> None:
     argv = ["r", "--max_new_tokens", "5", "--temperature", "0", "--top_k", "null"]
     argv += ["--num_samples", "2", "--seed", "3", "--device", "cuda:1"]
     expected = SampleConfig("r", max_new_tokens=5, temperature=0.0, top_k=None, num_samples=2, seed=3, device="cuda:1")
-    assert parsing.parse_sampling(argv) == expected
+    assert parsing.parse_options(argv, SampleConfig) == expected
 
 
 def test_settings_of_a_prompt_line_and_of_json_are_understood_alike() -> None:
@@ -386,10 +390,10 @@ def test_a_path_that_reads_as_a_list_is_a_path_where_it_is_there(
 
 
 def test_closed_standard_streams_are_empty_ones() -> None:
-    program = "import sys\nfrom minigpt.cli import parsing\n"
-    program += "parsing.run(lambda argv: [print(sys.stdin.read()), print(parsing.read_text('-', ''), file=sys.stderr)])"
+    script = "import sys\nfrom minigpt.cli import commands, program\n"
+    script += "program.run(lambda argv: [print(sys.stdin.read()), print(commands.read_text('-', ''), file=sys.stderr)])"
     for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
-        command = ["sh", "-c", f'"$0" -c "$1" {closed}', sys.executable, program]
+        command = ["sh", "-c", f'"$0" -c "$1" {closed}', sys.executable, script]
         result = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, check=False)
         assert result.returncode == 0
 
@@ -410,7 +414,7 @@ def test_a_program_ends_with_the_code_of_what_happened(
             raise raised
 
     with pytest.raises(SystemExit) as caught:
-        parsing.run(main)
+        program.run(main)
     assert caught.value.code == code
     assert capsys.readouterr() == ("", err)
 
@@ -420,7 +424,7 @@ def test_a_bug_of_ours_is_not_hidden() -> None:
         raise ZeroDivisionError("a bug")
 
     with pytest.raises(ZeroDivisionError):
-        parsing.run(main)
+        program.run(main)
 
 
 @pytest.mark.parametrize(
@@ -443,10 +447,10 @@ def test_a_mistake_ends_a_script_with_code_2_and_one_line_on_stderr(command: lis
 
 
 def test_a_mistake_is_answered_before_torch_or_lightning_is_loaded() -> None:
-    for script, arguments in (("train", "--model.n_layr"), ("sample", "--tempratur")):
-        program = f"import sys, {script}\ntry: {script}.main(['r', '{arguments}', '3'])\n"
-        program += "except ValueError: print(*{name.split('.')[0] for name in sys.modules})"
-        loaded = run_script("-c", program, cold=True).stdout.split()
+    for command in (["train", "tiny", "--model.n_layr"], ["sample", "r", "--tempratur"]):
+        script = f"import sys, {command[0]}\nfrom minigpt.cli.main import dispatch\ntry: dispatch({[*command, '3']})\n"
+        script += "except ValueError: print(*{name.split('.')[0] for name in sys.modules})"
+        loaded = run_script("-c", script, cold=True).stdout.split()
         assert "jsonargparse" in loaded
         assert not {"torch", "lightning", "numpy", "wandb", "datasets"} & set(loaded)
 
@@ -483,10 +487,10 @@ def test_help_explains_the_settings_and_is_no_mistake(script: str, words: str) -
 
 @pytest.mark.parametrize("outlives_reader", [False, True])
 def test_a_program_whose_reader_has_gone_ends_quietly_or_does_its_work(outlives_reader: bool) -> None:
-    program = "import sys\nfrom minigpt.cli import parsing\n"
-    program += "work = lambda argv: [*(print('x' * 1000) for _ in range(1000)), print('done', file=sys.stderr)]\n"
-    program += f"parsing.run(work, outlives_reader={outlives_reader})"
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    script = "import sys\nfrom minigpt.cli import program\n"
+    script += "work = lambda argv: [*(print('x' * 1000) for _ in range(1000)), print('done', file=sys.stderr)]\n"
+    script += f"program.run(work, outlives_reader={outlives_reader})"
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.readline()
@@ -512,7 +516,7 @@ def test_the_exit_code_is_right_without_a_reader_too(
 
         monkeypatch.setattr(sys, "stdout", stdout)
         with pytest.raises(SystemExit) as ended:
-            parsing.run(main, outlives_reader=False)
+            program.run(main, outlives_reader=False)
         assert ended.value.code == code
         monkeypatch.undo()
 
@@ -522,15 +526,16 @@ def test_a_broken_pipe_that_is_not_the_readers_is_not_hidden() -> None:
         raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):
-        parsing.run(main)
+        program.run(main)
 
 
-@pytest.mark.parametrize("script", ["train.py", "sample.py"])
-def test_importing_a_script_does_nothing(script: str) -> None:
-    """Nothing but imports, functions and the guard stands at the top of a script."""
-    body = ast.parse((ROOT / script).read_text()).body[1:]
-    allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef)
-    tried = [each for node in body if isinstance(node, ast.Try) for each in node.body]  # where a package may be missing
-    assert all(isinstance(node, (*allowed, ast.Try)) for node in body[:-1])
-    assert all(isinstance(node, ast.ImportFrom) for node in tried)
-    assert ast.unparse(body[-1]).startswith("if __name__ == '__main__':")
+@pytest.mark.parametrize("script", ["train", "sample"])
+def test_a_script_finds_the_package_beside_it_and_runs_the_command_of_its_name(script: str) -> None:
+    """Nothing but this stands there, so importing a script, as a worker process does, does nothing else."""
+    _, *body = ast.parse((ROOT / f"{script}.py").read_text()).body
+    assert [ast.unparse(node) for node in body] == [
+        "import sys",
+        f"sys.path.append(__file__.removesuffix('{script}.py') + 'src')",
+        "from minigpt.__main__ import main",
+        f"if __name__ == '__main__':\n    main('{script}')",
+    ]

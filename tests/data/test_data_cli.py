@@ -12,7 +12,7 @@ import pytest
 from scripts import ROOT, run_script
 
 from minigpt.cli.main import dispatch
-from minigpt.cli.parsing import parse_data
+from minigpt.cli.parsing import parse_training
 from minigpt.errors import UserError
 
 
@@ -82,7 +82,7 @@ def test_a_wrong_command_line_is_explained(arguments: list[str], expected: str) 
 
 def test_settings_and_recipes_are_those_of_training() -> None:
     recipe = ["--config", "configs/tiny.yaml", "--data.mode", "examples", "--seed", "7"]
-    config = parse_data(recipe, "minigpt peek", "what")
+    config = parse_training(recipe)[0]
     assert (config.data.mode, config.seed, config.model.context_length) == ("examples", 7, 64)
 
 

@@ -15,10 +15,11 @@ import yaml
 from scripts import run_script
 from small_runs import small_text
 
+from minigpt.cli.commands import load_recipes
 from minigpt.cli.main import dispatch
 from minigpt.config import CompareConfig
 from minigpt.errors import UserError
-from minigpt.lab.compare import Result, Row, draw, format_table, load_recipes, make_rows
+from minigpt.lab.compare import Result, Row, by_name, draw, format_table, make_rows
 from minigpt.runs.folder import RunFolder
 from minigpt.training.run import train
 
@@ -80,7 +81,8 @@ def test_recipes_are_trained_once_and_again_only_when_they_change(tmp_path: Path
         with (tmp_path / row["folder"] / "metrics.csv").open() as file:
             assert list(csv.DictReader(file))[-1]["val/loss"] == row["val_loss"]
         assert int(row["peak_memory_bytes"]) > 100e6
-    alone = train(dataclasses.replace(load_recipes(CompareConfig([first]))["first"], seed=5, runs_dir=str(tmp_path)))
+    config = by_name(load_recipes(CompareConfig([first])))["first"]
+    alone = train(dataclasses.replace(config, seed=5, runs_dir=str(tmp_path)))
     with alone.metrics.open() as file:
         loss = float(list(csv.DictReader(file))[-1]["val/loss"])
     assert [float(row["val_loss"]) for row in rows if row["recipe"] == "first"] == pytest.approx([loss], rel=1e-5)
@@ -108,19 +110,19 @@ def test_recipes_are_trained_once_and_again_only_when_they_change(tmp_path: Path
 def test_what_would_be_no_comparison_is_refused(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
     paths = [recipe(tmp_path, "first"), recipe(tmp_path, "second", **changes)]
     with pytest.raises(UserError, match=expected):
-        load_recipes(CompareConfig(paths))
+        by_name(load_recipes(CompareConfig(paths)))
 
 
 def test_a_number_of_steps_for_all_makes_budgets_equal(tmp_path: Path) -> None:
     paths = [recipe(tmp_path, "first"), recipe(tmp_path, "second", trainer={"max_time": "00:00:01:00"})]
-    recipes = load_recipes(CompareConfig(paths, max_steps=7))
+    recipes = by_name(load_recipes(CompareConfig(paths, max_steps=7)))
     assert {(c.trainer.max_steps, c.trainer.max_time) for c in recipes.values()} == {(7, None)}
 
 
 def test_two_recipes_of_one_name_are_refused(tmp_path: Path) -> None:
     path = recipe(tmp_path, "first")
     with pytest.raises(UserError, match="name=first is another recipe"):
-        load_recipes(CompareConfig([path, path]))
+        by_name(load_recipes(CompareConfig([path, path])))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 import yaml
 from small_runs import small_settings
 
-from minigpt.cli.parsing import parse_sampling
+from minigpt.cli.parsing import parse_options
 from minigpt.command_line import command
 from minigpt.config import Config, SampleConfig
 from minigpt.data.open import open_data
@@ -240,7 +240,7 @@ def test_prompts_that_the_user_leaves_out_are_beginnings_of_the_val_text_and_sta
 def test_the_printed_prompt_is_what_a_shell_hands_to_sample_py(prompt: str, tmp_path: Path) -> None:
     config = small_settings(tmp_path, sampling={"prompts": [prompt]})
     line = command("sample", "runs/x", *_prompt_arguments(config)).partition("sample")[2].removeprefix(".py")
-    assert parse_sampling(shlex.split(line)) == SampleConfig("runs/x", prompt=prompt)
+    assert parse_options(shlex.split(line), SampleConfig) == SampleConfig("runs/x", prompt=prompt)
 
 
 @pytest.mark.parametrize("prompts", [[], [""], ["\n"], ["\x1b[2J"]])

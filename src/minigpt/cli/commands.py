@@ -1,53 +1,39 @@
-"""The commands of `minigpt`. Each parses its arguments before it imports anything heavy."""
+"""The commands of `minigpt`. Each gets its parsed arguments, and imports what is heavy itself."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from jsonargparse import ArgumentParser
+
 from minigpt.cli import parsing
-from minigpt.config import Config
-from minigpt.files import shown
+from minigpt.cli.recipes import find_recipe
+from minigpt.config import CompareConfig, Config, InspectConfig, ProofConfig, ReportConfig, SampleConfig
+from minigpt.errors import UserError
+from minigpt.files import reason, shown
 
 if TYPE_CHECKING:  # loads numpy
     from minigpt.data.shards import PreparedData
 
 
-def train(arguments: list[str], program: str = "train.py") -> None:
-    """Parse the command line, then train.
-
-    Args:
-        arguments: of the command line.
-        program: name to show in --help.
-
-    Raises:
-        UserError: invalid arguments, or a run that cannot start.
-    """
-    config, resume = parsing.parse_training(arguments, program)
-
+def train(config: Config, resume: Path | None) -> None:
+    """Train."""
     from minigpt.training.run import train
 
     train(config, resume)
 
 
-def sample(arguments: list[str], program: str = "sample.py") -> None:
-    """Parse the command line, load the model and generate in the chosen mode. Lightning is not imported.
-
-    Args:
-        arguments: of the command line.
-        program: name to show in --help.
-
-    Raises:
-        UserError: invalid arguments, or a model that cannot be loaded.
-    """
-    config = parsing.parse_sampling(arguments, program)
+def sample(config: SampleConfig) -> None:
+    """Load the model and generate in the chosen mode. Lightning is not imported."""
     if config.prompts is not None:
         from minigpt.generation.modes.texts_file import run
 
-        run(config, parsing.read_text(config.prompts, "--prompts"), parsing.change)
+        run(config, read_text(config.prompts, "--prompts"), parsing.change)
         return
-    prompt = config.prompt if config.prompt_file is None else parsing.read_text(config.prompt_file, "--prompt_file")
+    prompt = config.prompt if config.prompt_file is None else read_text(config.prompt_file, "--prompt_file")
 
     from minigpt.files import note, require_page, write_text
     from minigpt.generation.generator import Writer
@@ -87,74 +73,86 @@ def sample(arguments: list[str], program: str = "sample.py") -> None:
         write(load(config.run), prompt, config)
 
 
-def inspect(arguments: list[str], program: str) -> None:
-    """Parse, capture attention, write the page, print the tables."""
-    config = parsing.parse_inspecting(arguments, program)
-    text = config.text if config.file is None else parsing.read_text(config.file, "--file")
+def read_text(name: str, option: str) -> str:
+    """Read a whole UTF-8 file, or standard input ('-').
+
+    Raises:
+        UserError: it cannot be read, naming the option and the file.
+    """
+    try:
+        return (sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()).decode("utf-8")
+    except OSError as error:
+        raise UserError(f"{option} {name}: {reason(error)}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{option} {name}: not UTF-8 text (byte {error.start})") from None
+
+
+def inspect(config: InspectConfig) -> None:
+    """Capture attention, write the page, print the tables."""
+    text = config.text if config.file is None else read_text(config.file, "--file")
 
     from minigpt.pages.model_report import write_inspection
 
     print(shown(write_inspection(config, text)))
 
 
-def report(arguments: list[str], program: str) -> None:
-    """Parse, and write what a run left into one HTML file. Neither torch nor Lightning is imported."""
-    config = parsing.parse_reporting(arguments, program)
-
+def report(config: ReportConfig) -> None:
+    """Write what a run left into one HTML file. Neither torch nor Lightning is imported."""
     from minigpt.pages.report import report_run
 
     print(shown(report_run(config)))
 
 
-def prepare(arguments: list[str], program: str) -> None:
-    """Parse, tokenise the text, and print its size and folder."""
-    _, data = _prepared(arguments, program, COMMANDS["prepare"].what)
+def prepare(config: Config) -> None:
+    """Tokenise the text, and print its size and folder."""
+    data = _prepared(config)
     print(shown(f"train  {data.train}\nval    {data.val}\n-> {data.folder}"))
 
 
-def peek(arguments: list[str], program: str) -> None:
-    """Parse, tokenise the text, and print what is in it."""
-    config, data = _prepared(arguments, program, COMMANDS["peek"].what)
+def peek(config: Config) -> None:
+    """Tokenise the text, and print what is in it."""
+    data = _prepared(config)
 
     from minigpt.data.peek import peek as describe  # loads torch
 
     print(shown(describe(data, config)))
 
 
-def _prepared(arguments: list[str], program: str, what: str) -> tuple[Config, PreparedData]:
-    config = parsing.parse_data(arguments, program, what)
-
+def _prepared(config: Config) -> PreparedData:
     from minigpt.data.open import open_data
     from minigpt.data.sources.stdin import keep_stdin
 
     data = open_data(keep_stdin(config.data))
     if config.data.streaming:
         print("the beginning of the stream:")
-    return config, data
+    return data
 
 
-def compare(arguments: list[str], program: str) -> None:
-    """Parse, train what is not trained yet, print the table."""
-    config = parsing.parse_comparing(arguments, program)
+def compare(config: CompareConfig) -> None:
+    """Train what is not trained yet, print the table."""
+    recipes = load_recipes(config)
 
     from minigpt.lab.compare import compare_recipes
 
-    compare_recipes(config)
+    compare_recipes(config, recipes)
 
 
-def doctor(arguments: list[str], program: str) -> None:
-    """Parse, and print what this machine can do and what a run would need; exit code 2 where it would fail."""
-    config, resume = parsing.parse_training(arguments, program, COMMANDS["doctor"].what)
+def load_recipes(config: CompareConfig) -> list[tuple[str, Config]]:
+    """The recipes' files and configs."""
+    budget = [f"--trainer.max_steps={config.max_steps}", "--trainer.max_time=null"] if config.max_steps else []
+    files = [str(find_recipe(recipe)) for recipe in config.recipes]
+    return [(file, parsing.parse_training([f"--config={file}", *budget])[0]) for file in files]
 
+
+def doctor(config: Config, resume: Path | None) -> None:
+    """Print what this machine can do and what a run would need; exit code 2 where it would fail."""
     from minigpt.lab.doctor import diagnose
 
     diagnose(config, resume)
 
 
-def prove_resume(arguments: list[str], program: str) -> None:
-    """Parse, train, kill, resume, compare; exit code 1 where the resumed run differs."""
-    config, asked = parsing.parse_proof(arguments, program)
-
+def prove_resume(config: Config, asked: ProofConfig) -> None:
+    """Train, kill, resume, compare; exit code 1 where the resumed run differs."""
     from minigpt.lab.prove_resume import prove_and_print
 
     prove_and_print(config, asked)
@@ -163,19 +161,52 @@ def prove_resume(arguments: list[str], program: str) -> None:
 class Command(NamedTuple):
     """A command of `minigpt`."""
 
-    run: Callable[[list[str], str], None]
+    run: Callable[..., None]
     what: str
     """One line of help."""
+    schema: type = Config
+    """The dataclass of its options; Config stands for recipes and the settings of a run."""
+    resumes: bool = False
+    """With Config: takes --resume."""
+    more: type | None = None
+    """With Config: the dataclass of further options."""
+    several: Sequence[str] = ()
+    """With another schema: options that take several words."""
+
+    def parser(self, program: str) -> ArgumentParser:
+        """The parser of its arguments."""
+        if self.schema is Config:
+            return parsing.config_parser(program, self.what, resumes=self.resumes, more=self.more)
+        return parsing.options_parser(self.schema, program, self.what, self.several)
+
+    def __call__(self, arguments: Sequence[str], program: str) -> None:
+        """Parse the arguments, and run.
+
+        Raises:
+            UserError: invalid arguments, or what the command refuses.
+        """
+        if self.schema is not Config:
+            self.run(parsing.parse_options(arguments, self.schema, program, self.what, self.several))
+            return
+        config, asked = parsing.parse_training(arguments, program, self.what, resumes=self.resumes, more=self.more)
+        self.run(config, asked) if self.resumes or self.more else self.run(config)
 
 
 COMMANDS = {
-    "train": Command(train, "Train a GPT on your text."),
-    "sample": Command(sample, "Write text with a trained model."),
-    "inspect": Command(inspect, "Show what the attention of a trained model does."),
-    "report": Command(report, "Make one HTML file of what a run left."),
+    "train": Command(train, "Train a GPT on your text.", resumes=True),
+    "sample": Command(sample, "Write text with a trained model.", SampleConfig),
+    "inspect": Command(inspect, "Show what the attention of a trained model does.", InspectConfig),
+    "report": Command(report, "Make one HTML file of what a run left.", ReportConfig),
     "prepare": Command(prepare, "Tokenise a text into a folder, once; training then starts at once."),
     "peek": Command(peek, "Show what is in a text: how much, which tokens, and what a batch looks like."),
-    "compare": Command(compare, "Train recipes on the same text, seeds and budget, and make one table of them."),
-    "doctor": Command(doctor, "Say what this machine can do, and what a run would need."),
-    "prove-resume": Command(prove_resume, "Kill and resume a run, and compare it with one that was never stopped."),
+    "compare": Command(
+        compare,
+        "Train recipes on the same text, seeds and budget, and make one table of them.",
+        CompareConfig,
+        several=("recipes", "seeds"),
+    ),
+    "doctor": Command(doctor, "Say what this machine can do, and what a run would need.", resumes=True),
+    "prove-resume": Command(
+        prove_resume, "Kill and resume a run, and compare it with one that was never stopped.", more=ProofConfig
+    ),
 }

@@ -1,6 +1,6 @@
-"""Parses command lines and YAML recipes into validated configs; mistakes end with a one-line message and exit code 2.
+"""Parses command lines and YAML recipes into validated configs.
 
-jsonargparse does the parsing; this module turns its errors into one line that names file, key and remedy. It imports
+jsonargparse does the parsing; this module turns its errors into one line that names key, value and remedy. It imports
 nothing heavy, so mistakes are reported at once.
 """
 
@@ -8,126 +8,98 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
-import errno
 import functools
-import os
 import re
-import signal
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import docstring_parser
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from minigpt.cli.streams import drop, outlive_reader
-from minigpt.config import (
-    AUTO,
-    CompareConfig,
-    Config,
-    GenerationConfig,
-    InspectConfig,
-    ProofConfig,
-    ReportConfig,
-    SampleConfig,
-)
+from minigpt.cli.recipes import check_recipe, did_you_mean, find_recipe, recipes
+from minigpt.config import AUTO, Config, GenerationConfig
 from minigpt.config.checks import type_name
-from minigpt.environment import is_ours, refuse_missing
 from minigpt.errors import UserError
-from minigpt.files import reason, refuse_url, shown
-from minigpt.signals import SIGNALS, exit_by_signal, handled_by
+from minigpt.files import refuse_url
 
+T = TypeVar("T")
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
-def run(main: Callable[[list[str]], None], *, outlives_reader: bool = True) -> NoReturn:
-    """Call a program's main with the command line; exit with 0, 2 (a UserError) or 128 + the signal's number.
+def parse_training(
+    argv: Sequence[str],
+    program: str = "minigpt train",
+    what: str = "Train a GPT on your text.",
+    *,
+    resumes: bool = True,
+    more: type | None = None,
+) -> tuple[Config, Any]:
+    """Parse the command line of `minigpt train`, or of a command with the same settings and recipes.
 
     Args:
-        main: the program.
-        outlives_reader: continue after the reader of standard output has closed it (`train.py | head`); False exits
-            quietly with code 0, for programs whose result is their output.
-    """
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed by the caller, as in `sample.py <&-`
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123 (open to the end)
-    for stream in (sys.stdout, sys.stderr):  # an ASCII-only pipe gets other characters as \\u00e9
-        with contextlib.suppress(AttributeError, OSError):  # a replaced stream may lack reconfigure
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    outlive_reader("stderr")
-    if outlives_reader:
-        outlive_reader("stdout")
-    try:
-        with handled_by(exit_by_signal, set(SIGNALS) - {signal.SIGINT}):  # Ctrl-C is Python's KeyboardInterrupt
-            main(sys.argv[1:])
-        sys.stdout.flush()
-    except UserError as error:
-        _flush()
-        print(f"error: {shown(error, sys.stderr)}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        _flush()
-        sys.exit(130)
-    except ModuleNotFoundError as error:
-        if not is_ours(error):
-            raise
-        refuse_missing(error)
-    except BrokenPipeError:
-        if outlives_reader:  # not standard output: another pipe, such as a worker's
-            raise
-        drop(sys.stdout.fileno())  # else Python's flush at exit fails again
-        sys.exit(0)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        drop(sys.stdout.fileno())
-        print(f"error: no space left to write output ({reason(error)}): free some", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(0)
-
-
-def _flush() -> None:
-    """Flush standard output; drop it if its pipe is closed, since a failed flush at exit would change the exit code."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        drop(sys.stdout.fileno())
-
-
-def parse_training(
-    argv: Sequence[str], program: str = "train.py", what: str = "Train a GPT; later arguments override earlier ones."
-) -> tuple[Config, Path | None]:
-    """Parse the command line of `train.py`, or of a program with the same arguments.
+        argv: the arguments: recipes, then options.
+        program: name to show in --help.
+        what: its description there.
+        resumes: whether there is `--resume RUN`; the run's config.yaml is then loaded first and the other arguments
+            override it. `--resume auto` loads none.
+        more: another dataclass whose fields are options, but not settings of a recipe.
 
     Returns:
-        The config, and the run folder of `--resume RUN` if given; the run's config.yaml is then loaded first and the
-        other arguments override it. `--resume auto` loads none and returns the path "auto".
+        The config, and the run folder of `--resume` (None where not given), or the instance of `more`.
 
     Raises:
         UserError: invalid arguments, naming the one.
     """
-    parser = _config_parser(program, what, resumes=True)
-    run_folder = next(reversed(list(_all_options("--resume", argv))), None)
-    if run_folder is not None and run_folder != AUTO:
-        if not run_folder:
+    parser = _kept_parser(program, what, resumes=resumes, more=more)
+    words = 0
+    while words < len(argv) and not argv[words].startswith("-"):
+        words += 1
+    argv = [*(f"--config={find_recipe(word)}" for word in argv[:words]), *argv[words:]]
+    run = dict(_pairs(_joined(parser, argv))).get("--resume") if resumes else None
+    if run is not None and run != AUTO:
+        if not run:
             raise UserError("--resume is empty: name the folder of a run, such as runs/demo")
-        refuse_url(run_folder, "a run")
-        saved = Path(run_folder) / "config.yaml"
+        refuse_url(run, "a run")
+        saved = Path(run) / "config.yaml"
         if not saved.is_file():
-            raise UserError(f"--resume {run_folder}: there is no {saved}; name the folder of a run, such as runs/demo")
+            raise UserError(f"--resume {run}: there is no {saved}; name the folder of a run, such as runs/demo")
         argv = [f"--config={saved}", *argv]
-    values = parse(parser, Config, argv)
-    resume = values.pop("resume", None)
-    return Config.from_dict(values), None if resume is None else Path(resume)
+    values = _parse(parser, argv, Config, more)
+    values.pop("resume", None)
+    asked = more and more(**{field.name: values.pop(field.name) for field in dataclasses.fields(more)})
+    return Config.from_dict(values), asked if run is None else Path(run)
 
 
-@functools.cache  # building a parser takes a third of a second, and a program may parse several recipes
-def _config_parser(program: str, what: str, *, resumes: bool = False, more: type | None = None) -> ArgumentParser:
-    parser = _parser(program, what)
-    parser.add_argument("--config", action="config", help="YAML recipe; if repeated, later ones override earlier.")
+def parse_options(
+    argv: Sequence[str], schema: type[T], program: str = "minigpt", what: str = "", several: Sequence[str] = ()
+) -> T:
+    """Parse the command line of a command whose options are the fields of a dataclass, as `options_parser` has them.
+
+    Raises:
+        UserError: invalid arguments, naming the one.
+    """
+    parser = options_parser(schema, program, what, several)
+    given = dict(_pairs(_joined(parser, argv)))
+    values = _parse(parser, argv, schema)
+    for name, kind in _field_types(schema).items():
+        if values[name] is None and kind == "str | None":  # jsonargparse takes the text "null" for None
+            values[name] = given.get(f"--{name}")
+    return schema(**values)
+
+
+def config_parser(program: str, what: str, *, resumes: bool = False, more: type | None = None) -> ArgumentParser:
+    """The parser of a command that takes recipes and the settings of a run."""
+    names = ", ".join(sorted(name for name, path in recipes().items() if path.parent.name != "attention"))
+    parser = ArgumentParser(
+        prog=program,
+        usage=f"{program} [RECIPE ...] [--SECTION.NAME VALUE ...]",
+        description=f"{what} RECIPE is a YAML file or a name: {names}. Later arguments override earlier ones.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="A recipe by name or path, as RECIPE; may be repeated.")
     if resumes:
         parser.add_argument(
             "--resume",
@@ -140,24 +112,25 @@ def _config_parser(program: str, what: str, *, resumes: bool = False, more: type
     return parser
 
 
-def _parser(prog: str, description: str) -> ArgumentParser:
-    return ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False, description=description)
+_kept_parser = functools.cache(config_parser)  # to build it takes a third of a second, and recipes may be many
 
 
-def parse_sampling(argv: Sequence[str], program: str = "sample.py") -> SampleConfig:
-    """Parse the command line of `sample.py`.
-
-    Raises:
-        UserError: invalid arguments, naming the one.
-    """
-    parser = _parser(program, "Generate text with a trained model.")
-    words = ("interactive", "int8", "compile")
-    parser.add_class_arguments(SampleConfig, None, as_positional=True, skip={*words})
-    _add_words(parser, SampleConfig, *words)
-    values = parse(parser, SampleConfig, argv)
-    if values["prompt"] is None:  # jsonargparse parses the prompt "null" as None
-        values["prompt"] = next(reversed(list(_all_options("--prompt", argv))), None)
-    return SampleConfig(**values)
+def options_parser(schema: type, program: str, what: str, several: Sequence[str] = ()) -> ArgumentParser:
+    """The parser of a command whose options are the fields of a dataclass; `several` take one or more words each."""
+    parser = ArgumentParser(prog=program, exit_on_error=False, allow_abbrev=False, description=what)
+    helps = {each.arg_name: each.description for each in docstring_parser.parse_from_object(schema).params}
+    fields = {field.name: field for field in dataclasses.fields(schema)}
+    for name in several:
+        factory, kind = fields[name].default_factory, get_args(get_type_hints(schema)[name])[0]
+        if factory is dataclasses.MISSING:
+            parser.add_argument(name, nargs="+", type=kind, help=helps[name])
+        else:
+            parser.add_argument(f"--{name}", nargs="+", type=kind, default=factory(), help=helps[name])
+    flags = [name for name, field in fields.items() if field.type == "bool"]  # jsonargparse alone: `--int8 true`
+    parser.add_class_arguments(schema, None, as_positional=True, skip={*flags, *several})
+    for name in flags:
+        parser.add_argument(f"--{name}", action="store_true", help=helps[name])
+    return parser
 
 
 def change(config: GenerationConfig, settings: Mapping[str, Any], others: Iterable[str] = ()) -> GenerationConfig:
@@ -175,167 +148,68 @@ def change(config: GenerationConfig, settings: Mapping[str, Any], others: Iterab
     for name in settings:
         if name not in types:
             known = [*others, *types]
-            hint = _did_you_mean(name, known) or f"; there are {', '.join(known)}"
+            hint = did_you_mean(name, known) or f"; there are {', '.join(known)}"
             raise UserError(f"unknown setting {name}{hint}")
     try:
-        values = _plain(_generation_parser().parse_object(dict(settings), defaults=False))
+        parser = options_parser(GenerationConfig, "settings", "")
+        values = _plain(parser.parse_object(dict(settings), defaults=False))
     except (ArgumentError, ValueError, TypeError) as error:
         raise UserError(_explain(str(error), set(types), types)) from None
     _refuse_nulls(values, types)
     return dataclasses.replace(config, **values)
 
 
-@functools.cache
-def _generation_parser() -> ArgumentParser:
-    parser = _parser("settings", "")
-    parser.add_class_arguments(GenerationConfig, None)
-    return parser
-
-
-def parse_inspecting(argv: Sequence[str], program: str) -> InspectConfig:
-    """The command line of `minigpt inspect`.
-
-    Raises:
-        UserError: invalid arguments, naming the one.
-    """
-    parser = _parser(program, "Show what the attention of a trained model does: a page, and a table of its heads.")
-    parser.add_class_arguments(InspectConfig, None, as_positional=True)
-    return InspectConfig(**parse(parser, InspectConfig, argv))
-
-
-def parse_reporting(argv: Sequence[str], program: str) -> ReportConfig:
-    """The command line of `minigpt report`.
-
-    Raises:
-        UserError: for anything that cannot be understood, naming it.
-    """
-    parser = _parser(program, "Make one HTML file of what a run left: losses, samples, attention.")
-    parser.add_class_arguments(ReportConfig, None, as_positional=True)
-    return ReportConfig(**parse(parser, ReportConfig, argv))
-
-
-def _add_words(parser: ArgumentParser, schema: type, *names: str) -> None:
-    """Add boolean flags (jsonargparse alone would require `--report true`), with the field's docstring as help."""
-    described = {each.arg_name: each.description for each in docstring_parser.parse_from_object(schema).params}
-    for name in names:
-        parser.add_argument(f"--{name}", action="store_true", help=described[name])
-
-
-def read_text(name: str, option: str) -> str:
-    """Read a whole UTF-8 file, or standard input ('-').
-
-    Raises:
-        UserError: it cannot be read, naming the option and the file.
-    """
-    try:
-        return (sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()).decode("utf-8")
-    except OSError as error:
-        raise UserError(f"{option} {name}: {reason(error)}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{option} {name}: not UTF-8 text (byte {error.start})") from None
-
-
-def parse_comparing(argv: Sequence[str], program: str) -> CompareConfig:
-    """The command line of `minigpt compare`.
-
-    Raises:
-        UserError: invalid arguments, naming the one.
-    """
-    parser = _parser(program, "Train recipes on the same text, seeds and budget, and make one table of them.")
-    parser.add_argument("recipes", nargs="+", type=str, help="YAML recipes that differ in model or optimizer alone.")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2], help="Each recipe is trained with each seed.")
-    parser.add_class_arguments(CompareConfig, None, skip={"recipes", "seeds"})
-    return CompareConfig(**parse(parser, CompareConfig, argv))
-
-
-def parse_proof(argv: Sequence[str], program: str) -> tuple[Config, ProofConfig]:
-    """The command line of `minigpt prove-resume`.
-
-    Raises:
-        UserError: invalid arguments, naming the one.
-    """
-    parser = _config_parser(
-        program,
-        "Train a config straight and with kills, compare everything; settings and recipes are those of train.py.",
-        more=ProofConfig,
-    )
-    values = parse(parser, Config, argv, more=ProofConfig)
-    asked = {field.name: values.pop(field.name) for field in dataclasses.fields(ProofConfig)}
-    return Config.from_dict(values), ProofConfig(**asked)
-
-
-def parse_data(argv: Sequence[str], program: str, what: str) -> Config:
-    """The command line of `minigpt prepare` and `peek`: the settings of `minigpt train`, so one recipe serves all.
-
-    Raises:
-        UserError: invalid arguments, naming the one.
-    """
-    parser = _config_parser(program, f"{what} Settings and recipes are those of train; data.* are what counts.")
-    return Config.from_dict(parse(parser, Config, argv))
-
-
-def require_command(name: str, known: Iterable[str], program: str, more: str = "") -> None:
-    """Check that a word is one of a program's commands.
-
-    Args:
-        name: the word.
-        known: the commands.
-        program: its name, for the message.
-        more: what follows a command, for the message.
-
-    Raises:
-        UserError: it is not.
-    """
-    if name not in known:
-        raise UserError(
-            f"{program} {name}".rstrip() + f": write {' or '.join(known)}{more}{_did_you_mean(name, known)}"
-        )
-
-
-def parse(parser: ArgumentParser, schema: type, argv: Sequence[str], *, more: type | None = None) -> dict[str, Any]:
-    """Parse a command line into plain nested dictionaries, without the `config` option itself.
-
-    Args:
-        parser: with exit_on_error=False.
-        schema: the dataclass whose (nested) fields are the options; used to explain mistakes.
-        argv: the arguments, without the program's name.
-        more: another dataclass whose fields are options, but not settings of a recipe.
-
-    Raises:
-        UserError: invalid arguments, naming the one.
-    """
+def _parse(parser: ArgumentParser, argv: Sequence[str], schema: type, more: type | None = None) -> dict[str, Any]:
+    """Parse into plain nested dictionaries; the fields of `schema` may stand in a recipe, those of `more` may not."""
     settings = _field_types(schema)
     types = settings | (_field_types(more) if more else {})
     options = {action.dest for action in parser._actions} | set(types)
-    for argument in argv:
+    words = []
+    for word in _joined(parser, argv):
         try:
-            argument.encode()
+            word.encode()
         except UnicodeEncodeError:  # Python decodes invalid bytes of arguments as lone surrogates
-            raise UserError(f"the argument {argument!a} is not UTF-8 text") from None
-    if "config" in options:
-        for file in _all_options("--config", argv):
-            check_yaml(file, options, settings)
+            raise UserError(f"the argument {word!a} is not UTF-8 text") from None
+        option, _, value = word.partition("=")
+        if option == "--config" and "=" in word and "config" in options:
+            path = find_recipe(value, "--config ")
+            check_recipe(path, options, settings)
+            words.append(f"--config={path}")
+        else:
+            words.append(_with_literal_path(word, types))
     try:
-        namespace = parser.parse_args(_with_literal_paths(argv, types))
+        values = _plain(parser.parse_args(words))
     except (ArgumentError, ValueError, TypeError) as error:
         raise UserError(_explain(str(error), options, types)) from None
-    values = _plain(namespace)
     values.pop("config", None)
     _refuse_nulls(values, types)
     return values
 
 
-def _with_literal_paths(argv: Sequence[str], types: Mapping[str, str]) -> list[str]:
-    """Prefix ./ to existing paths that YAML would parse as a list, such as a folder named [texts]."""
-    options = {f"--{name}" for name, kind in types.items() if kind.startswith("str | list[str]")}
-    literal, before = list(argv), ""
-    for i, argument in enumerate(argv):
-        option, _, value = argument.partition("=") if "=" in argument else (before, "", argument)
+def _joined(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
+    """The arguments with each option and its one value in one word, --name=value."""
+    valued = {option for action in parser._actions if action.nargs is None for option in action.option_strings}
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1] in valued and (not word.startswith("-") or " " in word):  # as argparse tells them
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
+
+
+def _pairs(words: Iterable[str]) -> Iterable[tuple[str, str]]:
+    return ((option, value) for option, equals, value in (word.partition("=") for word in words) if equals)
+
+
+def _with_literal_path(word: str, types: Mapping[str, str]) -> str:
+    """Prefix ./ to an existing path that YAML would parse as a list, such as a folder named [texts]."""
+    option, _, value = word.partition("=")
+    if types.get(option.removeprefix("--"), "").startswith("str | list[str]"):
         with contextlib.suppress(OSError, ValueError, yaml.YAMLError):  # not a path, or not YAML
-            if option in options and isinstance(yaml.safe_load(value), list) and Path(value).exists():
-                literal[i] = argument.removesuffix(value) + f"./{value}"
-        before = argument
-    return literal
+            if isinstance(yaml.safe_load(value), list) and Path(value).exists():
+                return f"{option}=./{value}"
+    return word
 
 
 def _refuse_nulls(values: dict[str, Any], types: dict[str, str], prefix: str = "") -> None:
@@ -346,73 +220,6 @@ def _refuse_nulls(values: dict[str, Any], types: dict[str, str], prefix: str = "
             _refuse_nulls(value, types, f"{key}.")
         elif value is None and key in types and not re.search("None|Any", types[key]):
             raise UserError(f"{key}=null: expected {_readable(types[key])}")
-
-
-def check_yaml(file: str, options: set[str], settings: Iterable[str]) -> None:
-    """Check that a recipe exists, is YAML, and has only known settings.
-
-    Args:
-        file: its path.
-        options: all options of the command line, for suggestions.
-        settings: the options that a recipe may set.
-
-    Raises:
-        UserError: naming file, line and key.
-    """
-    path = Path(file)
-    try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except OSError as error:
-        recipes = sorted(Path("configs").glob("**/*.yaml"))
-        namesake = next((p for p in recipes if p.name == path.name), None)
-        close = difflib.get_close_matches(file, [str(p) for p in recipes], n=1)
-        guess = namesake or next(iter(close), None)
-        hint = f": did you mean {guess}?" if guess else ""
-        if not hint and recipes:
-            hint = f"; there are {', '.join(str(p) for p in recipes if len(p.parts) == 2)}"
-        why = reason(error) if file else "needs the name of a file"
-        raise UserError(f"--config {file}: {why}{hint}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    if not isinstance(root, yaml.MappingNode):
-        found = "it holds no settings; " if root is None else ""
-        raise UserError(f"{path}: {found}a recipe is a mapping such as 'model: {{n_layer: 6}}'")
-    _check_keys(path, root, "", options, set(settings))
-
-
-def _check_keys(path: Path, node: yaml.MappingNode, prefix: str, options: set[str], settings: set[str]) -> None:
-    lines: dict[str, int] = {}
-    for key_node, value_node in node.value:
-        line = key_node.start_mark.line + 1
-        where = f"{path}:{line}"
-        if not isinstance(key_node, yaml.ScalarNode):
-            raise UserError(f"{where}: a setting's name is one word, not a list or a mapping")
-        key = f"{prefix}{key_node.value}"
-        if key in lines:
-            raise UserError(f"{where}: {key} was given already in line {lines[key]}: keep one of them")
-        lines[key] = line
-        if value_node.tag not in yaml.SafeLoader.yaml_constructors:
-            raise UserError(f"{where}: {key} has the YAML tag {value_node.tag}: write a plain value")
-        if key not in options:
-            raise UserError(f"{where}: unknown setting {key}{_did_you_mean(key, options)}")
-        if key not in settings and value_node.value != "null":  # --print_config writes `resume: null`
-            raise UserError(f"{where}: {key} belongs on the command line, as --{key}, not in a recipe")
-        if any(setting.startswith(f"{key}.") for setting in settings):
-            if not isinstance(value_node, yaml.MappingNode):
-                raise UserError(f"{where}: {key} is a group of settings: write 'name: value' lines under it")
-            _check_keys(path, value_node, f"{key}.", options, settings)
-
-
-def _all_options(name: str, argv: Sequence[str]) -> Iterator[str]:
-    for i, argument in enumerate(argv):
-        if argument.startswith(f"{name}="):
-            yield argument[len(name) + 1 :]
-        elif argument == name and i + 1 < len(argv):
-            yield argv[i + 1]
 
 
 def _field_types(schema: type, prefix: str = "") -> dict[str, str]:
@@ -435,15 +242,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
-    if not close:
-        # A forgotten or wrong section: `n_layer` or `train.n_layer` for `model.n_layer`.
-        last = name.rsplit(".", 1)[-1]
-        close = [option for option in sorted(known) if option.rsplit(".", 1)[-1] == last][:1]
-    return f": did you mean {close[0]}?" if close else ""
-
-
 def _explain(message: str, options: set[str], types: dict[str, str]) -> str:
     """Turn jsonargparse's message into one line that names the option, its value and what is expected."""
     if match := re.match(r"unrecognized arguments: (\S+)", message):
@@ -452,11 +250,11 @@ def _explain(message: str, options: set[str], types: dict[str, str]) -> str:
             return f"cannot place the argument {word!r}: options are written --name value; see --help"
         if word.lstrip("-") in types:
             return f"{word.lstrip('-')} is positional: leave out {word}; see --help"
-        guess = _did_you_mean(word.lstrip("-"), options).replace("did you mean ", "did you mean --")
+        guess = did_you_mean(word.lstrip("-"), options).replace("did you mean ", "did you mean --")
         return f"unknown option {word}{guess or '; --help lists all'}"
     if match := re.match(r"Group '([^']+)' does not accept option '([^']+)'", message):
         key = f"{match[1]}.{match[2]}"
-        return f"unknown setting {key}{_did_you_mean(key, options)}"
+        return f"unknown setting {key}{did_you_mean(key, options)}"
     if match := re.match(r'Parser key "([^"]+)"(?: element \d+)?:', message):
         key = match[1]
         if types.get(key) == "group":

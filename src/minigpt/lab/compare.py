@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 from minigpt import markdown
-from minigpt.cli import parsing
 from minigpt.config import CompareConfig, Config
 from minigpt.cores import usable_cores
 from minigpt.errors import UserError
@@ -64,9 +63,14 @@ class Row:
     peak_memory_bytes: float
 
 
-def compare_recipes(compare_config: CompareConfig) -> None:
-    """Check that the recipes can be compared, train what is not trained yet, measure speeds, write the table."""
-    recipes = load_recipes(compare_config)
+def compare_recipes(compare_config: CompareConfig, files: list[tuple[str, Config]]) -> None:
+    """Check that the recipes can be compared, train what is not trained yet, measure speeds, write the table.
+
+    Args:
+        compare_config: what is asked for.
+        files: the recipes' files and configs.
+    """
+    recipes = by_name(files)
     out = Path(compare_config.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -82,21 +86,14 @@ def compare_recipes(compare_config: CompareConfig) -> None:
     print(f"\n{table}\n\n  table   {out / 'table.md'}, {out / 'table.png'}\n  runs    {out / 'runs.csv'}")
 
 
-def load_recipes(compare_config: CompareConfig) -> dict[str, Config]:
+def by_name(files: list[tuple[str, Config]]) -> dict[str, Config]:
     """The recipes' configs by name, which may differ only in model and optimizer.
 
     Raises:
-        UserError: a recipe cannot be read, two have one name, or text, budget or context length differ.
+        UserError: two have one name, or text, budget or context length differ.
     """
-    budget = []
-    if compare_config.max_steps is not None:
-        budget = [f"--trainer.max_steps={compare_config.max_steps}", "--trainer.max_time=null"]
     recipes: dict[str, Config] = {}
-    for path in compare_config.recipes:
-        try:
-            config, _ = parsing.parse_training([f"--config={path}", *budget])
-        except UserError as error:
-            raise UserError(str(error).removeprefix("--config ")) from None
+    for path, config in files:
         if config.name in recipes:
             raise UserError(f"{path}: name={config.name} is another recipe's name too: change one of them")
         if config.trainer.max_time is not None:
