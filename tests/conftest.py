@@ -1,6 +1,7 @@
 """What every test shares: one thread, no network, no W&B account; and one real run that many tests look at."""
 
 import functools
+import importlib.metadata
 import inspect
 import os
 import signal
@@ -22,6 +23,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # jsonargparse asks for the source of each class of settings for each command line: two thirds of the time of parsing.
 inspect.getsource = functools.cache(inspect.getsource)
+# And Lightning looks through all installed packages for each trainer.
+importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
 
 
 LONGEST = ("test_commands.py", "lab", "training")

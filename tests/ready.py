@@ -29,7 +29,7 @@ import wandb.cli.cli
 import wandb.sdk.launch  # noqa: F401
 
 import minigpt.cli.parsing
-import minigpt.training.run  # noqa: F401
+import minigpt.training.run
 
 PYTHON = f"""#!{sys.executable} -IS
 import json, os, signal, socket, sys
@@ -98,6 +98,7 @@ def watch(caller: socket.socket, child: int, streams: list[int]) -> NoReturn:
     os._exit(0)
 
 
+minigpt.cli.parsing.parse_training([])  # which keeps the parser
 job, streams = serve(folder := Path(sys.argv[1]), int(sys.argv[2]))
 # The other ranks that Lightning starts need not import everything anew either.
 rank_command = launcher._basic_subprocess_cmd
