@@ -1,11 +1,13 @@
 """What every test shares: one thread, no network, no W&B account; and one real run that many tests look at."""
 
 import functools
+import importlib.metadata
 import inspect
 import os
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 import scripts
 
@@ -15,11 +17,35 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-# In the background (`make test &`) Ctrl-C is ignored, and so it would be by the programs that tests start.
+# In the background (`make test &`) Ctrl-C is ignored, under nohup the end of a terminal, and so they would be by the
+# programs that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # jsonargparse asks for the source of each class of settings for each command line: two thirds of the time of parsing.
 inspect.getsource = functools.cache(inspect.getsource)
+# And Lightning looks through all installed packages for each trainer.
+importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
+
+
+LONGEST = ("test_commands.py", "lab", "training")
+"""Files and folders with the longest tests: begun first, no process waits for one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first; else in the order of the files."""
+    names = (*LONGEST, "")
+
+    def place(item: pytest.Item) -> int:
+        first = item.path.relative_to(Path(__file__).parent).parts[0]
+        return names.index(first if first in LONGEST else "")
+
+    items.sort(key=place)
+
+
+# A busy machine is slow now and then.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from grids import pairwise
 
 from minigpt.config import GenerationConfig, GPTConfig
 from minigpt.errors import UserError
@@ -93,8 +94,7 @@ def test_a_row_is_the_same_in_a_batch_of_unequal_prompts_as_alone(kind: dict[str
     assert written(model, PROMPTS, 0, **settings) == alone
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.5])
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize(("kind", "temperature"), pairwise(KINDS, [0.0, 0.5], strength=1))
 def test_with_a_draft_the_same_tokens_are_drawn_in_fewer_passes(
     kind: dict[str, Any], temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from minigpt.cli.commands import load_recipes
 from minigpt.cli.main import dispatch
 from minigpt.config import CompareConfig
 from minigpt.errors import UserError
+from minigpt.lab import compare as compare_module
 from minigpt.lab.compare import Result, Row, by_name, draw, format_table, make_rows
 from minigpt.runs.folder import RunFolder
 from minigpt.training.run import train
@@ -46,8 +48,12 @@ def compare(folder: Path, *recipes: str) -> tuple[list[dict[str, str]], str]:
     """The rows of runs.csv and the output of a comparison with one seed."""
     result = run_script("-m", "minigpt", "compare", *recipes, "--seeds", "5", "--out", folder / "out", cwd=folder)
     assert result.returncode == 0, result.stderr
-    with (folder / "out" / "runs.csv").open() as file:
-        return list(csv.DictReader(file)), result.stdout
+    return read_runs(folder / "out"), result.stdout
+
+
+def read_runs(out: Path) -> list[dict[str, str]]:
+    with (out / "runs.csv").open() as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.mark.slow  # two Pythons that import all
@@ -69,7 +75,20 @@ def test_a_signal_ends_the_trainings_too_and_what_they_have_is_saved(tmp_path: P
         os.kill(training, 0)
 
 
-def test_recipes_are_trained_once_and_again_only_when_they_change(tmp_path: Path) -> None:
+class Here(Executor):
+    """Trains in this process: a new one for each run imports everything anew."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def submit(self, function: Any, /, *arguments: Any, **named: Any) -> Future[Any]:
+        future = Future[Any]()
+        future.set_result(function(*arguments, **named))
+        return future
+
+
+def test_recipes_are_trained_once_and_again_only_when_they_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, second = recipe(tmp_path, "first"), recipe(tmp_path, "second", model={"similarity": "cosine"})
     rows, output = compare(tmp_path, first, second)
     assert [(row["recipe"], row["seed"]) for row in sorted(rows, key=lambda row: row["recipe"])] == [
@@ -90,8 +109,13 @@ def test_recipes_are_trained_once_and_again_only_when_they_change(tmp_path: Path
     assert table.strip() in output
     assert (tmp_path / "out" / "table.png").read_bytes().startswith(b"\x89PNG")
     recipe(tmp_path, "second", model={"similarity": "uniform", "position": "none"})
-    again, output = compare(tmp_path, first, second)
-    assert "2 runs, 1 of them finished before" in output
+    monkeypatch.setattr(compare_module, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(compare_module, "usable_cores", lambda: 1)
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    dispatch(["compare", first, second, "--seeds", "5", "--out", str(tmp_path / "out")])
+    assert "2 runs, 1 of them finished before" in capsys.readouterr().out
+    again = read_runs(tmp_path / "out")
     before, after = ({row["recipe"]: row for row in each} for each in (rows, again))
     assert after["first"] == before["first"]
     assert after["second"] != before["second"]

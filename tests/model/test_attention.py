@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from grids import pairwise
 from reference import attend_slowly
 from torch import Tensor
 
@@ -85,7 +86,8 @@ LONELY: dict[str, Graph] = {
     "nobody hears": Adjacency(torch.zeros(T, T).bool()),
 }
 """Graphs in which some tokens hear nothing."""
-HEADS = pytest.mark.parametrize("H_kv", [4, 2], ids=["heads", "groups"])
+HEADS = (4, 2)
+KINDS = pairwise(MAKERS, GRAPHS, HEADS)
 
 
 def inputs(*sizes: int, H_kv: int = H, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
@@ -145,18 +147,14 @@ def test_every_similarity_of_the_table_is_among_those_compared() -> None:
     assert {type(make(GPTConfig())) for make in SIMILARITIES.values()} == kinds
 
 
-@HEADS
-@pytest.mark.parametrize("graph", GRAPHS)
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(("name", "graph", "H_kv"), KINDS)
 def test_attention_in_float64_equals_its_slow_twin_forward_and_backward(name: str, graph: str, H_kv: int) -> None:
     fast = result_and_gradients(attend, inputs(H_kv=H_kv), MAKERS[name]().double(), graph=GRAPHS[graph])
     assert all(x.dtype == torch.float64 for x in fast)
     assert_all_close(fast, slow_twin(name, graph, H_kv), atol=1e-12, rtol=1e-11)
 
 
-@HEADS
-@pytest.mark.parametrize("graph", GRAPHS)
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(("name", "graph", "H_kv"), KINDS)
 def test_attention_in_float32_equals_its_slow_twin_forward_and_backward(name: str, graph: str, H_kv: int) -> None:
     leaves = inputs(H_kv=H_kv, dtype=torch.float32)
     fast = result_and_gradients(attend, leaves, MAKERS[name](), graph=GRAPHS[graph])
@@ -164,9 +162,7 @@ def test_attention_in_float32_equals_its_slow_twin_forward_and_backward(name: st
     assert_all_close(fast, slow_twin(name, graph, H_kv), atol=5e-6, rtol=1e-5)
 
 
-@HEADS
-@pytest.mark.parametrize("graph", GRAPHS)
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(("name", "graph", "H_kv"), KINDS)
 def test_attention_in_bfloat16_is_a_few_roundings_from_its_slow_twin(name: str, graph: str, H_kv: int) -> None:
     leaves = inputs(H_kv=H_kv, dtype=torch.bfloat16)
     fast = result_and_gradients(attend, leaves, MAKERS[name](), graph=GRAPHS[graph])
@@ -174,9 +170,7 @@ def test_attention_in_bfloat16_is_a_few_roundings_from_its_slow_twin(name: str, 
     assert_close_for_16_bits(fast, slow_twin(name, graph, H_kv))
 
 
-@HEADS
-@pytest.mark.parametrize("graph", GRAPHS)
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(("name", "graph", "H_kv"), KINDS)
 def test_attention_under_autocast_is_a_few_roundings_from_its_slow_twin(name: str, graph: str, H_kv: int) -> None:
     leaves = inputs(H_kv=H_kv, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -185,12 +179,13 @@ def test_attention_under_autocast_is_a_few_roundings_from_its_slow_twin(name: st
     assert_close_for_16_bits(fast, slow_twin(name, graph, H_kv))
 
 
-@pytest.mark.parametrize(("n_queries", "n_keys"), [(8, 3), (3, 8)])
-@pytest.mark.parametrize("graph", ["full", "causal", "window", "adjacency"])
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(
+    ("name", "graph", "sizes"), pairwise(MAKERS, ["full", "causal", "window", "adjacency"], [(8, 3), (3, 8)])
+)
 def test_cross_attention_equals_its_slow_twin_forward_and_backward(
-    name: str, graph: str, n_queries: int, n_keys: int
+    name: str, graph: str, sizes: tuple[int, int]
 ) -> None:
+    n_queries, n_keys = sizes
     any_edges = Adjacency(torch.rand(B, n_queries, n_keys, generator=torch.Generator().manual_seed(2)) < 0.5)
     chosen = {"full": Full(), "causal": Causal(), "window": Window(2), "adjacency": any_edges}[graph]
     leaves, similarity = inputs(n_queries, n_keys, H_kv=2), MAKERS[name]().double()
@@ -217,9 +212,7 @@ def test_a_bias_of_each_key_and_a_softcap_do_as_in_the_slow_twin(name: str, grap
     assert_all_close(fast, result_and_gradients(attend_slowly, leaves, similarity, **how), atol=1e-12, rtol=1e-11)
 
 
-@pytest.mark.parametrize("graph", ["causal", "causal window"])
-@pytest.mark.parametrize("width", [1, 5, 6, 11])
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(("name", "width", "graph"), pairwise(MAKERS, [1, 5, 6, 11], ["causal", "causal window"]))
 def test_values_may_be_of_any_width(name: str, width: int, graph: str) -> None:
     query, key, _ = inputs(H_kv=2)
     value = torch.randn(B, 2, T, width, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
@@ -362,9 +355,7 @@ def test_dropout_drops_weights_and_makes_up_for_them(graph: Graph, softcap: floa
 # Who hears nothing
 
 
-@pytest.mark.parametrize("rows", [3, 256])
-@pytest.mark.parametrize("graph", LONELY)
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(("name", "graph", "rows"), pairwise(MAKERS, LONELY, [3, 256]))
 def test_who_hears_nothing_gathers_zeros_and_has_no_gradient(
     name: str, graph: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -388,9 +379,7 @@ def test_who_hears_nothing_gathers_zeros_and_has_no_gradient(
 # The weights, written out
 
 
-@HEADS
-@pytest.mark.parametrize("graph", GRAPHS | LONELY)
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(("name", "graph", "H_kv"), pairwise(MAKERS, GRAPHS | LONELY, HEADS))
 def test_the_weights_lie_on_the_edges_sum_to_one_and_give_what_attention_gathers(
     name: str, graph: str, H_kv: int
 ) -> None:
@@ -550,9 +539,7 @@ def plain_flex_attention(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     kernels._block_mask.cache_clear()
 
 
-@HEADS
-@pytest.mark.parametrize("graph", GRAPHS | LONELY)
-@pytest.mark.parametrize("name", SOFTMAX)
+@pytest.mark.parametrize(("name", "graph", "H_kv"), pairwise(SOFTMAX, GRAPHS | LONELY, HEADS))
 @pytest.mark.usefixtures("plain_flex_attention")
 def test_a_block_mask_gives_what_the_dense_mask_gives(name: str, graph: str, H_kv: int) -> None:
     chosen, similarity = (GRAPHS | LONELY)[graph], MAKERS[name]().requires_grad_(False)
@@ -814,8 +801,7 @@ def assert_compiled_is_the_same(name: str, graph: Graph, backend: str, *, atol: 
         torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("graph", ["causal", "causal window"])
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(("name", "graph"), pairwise(MAKERS, ["causal window", "causal"], strength=1))
 def test_traced_attention_is_the_same_forward_and_backward(name: str, graph: str) -> None:
     assert_compiled_is_the_same(name, GRAPHS[graph], "aot_eager", atol=1e-12, rtol=1e-11)
 

@@ -4,9 +4,9 @@ from attention_pages import ARGUMENTS, CHROMIUM, TITLE, View, history
 from minigpt.pages.attention import render_page
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser():
-    """One browser window for all tests of this file (starting one takes longer than a test)."""
+    """One browser window for all tests of pages (starting one takes longer than a test)."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
         pytest.skip("no Chromium: install one, or set MINIGPT_CHROMIUM to its path")

@@ -4,7 +4,6 @@ import csv
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -181,7 +180,7 @@ def test_a_run_goes_on_when_nobody_reads_its_output_and_ctrl_c_saves_it(tmp_path
 
 
 def test_a_process_killed_by_sigkill_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    folder, process = start_long_run(tmp_path)
+    folder, process = start_long_run(tmp_path, ready_python())
     process.kill()
     process.wait()
     steps = read_checkpoint(folder.last)["global_step"] + 10
@@ -198,7 +197,7 @@ def assert_same_weights(straight: RunFolder, resumed: RunFolder) -> None:
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
 
 
-def start_long_run(tmp_path: Path, python: str = sys.executable) -> tuple[RunFolder, subprocess.Popen[str]]:
+def start_long_run(tmp_path: Path, python: str) -> tuple[RunFolder, subprocess.Popen[str]]:
     """A real process that would train for minutes; returns when some checkpoints have been written."""
     config = small_settings(
         tmp_path,

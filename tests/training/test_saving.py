@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from grids import pairwise
 from scripts import ROOT
 from small_runs import small_settings, train_and_die, with_trainer
 from test_resume import assert_same_run
@@ -453,8 +454,10 @@ def spoil_tokens(how: str, folder: Path) -> None:
             shutil.rmtree(file.parent)
 
 
-@pytest.mark.parametrize("how", ["changed", "no tokens at all", "cut off", "touched", "deleted"])
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(
+    ("how", "num_workers"),
+    pairwise(["changed", "no tokens at all", "cut off", "touched", "deleted"], [0, 1], strength=1),
+)
 def test_tokens_that_change_while_they_are_read_are_noticed_and_what_has_seen_them_is_not_kept(
     how: str, num_workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

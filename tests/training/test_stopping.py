@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from grids import pairwise
 from scripts import ROOT, bare_environment, ready_python
 from small_runs import small_settings, wandb_history, with_trainer
 from test_resume import assert_same_run
@@ -41,22 +42,21 @@ def signal_in(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, number: in
     monkeypatch.setattr(where, name, method)
 
 
-@pytest.mark.parametrize(
-    ("where", "name", "call", "saved"),
-    [
-        (TrainingModule, "training_step", 4, 3),  # of two micro-batches for each step
-        (TrainingModule, "training_step", 11, 6),  # a validation is due behind it
-        (TrainingModule, "validation_step", 1, 6),
-        (Samples, "on_validation_end", 0, 6),
-        (TrainingModule, "training_step", 23, 12),  # the run ends with it: its validation is not left for later
-        (TrainingModule, "validation_step", -1, 12),
-    ],
-    ids=["step", "step before validation", "validation", "samples", "last step", "last validation"],
-)
-@pytest.mark.parametrize("average_decay", [None, 0.9])
+MOMENTS = {
+    "step": (TrainingModule, "training_step", 4, 3),  # of two micro-batches for each step
+    "step before validation": (TrainingModule, "training_step", 11, 6),  # a validation is due behind it
+    "validation": (TrainingModule, "validation_step", 1, 6),
+    "samples": (Samples, "on_validation_end", 0, 6),
+    "last step": (TrainingModule, "training_step", 23, 12),  # the run ends with it, after its validation
+    "last validation": (TrainingModule, "validation_step", -1, 12),
+}
+
+
+@pytest.mark.parametrize(("moment", "average_decay"), pairwise(MOMENTS, [None, 0.9], strength=1))
 def test_a_run_stopped_at_any_moment_goes_on_bit_for_bit(
-    where: Any, name: str, call: int, saved: int, average_decay: float | None, tmp_path: Path, monkeypatch: Any
+    moment: str, average_decay: float | None, tmp_path: Path, monkeypatch: Any
 ) -> None:
+    where, name, call, saved = MOMENTS[moment]
     config = small_settings(
         tmp_path,
         model={"dropout": 0.1},

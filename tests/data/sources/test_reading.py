@@ -566,11 +566,11 @@ def entry_for_all(rows: int, length: int) -> pa.Table:
 
 
 def dictionary_parquet(path: Path) -> None:
-    pq.write_table(entry_for_all(100_000, 30_000_000), path, store_schema=False, dictionary_pagesize_limit=1 << 30)
+    pq.write_table(entry_for_all(100_000, 12_000_000), path, store_schema=False, dictionary_pagesize_limit=1 << 30)
 
 
 def dictionary_arrow(path: Path) -> None:
-    content = entry_for_all(100_000, 3_000_000)
+    content = entry_for_all(100_000, 1_000_000)
     with pa.ipc.new_file(path, content.schema) as file:
         file.write_table(content)
 
@@ -585,7 +585,7 @@ def view_arrow(path: Path) -> None:
 
 
 def repeating_parquet(path: Path) -> None:
-    texts = ["x" * 20_000_000 + str(i) for i in range(15)]
+    texts = ["x" * 4_000_000 + str(i) for i in range(60)]
     pq.write_table(pa.table({"text": texts}), path, use_dictionary=False, column_encoding={"text": "DELTA_BYTE_ARRAY"})
 
 
