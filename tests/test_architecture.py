@@ -43,7 +43,7 @@ MAY_IMPORT = {
 STAGES = {
     "data": "open prepare splitting tokenising tokenizers.base shards order batches stream",
     "model": "gpt attention cache compiling",
-    "training": "run module loss optimizer muon loaders checkpoints averaging stopping processes sharding",
+    "training": "run module loss optimizer muon loaders checkpoints averaging stopping distributed lightning_compat",
     "generation": "generator engine sampling text",
 }
 SPINE = [f"{stage}.{name}" for stage, names in STAGES.items() for name in names.split()]
@@ -68,7 +68,7 @@ BRANCHES = {
     "generation.engine": {"generation.cpu_backend", "generation.lookup", "generation.plain"},
     "generation.generator": {"generation.cpu_backend"},
     # It puts a run together.
-    "training.run": {"training", "data", "command_line"},
+    "training.run": {"training", "data"},
 }
 """Where the spine reaches a leaf: all such places there are."""
 
