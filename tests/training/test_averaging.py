@@ -16,7 +16,7 @@ from minigpt.data.batches import ValBatches
 from minigpt.data.open import open_data
 from minigpt.errors import UserError
 from minigpt.runs.folder import RunFolder
-from minigpt.runs.loading import CHECKPOINT_KEY, load_model, read_checkpoint
+from minigpt.runs.loading import CHECKPOINT_KEY, load_model, read_checkpoint, save_checkpoint
 from minigpt.training import run
 from minigpt.training.loss import next_token_loss
 from minigpt.training.run import train
@@ -68,14 +68,24 @@ def test_the_average_is_validated_shown_and_saved_while_training_goes_on_with_th
     assert torch.equal(read_checkpoint(plain.last)["state_dict"][name], watch.weights[-1])
 
 
-def test_a_killed_run_goes_on_with_its_average_bit_for_bit(tmp_path: Path) -> None:
-    config = dataclasses.replace(averaged(tmp_path), checkpoint_every_n_steps=4)
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_a_killed_run_goes_on_with_its_average_bit_for_bit(precision: str, tmp_path: Path) -> None:
+    config = dataclasses.replace(averaged(tmp_path, trainer={"precision": precision}), checkpoint_every_n_steps=4)
     straight = train(config)
     for name, death in (("before", 5), ("after", 8)):  # the last checkpoint is of a step alone, or of a validation
         again = dataclasses.replace(config, name=name)
         train_and_die(again, death)
         resumed = train(again, RunFolder(Path(config.runs_dir) / name).path)
         assert_same_run(straight, resumed)
+
+
+def test_a_validation_of_the_average_rounds_nothing_in_double_precision(tmp_path: Path) -> None:
+    double = {"trainer": {"precision": "64-true"}}
+    content = read_checkpoint(train(averaged(tmp_path, **double)).last)
+    plain = read_checkpoint(train(small_settings(tmp_path, **double)).last)
+    for name, value in plain["state_dict"].items():
+        assert torch.equal(content["current_model_state"][name], value), name
+        assert content["state_dict"][name].dtype == value.dtype
 
 
 def test_a_checkpoint_from_before_the_module_kept_the_average_goes_on_bit_for_bit(tmp_path: Path) -> None:
@@ -91,7 +101,7 @@ def test_a_checkpoint_from_before_the_module_kept_the_average_goes_on_bit_for_bi
     losses = content["callbacks"]["Metrics"].pop("recent_losses")
     assert len(losses) == 4
     content[CHECKPOINT_KEY]["recent_losses"] = losses
-    torch.save(content, folder.last)
+    save_checkpoint(folder.last, content)
     assert_same_run(straight, train(again, folder.path))
 
 

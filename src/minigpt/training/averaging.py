@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from minigpt.model.gpt import GPT
 
@@ -15,7 +16,7 @@ class Average:
 
     Lightning's EMAWeightAveraging swaps the average out before `on_validation_end`, where samples, attention maps and
     the best weights are written: those would not be the weights whose loss was measured. It also keeps the average on
-    the CPU, as it copies the model before that is moved to its device.
+    the CPU in float32, as it copies the model before that is moved to its device and precision.
     """
 
     def __init__(self, model: GPT, decay: float) -> None:
@@ -23,7 +24,12 @@ class Average:
         self.model, self.decay = model, decay
         self.averaged = copy.deepcopy(model)
         self.n_averaged = 0
-        self.in_place = False  # whether `model` holds the average, and `averaged` the trained weights
+        self._trained: dict[str, Tensor] | None = None  # the trained weights, while the model has the average
+
+    def follow(self) -> None:
+        """Move to the model's device and precision, but at least float32: small changes add up in an average."""
+        weight = next(self.model.parameters())
+        self.averaged.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
 
     @torch.no_grad()
     def update(self) -> None:
@@ -32,30 +38,29 @@ class Average:
             average.copy_(self.decay * average + (1 - self.decay) * current if self.n_averaged else current)
         self.n_averaged += 1
 
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange average and trained weights."""
-        for average, current in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
-            trained = current.clone()
-            current.copy_(average)
-            average.copy_(trained)
-        self.in_place = not self.in_place
+    def put_in(self) -> None:
+        """Give the model the average."""
+        self._trained = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(self.averaged.state_dict())
+
+    def take_out(self) -> None:
+        """Give the model its trained weights back, if it has the average."""
+        if self._trained is not None:
+            self.model.load_state_dict(self._trained)
+            self._trained = None
 
     def save(self, checkpoint: dict[str, Any]) -> None:
         """Put the average in `state_dict`, which other programs load, and the trained weights beside it."""
-        average = {f"model.{name}": value for name, value in self.averaged.state_dict().items()}
-        trained = checkpoint["state_dict"]
-        if self.in_place:
-            average, trained = trained, average
+        trained = self.model.state_dict() if self._trained is None else self._trained
         checkpoint |= {
-            "state_dict": average,
-            "current_model_state": trained,
+            "state_dict": {f"model.{name}": value for name, value in self.averaged.state_dict().items()},
+            "current_model_state": {f"model.{name}": value for name, value in trained.items()},
             "averaging_state": {"n_averaged": torch.tensor(self.n_averaged)},
         }
 
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Take the average out of a checkpoint, and leave the trained weights in its `state_dict`."""
         average = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
-        self.averaged.load_state_dict(average)
+        self.averaged.to(next(iter(average.values())).dtype).load_state_dict(average)
         self.n_averaged = int(checkpoint["averaging_state"]["n_averaged"])
         checkpoint["state_dict"] = checkpoint["current_model_state"]

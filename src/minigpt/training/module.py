@@ -96,7 +96,7 @@ class TrainingModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         if self.average is not None:
-            self.average.averaged.to(self.device)
+            self.average.follow()
 
     def on_train_start(self) -> None:
         self._share_of_time = self.trainer.strategy.broadcast(self._read_clock())
@@ -231,7 +231,7 @@ class TrainingModule(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self._nats, self._count = 0.0, 0
         if self.average is not None:
-            self.average.swap()
+            self.average.put_in()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         tokens, targets = batch
@@ -252,8 +252,8 @@ class TrainingModule(L.LightningModule):
 
     def on_validation_model_train(self) -> None:
         super().on_validation_model_train()
-        if self.average is not None and self.average.in_place:
-            self.average.swap()
+        if self.average is not None:
+            self.average.take_out()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CHECKPOINT_KEY] = {
@@ -275,6 +275,8 @@ class TrainingModule(L.LightningModule):
         self._began_at_step = checkpoint["global_step"]
         self._seen_before = checkpoint[CHECKPOINT_KEY]["micro_batches"]
         set_batches_done(checkpoint, self._began_at_step * self.run_config.trainer.accumulate_grad_batches)
+        if self.trainer.precision == "64-true":
+            self.model.double()  # Lightning converts the model only after loading, which would round the weights
         if self.average is not None:
             self.average.load(checkpoint)
 
