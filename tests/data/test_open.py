@@ -2,6 +2,8 @@
 
 import ast
 import json
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -22,6 +24,15 @@ def test_a_stream_opens_as_its_head_and_other_text_whole(tmp_path: Path) -> None
     assert open_data(whole).manifest == prepare(whole).manifest
     assert open_data(stream).manifest == prepare_head(stream).manifest
     assert open_data(stream).folder != open_data(whole).folder
+
+
+def test_local_text_is_prepared_without_what_takes_seconds_to_import(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n{"text": "six"}\n')
+    script = "import sys; from minigpt.config import DataConfig; from minigpt.data.open import open_data\n"
+    script += "open_data(DataConfig(source=sys.argv[1], tokenizer='bytes', dir=sys.argv[2]), quiet=True)\n"
+    script += "print({'torch', 'datasets', 'pyarrow'} & {name.split('.')[0] for name in sys.modules})"
+    command = [sys.executable, "-c", script, str(tmp_path / "rows.jsonl"), str(tmp_path / "data")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
 def imports_of(path: Path) -> set[str]:
