@@ -13,7 +13,7 @@ import yaml
 from scripts import ROOT, run_script
 
 from minigpt.cli import parsing, program
-from minigpt.config import Config, GenerationConfig, SampleConfig
+from minigpt.config import Config, GenerationConfig, InspectConfig, SampleConfig
 from minigpt.environment import _advice
 from minigpt.errors import UserError
 
@@ -263,6 +263,18 @@ def test_settings_of_any_kind_are_understood() -> None:
     assert (config.trainer.devices, config.trainer.max_time, config.trainer.logger) == ([0, 1], None, False)
     assert config.trainer.callbacks == [{"class_path": "a.B", "init_args": {"c": 1}}]
     assert (config.sampling.prompts, config.data.source) == (["one, two", ""], ["a.txt", "b.txt"])
+
+
+def test_what_only_lightning_knows_is_passed_on_as_yaml_has_it(tmp_path: Path) -> None:
+    file = recipe(tmp_path, "trainer: {deterministic: warn, benchmark: true, model_registry: 3}")
+    options = ["--trainer.inference_mode", "false", "--trainer.detect_anomaly=1"]
+    trainer = parsing.parse_training([file, *options])[0].trainer
+    assert (trainer.deterministic, trainer.benchmark, trainer.model_registry) == ("warn", True, 3)
+    assert (trainer.inference_mode, trainer.detect_anomaly) == (False, 1)
+
+
+def test_a_text_that_reads_as_nothing_is_a_text() -> None:
+    assert parsing.parse_options(["r", "--text", "null"], InspectConfig).text == "null"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -39,11 +40,10 @@ def parse_training(
     """Parse the command line of `minigpt train`, or of a command with the same settings and recipes.
 
     Args:
-        argv: the arguments: recipes, then options.
-        program: name to show in --help.
-        what: its description there.
-        resumes: whether there is `--resume RUN`; the run's config.yaml is then loaded first and the other arguments
-            override it. `--resume auto` loads none.
+        argv: recipes, then options.
+        program: name in --help.
+        what: description in --help.
+        resumes: take `--resume RUN`: the run's config.yaml is loaded first, and the arguments override it.
         more: another dataclass whose fields are options, but not settings of a recipe.
 
     Returns:
@@ -53,11 +53,9 @@ def parse_training(
         UserError: invalid arguments, naming the one.
     """
     parser = _kept_parser(program, what, resumes=resumes, more=more)
-    words = 0
-    while words < len(argv) and not argv[words].startswith("-"):
-        words += 1
-    argv = [*(f"--config={find_recipe(word)}" for word in argv[:words]), *argv[words:]]
-    run = dict(_pairs(_joined(parser, argv))).get("--resume") if resumes else None
+    named = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
+    argv = [*(f"--config={find_recipe(name)}" for name in named), *argv[len(named) :]]
+    run = _given(parser, argv).get("--resume") if resumes else None
     if run is not None and run != AUTO:
         if not run:
             raise UserError("--resume is empty: name the folder of a run, such as runs/demo")
@@ -81,7 +79,7 @@ def parse_options(
         UserError: invalid arguments, naming the one.
     """
     parser = options_parser(schema, program, what, several)
-    given = dict(_pairs(_joined(parser, argv)))
+    given = _given(parser, argv)
     values = _parse(parser, argv, schema)
     for name, kind in _field_types(schema).items():
         if values[name] is None and kind == "str | None":  # jsonargparse takes the text "null" for None
@@ -133,6 +131,9 @@ def options_parser(schema: type, program: str, what: str, several: Sequence[str]
     return parser
 
 
+_kept_options_parser = functools.cache(options_parser)  # `change` is called for each line of a file of prompts
+
+
 def change(config: GenerationConfig, settings: Mapping[str, Any], others: Iterable[str] = ()) -> GenerationConfig:
     """A copy of a config with single settings changed, given as strings (command line) or JSON values.
 
@@ -151,7 +152,7 @@ def change(config: GenerationConfig, settings: Mapping[str, Any], others: Iterab
             hint = did_you_mean(name, known) or f"; there are {', '.join(known)}"
             raise UserError(f"unknown setting {name}{hint}")
     try:
-        parser = options_parser(GenerationConfig, "settings", "")
+        parser = _kept_options_parser(GenerationConfig, "settings", "")
         values = _plain(parser.parse_object(dict(settings), defaults=False))
     except (ArgumentError, ValueError, TypeError) as error:
         raise UserError(_explain(str(error), set(types), types)) from None
@@ -198,8 +199,8 @@ def _joined(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
     return words
 
 
-def _pairs(words: Iterable[str]) -> Iterable[tuple[str, str]]:
-    return ((option, value) for option, equals, value in (word.partition("=") for word in words) if equals)
+def _given(parser: ArgumentParser, argv: Sequence[str]) -> dict[str, str]:
+    return dict(word.split("=", 1) for word in _joined(parser, argv) if "=" in word)
 
 
 def _with_literal_path(word: str, types: Mapping[str, str]) -> str:

@@ -43,8 +43,9 @@ def find_recipe(given: str, option: str = "") -> Path:
     except (OSError, ValueError) as error:  # ValueError: a zero byte
         why = reason(error) if given else "needs the name of a recipe or file"
     files = [str(each) for each in named.values() if not each.is_absolute()]
+    known = files if path.suffix and files else list(named)
     guess = [each for each in files if Path(each).name == path.name]
-    guess = guess or difflib.get_close_matches(given, [*files, *named], n=1) or [n for n in named if n == path.stem]
+    guess = guess or difflib.get_close_matches(given, known, n=1) or [name for name in named if name == path.stem]
     first = [name for name, each in named.items() if each.parent in FOLDERS]
     hint = f": did you mean {guess[0]}?" if guess else f"; there are {', '.join(sorted(first))}"
     raise UserError(f"{option}{given}: {why}{hint}")

@@ -149,9 +149,11 @@ class TrainerConfig(Section):
         int, unused(f"{ONE_EPOCH}, and its batches are a function of the step", 0)
     ] = 0
     """Not used: a run is one epoch."""
-    use_distributed_sampler: Annotated[bool, unused("batches are already sharded; leave it out", False)] = False
+    use_distributed_sampler: Annotated[
+        bool, unused("the batches are already sharded among the devices; leave it out", False)
+    ] = False
     """Not used: batches are already sharded among devices (Lightning's default: true)."""
-    sync_batchnorm: Annotated[bool, unused("there is no batch norm; model.norm chooses the norm", False)] = False
+    sync_batchnorm: Annotated[bool, unused("the model has no batch norm; model.norm chooses its norm", False)] = False
     """Not used: there is no batch norm."""
     barebones: Annotated[
         bool, unused("a run needs checkpoints and logging; trainer.profiler=simple shows where time goes", False)
