@@ -71,23 +71,40 @@ class Relation(NamedTuple):
     keys: tuple[int, ...]
 
 
+FREE: dict[object, list] = {}
+"""Of each browser window, pages that no test looks at: a new one takes as long as what most tests do with it."""
+
+
 class View:
     """A page opened from a file, with what it asked for and complained about."""
 
     def __init__(self, browser, path, width=1200, height=800):
-        self.page = browser.new_page()
-        if (width, height) != (1200, 800):
-            self.page.set_viewport_size({"width": width, "height": height})
+        self.free = FREE.setdefault(browser, [])
+        self.page = self.free.pop() if self.free else browser.new_page()
+        self.page.set_viewport_size({"width": width, "height": height})
         self.page.set_default_timeout(30_000)
         self.requests: list[str] = []
         self.complaints: list[str] = []
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.complaints.append(dialog.message), dialog.dismiss()))
+        self.listeners = {
+            "request": lambda request: self.requests.append(request.url),
+            "console": lambda message: self.complaints.append(message.text),
+            "pageerror": lambda error: self.complaints.append(str(error)),
+            "dialog": lambda dialog: (self.complaints.append(dialog.message), dialog.dismiss()),
+        }
+        for name, listener in self.listeners.items():
+            self.page.on(name, listener)
         self.url = path.as_uri()
         self.page.goto(self.url)
         self.page.wait_for_selector("html[data-ready='1']")
+
+    def close(self):
+        """Leave the page, as new, to the next test."""
+        for name, listener in self.listeners.items():
+            self.page.remove_listener(name, listener)
+        self.page.emulate_media(color_scheme="null")
+        self.page.mouse.move(0, 0)
+        self.page.goto("about:blank")
+        self.free.append(self.page)
 
     def state(self, name):
         return self.page.evaluate(f"document.documentElement.dataset.{name}")

@@ -31,7 +31,7 @@ def show(browser, tmp_path):
     yield open_page
     for view in views:
         view.check_clean()
-        view.page.close()
+        view.close()
 
 
 @pytest.fixture

@@ -217,7 +217,7 @@ def show(browser: Any, tmp_path: Path) -> Any:
     yield open_page
     for view in views:
         view.check_clean()
-        view.page.close()
+        view.close()
 
 
 @pytest.fixture(scope="module")

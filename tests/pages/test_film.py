@@ -79,7 +79,7 @@ def show(browser: Any, tmp_path: Path) -> Any:
     yield open_page
     for view in views:
         view.check_clean()
-        view.page.close()
+        view.close()
 
 
 def test_a_slider_and_the_arrows_show_what_each_checkpoint_writes_with_its_loss(run: RunFolder, show: Any) -> None:

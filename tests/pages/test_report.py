@@ -79,7 +79,7 @@ def show(browser: Any, tmp_path: Path) -> Any:
     yield open_report
     for view in views:
         view.check_clean()
-        view.page.close()
+        view.close()
 
 
 @pytest.fixture(scope="module")
