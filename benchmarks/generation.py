@@ -26,7 +26,7 @@ from minigpt.data.open import open_data
 from minigpt.generation.cpu_backend import CPUDecode
 from minigpt.generation.engine import Row, generate
 from minigpt.generation.generator import Writer
-from minigpt.generation.sampling import draw, narrowed
+from minigpt.generation.sampling import apply_filters, draw
 from minigpt.model.cache import KVCache
 from minigpt.model.gpt import GPT
 
@@ -80,7 +80,7 @@ def uncached(shape: str, against: Path | None) -> Write:
         )
         for _ in range(n_new):
             logits = model.logits(model.hidden(torch.tensor([tokens[-model.config.context_length :]]))[:, -1:])[0, 0]
-            *_, (_, choice) = narrowed(logits.numpy(), config)
+            *_, (_, choice) = apply_filters(logits.numpy(), config)
             tokens.append(draw(choice, config.temperature, generator))
 
     return write

@@ -50,12 +50,12 @@ def test_a_spread_reads_as_median_and_quartiles_and_keeps_its_values() -> None:
 def test_contenders_work_in_turns_each_in_its_own_process(tmp_path: Path) -> None:
     workers = {name: partial(worker, tmp_path / "log" / name) for name in ("a", "b")}
     (tmp_path / "log").mkdir()
-    first, taken = harness.turns(workers, n_rounds=2, n_pieces=3)
+    first, taken = harness.turns(workers, n_rounds=2, n_chunks=3)
     assert set(first) == {"a", "b"}
     assert {name: len(each) for name, each in taken.items()} == {"a": 2, "b": 2}
     assert all(0 < seconds < 1 for each in taken.values() for seconds in each)
     logs = [(tmp_path / "log" / name).read_text().split() for name in "ab"]
-    assert [len(log) for log in logs] == [2 * 9, 2 * 9], "three rounds of three pieces"
+    assert [len(log) for log in logs] == [2 * 9, 2 * 9], "three rounds of three chunks"
     assert not set(logs[0][1::2]) & set(logs[1][1::2])
 
 
@@ -169,7 +169,7 @@ def test_nanogpts_loop_learns_and_counts_its_steps(checkout: Path, tokens: Path)
 
 
 class Enough:
-    """Lets so many pieces of work be done."""
+    """Lets so many chunks of work be done."""
 
     def __init__(self, n: int) -> None:
         self.left = n

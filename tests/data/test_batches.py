@@ -237,7 +237,7 @@ def test_every_epoch_predicts_every_stored_token_once(lengths: list[int], contex
 
 
 def all_examples(split: Split, context_length: int) -> list[tuple[int, ...]]:
-    """The obvious way: each document between two ENDs, and a piece of it for every context_length targets."""
+    """The obvious way: each document between two ENDs, and a chunk of it for every context_length targets."""
     ends = [*split.document_starts[1:], len(split.tokens)]
     texts = [[END, *split.tokens.read(a, b)] for a, b in zip(split.document_starts, ends, strict=True)]
     return [

@@ -129,8 +129,8 @@ def test_an_item_knows_how_many_of_its_source_came_before() -> None:
 @given(start=st.integers(0, 5000), length=st.integers(1, 2500))
 def test_any_part_of_a_mixture_is_the_same_alone(start: int, length: int) -> None:
     whole, part = mixture(2, 1).pick(0, 8000), mixture(2, 1).pick(start, start + length)
-    for column, piece in zip(whole, part, strict=True):
-        assert np.array_equal(piece, column[start : start + length])
+    for column, chunk in zip(whole, part, strict=True):
+        assert np.array_equal(chunk, column[start : start + length])
 
 
 def test_sources_are_mixed_within_a_block_and_in_another_order_in_the_next_and_for_another_seed() -> None:

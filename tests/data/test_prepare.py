@@ -24,7 +24,7 @@ from minigpt.data.prepare import prepare
 from minigpt.data.relations import read_json_lines
 from minigpt.data.shards import Split
 from minigpt.data.sources import scan as scan_module
-from minigpt.data.sources.rows import PIECE
+from minigpt.data.sources.rows import TEXT_CHUNK
 from minigpt.data.synthetic.texts import SYNTHETIC
 from minigpt.data.tokenizers.base import BytesTokenizer, Tokenizer, decode, save_tokenizer
 from minigpt.errors import UserError
@@ -51,10 +51,10 @@ def put(path: Path, content: str | bytes) -> Path:
 def texts_of(split: Split, tokenizer: Tokenizer) -> list[str]:
     """The documents of a split, cut where it says that they start."""
     ends = [*split.document_starts[1:], len(split.tokens)]
-    pieces = [split.tokens.read(a, b).tolist() for a, b in zip(split.document_starts, ends, strict=True)]
-    assert all(piece[-1] == tokenizer.end_of_text for piece in pieces)
-    assert all(tokenizer.end_of_text not in piece[:-1] for piece in pieces)
-    return [decode(tokenizer, piece[:-1]) for piece in pieces]
+    chunks = [split.tokens.read(a, b).tolist() for a, b in zip(split.document_starts, ends, strict=True)]
+    assert all(chunk[-1] == tokenizer.end_of_text for chunk in chunks)
+    assert all(tokenizer.end_of_text not in chunk[:-1] for chunk in chunks)
+    return [decode(tokenizer, chunk[:-1]) for chunk in chunks]
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -134,7 +134,7 @@ def test_token_files_are_read_by_numpy_alone(config: DataConfig) -> None:
 
 
 def test_a_document_longer_than_a_piece_is_one_document(config: DataConfig, tmp_path: Path) -> None:
-    text = "".join(f"line {i} of a long text\n" for i in range(3 * PIECE // 20))
+    text = "".join(f"line {i} of a long text\n" for i in range(3 * TEXT_CHUNK // 20))
     path = put(tmp_path / "long" / "b.txt", text)
     put(tmp_path / "long" / "a.txt", "short")
     data = prepare(replace(config, source=[str(path.parent), str(config.source)]))
@@ -143,7 +143,7 @@ def test_a_document_longer_than_a_piece_is_one_document(config: DataConfig, tmp_
 
 
 def test_a_single_long_text_is_cut_once_and_nothing_of_it_is_lost(config: DataConfig, tmp_path: Path) -> None:
-    text = "".join(f"line {i} of a naïve text\r\n" for i in range(3 * PIECE // 20))
+    text = "".join(f"line {i} of a naïve text\r\n" for i in range(3 * TEXT_CHUNK // 20))
     data = prepare(replace(config, source=str(put(tmp_path / "long.txt", text))))
     ((train,), (val,)) = (texts_of(split, data.tokenizer) for split in (data.train, data.val))
     assert train + val == text
@@ -478,7 +478,7 @@ def small_units(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> DataConf
 
 
 def test_units_of_any_size_hold_the_same_tokens(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(Path(str(config.source)) / "07.txt", "".join(f"a long document in {i} lines\n" for i in range(PIECE // 8)))
+    put(Path(str(config.source)) / "07.txt", "".join(f"a long document in {i} lines\n" for i in range(TEXT_CHUNK // 8)))
     whole = prepare(config)
     monkeypatch.setattr(tokenising, "UNIT_BYTES", 5000)
     monkeypatch.setattr(tokenising, "BATCH_CHARACTERS", 500)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minigpt.config import DataConfig
-from minigpt.data.sources.reading import Piece
+from minigpt.data.sources.reading import Chunk
 from minigpt.data.splitting import LEFT_OUT, TRAIN, VAL, Survey, assign, cut_single_text, survey
 from minigpt.errors import UserError
 
@@ -14,7 +14,7 @@ MANY = [f"text number {i}" for i in range(400)]
 
 
 def look(texts: Iterable[str]) -> Survey:
-    return survey(Piece(text) for text in texts)
+    return survey(Chunk(text) for text in texts)
 
 
 def split(texts: Sequence[str], val_fraction: float = 0.1, **settings: object) -> tuple[list[str], list[str]]:
@@ -26,15 +26,15 @@ def split(texts: Sequence[str], val_fraction: float = 0.1, **settings: object) -
 
 
 def cut(text: str, val_fraction: float, length: int = 10**9) -> tuple[str, str]:
-    """The two parts of a single text that comes in pieces of so many characters."""
+    """The two parts of a single text that comes in chunks of so many characters."""
     starts = range(0, len(text), length)
-    pieces = [Piece(text[start : start + length], start + length >= len(text)) for start in starts]
+    chunks = [Chunk(text[start : start + length], start + length >= len(text)) for start in starts]
     parts, ended = ["", ""], [False, False]
-    for side, piece in cut_single_text(pieces, len(text.encode()), val_fraction):
+    for side, chunk in cut_single_text(chunks, len(text.encode()), val_fraction):
         assert not ended[side]
         assert side == VAL or not parts[VAL]
-        parts[side] += piece.text
-        ended[side] = piece.ends
+        parts[side] += chunk.text
+        ended[side] = chunk.ends
     assert ended == [True, True]
     return parts[0], parts[1]
 
@@ -88,7 +88,7 @@ def test_a_limit_counts_equal_documents_one_by_one() -> None:
 
 
 def test_a_limit_is_one_for_each_source() -> None:
-    sources = survey(map(Piece, MANY[:300]), map(Piece, MANY[300:]))
+    sources = survey(map(Chunk, MANY[:300]), map(Chunk, MANY[300:]))
     sides, _ = assign(sources, None, DataConfig(source=["a", "b"], max_documents=30))
     assert [(sides[:300] != LEFT_OUT).sum(), (sides[300:] != LEFT_OUT).sum()] == [30, 30]
 
@@ -100,8 +100,8 @@ def test_a_limit_beyond_what_is_there_keeps_all() -> None:
 def test_the_look_is_the_same_whatever_pieces_a_document_comes_in() -> None:
     text = "naïve 🙂 " * 50
     whole = look([text, "x", text]).documents
-    pieces = [*(Piece(c, False) for c in text[:-1]), Piece(text[-1]), Piece("x"), Piece(text, False), Piece("")]
-    assert np.array_equal(survey(pieces).documents, whole)
+    chunks = [*(Chunk(c, False) for c in text[:-1]), Chunk(text[-1]), Chunk("x"), Chunk(text, False), Chunk("")]
+    assert np.array_equal(survey(chunks).documents, whole)
     assert whole[:, 2].tolist() == [len(text.encode()), 1, len(text.encode())]
 
 

@@ -24,7 +24,7 @@ class Fake(nn.Module):
         self.token_embedding = nn.Embedding(vocab_size, 2)
         self.read: list[list[int]] = []
 
-    def hidden(self, tokens: Tensor, texts: Tensor | None = None, cache: object = None) -> Tensor:
+    def hidden(self, tokens: Tensor, document_ids: Tensor | None = None, cache: object = None) -> Tensor:
         assert not torch.is_grad_enabled()
         self.read += tokens.tolist()
         return tokens[..., None]

@@ -9,10 +9,10 @@ from test_engine import KINDS, make
 from minigpt.generation.cpu_backend import (
     ONE_THREAD,
     CPUDecode,
-    _by_columns,
     _Forms,
     _openblas,
     _product_of_int8,
+    _to_column_major,
     can_decode,
 )
 from minigpt.model.cache import KVCache
@@ -68,7 +68,7 @@ def test_padding_is_not_heard_and_positions_count_from_behind_it(kind: dict[str,
 @pytest.mark.parametrize("shape", [(1, 1), (64, 3), (200, 7)])
 def test_a_matrix_by_columns_has_the_same_values(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape)
-    found = _by_columns(matrix)
+    found = _to_column_major(matrix)
     assert found.flags.f_contiguous
     assert (found == matrix.numpy()).all()
 

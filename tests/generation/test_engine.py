@@ -13,8 +13,8 @@ from minigpt.errors import UserError
 from minigpt.generation import engine
 from minigpt.generation.cpu_backend import CPUDecode
 from minigpt.generation.engine import CompiledDecode, Reader, Row, generate, window_start
-from minigpt.generation.lookup import lookup
-from minigpt.generation.sampling import draw, narrowed
+from minigpt.generation.prompt_lookup import prompt_lookup_draft
+from minigpt.generation.sampling import apply_filters, draw
 from minigpt.model.gpt import GPT
 
 TINY: dict[str, Any] = {"vocab_size": 50, "context_length": 24, "n_layer": 2, "n_head": 4, "n_embd": 32}
@@ -73,7 +73,7 @@ def written_slowly(model: GPT, prompt: Sequence[int], seed: int = 0, **settings:
         window = tokens[window_start(len(tokens), model.config.context_length) :]
         with torch.no_grad():
             logits = model(torch.tensor([window]))[:, -1]
-        *_, (_, left) = narrowed(logits[0].numpy(), config, tokens)
+        *_, (_, left) = apply_filters(logits[0].numpy(), config, tokens)
         tokens.append(draw(left, config.temperature, generator))
     return tokens[len(prompt) :]
 
@@ -112,7 +112,7 @@ def test_with_a_draft_the_same_tokens_are_drawn_in_fewer_passes(
 
     settings: dict[str, Any] = {"max_new_tokens": 40, "temperature": temperature, "top_k": None}
     plain = written(model, PROMPTS, 0, **settings)
-    monkeypatch.setattr(engine, "lookup", guess)
+    monkeypatch.setattr(engine, "prompt_lookup_draft", guess)
     assert written(model, PROMPTS, 0, **settings, draft_tokens=5) == plain
     for seed, prompt in enumerate(PROMPTS):
         assert written(model, [prompt], seed, **settings, draft_tokens=5) == [plain[seed]]
@@ -121,13 +121,13 @@ def test_with_a_draft_the_same_tokens_are_drawn_in_fewer_passes(
 
 
 def test_a_draft_is_what_followed_the_longest_and_latest_of_the_same_words() -> None:
-    assert lookup([1, 2, 3, 9, 5, 6, 1, 2, 3], 3) == [9, 5, 6]
-    assert lookup([7, 2, 3, 8, 1, 2, 3, 9, 2, 3, 4, 1, 2, 3], 2) == [9, 2]
-    assert lookup([5, 2, 3, 8, 6, 2, 3, 9, 7, 2, 3], 4) == [9, 7, 2, 3]
-    assert lookup([1, 1, 1, 1], 4) == [1]
-    assert lookup([4, 1, 2, 3, 5, 6, 3], 4) == []
-    assert lookup([1, 2, 3, 1, 2], 0) == []
-    assert lookup([1], 3) == []
+    assert prompt_lookup_draft([1, 2, 3, 9, 5, 6, 1, 2, 3], 3) == [9, 5, 6]
+    assert prompt_lookup_draft([7, 2, 3, 8, 1, 2, 3, 9, 2, 3, 4, 1, 2, 3], 2) == [9, 2]
+    assert prompt_lookup_draft([5, 2, 3, 8, 6, 2, 3, 9, 7, 2, 3], 4) == [9, 7, 2, 3]
+    assert prompt_lookup_draft([1, 1, 1, 1], 4) == [1]
+    assert prompt_lookup_draft([4, 1, 2, 3, 5, 6, 3], 4) == []
+    assert prompt_lookup_draft([1, 2, 3, 1, 2], 0) == []
+    assert prompt_lookup_draft([1], 3) == []
 
 
 def test_a_text_that_repeats_itself_is_written_in_fewer_passes() -> None:

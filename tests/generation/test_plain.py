@@ -204,7 +204,7 @@ def test_only_matrices_that_changed_are_brought_into_their_form_again(
     settings: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[tuple[int, ...]] = []
-    for name in ("_packed_int8", "_by_columns"):
+    for name in ("_packed_int8", "_to_column_major"):
         make_form = getattr(cpu_decode, name)
         monkeypatch.setattr(
             cpu_decode, name, lambda weight, form=make_form: made.append(tuple(weight.shape)) or form(weight)

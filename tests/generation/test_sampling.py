@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from minigpt.config import GenerationConfig
 from minigpt.generation import sampling
-from minigpt.generation.sampling import Choice, draw, narrowed
+from minigpt.generation.sampling import Choice, apply_filters, draw
 
 LOGITS = np.array([0.3, 2.0, -1.0, 1.1, 0.0, -3.0, 1.6, 0.9], dtype=np.float32)
 SEEN = [6, 2, 6]
@@ -20,7 +20,7 @@ PLAIN: dict[str, Any] = {"temperature": 1.0, "top_k": None}
 
 
 def kept(logits: np.ndarray = LOGITS, seen: Sequence[int] = (), **changes: Any) -> Choice:
-    return list(narrowed(logits, GenerationConfig(**PLAIN | changes), seen))[-1][1]
+    return list(apply_filters(logits, GenerationConfig(**PLAIN | changes), seen))[-1][1]
 
 
 def drawn(choice: Choice, temperature: float, n: int) -> np.ndarray:
@@ -88,7 +88,7 @@ def test_what_is_kept_has_the_exact_probabilities(
     config = GenerationConfig(temperature=0.9, top_k=top_k, top_p=top_p, min_p=min_p)
     before, sampling.FIRST = sampling.FIRST, first
     try:
-        *_, (_, left) = narrowed(np.array(logits, dtype=np.float32), config)
+        *_, (_, left) = apply_filters(np.array(logits, dtype=np.float32), config)
     finally:
         sampling.FIRST = before
     found = np.zeros(len(logits))
@@ -130,7 +130,7 @@ def test_equal_logits_at_the_edge_of_top_k_are_all_kept() -> None:
 
 def test_only_permitted_tokens_are_left_to_the_filters() -> None:
     permitted = np.arange(8) > 3
-    stages = dict(narrowed(LOGITS, GenerationConfig(**PLAIN | {"top_k": 2}), permitted=permitted))
+    stages = dict(apply_filters(LOGITS, GenerationConfig(**PLAIN | {"top_k": 2}), permitted=permitted))
     assert [choice.tokens.tolist() for choice in stages.values()] == [[4, 5, 6, 7], [6, 7]]
 
 
@@ -155,5 +155,5 @@ def test_the_ends_of_the_unit_interval_are_tokens_that_may_be_drawn(
 def test_the_logits_are_left_as_they_were() -> None:
     logits = LOGITS.copy()
     settings: dict[str, Any] = {"top_k": 2, "top_p": 0.5, "repetition_penalty": 2.0, "forbidden_tokens": [1]}
-    list(narrowed(logits, GenerationConfig(**settings), [1, 2]))
+    list(apply_filters(logits, GenerationConfig(**settings), [1, 2]))
     assert np.array_equal(logits, LOGITS)

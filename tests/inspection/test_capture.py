@@ -11,7 +11,7 @@ from minigpt.config import GPTConfig
 from minigpt.data.tokenizers.base import BytesTokenizer, decode
 from minigpt.errors import UserError
 from minigpt.generation.generator import Writer
-from minigpt.inspection.capture import capture_attention, probe, tapped, value_norms
+from minigpt.inspection.capture import attention_hooks, capture_attention, probe, value_norms
 from minigpt.model import attention
 from minigpt.model.gpt import GPT
 from minigpt.model.variants.similarities import SIMILARITIES
@@ -86,9 +86,9 @@ def test_a_probe_tells_what_the_model_expects_next() -> None:
 
 def test_taps_are_gone_after_an_error() -> None:
     model = GPT(GPTConfig(**TINY))
-    with pytest.raises(ZeroDivisionError), tapped(model, lambda *_: 1 // 0):
+    with pytest.raises(ZeroDivisionError), attention_hooks(model, lambda *_: 1 // 0):
         model(torch.zeros(1, 3).long())
-    assert all(not block.attn.taps for block in model.blocks)
+    assert all(not block.attn.hooks for block in model.blocks)
 
 
 def test_captures_nest_and_overlap_and_each_sees_all_that_runs_inside_it() -> None:
@@ -105,7 +105,7 @@ def test_captures_nest_and_overlap_and_each_sees_all_that_runs_inside_it() -> No
     assert [len(maps.forwards) for maps in (outer, inner)] == [2, 2]
     for ours, theirs in zip(outer.forwards[1], inner.forwards[0], strict=True):
         assert torch.equal(ours, theirs)
-    assert not any(block.attn.taps for block in model.blocks)
+    assert not any(block.attn.hooks for block in model.blocks)
 
 
 def test_forward_passes_in_one_capture_are_told_apart() -> None:

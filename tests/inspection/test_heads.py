@@ -16,10 +16,10 @@ from minigpt.inspection.heads import (
     head_table,
     in_context_score,
     label_heads,
-    look,
     measure_repeated,
     relation_scores,
     repeated_tokens,
+    score_heads,
     summary,
 )
 from minigpt.inspection.measuring import measure
@@ -83,7 +83,7 @@ def test_looking_changes_neither_model_nor_random_state() -> None:
     model.blocks[0].eval()
     before, state = [p.clone() for p in model.parameters()], torch.get_rng_state()
     tokenizer = BytesTokenizer()
-    look(model, tokenizer, Probe.of(tokenizer, tokenizer.encode(CODE), 24, 20), 7, everything=True)
+    score_heads(model, tokenizer, Probe.of(tokenizer, tokenizer.encode(CODE), 24, 20), 7, everything=True)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training
@@ -94,7 +94,7 @@ def test_looking_changes_neither_model_nor_random_state() -> None:
 def test_a_look_says_all_that_it_can() -> None:
     tokenizer = BytesTokenizer()
     probe = Probe.of(tokenizer, tokenizer.encode(CODE * 5), 100, 90)
-    seen = look(tiny(context_length=100), tokenizer, probe, 7, everything=True)
+    seen = score_heads(tiny(context_length=100), tokenizer, probe, 7, everything=True)
     snapshot, numbers = seen.snapshot, seen.snapshot.numbers
     assert snapshot.step == 7
     assert "".join(snapshot.tokens) == (CODE * 5)[:90]
@@ -113,7 +113,9 @@ def test_a_look_says_all_that_it_can() -> None:
 @pytest.mark.parametrize("n_tokens", [1, 2, 3])
 def test_the_shortest_texts_and_contexts_are_looked_at_too(n_tokens: int) -> None:
     tokenizer = BytesTokenizer()
-    seen = look(tiny(context_length=3), tokenizer, Probe.of(tokenizer, [65] * n_tokens, 3, 20), 0, everything=True)
+    seen = score_heads(
+        tiny(context_length=3), tokenizer, Probe.of(tokenizer, [65] * n_tokens, 3, 20), 0, everything=True
+    )
     snapshot = seen.snapshot
     assert len(snapshot.tokens) == n_tokens
     assert "induction" not in snapshot.scores, "two copies of two tokens do not fit"

@@ -21,7 +21,7 @@ from minigpt.cli.main import dispatch
 from minigpt.config import CompareConfig
 from minigpt.errors import UserError
 from minigpt.lab import compare as compare_module
-from minigpt.lab.compare import Result, Row, by_name, draw, format_table, make_rows
+from minigpt.lab.compare import ComparisonRow, Result, by_name, draw_curves, format_table, make_rows
 from minigpt.runs.folder import RunFolder
 from minigpt.training.run import train
 
@@ -195,7 +195,7 @@ def test_rows_are_sorted_by_the_mean_over_seeds_and_show_its_spread() -> None:
 
 
 def test_one_seed_has_no_spread_and_the_picture_is_drawn(tmp_path: Path) -> None:
-    rows = [Row("only", 10, [2.0], [1.0], 5.0, 1e6)]
+    rows = [ComparisonRow("only", 10, [2.0], [1.0], 5.0, 1e6)]
     assert "±" not in format_table(rows)
-    draw(rows, tmp_path / "table.png")
+    draw_curves(rows, tmp_path / "table.png")
     assert (tmp_path / "table.png").stat().st_size > 1000

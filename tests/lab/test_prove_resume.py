@@ -17,7 +17,7 @@ from minigpt.config import Config, ProofConfig
 from minigpt.errors import UserError
 from minigpt.lab import prove_resume
 from minigpt.lab.prove_resume import Death, Proof, Timeline, prove, shortened, verdict
-from minigpt.lab.whereabouts import PHASES, Place
+from minigpt.lab.progress_file import PHASES, ProgressFile
 
 
 def config_of(tmp_path: Path, fault: str | None = None) -> Config:
@@ -70,7 +70,7 @@ def test_what_is_not_exact_is_named_and_kept(
     fault: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     moments = iter([("save", 4)])  # where something is to be resumed from
-    monkeypatch.setattr(Timeline, "draw", lambda *_: prove_resume.Moment(Place(*next(moments)), 0.0))
+    monkeypatch.setattr(Timeline, "draw", lambda *_: prove_resume.Moment(ProgressFile(*next(moments)), 0.0))
     with pytest.raises(SystemExit) as ended:
         dispatch(command(tmp_path, config_of(tmp_path, fault), monkeypatch, kills=1))
     assert ended.value.code == 1
@@ -128,19 +128,21 @@ def _sections(given: dict[str, Any]) -> dict[str, Any]:
 def test_moments_are_drawn_from_the_whole_run_and_each_kill_to_come_has_its_share() -> None:
     places = [(0.0, "start", 0), (5.0, "step", 0), (6.0, "step", 1), (7.0, "validation", 2), (8.0, "save", 2)]
     times = Timeline(
-        [(at, Place(phase, step)) for at, phase, step in [*places, (8.5, "step", 2), (9.0, "end", 4)]], 11.0
+        [(at, ProgressFile(phase, step)) for at, phase, step in [*places, (8.5, "step", 2), (9.0, "end", 4)]], 11.0
     )
     chance = random.Random(0)
     drawn = [times.draw(chance, 0, 1) for _ in range(500)]
     assert {moment.place.phase for moment in drawn} == set(PHASES)
     assert all(0 <= moment.delay_seconds <= 5 for moment in drawn)
     first_of_many = {times.draw(chance, 1, 10).place for _ in range(200)}
-    assert first_of_many == {Place(), Place("step", 1)}, "the fifth of 5 seconds from step 1 on, or the start"
+    assert first_of_many == {ProgressFile(), ProgressFile("step", 1)}, (
+        "the fifth of 5 seconds from step 1 on, or the start"
+    )
 
 
 def test_a_place_comes_before_another_as_in_a_run() -> None:
     way = [("start", 0), ("step", 0), ("validation", 1), ("save", 1), ("step", 1), ("save", 2), ("step", 2), ("end", 2)]
-    orders = [Place(*each).order for each in way]
+    orders = [ProgressFile(*each).order for each in way]
     assert orders == sorted(orders)
 
 

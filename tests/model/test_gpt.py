@@ -366,7 +366,7 @@ def test_a_document_mask_without_a_mark_to_go_by_is_refused() -> None:
 
 
 def test_numbers_of_texts_in_another_shape_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"texts has shape \(1, 3\), tokens \(1, 4\)"):
+    with pytest.raises(ValueError, match=r"document_ids has shape \(1, 3\), tokens \(1, 4\)"):
         make(GPTConfig(**TINY))(torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, 3, dtype=torch.long))
 
 

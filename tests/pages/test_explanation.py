@@ -19,7 +19,7 @@ from minigpt.data.tokenizers.base import BytesTokenizer, CharsTokenizer
 from minigpt.errors import UserError
 from minigpt.generation.engine import window_start
 from minigpt.generation.generator import Writer
-from minigpt.generation.sampling import narrowed
+from minigpt.generation.sampling import apply_filters
 from minigpt.inspection import packing
 from minigpt.inspection.capture import capture_attention
 from minigpt.pages.documents import Page
@@ -96,7 +96,7 @@ def test_what_is_written_with_and_without_an_explanation_is_the_same(changes: di
 def test_after_it_the_model_is_tapped_no_more() -> None:
     writer = writer_of()
     explain(writer, "a", GenerationConfig(max_new_tokens=2))
-    assert all(not block.attn.taps for block in writer.model.blocks)
+    assert all(not block.attn.hooks for block in writer.model.blocks)
     assert not writer.model.token_embedding._forward_pre_hooks
 
 
@@ -114,7 +114,7 @@ def test_each_alternative_says_which_setting_removed_it_and_the_removed_probabil
         chances = logits.softmax(0)
         permitted = np.arange(V) < (V - 1 if step < 5 else V)  # the end of the text comes last
         lefts = []
-        for _, choice in narrowed(logits.numpy(), config, seen, permitted):
+        for _, choice in apply_filters(logits.numpy(), config, seen, permitted):
             lefts.append(torch.full((V,), -torch.inf, dtype=torch.float64))
             lefts[-1][choice.tokens] = torch.from_numpy(choice.logits)
         kept = lefts[-1].isfinite()

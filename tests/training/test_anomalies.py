@@ -23,7 +23,7 @@ from minigpt.data.batches import train_batches
 from minigpt.data.open import open_data
 from minigpt.data.tokenizers.base import decode
 from minigpt.errors import UserError
-from minigpt.inspection.capture import tapped
+from minigpt.inspection.capture import attention_hooks
 from minigpt.model.gpt import GPT
 from minigpt.model.variants.attend import attention_scores
 from minigpt.runs.folder import RunFolder
@@ -46,7 +46,7 @@ def settings(tmp_path: Path, at: At, policy: str, *, rank: int | None = None, **
     return small_settings(tmp_path, **(quiet | sections))
 
 
-def plain_loop(config: Config, left_out: set[int], back_to: dict[int, int] | None = None) -> dict[str, Any]:
+def plain_loop(config: Config, skipped: set[int], back_to: dict[int, int] | None = None) -> dict[str, Any]:
     """The run in plain torch, without the steps that are left out; at the others in back_to, from the state of a step.
 
     Micro-batches of several devices are those of one that accumulates them.
@@ -70,7 +70,7 @@ def plain_loop(config: Config, left_out: set[int], back_to: dict[int, int] | Non
             weights, optimizer_state, average = copy.deepcopy(states[back_to[step]])
             model.load_state_dict(weights)
             optimizer.load_state_dict(optimizer_state)
-        elif step not in left_out:
+        elif step not in skipped:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, config.trainer.gradient_clip_val or math.inf)
             optimizer.step()
@@ -331,11 +331,11 @@ def test_the_largest_scores_of_a_batch_are_those_of_all_its_scores(tmp_path: Pat
     tokens = torch.randint(0, 50, (3, 300))
     expected: dict[int, list[float]] = {}
 
-    def look(layer: int, query: Any, key: Any, value: Any, how: Any) -> None:
+    def hook(layer: int, query: Any, key: Any, value: Any, how: Any) -> None:
         scores = attention_scores(query, key, how)
         expected[layer] = scores.masked_fill(scores.isneginf(), 0).abs().amax(dim=(0, 2, 3)).tolist()
 
-    with torch.no_grad(), tapped(model, look):
+    with torch.no_grad(), attention_hooks(model, hook):
         model(tokens)
     found, rows = _rows_again(model, tokens, tokens)
     np.testing.assert_allclose(found, [expected[0], expected[1]], rtol=1e-5)
@@ -483,7 +483,7 @@ def test_the_norm_that_is_there_clips_only_where_torchs_own_would_have(plugin: P
     module = SimpleNamespace(
         trainer=SimpleNamespace(precision_plugin=plugin),
         clip_gradients=hand_over,
-        left_out=False,
+        skipped=False,
         grad_norm=5.0,
         _total_norm=torch.tensor(5.0),
         model=SimpleNamespace(parameters=lambda: [parameter]),

@@ -75,5 +75,5 @@ def test_a_skipped_step_asks_first_and_goes_on_if_nobody_objects(tmp_path: Path)
     trainer.fit(module, *make_loaders(config, data, trainer))
     assert asked == [(2, math.inf, False)]
     assert trainer.global_step == 4
-    assert not module.left_out
+    assert not module.skipped
     assert all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters())

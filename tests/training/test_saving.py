@@ -191,7 +191,7 @@ def test_whichever_file_operation_of_a_save_is_the_last_all_can_be_read_and_noth
 
 def check_after_death(run: RunFolder, steps: set[int]) -> None:
     """What the next start finds: a whole last.ckpt, the one before it, weights; and nothing else once it has begun."""
-    with run.occupied():
+    with run.lock():
         pass
     names = {path.name for path in run.path.rglob("*") if path.is_file()}
     known = r"last\.ckpt|best\.ckpt|step_0000(04|08)\.ckpt|step_000012\.safetensors|model\.safetensors"
@@ -385,7 +385,7 @@ def test_a_second_process_on_one_run_is_refused_by_name_until_the_first_is_dead(
     assert not (run.path / ".lock").exists()
     program = (
         "import sys, time; from pathlib import Path; from minigpt.runs.folder import RunFolder\n"
-        "with RunFolder(Path(sys.argv[1])).occupied():\n    print('ready', flush=True); time.sleep(60)"
+        "with RunFolder(Path(sys.argv[1])).lock():\n    print('ready', flush=True); time.sleep(60)"
     )
     process = start(program, run.path)
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}

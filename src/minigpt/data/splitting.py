@@ -11,7 +11,7 @@ import numpy as np
 
 from minigpt.config import DataConfig
 from minigpt.data.sources.names import Source
-from minigpt.data.sources.reading import Piece, read
+from minigpt.data.sources.reading import Chunk, read
 from minigpt.errors import UserError
 
 TRAIN, VAL, LEFT_OUT = range(3)
@@ -32,17 +32,17 @@ class Survey:
         return self.documents[:, 0]
 
 
-def survey(*sources: Iterable[Piece]) -> Survey:
+def survey(*sources: Iterable[Chunk]) -> Survey:
     """Hash every document of some sources in one pass."""
     documents, counts = bytearray(), []
-    for pieces in sources:
+    for chunks in sources:
         before = len(documents)
         digest, n_bytes = hashlib.sha256(), 0
-        for piece in pieces:
-            content = piece.text.encode()
+        for chunk in chunks:
+            content = chunk.text.encode()
             digest.update(content)
             n_bytes += len(content)
-            if piece.ends:
+            if chunk.ends:
                 ends = digest.digest()
                 documents += ends[:8] + ends[:-9:-1] + n_bytes.to_bytes(8, "big")
                 digest, n_bytes = hashlib.sha256(), 0
@@ -108,7 +108,7 @@ def val_threshold(val_fraction: float) -> int:
 
 
 @dataclass(frozen=True)
-class Documents:
+class SplitDocuments:
     """The documents of some sources with the side of each; text is read from disk on each iteration."""
 
     sources: Sequence[Source]
@@ -124,8 +124,8 @@ class Documents:
         """Length in UTF-8 of the kept documents."""
         return int(self.lengths[self.sides != LEFT_OUT].sum())
 
-    def pieces(self) -> Iterator[tuple[int, int, Piece]]:
-        """(TRAIN or VAL, index of the source, piece) of the kept documents, in order.
+    def chunks(self) -> Iterator[tuple[int, int, Chunk]]:
+        """(TRAIN or VAL, index of the source, chunk) of the kept documents, in order.
 
         Raises:
             UserError: the text has changed since the survey.
@@ -135,19 +135,19 @@ class Documents:
             yield from kept
             return
         first = next(kept)
-        single = (piece for _, _, piece in chain([first], kept))
-        for side, piece in cut_single_text(single, self.n_bytes(), self.config.val_fraction):
-            yield side, first[1], piece
+        single = (chunk for _, _, chunk in chain([first], kept))
+        for side, chunk in cut_single_text(single, self.n_bytes(), self.config.val_fraction):
+            yield side, first[1], chunk
 
-    def _kept(self) -> Iterator[tuple[int, int, Piece]]:
+    def _kept(self) -> Iterator[tuple[int, int, Chunk]]:
         document = 0
         for number, source in enumerate(self.sources):
-            for piece in read(source, self.config):
+            for chunk in read(source, self.config):
                 if document == len(self.sides):
                     raise text_changed(self.config)
                 if self.sides[document] != LEFT_OUT:
-                    yield int(self.sides[document]), number, piece
-                document += piece.ends
+                    yield int(self.sides[document]), number, chunk
+                document += chunk.ends
         if document != len(self.sides):
             raise text_changed(self.config)
 
@@ -157,16 +157,16 @@ def text_changed(config: DataConfig) -> UserError:
     return UserError(f"data.source={config.source}: the text changed while it was read; try again")
 
 
-def cut_single_text(pieces: Iterable[Piece], n_bytes: int, val_fraction: float) -> Iterator[tuple[int, Piece]]:
+def cut_single_text(chunks: Iterable[Chunk], n_bytes: int, val_fraction: float) -> Iterator[tuple[int, Chunk]]:
     """Hold out the end of a single text, from the start of a line if there is one near the cut.
 
     Args:
-        pieces: the text.
+        chunks: the text.
         n_bytes: its length in UTF-8.
         val_fraction: share to hold out.
 
     Yields:
-        (TRAIN or VAL, piece); the last piece of each side ends its document.
+        (TRAIN or VAL, chunk); the last chunk of each side ends its document.
 
     Raises:
         UserError: the text is too short.
@@ -175,9 +175,9 @@ def cut_single_text(pieces: Iterable[Piece], n_bytes: int, val_fraction: float) 
     cut = round(n_bytes * (1 - val_fraction))
     if not 0 < cut < n_bytes:
         raise too_short
-    at = 0  # bytes before this piece
-    for piece in pieces:
-        content = piece.text.encode()
+    at = 0  # bytes before this chunk
+    for chunk in chunks:
+        content = chunk.text.encode()
         if at <= cut < at + len(content):
             earliest = cut - round(n_bytes * min(val_fraction, 1 - val_fraction) / 2)
             here = content.rfind(b"\n", max(0, earliest - at), cut - at) + 1 or cut - at
@@ -185,8 +185,8 @@ def cut_single_text(pieces: Iterable[Piece], n_bytes: int, val_fraction: float) 
                 here -= 1
             if at + here == 0:
                 raise too_short
-            yield TRAIN, Piece(content[:here].decode())
-            yield VAL, Piece(content[here:].decode(), piece.ends)
+            yield TRAIN, Chunk(content[:here].decode())
+            yield VAL, Chunk(content[here:].decode(), chunk.ends)
         else:
-            yield (TRAIN if at < cut else VAL), piece
+            yield (TRAIN if at < cut else VAL), chunk
         at += len(content)

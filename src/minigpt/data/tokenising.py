@@ -25,8 +25,8 @@ from minigpt.data.relations import to_json_line
 from minigpt.data.shards import Manifest, ShardWriter, SourceRange, SplitFiles
 from minigpt.data.sources.chunking import grouped
 from minigpt.data.sources.names import MANIFEST, TOKENIZER, Source
-from minigpt.data.sources.reading import Piece, read
-from minigpt.data.splitting import TRAIN, Documents, assign, survey, text_changed
+from minigpt.data.sources.reading import Chunk, read
+from minigpt.data.splitting import TRAIN, SplitDocuments, assign, survey, text_changed
 from minigpt.data.tokenizers.base import Tokenizer, load_tokenizer, make_tokenizer, save_tokenizer
 from minigpt.errors import UserError
 from minigpt.files import write_atomically, write_text
@@ -37,12 +37,12 @@ MOST_UNITS = 64
 """Units grow with longer text: training keeps all shards open, and a process may open about a thousand files."""
 BATCH_CHARACTERS = 8 << 20
 """Text held in memory to be tokenised in parallel."""
-BATCH_PIECES = 10_000
+BATCH_CHUNKS = 10_000
 """Limit for batches of short documents, as each has a fixed cost."""
 BPE_BYTES = 100 << 20
 """Size of the sample that a BPE learns from: more text hardly changes the merges, and takes memory."""
-PIECES_VERSION = 2
-"""Raise when documents are cut into other pieces: a resumed preparation skips the number of pieces done."""
+CHUNKS_VERSION = 3
+"""Raise when documents are cut into other chunks: a resumed preparation skips the number of chunks done."""
 SIDES = ("train", "val")
 SURVEY, UNITS = "survey.npz", "units.json"
 STARTS = ".documents.npy"
@@ -94,7 +94,7 @@ class Tokenising:
         """Args: folder is the result, written under a hidden name beside it until it is complete."""
         self.config, self.text, self.folder, self.quiet = config, text, folder, quiet
         self.sources = (*text.train, *text.val)
-        self.work = folder.parent / f".preparing-{PIECES_VERSION}-{folder.name}"
+        self.work = folder.parent / f".preparing-{CHUNKS_VERSION}-{folder.name}"
 
     def run(self, is_unchanged: Callable[[], bool]) -> None:
         """Prepare the text, or resume a preparation that was killed.
@@ -133,7 +133,7 @@ class Tokenising:
             token_dtype(self.config, tokenizer)
             save_tokenizer(tokenizer, self.work / TOKENIZER)
 
-    def _survey(self) -> Documents:
+    def _survey(self) -> SplitDocuments:
         """First pass: read every document, and assign it to a side."""
         path = self.work / SURVEY
         if not path.is_file():
@@ -151,43 +151,45 @@ class Tokenising:
 
             write_atomically(path, save)
         with np.load(path, allow_pickle=False) as saved:
-            return Documents(self.sources, self.config, saved["sides"], saved["lengths"], int(saved["n_duplicates"]))
+            return SplitDocuments(
+                self.sources, self.config, saved["sides"], saved["lengths"], int(saved["n_duplicates"])
+            )
 
-    def _tokenizer(self, documents: Documents) -> Tokenizer:
+    def _tokenizer(self, documents: SplitDocuments) -> Tokenizer:
         path = self.work / TOKENIZER
         if not path.is_file():
             n_bytes = documents.n_bytes()
             if self.config.tokenizer.startswith("bpe:") and not self.quiet:
                 print(f"training a byte-level BPE, {self.config.tokenizer}, on {n_bytes / 1e6:.1f} MB", flush=True)
             share = min(1.0, BPE_BYTES / max(1, n_bytes))
-            train = (piece.text for side, _, piece in documents.pieces() if side == TRAIN)
+            train = (chunk.text for side, _, chunk in documents.chunks() if side == TRAIN)
             tokenizer = make_tokenizer(
                 self.config.tokenizer,
                 # An evenly spread sample of that share: Fibonacci hashing (Knuth 1973).
                 (text for i, text in enumerate(train) if i * 0x9E3779B97F4A7C15 % 2**64 < share * 2**64),
-                (piece.text for _, _, piece in documents.pieces()),
+                (chunk.text for _, _, chunk in documents.chunks()),
             )
             save_tokenizer(tokenizer, path)
         return load_tokenizer(path)
 
-    def _tokenise(self, documents: Documents, tokenizer: Tokenizer, dtype: np.dtype[Any]) -> None:
+    def _tokenise(self, documents: SplitDocuments, tokenizer: Tokenizer, dtype: np.dtype[Any]) -> None:
         """Second pass: write the units that are missing."""
         units = self._units()
         unit_bytes = max(UNIT_BYTES, documents.n_bytes() // MOST_UNITS)
-        pieces = documents.pieces()
+        chunks = documents.chunks()
         with self._bar("tokenising", documents.n_bytes()) as bar:
-            for _, _, piece in islice(pieces, sum(unit.n_pieces for unit in units)):
-                bar.update(len(piece.text))
-            batches = grouped(pieces, lambda piece: len(piece[2].text), BATCH_CHARACTERS, BATCH_PIECES)
+            for _, _, chunk in islice(chunks, sum(unit.n_chunks for unit in units)):
+                bar.update(len(chunk.text))
+            batches = grouped(chunks, lambda chunk: len(chunk[2].text), BATCH_CHARACTERS, BATCH_CHUNKS)
             while batch := next(batches, None):
                 begins = not units or units[-1].ends
                 with _UnitWriter(
                     self.work, len(units), dtype, tokenizer.end_of_text, len(self.sources), begins
                 ) as unit:
                     while batch is not None:
-                        for (side, source, piece), tokens in zip(batch, _encode(tokenizer, batch), strict=True):
-                            unit.write(side, source, piece, tokens)
-                            bar.update(len(piece.text))
+                        for (side, source, chunk), tokens in zip(batch, _encode(tokenizer, batch), strict=True):
+                            unit.write(side, source, chunk, tokens)
+                            bar.update(len(chunk.text))
                         batch = next(batches, None) if unit.n_bytes < unit_bytes else None
                     units.append(unit.finish())
                 write_text(self.work / UNITS, json.dumps([asdict(unit) for unit in units]))
@@ -198,7 +200,7 @@ class Tokenising:
         except FileNotFoundError:
             return []
 
-    def _finish(self, documents: Documents, tokenizer: Tokenizer, dtype: np.dtype[Any]) -> None:
+    def _finish(self, documents: SplitDocuments, tokenizer: Tokenizer, dtype: np.dtype[Any]) -> None:
         """Join the units' indices and write the manifest; `_clean` deletes the parts only when it exists."""
         units = self._units()
         files = {name: entry for unit in units for name, entry in unit.files.items()}
@@ -262,9 +264,9 @@ class Tokenising:
 class _Unit:
     """Record of one complete unit, in plain types for UNITS."""
 
-    n_pieces: int
+    n_chunks: int
     ends: bool
-    """Whether its last piece ends a document; else the document continues in the next unit."""
+    """Whether its last chunk ends a document; else the document continues in the next unit."""
     counts: dict[str, list[list[int]]]
     """Side -> for each source, the documents, tokens and bytes of text."""
     files: dict[str, dict[str, Any]]
@@ -286,7 +288,7 @@ class _UnitWriter:
         self.shards = [ShardWriter(file.with_suffix(".bin"), dtype) for file in self.files]
         self.starts: list[list[int]] = [[], []]
         self.counts = [[[0, 0, 0] for _ in range(n_sources)] for _ in SIDES]
-        self.n_pieces = self.n_bytes = 0
+        self.n_chunks = self.n_bytes = 0
         self.begins = begins
         self._relations: dict[int, IO[str]] = {}
 
@@ -298,42 +300,42 @@ class _UnitWriter:
             for close in (*(s.close for s in self.shards), *(r.close for r in self._relations.values())):
                 stack.callback(close)
 
-    def write(self, side: int, source: int, piece: Piece, tokens: np.ndarray) -> None:
-        """Append a piece to the shard of its side."""
+    def write(self, side: int, source: int, chunk: Chunk, tokens: np.ndarray) -> None:
+        """Append a chunk to the shard of its side."""
         shard, count = self.shards[side], self.counts[side][source]
-        n_bytes, before = len(piece.text.encode()), shard.n_tokens
+        n_bytes, before = len(chunk.text.encode()), shard.n_tokens
         if self.begins:
             self.starts[side].append(before)
             count[0] += 1
         shard.write(tokens)
-        if piece.ends:
+        if chunk.ends:
             shard.write(self.end_of_text)
-        if piece.relations:
+        if chunk.relations:
             if side not in self._relations:
                 self._relations[side] = self.files[side].with_suffix(RELATIONS).open("w", encoding="utf-8")
-            self._relations[side].write(to_json_line(piece.text, piece.relations) + "\n")
+            self._relations[side].write(to_json_line(chunk.text, chunk.relations) + "\n")
         count[1] += shard.n_tokens - before
         count[2] += n_bytes
         self.n_bytes += n_bytes
-        self.n_pieces += 1
-        self.begins = piece.ends
+        self.n_chunks += 1
+        self.begins = chunk.ends
 
     def finish(self) -> _Unit:
         """Flush the files to disk, close them, and return the unit's record."""
         entries = {shard.path.name: shard.finish() for shard in self.shards}
         for file, starts in zip(self.files, self.starts, strict=True):
             np.save(file.with_suffix(STARTS), np.array(starts, dtype=np.int64))
-        return _Unit(self.n_pieces, self.begins, dict(zip(SIDES, self.counts, strict=True)), entries)
+        return _Unit(self.n_chunks, self.begins, dict(zip(SIDES, self.counts, strict=True)), entries)
 
 
-def _encode(tokenizer: Tokenizer, batch: Sequence[tuple[int, int, Piece]]) -> list[np.ndarray]:
-    return tokenizer.encode_batch([piece.text for _, _, piece in batch])
+def _encode(tokenizer: Tokenizer, batch: Sequence[tuple[int, int, Chunk]]) -> list[np.ndarray]:
+    return tokenizer.encode_batch([chunk.text for _, _, chunk in batch])
 
 
-def _shown(pieces: Iterable[Piece], bar: Any) -> Iterator[Piece]:
-    for piece in pieces:
-        bar.update(len(piece.text))
-        yield piece
+def _shown(chunks: Iterable[Chunk], bar: Any) -> Iterator[Chunk]:
+    for chunk in chunks:
+        bar.update(len(chunk.text))
+        yield chunk
 
 
 def _join_files(parts: Sequence[Path], whole: Path) -> None:

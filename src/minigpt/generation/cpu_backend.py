@@ -70,7 +70,7 @@ def obstacle(model: GPT) -> str | None:
     return None
 
 
-def _by_columns(weight: Tensor) -> Array:
+def _to_column_major(weight: Tensor) -> Array:
     """A column-major copy of a matrix: its product with a vector adds long columns instead of summing short rows."""
     # In strips of 64 rows, which fit the CPU's cache: in one go numpy and PyTorch take three to five times as long.
     matrix = _array(weight)
@@ -198,16 +198,16 @@ class CPUDecode:
         self.block_bytes = 0 if self.int8 else max(sizes)
         self._forms.renew()
 
-    def takes(self, tokens: Tensor, texts: Tensor | None) -> bool:
+    def takes(self, tokens: Tensor, document_ids: Tensor | None) -> bool:
         """Whether to read these (B, T) tokens here rather than in the model; arguments as for `hidden`."""
-        return self.int8 or (texts is None and tokens.numel() <= MOST_TOKENS)
+        return self.int8 or (document_ids is None and tokens.numel() <= MOST_TOKENS)
 
-    def hidden(self, tokens: Tensor, texts: Tensor | None, cache: KVCache) -> Tensor:
+    def hidden(self, tokens: Tensor, document_ids: Tensor | None, cache: KVCache) -> Tensor:
         """(B, T) tokens after the cached ones -> (B, T, C), as `GPT.hidden`; texts only mark padding."""
         start, T = cache.position, tokens.shape[1]
-        if texts is None and cache.texts is not None:
-            texts = torch.zeros_like(tokens)
-        n_padding = None if texts is None else (cache.number_texts(texts) < 0).sum(1).numpy()
+        if document_ids is None and cache.document_ids is not None:
+            document_ids = torch.zeros_like(tokens)
+        n_padding = None if document_ids is None else (cache.extend_document_ids(document_ids) < 0).sum(1).numpy()
         positions = np.arange(start, start + T)[None]  # (B or 1, T)
         if n_padding is not None:
             positions = np.maximum(positions - n_padding[:, None], 0)
@@ -310,7 +310,7 @@ def _product(weight: Tensor, bias: Tensor | None, *, by_columns: _Forms | None =
     matrix = _array(weight)
     # Column-major, a matrix of more rows than columns takes 0.7 (one thread) to 0.9 (two) of the time on an AMD EPYC.
     if by_columns is not None and matrix.shape[0] > matrix.shape[1]:
-        matrix = by_columns.of(weight, _by_columns)
+        matrix = by_columns.of(weight, _to_column_major)
     transposed, added = matrix.T, None if bias is None else _array(bias)
 
     def product(x: Array) -> Array:

@@ -18,9 +18,9 @@ from torch import Tensor
 from minigpt.config import GenerationConfig
 from minigpt.errors import UserError
 from minigpt.generation.cpu_backend import CPUDecode, can_decode
-from minigpt.generation.lookup import lookup
 from minigpt.generation.plain import changes_forward, intervention
-from minigpt.generation.sampling import Choice, Mask, draw, narrowed
+from minigpt.generation.prompt_lookup import prompt_lookup_draft
+from minigpt.generation.sampling import Choice, Mask, apply_filters, draw
 from minigpt.model.cache import KVCache
 from minigpt.model.compiling import compiled
 from minigpt.model.gpt import GPT
@@ -31,7 +31,7 @@ NO_TEXT = -1
 Logits = npt.NDArray[np.float32]
 
 Watch = Callable[[Logits, list[tuple[str, Choice]]], None]
-"""Called before each draw with the model's (V,) logits and the tokens left after each filter (`sampling.narrowed`)."""
+"""Called before each draw with the model's (V,) logits and the tokens left after each of `sampling.apply_filters`."""
 
 
 @dataclass(eq=False)
@@ -75,10 +75,10 @@ class Reader(Protocol):
             UserError: it does not, and falling back to the model would ignore a setting such as int8.
         """
 
-    def takes(self, tokens: Tensor, texts: Tensor | None) -> bool:
+    def takes(self, tokens: Tensor, document_ids: Tensor | None) -> bool:
         """Whether to use it for these tokens; otherwise the model reads them."""
 
-    def hidden(self, tokens: Tensor, texts: Tensor | None, cache: KVCache) -> Tensor: ...
+    def hidden(self, tokens: Tensor, document_ids: Tensor | None, cache: KVCache) -> Tensor: ...
 
     def logits(self, x: Tensor) -> Tensor: ...
 
@@ -95,9 +95,9 @@ class CompiledDecode:
         """False where the model has hooks: compiled code does not check for new ones. Other changes recompile."""
         return intervention(self.model) is None
 
-    def takes(self, tokens: Tensor, texts: Tensor | None) -> bool:
+    def takes(self, tokens: Tensor, document_ids: Tensor | None) -> bool:
         """True for decode steps; prompts are read uncompiled, since each new length would compile again."""
-        return tokens.shape[1] == 1 and texts is None
+        return tokens.shape[1] == 1 and document_ids is None
 
 
 @torch.inference_mode()
@@ -151,7 +151,7 @@ def _draw(logits: Logits, row: Row, config: GenerationConfig) -> None:
     total = largest + np.log(np.exp(logits - largest).sum())
     if not np.isfinite(total):
         raise UserError("the model's logits are NaN or inf: its weights are damaged, or its training diverged")
-    stages = list(narrowed(logits, config, row.tokens, _permitted(row, len(logits), config)))
+    stages = list(apply_filters(logits, config, row.tokens, _permitted(row, len(logits), config)))
     if row.watch is not None:
         row.watch(logits, stages)
     token = draw(stages[-1][1], config.temperature, row.generator)
@@ -201,7 +201,7 @@ class _Batch:
         if not self._has_read([row]) or any(layer.summed for layer in cache.layers):
             return []
         room = min(cache.n_tokens - cache.position, self.config.max_new_tokens - row.n_drawn) - 1
-        return lookup(row.tokens, min(self.config.draft_tokens, room))
+        return prompt_lookup_draft(row.tokens, min(self.config.draft_tokens, room))
 
     def logits(self, rows: Sequence[Row], draft: Sequence[int] = ()) -> Tensor:
         """(B, 1 + draft, V) logits of the token after each row and after each token of the draft."""
@@ -231,14 +231,14 @@ class _Batch:
         self.cache.select(kept)
         self.rows, self.starts = [self.rows[i] for i in kept], [self.starts[i] for i in kept]
 
-    def _read(self, cache: KVCache, tokens: Tensor, texts: Tensor | None = None, n_wanted: int = 1) -> Tensor:
+    def _read(self, cache: KVCache, tokens: Tensor, document_ids: Tensor | None = None, n_wanted: int = 1) -> Tensor:
         """(B, n_wanted, V) logits at the last of the (B, T) tokens, which are added to the cache."""
-        own = self.reader is not None and self.reader.takes(tokens, texts)
+        own = self.reader is not None and self.reader.takes(tokens, document_ids)
         if self.calls_forward and not own:
-            logits: Tensor = self.model(tokens, texts, cache)[:, -n_wanted:]
+            logits: Tensor = self.model(tokens, document_ids, cache)[:, -n_wanted:]
         else:
             reader = self.reader if own and self.reader is not None else self.model
-            logits = reader.logits(reader.hidden(tokens, texts, cache)[:, -n_wanted:])
+            logits = reader.logits(reader.hidden(tokens, document_ids, cache)[:, -n_wanted:])
         cache.position += tokens.shape[1]
         return logits
 

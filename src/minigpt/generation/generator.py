@@ -18,14 +18,14 @@ from minigpt.data.tokenizers.base import Tokenizer, decode
 from minigpt.errors import UserError
 from minigpt.generation.cpu_backend import CPUDecode, can_decode
 from minigpt.generation.engine import CompiledDecode, Reader, Row, Watch, generate
-from minigpt.generation.text import Beginning, Prompt, TextStream, encode_prompt, token_ids, token_texts
+from minigpt.generation.text import Prompt, TextStream, TokenHealing, encode_prompt, token_ids, token_texts
 from minigpt.model.cache import KVCache
 from minigpt.model.gpt import GPT
 from minigpt.runs.loading import load_model
 
 
 @dataclass(frozen=True)
-class Written:
+class Completion:
     """A prompt and its generated continuation."""
 
     prompt: str
@@ -115,7 +115,7 @@ class Writer:
 
     def generate(
         self, prompt: Prompt = "", config: GenerationConfig | None = None, *, watch: Watch | None = None, **changes: Any
-    ) -> Written:
+    ) -> Completion:
         """Continue a prompt; an empty one starts a new document.
 
         Args:
@@ -134,7 +134,7 @@ class Writer:
 
     def generate_many(
         self, prompts: Iterable[Prompt], config: GenerationConfig | None = None, *, num_samples: int = 1, **changes: Any
-    ) -> list[Written]:
+    ) -> list[Completion]:
         """Continue several prompts as one batch, each num_samples times, with seeds seed, seed + 1, ...
 
         Returns:
@@ -221,7 +221,7 @@ class Writer:
             for sample in range(num_samples)
         ]
 
-    def _written(self, streams: Sequence[_Stream], config: GenerationConfig) -> list[Written]:
+    def _written(self, streams: Sequence[_Stream], config: GenerationConfig) -> list[Completion]:
         for _ in self._run(streams, config):
             pass
         return [stream.written() for stream in streams]
@@ -261,7 +261,7 @@ class _Stream:
             torch.Generator().manual_seed(seed),
             index,
             len(tokens),
-            restrict=Beginning(writer.token_texts, spaces.encode()) if spaces else None,
+            restrict=TokenHealing(writer.token_texts, spaces.encode()) if spaces else None,
         )
         self._shown = TextStream(tokenizer, stop, len(spaces))
 
@@ -277,11 +277,11 @@ class _Stream:
         self.text += text
         return text
 
-    def written(self) -> Written:
+    def written(self) -> Completion:
         ended = str(self.row.ended) if self.row.stopped_by != self.end_of_text else "end_of_text"
         read = tuple(self.row.tokens[: self.row.n_prompt])
         tokens, chances = tuple(self.row.drawn), tuple(self.row.log_probabilities)
-        return Written(self.prompt, read, self.text, tokens, chances, ended, self.seed)
+        return Completion(self.prompt, read, self.text, tokens, chances, ended, self.seed)
 
 
 def _changed(config: GenerationConfig | None, changes: dict[str, Any]) -> GenerationConfig:

@@ -75,7 +75,7 @@ def _intervention_in(module: nn.Module) -> str | None:
     own = vars(module)
     if any(own[name] for name in HOOKS):
         return "has a hook"
-    if isinstance(module, Attention) and module.taps:
+    if isinstance(module, Attention) and module.hooks:
         return "is captured"
     dropout = module.p if isinstance(module, nn.Dropout) else isinstance(module, Attention) and module.dropout
     if module.training and dropout:

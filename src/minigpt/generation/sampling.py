@@ -1,7 +1,7 @@
 """Sampling: logits of the next token -> the token drawn.
 
-The filters are the steps of `narrowed`, each with a setting in `GenerationConfig` (config/sampling.py): to add one, add
-both. In numpy, one row at a time: for so little arithmetic PyTorch's call overhead would dominate.
+The filters are the steps of `apply_filters`, each with a setting in `GenerationConfig` (config/sampling.py): to add
+one, add both. In numpy, one row at a time: for so little arithmetic PyTorch's call overhead would dominate.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Choice(NamedTuple):
         return Choice(self.tokens[index], self.logits[index])
 
 
-def narrowed(
+def apply_filters(
     logits: npt.NDArray[np.floating[Any]],
     config: GenerationConfig,
     seen: Sequence[int] = (),
@@ -97,7 +97,7 @@ def draw(choice: Choice, temperature: float, generator: torch.Generator) -> int:
     """Draw one token by inverse transform sampling, with the row's own generator so that rows stay independent.
 
     Args:
-        choice: the last one from `narrowed`.
+        choice: the last one from `apply_filters`.
         temperature: 0 is greedy.
         generator: on the CPU; one number is drawn from it, at temperature 0 none.
     """

@@ -53,7 +53,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, context_length: int, *, 
     return tokens
 
 
-class Beginning:
+class TokenHealing:
     """Token healing for spaces at the end of a prompt: restricts the new text to begin with given bytes."""
 
     # BPE attaches a space to the following word (" name"), so a prompt that ends in a lone " " is rare in training. The

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minigpt.inspection.capture import undisturbed
+from minigpt.inspection.capture import evaluation_mode
 from minigpt.model.attention import Attention
 from minigpt.model.gpt import GPT
 
@@ -43,7 +43,7 @@ def ablation(model: GPT, tokens: Tensor, positions: slice = slice(None)) -> Tens
     Returns:
         (n_layer, n_head) float32 on the CPU, nats per token.
     """
-    with undisturbed(model):
+    with evaluation_mode(model):
         baseline = _loss(model, tokens, positions)
         layers = [module for module in model.modules() if isinstance(module, Attention)]
         changes = torch.zeros(len(layers), model.config.n_head)

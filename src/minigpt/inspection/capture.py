@@ -13,33 +13,33 @@ from minigpt.data.tokenizers.base import Tokenizer, decode
 from minigpt.inspection.snapshot import Snapshot
 from minigpt.model.attention import Attention
 from minigpt.model.gpt import GPT
-from minigpt.model.variants.attend import How, attention_weights
+from minigpt.model.variants.attend import AttentionSpec, attention_weights
 from minigpt.model.variants.kernels import repeat_heads
 
 EXPECTED = 5
 """Number of likeliest next tokens kept for each position."""
-Look = Callable[[int, Tensor, Tensor, Tensor, How], None]
-"""Hook (layer, query, key, value, how) on the inputs of a layer's attention; see `attend` for the shapes."""
+AttentionHook = Callable[[int, Tensor, Tensor, Tensor, AttentionSpec], None]
+"""Hook (layer, query, key, value, spec) on the inputs of a layer's attention; see `attend` for the shapes."""
 
 
 @contextlib.contextmanager
-def tapped(model: GPT, look: Look) -> Iterator[None]:
-    """Call the hook `look` with each layer's queries, keys and values, right before the fused kernel, inside the block.
+def attention_hooks(model: GPT, hook: AttentionHook) -> Iterator[None]:
+    """Call `hook` with each layer's queries, keys and values, right before the fused kernel, inside the block.
 
     Hooks may be nested or overlap: all are called, and each is removed at the end of its own block.
     """
     layers = [module for module in model.modules() if isinstance(module, Attention)]
-    taps = [partial(look, number) for number in range(len(layers))]
-    for layer, tap in zip(layers, taps, strict=True):
-        layer.taps.append(tap)
+    hooks = [partial(hook, number) for number in range(len(layers))]
+    for layer, hook in zip(layers, hooks, strict=True):
+        layer.hooks.append(hook)
     try:
         yield
     finally:
-        for layer, tap in zip(layers, taps, strict=True):
-            layer.taps.remove(tap)
+        for layer, hook in zip(layers, hooks, strict=True):
+            layer.hooks.remove(hook)
 
 
-class AttentionMaps(list[Tensor]):
+class CapturedAttention(list[Tensor]):
     """(B, H, T, S) weights, one tensor per layer, in the order in which the layers ran."""
 
     def __init__(self) -> None:
@@ -58,23 +58,23 @@ class AttentionMaps(list[Tensor]):
 
 
 @contextlib.contextmanager
-def capture_attention(model: GPT) -> Iterator[AttentionMaps]:
+def capture_attention(model: GPT) -> Iterator[CapturedAttention]:
     """`with capture_attention(model) as maps: model(tokens)` fills maps with (B, H, T, S) weights, one per layer.
 
     Generation runs the model once per token: `maps.forwards` has an entry for each forward pass.
     """
-    maps = AttentionMaps()
+    maps = CapturedAttention()
 
-    def look(layer: int, query: Tensor, key: Tensor, value: Tensor, how: How) -> None:
+    def hook(layer: int, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> None:
         with torch.no_grad():
-            maps.add(layer, attention_weights(query, key, **how))
+            maps.add(layer, attention_weights(query, key, **spec))
 
-    with tapped(model, look):
+    with attention_hooks(model, hook):
         yield maps
 
 
 @contextlib.contextmanager
-def undisturbed(model: torch.nn.Module) -> Iterator[None]:
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     """Evaluate a model in the middle of training: eval mode, no gradients, and no trace afterwards.
 
     Restores each module's own training flag, and torch's random state on the CPU and the GPUs.
@@ -94,7 +94,7 @@ def probe(model: GPT, tokenizer: Tokenizer, tokens: Sequence[int], step: int) ->
     """Snapshot of one text: attention weights and value norms of every head, and the likeliest next tokens.
 
     Args:
-        model: not modified; see `undisturbed`.
+        model: not modified; see `evaluation_mode`.
         tokenizer: decodes each token for display.
         tokens: T ids, at most the model's `context_length`.
         step: training step of the model's weights.
@@ -103,12 +103,12 @@ def probe(model: GPT, tokenizer: Tokenizer, tokens: Sequence[int], step: int) ->
     weights: list[Tensor] = []
     norms: list[Tensor] = []
 
-    def look(layer: int, query: Tensor, key: Tensor, value: Tensor, how: How) -> None:
-        weights.append(attention_weights(query, key, **how)[0].float().cpu())
+    def hook(layer: int, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> None:
+        weights.append(attention_weights(query, key, **spec)[0].float().cpu())
         norms.append(value_norms(layers[layer], value)[0].float().cpu())
 
     device = next(model.parameters()).device
-    with undisturbed(model), tapped(model, look):
+    with evaluation_mode(model), attention_hooks(model, hook):
         expected = model(torch.tensor([list(tokens)], device=device))[0].float().softmax(dim=-1)  # (T, V)
     best = expected.topk(min(EXPECTED, expected.shape[-1]))
     following = (

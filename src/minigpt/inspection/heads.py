@@ -51,7 +51,7 @@ FEWEST_LINKS = 5
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class HeadScores:
     """Results of a model on one probe."""
 
     snapshot: Snapshot
@@ -59,7 +59,7 @@ class Seen:
     """Scores of every head for each relation in the probe's windows."""
 
 
-def look(model: GPT, tokenizer: Tokenizer, probe: Probe, step: int, *, everything: bool = False) -> Seen:
+def score_heads(model: GPT, tokenizer: Tokenizer, probe: Probe, step: int, *, everything: bool = False) -> HeadScores:
     """Run a model on a probe and score every head.
 
     Args:
@@ -84,7 +84,7 @@ def look(model: GPT, tokenizer: Tokenizer, probe: Probe, step: int, *, everythin
     if everything:
         scores |= costly_scores(model, tokenizer.end_of_text, snapshot.weights)
     single = {name: score.astype(np.float32) for name, score in scores.items()}
-    return Seen(replace(snapshot, scores=single, numbers=numbers), relations)
+    return HeadScores(replace(snapshot, scores=single, numbers=numbers), relations)
 
 
 def measure_repeated(model: GPT, end_of_text: int) -> tuple[dict[str, Heads], dict[str, float]]:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from minigpt.inspection.ablation import losses
-from minigpt.inspection.capture import tapped, undisturbed
+from minigpt.inspection.capture import attention_hooks, evaluation_mode
 from minigpt.inspection.relations import Heads, Link, RelationScore, merged, score_relations, stacked
 from minigpt.inspection.statistics import Statistic
 from minigpt.model.gpt import GPT
-from minigpt.model.variants.attend import How, attention_scores, weights_of
+from minigpt.model.variants.attend import AttentionSpec, attention_scores, weights_of
 
 ROWS = 256
 """Queries per chunk."""
@@ -56,7 +56,7 @@ def measure(
     rows = max(1, TOKENS // max(T, 1))
     for start in range(0, B, rows):
         tally.links = links[start : start + rows]
-        with undisturbed(model), tapped(model, tally.add):
+        with evaluation_mode(model), attention_hooks(model, tally.add):
             each.append(losses(model, tokens[start : start + rows]).cpu())
     return Measured(tally.scores(), torch.cat(each), tally.relations())
 
@@ -74,13 +74,13 @@ class _Tally:
         self.linked: list[list[dict[str, RelationScore]]] = [[] for _ in range(n_layer)]
         """For each layer, the scores of each row with links."""
 
-    def add(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: How) -> None:
+    def add(self, layer: int, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> None:
         T = query.shape[2]
         parts = []
         for start in range(0, T, ROWS):
             queries = range(start, min(T, start + ROWS))
-            scores = attention_scores(query, key, how, queries)
-            weights = weights_of(scores, how["similarity"])
+            scores = attention_scores(query, key, spec, queries)
+            weights = weights_of(scores, spec["similarity"])
             places = torch.arange(queries.start, queries.stop, device=weights.device)
             self.largest[layer] = torch.maximum(self.largest[layer], scores.amax(dim=(0, 2, 3)).cpu())
             for name, statistic in self.wanted.items():

@@ -18,11 +18,11 @@ from torch import Tensor
 from minigpt.config import GenerationConfig
 from minigpt.errors import UserError
 from minigpt.generation.engine import Logits, window_start
-from minigpt.generation.generator import Writer, Written
+from minigpt.generation.generator import Completion, Writer
 from minigpt.generation.sampling import Choice, draw
 from minigpt.inspection import packing
-from minigpt.inspection.capture import tapped
-from minigpt.model.variants.attend import How, attention_weights
+from minigpt.inspection.capture import attention_hooks
+from minigpt.model.variants.attend import AttentionSpec, attention_weights
 from minigpt.model.variants.similarities import Linear
 
 Probabilities = npt.NDArray[np.float64]
@@ -50,17 +50,17 @@ class Trace:
         self._keys: dict[int, Tensor] = {}
         self._generator = torch.Generator().manual_seed(config.seed)
 
-    def look(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: How) -> None:
+    def hook(self, layer: int, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> None:
         """Hook on attention: keep the weights of the newest token."""
         T = query.shape[2]
         self.n_prompt = self.n_prompt or T
         n_tokens = self.n_prompt + len(self.drawn)
         start = window_start(n_tokens, self.model.config.context_length)
-        if isinstance(how["similarity"], Linear):
+        if isinstance(spec["similarity"], Linear):
             # Linear attention may cache sums instead of keys; then `key` has the new tokens only.
             is_whole = key.shape[2] == n_tokens - start
             key = self._keys[layer] = key if is_whole else torch.cat([self._keys[layer], key], dim=2)
-        weights = attention_weights(query, key, **how, queries=range(T - 1, T))[0, :, 0]  # (H, S)
+        weights = attention_weights(query, key, **spec, queries=range(T - 1, T))[0, :, 0]  # (H, S)
         if layer == 0:
             self.levels.append([])
             self.starts.append(start)
@@ -77,7 +77,7 @@ class Trace:
         self.drawn.append(token)
 
 
-def trace_generation(writer: Writer, prompt: str, config: GenerationConfig) -> tuple[Written, Trace]:
+def trace_generation(writer: Writer, prompt: str, config: GenerationConfig) -> tuple[Completion, Trace]:
     """The text that `writer.generate` gives, and how it came about.
 
     Raises:
@@ -88,7 +88,7 @@ def trace_generation(writer: Writer, prompt: str, config: GenerationConfig) -> t
     # Drafted tokens would share a forward pass, and the hook keeps one query of each. Drafts do not change the text.
     config = dataclasses.replace(config, draft_tokens=0)
     trace = Trace(writer, config)
-    with tapped(writer.model, trace.look):
+    with attention_hooks(writer.model, trace.hook):
         return writer.generate(prompt, config, watch=trace.watch), trace
 
 

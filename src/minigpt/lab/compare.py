@@ -52,7 +52,7 @@ class Result:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """A row of the table: one recipe, over its seeds."""
 
     recipe: str
@@ -82,7 +82,7 @@ def compare_recipes(compare_config: CompareConfig, files: list[tuple[str, Config
     rows = make_rows(recipes, results, speeds)
     table = format_table(rows)
     write_text(out / "table.md", table + "\n")
-    write_atomically(out / "table.png", lambda path: draw(rows, Path(path)))
+    write_atomically(out / "table.png", lambda path: draw_curves(rows, Path(path)))
     print(f"\n{table}\n\n  table   {out / 'table.md'}, {out / 'table.png'}\n  runs    {out / 'runs.csv'}")
 
 
@@ -239,17 +239,19 @@ def measure_speeds(recipes: dict[str, Config], rounds: int = 9) -> dict[str, flo
     }
 
 
-def make_rows(recipes: dict[str, Config], results: Sequence[Result], speeds: dict[str, float]) -> list[Row]:
+def make_rows(recipes: dict[str, Config], results: Sequence[Result], speeds: dict[str, float]) -> list[ComparisonRow]:
     """A row for each recipe, lowest bits per byte first."""
     rows = []
     for name in recipes:
         runs = sorted((r for r in results if r.recipe == name), key=lambda r: r.seed)
         losses, bits = [r.val_loss for r in runs], [r.bits_per_byte for r in runs]
-        rows.append(Row(name, runs[0].parameters, losses, bits, speeds[name], max(r.peak_memory_bytes for r in runs)))
+        rows.append(
+            ComparisonRow(name, runs[0].parameters, losses, bits, speeds[name], max(r.peak_memory_bytes for r in runs))
+        )
     return sorted(rows, key=lambda row: statistics.mean(row.bits_per_byte))
 
 
-def format_table(rows: Sequence[Row]) -> str:
+def format_table(rows: Sequence[ComparisonRow]) -> str:
     """A Markdown table, aligned to be read as plain text. ± is half the range over the seeds."""
     columns = {
         "recipe": lambda row: row.recipe,
@@ -267,7 +269,7 @@ def _with_spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.3f}" + (f" ± {spread:.3f}" if len(values) > 1 else "")
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
+def draw_curves(rows: Sequence[ComparisonRow], path: Path) -> None:
     """Plot bits per byte of every seed, and speed, to a PNG file."""
     import matplotlib
 

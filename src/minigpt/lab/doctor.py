@@ -305,7 +305,7 @@ def _plan(
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class StepTimes:
     """Time and memory of one step on this machine."""
 
     micro_batch_seconds: float
@@ -317,7 +317,7 @@ class Measured:
     """Fraction of a micro-batch that was timed; the seconds are scaled up by it."""
 
 
-def measure(config: Config, trainer: L.Trainer, n_parameters: int, flops: float) -> Measured:
+def measure(config: Config, trainer: L.Trainer, n_parameters: int, flops: float) -> StepTimes:
     """Time three steps on random tokens, the first as a warm-up.
 
     If a step would take longer than MEASURING_SECONDS, fewer rows or a shorter context are timed and scaled up.
@@ -364,7 +364,7 @@ def measure(config: Config, trainer: L.Trainer, n_parameters: int, flops: float)
     activations = sum(n_bytes for pointer, n_bytes in kept.items() if pointer not in own)
     activations += 4 * min(rows * length * (m.vocab_size or 1), CHUNK_LOGITS)  # the gradient of the logits
     per_token = activations / (rows * length)
-    return Measured(min(forward_backward[1:]) / share, min(update[1:]), int(per_token * B * T), share)
+    return StepTimes(min(forward_backward[1:]) / share, min(update[1:]), int(per_token * B * T), share)
 
 
 def _now(device: torch.device) -> float:
@@ -373,7 +373,7 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _time(config: Config, data: PreparedData | None, processes: int, measured: Measured) -> str:
+def _time(config: Config, data: PreparedData | None, processes: int, measured: StepTimes) -> str:
     """Estimated time of training and validation, as text; samples and attention maps are a small part."""
     p = config.trainer
     step = p.accumulate_grad_batches * measured.micro_batch_seconds + measured.update_seconds

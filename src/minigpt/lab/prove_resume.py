@@ -28,7 +28,7 @@ import yaml
 from minigpt.config import Config, ProofConfig
 from minigpt.errors import UserError
 from minigpt.files import reason, require_writable, write_text
-from minigpt.lab.whereabouts import START, STEP, Place
+from minigpt.lab.progress_file import START, STEP, ProgressFile
 from minigpt.runs.folder import RunFolder
 
 VAL_BATCHES = 20
@@ -69,7 +69,7 @@ class Proof:
 class Moment:
     """When to kill: a delay after a phase and step, so that a slow machine does not shift it."""
 
-    place: Place
+    place: ProgressFile
     delay_seconds: float
 
 
@@ -77,7 +77,7 @@ class Moment:
 class Timeline:
     """Seconds from an uninterrupted process's start until each phase and step; kills are drawn from it."""
 
-    seen: list[tuple[float, Place]] = dataclasses.field(default_factory=lambda: [(0.0, Place())])
+    seen: list[tuple[float, ProgressFile]] = dataclasses.field(default_factory=lambda: [(0.0, ProgressFile())])
     end_seconds: float = 0.0
 
     @property
@@ -88,8 +88,8 @@ class Timeline:
     def draw(self, chance: random.Random, begun_at: int, kills: int) -> Moment:
         """Draw a moment after step `begun_at`, early enough to leave time for the remaining kills."""
         if chance.random() < STARTS:
-            return Moment(Place(), chance.uniform(0, self.start_seconds))
-        first = next(seconds for seconds, place in self.seen if place.order >= Place(STEP, begun_at).order)
+            return Moment(ProgressFile(), chance.uniform(0, self.start_seconds))
+        first = next(seconds for seconds, place in self.seen if place.order >= ProgressFile(STEP, begun_at).order)
         at = first + chance.uniform(0, (self.end_seconds - first) * min(1.0, 2 / kills))
         seconds, place = next(each for each in reversed(self.seen) if each[0] <= at)
         return Moment(place, at - seconds)
@@ -250,7 +250,7 @@ class _Work:
     def __init__(self, config: Config, folder: Path, python: str) -> None:
         self.folder, self.python, self.name, self.steps = folder, python, config.name, config.trainer.max_steps
         self.place = folder / "place"
-        watch = {"class_path": "minigpt.lab.whereabouts.Whereabouts", "init_args": {"path": str(self.place)}}
+        watch = {"class_path": "minigpt.lab.progress_file.ProgressRecorder", "init_args": {"path": str(self.place)}}
         trainer = dataclasses.replace(config.trainer, callbacks=[*(config.trainer.callbacks or []), watch])
         self.config = dataclasses.replace(config, trainer=trainer)
         self.environment = {"WANDB_MODE": "offline"} | os.environ | {"PYTHONUNBUFFERED": "1"}
@@ -322,14 +322,14 @@ class _Work:
                     output, _ = process.communicate(timeout=POLL_SECONDS)
                     break
                 except subprocess.TimeoutExpired:
-                    now, place = time.monotonic(), Place.read(self.place)
+                    now, place = time.monotonic(), ProgressFile.read(self.place)
                 if times and times.seen[-1][1] != place:
                     times.seen.append((now - began, place))
                 if moment and reached is None and place.order >= moment.place.order:
                     reached = began if moment.place.phase == START else now
                 if moment and reached is not None and now - reached >= moment.delay_seconds:
                     self._kill(process)
-                    place = Place.read(self.place)
+                    place = ProgressFile.read(self.place)
                     return Death(place.phase, place.step, time.monotonic() - began, None)
         finally:
             self._kill(process)

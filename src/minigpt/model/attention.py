@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from minigpt.config import GPTConfig
 from minigpt.model.cache import LayerCache
-from minigpt.model.variants.attend import How, attend_variant, fill_projections
+from minigpt.model.variants.attend import AttentionSpec, attend_variant, fill_projections
 from minigpt.model.variants.graphs import Causal, Full, Graph
 from minigpt.model.variants.similarities import SIMILARITIES, ScaledDot
 
@@ -43,7 +43,7 @@ class Attention(nn.Module):
         self.q_norm = make_norm(config, self.head_dim) if config.qk_norm and n_query else nn.Identity()
         self.k_norm = make_norm(config, self.head_dim) if config.qk_norm and n_key else nn.Identity()
         # Called with the query, key and value of each forward pass and its kind of attention; see inspection.capture.
-        self.taps: list[Callable[[Tensor, Tensor, Tensor, How], None]] = []
+        self.hooks: list[Callable[[Tensor, Tensor, Tensor, AttentionSpec], None]] = []
 
     def forward(
         self,
@@ -80,9 +80,14 @@ class Attention(nn.Module):
         # Rotated keys are cached: a token's position never changes, so no step has to rotate them again.
         if cache is not None:
             key, value = cache.extend(key, value)  # (B, H_kv, S, D)
-        how: How = {"similarity": self.similarity, "graph": graph, "key_bias": key_bias, "softcap": self.softcap}
-        for tap in self.taps:
-            tap(query, key, value, how)
+        spec: AttentionSpec = {
+            "similarity": self.similarity,
+            "graph": graph,
+            "key_bias": key_bias,
+            "softcap": self.softcap,
+        }
+        for hook in self.hooks:
+            hook(query, key, value, spec)
         dropout = self.dropout if self.training else 0.0
         similarity, simple = self.similarity, self.softcap is None and key_bias is None and n_value == H
         # The exact type, as subclasses of ScaledDot weigh keys in another way.
@@ -94,7 +99,7 @@ class Attention(nn.Module):
                 query, key, value, dropout_p=dropout, is_causal=isinstance(graph, Causal), scale=scale
             )  # (B, H, T, D)
         else:
-            gathered = attend_variant(query, key, value, how, dropout, cache)
+            gathered = attend_variant(query, key, value, spec, dropout, cache)
         # Concatenating the heads and multiplying by proj is the sum over heads of each head's own output matrix.
         return self.proj(gathered.transpose(1, 2).reshape(B, T, H * D))  # (B, T, C)
 

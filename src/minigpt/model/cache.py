@@ -39,7 +39,7 @@ class KVCache:
         # The loop advances the position, once for all layers: a layer cannot know whether it is the last.
         self.position = 0
         """Tokens read so far, padding included."""
-        self.texts: Tensor | None = None
+        self.document_ids: Tensor | None = None
         """(B, n_tokens) document ids, -1 for padding; None while each row is one document without padding."""
         self.n_rows, self.n_tokens = n_rows, n_tokens
         self.layers = []
@@ -54,20 +54,20 @@ class KVCache:
             key, value = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
             self.layers.append(LayerCache(self, key, value, summed=summed))
 
-    def number_texts(self, texts: Tensor) -> Tensor:
+    def extend_document_ids(self, document_ids: Tensor) -> Tensor:
         """Store the document ids (B, T) of the new tokens; returns those of all tokens, (B, position + T)."""
-        start, stop = self.position, self.position + texts.shape[1]
-        if self.texts is None:  # earlier tokens, if there are any, are of document 0
-            self.texts = texts.new_zeros(len(texts), self.n_tokens)
-        self.texts[:, start:stop] = texts
-        return self.texts[:, :stop]
+        start, stop = self.position, self.position + document_ids.shape[1]
+        if self.document_ids is None:  # earlier tokens, if there are any, are of document 0
+            self.document_ids = document_ids.new_zeros(len(document_ids), self.n_tokens)
+        self.document_ids[:, start:stop] = document_ids
+        return self.document_ids[:, :stop]
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep only these rows, in this order; a repeated row is copied, so that samples share a prompt's prefill."""
         index = torch.tensor(rows, device=self.layers[0].key.device)
         self.n_rows = len(rows)
-        if self.texts is not None:
-            self.texts = self.texts[index]
+        if self.document_ids is not None:
+            self.document_ids = self.document_ids[index]
         for layer in self.layers:
             layer.key, layer.value = layer.key[index], layer.value[index]
             layer.state = None if layer.state is None else layer.state[index]
@@ -76,8 +76,8 @@ class KVCache:
 class LayerCache:
     """Cache of one layer."""
 
-    def __init__(self, whole: KVCache, key: Tensor, value: Tensor, *, summed: bool) -> None:
-        self.whole, self.key, self.value, self.summed = whole, key, value, summed
+    def __init__(self, cache: KVCache, key: Tensor, value: Tensor, *, summed: bool) -> None:
+        self.cache, self.key, self.value, self.summed = cache, key, value, summed
         self.state: Tensor | None = None
         """(B, H, D, D_v + 1) running sum of linear attention; None before the first token, and for other layers."""
 
@@ -88,14 +88,14 @@ class LayerCache:
         """
         if self.summed:
             return key, value
-        start, stop = self.whole.position, self.whole.position + key.shape[2]
+        start, stop = self.cache.position, self.cache.position + key.shape[2]
         self.key, self.value = _replaced(self.key, key, start), _replaced(self.value, value, start)
         return self.key[:, :, :stop], self.value[:, :, :stop]
 
     def real(self, n_new: int) -> Tensor | None:
         """(B, T) mask of the new tokens that are not padding; None if none is padding."""
-        texts, start = self.whole.texts, self.whole.position
-        return None if texts is None else texts[:, start : start + n_new] >= 0
+        document_ids, start = self.cache.document_ids, self.cache.position
+        return None if document_ids is None else document_ids[:, start : start + n_new] >= 0
 
 
 def _replaced(all_: Tensor, new: Tensor, start: int) -> Tensor:

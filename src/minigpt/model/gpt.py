@@ -212,14 +212,15 @@ class GPT(nn.Module):
         padding = (self.token_embedding.num_embeddings - (self.config.vocab_size or 0)) * self.config.n_embd
         return sum(parameter.numel() for parameter in self.parameters()) - tables * padding
 
-    def forward(self, tokens: Tensor, texts: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, document_ids: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Logits of the next token at each position, which attends to itself and to earlier tokens of its own text.
 
         Args:
             tokens: (B, T) token ids below vocab_size, T at most context_length.
-            texts: (B, T) id of the text that each token belongs to, or -1 for padding, to which no token attends and
-                whose logits are meaningless. The tokens of a text are contiguous; absolute positions count from its
-                start. When not given, a row is one text, or with document_mask a new one begins at each end_of_text.
+            document_ids: (B, T) id of the document that each token belongs to, or -1 for padding, to which no token
+                attends and whose logits are meaningless. The tokens of a document are contiguous; absolute positions
+                count from its start. When not given, a row is one document, or with document_mask a new one begins at
+                each end_of_text.
             cache: keys and values of earlier tokens. The new ones are added; the caller moves cache.position. Gradients
                 flow through it.
 
@@ -228,12 +229,12 @@ class GPT(nn.Module):
 
         Raises:
             ValueError: tokens is not (B, T), T exceeds the context or the room left in the cache, the cache has another
-                number of rows, or texts another shape.
+                number of rows, or document_ids another shape.
             UserError: texts are not whole numbers.
         """
-        return self.logits(self.hidden(tokens, texts, cache))
+        return self.logits(self.hidden(tokens, document_ids, cache))
 
-    def hidden(self, tokens: Tensor, texts: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, document_ids: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """The final residual stream, (B, T, C), of which `logits` makes logits; arguments and errors of `forward`.
 
         A function of its own, because a prompt needs the logits of its last token only.
@@ -246,20 +247,20 @@ class GPT(nn.Module):
         start = 0 if cache is None else cache.position
         if start + T > (limit := self.config.context_length if cache is None else cache.n_tokens):
             raise ValueError(f"{start + T} tokens do not fit the {'context' if cache is None else 'cache'} of {limit}")
-        if texts is not None or cache is not None or self.config.document_mask:
-            texts = self._texts(tokens, texts, cache)
+        if document_ids is not None or cache is not None or self.config.document_mask:
+            document_ids = self._document_ids(tokens, document_ids, cache)
         x = self.token_embedding(tokens)  # (B, T, C)
         # A packed or padded text counts its positions from its own start, so it reads the same anywhere in a row.
-        positions = slice(start, start + T) if texts is None else _positions(texts)[:, start:]
+        positions = slice(start, start + T) if document_ids is None else _positions(document_ids)[:, start:]
         absolute = self.position_embedding.weight if self.config.position == "learned" else self.sinusoidal
         if absolute is not None:
             x = x + absolute[positions]
         x = self.dropout(x)
         rotary = None if self.rotary is None else self.rotary[:, positions]  # (2, T, D) or (2, B, T, D)
-        # ALiBi can ignore texts: a distance is the same wherever positions count from.
+        # ALiBi can ignore document_ids: a distance is the same wherever positions count from.
         key_bias = None if self.slopes is None else alibi_bias(self.slopes, start + T)
         # Layers with the same window share a graph, so its mask is built once.
-        graphs = {window: _graph(texts, window, start, T, x.device) for window in set(self.windows)}
+        graphs = {window: _graph(document_ids, window, start, T, x.device) for window in set(self.windows)}
         layers = [None] * len(self.blocks) if cache is None else cache.layers
         for block, window, layer in zip(self.blocks, self.windows, layers, strict=True):
             x = block(x, graphs[window], rotary, key_bias, layer)
@@ -278,31 +279,35 @@ class GPT(nn.Module):
         # nothing by that, and would copy all logits to drop some, forward and backward.
         return F.linear(x, weight[:V]) if x.device.type == "cpu" else F.linear(x, weight)[..., :V]
 
-    def _texts(self, tokens: Tensor, texts: Tensor | None, cache: KVCache | None) -> Tensor | None:
+    def _document_ids(self, tokens: Tensor, document_ids: Tensor | None, cache: KVCache | None) -> Tensor | None:
         """(B, S) text ids of the cached tokens and the new ones; None where each row is one text."""
         last = None
-        if cache is not None and cache.texts is not None and cache.position:
-            last = cache.texts[:, cache.position - 1 : cache.position]  # (B, 1): the new tokens go on from it
-        if texts is None and self.config.document_mask:
+        if cache is not None and cache.document_ids is not None and cache.position:
+            last = cache.document_ids[:, cache.position - 1 : cache.position]  # (B, 1): the new tokens go on from it
+        if document_ids is None and self.config.document_mask:
             # An end-of-text token begins the text after it: every document then has one token before its first to
             # attend to, and the model learns how documents begin.
-            texts = tokens.eq(self.config.end_of_text or 0).cumsum(dim=1) + (0 if last is None else last)
-        elif texts is None and last is not None:
-            texts = last.expand_as(tokens)
-        if texts is None:
+            document_ids = tokens.eq(self.config.end_of_text or 0).cumsum(dim=1) + (0 if last is None else last)
+        elif document_ids is None and last is not None:
+            document_ids = last.expand_as(tokens)
+        if document_ids is None:
             return None
-        if texts.shape != tokens.shape:
-            raise ValueError(f"texts has shape {tuple(texts.shape)}, tokens {tuple(tokens.shape)}: give one for each")
+        if document_ids.shape != tokens.shape:
+            raise ValueError(
+                f"document_ids has shape {tuple(document_ids.shape)}, tokens {tuple(tokens.shape)}: give one for each"
+            )
         # Checked here, once for all layers: attention itself checks no shapes.
-        Documents(texts).check(len(texts), self.config.n_head, texts.shape[1], texts.shape[1])
-        return texts if cache is None else cache.number_texts(texts)
+        Documents(document_ids).check(
+            len(document_ids), self.config.n_head, document_ids.shape[1], document_ids.shape[1]
+        )
+        return document_ids if cache is None else cache.extend_document_ids(document_ids)
 
 
-def _graph(texts: Tensor | None, window: int | None, start: int, T: int, device: torch.device) -> Graph:
+def _graph(document_ids: Tensor | None, window: int | None, start: int, T: int, device: torch.device) -> Graph:
     """The attention mask of T tokens after `start` cached ones, in the simplest form: Causal and Full run fastest."""
-    if start and T == 1 and texts is None and (window is None or start < window):
+    if start and T == 1 and document_ids is None and (window is None or start < window):
         return Full()  # the newest token attends to all
-    graph: Graph = Causal() if texts is None else Causal() & Documents(texts)
+    graph: Graph = Causal() if document_ids is None else Causal() & Documents(document_ids)
     if window is not None:
         graph = (graph & Window(window)).reduced(T, start + T)  # a window longer than the text is none
     # A causal rule counts queries from 0, so those that begin later need their rows of the mask written out.
@@ -320,8 +325,8 @@ def _pad_rows(table: nn.Embedding | nn.Linear) -> None:
         table.out_features = len(table.weight)
 
 
-def _positions(texts: Tensor) -> Tensor:
+def _positions(document_ids: Tensor) -> Tensor:
     """(B, T) text ids -> (B, T) positions, counted from where each text begins."""
-    index = torch.arange(texts.shape[1], device=texts.device).expand_as(texts)
-    begins = F.pad(texts[:, 1:] != texts[:, :-1], (1, 0), value=True)
+    index = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
+    begins = F.pad(document_ids[:, 1:] != document_ids[:, :-1], (1, 0), value=True)
     return index - torch.where(begins, index, 0).cummax(dim=1).values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from minigpt.config import GenerationConfig
-from minigpt.generation.generator import Writer, Written
+from minigpt.generation.generator import Completion, Writer
 from minigpt.inspection import packing
 from minigpt.inspection.trace import Trace, trace_generation
 from minigpt.pages.colormap import COLOURS
@@ -15,7 +15,7 @@ from minigpt.pages.tokens import ENDS, label, mean, n_kept, scale_html, settings
 
 def explain(
     writer: Writer, prompt: str, config: GenerationConfig | None = None, *, title: str = ""
-) -> tuple[Written, Page]:
+) -> tuple[Completion, Page]:
     """Generate text and explain each token: attention of every head, alternatives, and what each setting removed.
 
     Measured: 27 kB for the page itself, half a kB for each token, and about 0.9 characters for each weight. 200 tokens
@@ -68,7 +68,7 @@ def explain(
     return written, page
 
 
-def _summary(writer: Writer, written: Written, bits: list[float], trace: Trace, config: GenerationConfig) -> str:
+def _summary(writer: Writer, written: Completion, bits: list[float], trace: Trace, config: GenerationConfig) -> str:
     model = writer.model.config
     first = mean([step["rank"] == 1 for step in trace.steps])
     tiles = [

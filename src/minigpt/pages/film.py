@@ -8,7 +8,7 @@ from pathlib import Path
 
 from minigpt.config import GenerationConfig
 from minigpt.errors import UserError
-from minigpt.generation.generator import Writer, Written
+from minigpt.generation.generator import Completion, Writer
 from minigpt.pages.documents import Page, document, facts_html, paragraphs_html
 from minigpt.pages.run_record import Curves, curves_of, metric_rows
 from minigpt.pages.tokens import ENDS, mean, n_kept, scale_html, settings_text, tokens_html
@@ -86,7 +86,7 @@ def _opened(folder: RunFolder, device: str, notes: list[str]) -> Iterator[tuple[
                 break
 
 
-def _frame_html(step: int, writer: Writer, written: Written, curves: Curves) -> str:
+def _frame_html(step: int, writer: Writer, written: Completion, curves: Curves) -> str:
     """A <section>, with losses where the run was validated at the same step."""
     bits = [-log_probability / math.log(2) for log_probability in written.log_probabilities]
     tokens, n_prompt = [*written.prompt_tokens, *written.tokens], len(written.prompt_tokens)

@@ -16,7 +16,7 @@ from minigpt.data.relations import read_json_lines
 from minigpt.data.tokenizers.base import decode
 from minigpt.errors import UserError
 from minigpt.files import require_page, write_text
-from minigpt.inspection.heads import FEWEST_LINKS, Seen, label_heads, look
+from minigpt.inspection.heads import FEWEST_LINKS, HeadScores, label_heads, score_heads
 from minigpt.inspection.probes import Probe, read_examples
 from minigpt.inspection.relations import Link, RelationScore, within
 from minigpt.inspection.snapshot import Snapshot
@@ -57,7 +57,7 @@ def inspect_runs(config: InspectConfig, text: str | None = None) -> Inspection:
     tokens, known = _tokens(loaded, config, text)
     context_length = loaded.config.model.context_length
     probe = Probe.of(loaded.tokenizer, tokens, context_length, config.max_tokens, MEASURED, known)
-    seen = look(loaded.model, loaded.tokenizer, probe, loaded.step or 0, everything=True)
+    seen = score_heads(loaded.model, loaded.tokenizer, probe, loaded.step or 0, everything=True)
     title, other = name_of(config.run), []
     parts = _tables(seen)
     if config.compare is not None:
@@ -90,7 +90,7 @@ def write_inspection(config: InspectConfig, text: str | None) -> str:
     return f"{inspection.table}\n\n-> {out} (open it in a browser)"
 
 
-def _tables(seen: Seen) -> list[str]:
+def _tables(seen: HeadScores) -> list[str]:
     """Tables of heads and relations, and the numbers of the model without the maxima, which the table shows."""
     scores, numbers = seen.snapshot.scores, seen.snapshot.numbers
     shown = (f"{name} {value:.3f}" for name, value in numbers.items() if not name.startswith("max/"))
@@ -142,7 +142,7 @@ def _tokens(loaded: LoadedModel, config: InspectConfig, text: str | None) -> tup
     return [*start, *loaded.tokenizer.encode(text)], None
 
 
-def _second(loaded: LoadedModel, first: LoadedModel, probe: Probe) -> Seen:
+def _second(loaded: LoadedModel, first: LoadedModel, probe: Probe) -> HeadScores:
     sizes = [(each.model.config.n_layer, each.model.config.n_head) for each in (first, loaded)]
     if sizes[0] != sizes[1]:
         raise UserError(
@@ -158,7 +158,7 @@ def _second(loaded: LoadedModel, first: LoadedModel, probe: Probe) -> Seen:
     T = loaded.model.config.context_length
     links = tuple(within(own, 0, T) for own in probe.window_links)
     second = replace(probe, windows=probe.windows[:, : T + 1], window_links=links)
-    return look(loaded.model, loaded.tokenizer, second, loaded.step or 0, everything=True)
+    return score_heads(loaded.model, loaded.tokenizer, second, loaded.step or 0, everything=True)
 
 
 def _tokens_of_run(loaded: LoadedModel, run: Path) -> list[int]:

@@ -11,7 +11,7 @@ from itertools import groupby
 
 from minigpt.config import GenerationConfig
 from minigpt.data.tokenizers.base import Tokenizer
-from minigpt.generation.generator import Written
+from minigpt.generation.generator import Completion
 
 MOST_BITS = 10
 """Surprise in bits from which on the tint is strongest, see parts/tokens.css."""
@@ -22,7 +22,7 @@ ENDS = {
     "length": "ended by max_new_tokens",
     "context": "ended by a full context",
 }
-"""`Written.ended` in words."""
+"""`Completion.ended` in words."""
 _MARKS = {"\n": "↵", "\t": "→", " ": "␣", "\x7f": "␡"}
 _INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"}
 
@@ -63,7 +63,7 @@ def tokens_html(
     return "".join(parts)
 
 
-def n_kept(tokenizer: Tokenizer, written: Written) -> int:
+def n_kept(tokenizer: Tokenizer, written: Completion) -> int:
     """Number of generated tokens that are entirely part of the text; those of a stop text are not."""
     if written.ended != "stop":
         return len(written.tokens)

@@ -26,7 +26,7 @@ MOST_BYTES = 32_000_000
 """Larger tables, pictures and pages are not shown."""
 
 
-class Row(NamedTuple):
+class HistoryRow(NamedTuple):
     """One logged row."""
 
     folder: Path
@@ -52,7 +52,7 @@ def read_wandb_run(path: str | Path) -> RunRecord:
     path = Path(path)
     about: dict[str, Any] = {}
     settings: dict[str, Any] = {}
-    rows: list[Row] = []
+    rows: list[HistoryRow] = []
     seconds = 0.0
     for file in _parts(path):
         part = []
@@ -73,7 +73,7 @@ def read_wandb_run(path: str | Path) -> RunRecord:
     return _record(about, settings, rows, seconds)
 
 
-def _record(about: dict[str, Any], settings: dict[str, Any], rows: list[Row], seconds: float) -> RunRecord:
+def _record(about: dict[str, Any], settings: dict[str, Any], rows: list[HistoryRow], seconds: float) -> RunRecord:
     media = _Media()
     page = _page(rows, media)
     return RunRecord(
@@ -121,9 +121,9 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def _row(folder: Path, item: dict[str, Any]) -> Row:
+def _row(folder: Path, item: dict[str, Any]) -> HistoryRow:
     step = item.get(STEP, item.get("_step", 0))
-    return Row(folder, int(step) if isinstance(step, int | float) else 0, item)
+    return HistoryRow(folder, int(step) if isinstance(step, int | float) else 0, item)
 
 
 def _numbers(item: dict[str, Any]) -> dict[str, float]:
@@ -136,7 +136,7 @@ def _numbers(item: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _page(rows: list[Row], media: _Media) -> str | None:
+def _page(rows: list[HistoryRow], media: _Media) -> str | None:
     """The newest attention page; pages of other programs are named, never shown."""
     page = None
     for name, row in _newest(rows, "html-file").items():
@@ -149,7 +149,7 @@ def _page(rows: list[Row], media: _Media) -> str | None:
     return page
 
 
-def _pictures(rows: list[Row], media: _Media, without_attention: bool) -> list[Picture]:
+def _pictures(rows: list[HistoryRow], media: _Media, without_attention: bool) -> list[Picture]:
     """The newest picture of each name; attention pictures are redundant beside the attention page."""
     pictures = []
     for kind in ("image-file", "images/separated"):
@@ -161,7 +161,7 @@ def _pictures(rows: list[Row], media: _Media, without_attention: bool) -> list[P
     return pictures
 
 
-def _newest(rows: list[Row], kind: str) -> dict[str, Row]:
+def _newest(rows: list[HistoryRow], kind: str) -> dict[str, HistoryRow]:
     return {name: row for row in rows for name in row.media(kind)}
 
 
@@ -172,7 +172,7 @@ class _Media:
         self.notes: list[str] = []
         self.absent: list[str] = []
 
-    def read(self, row: Row, path: object) -> bytes | None:
+    def read(self, row: HistoryRow, path: object) -> bytes | None:
         folder = row.folder.resolve()
         try:
             file = (folder / str(path)).resolve()
@@ -183,7 +183,7 @@ class _Media:
         self.absent.append(str(path))
         return None
 
-    def samples(self, row: Row, name: str) -> list[Sample]:
+    def samples(self, row: HistoryRow, name: str) -> list[Sample]:
         """Samples in a table that has a column `text`; minigpt's has step, prompt and text."""
         content = self.read(row, row.item.get(f"{name}.path"))
         if content is None:

@@ -78,7 +78,7 @@ class RunFolder:
         return [cls(path) for _, path in sorted(found, reverse=True)]
 
     @contextlib.contextmanager
-    def occupied(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Lock the folder for training, and remove temporary files of processes that died.
 
         Raises:

@@ -20,13 +20,13 @@ from minigpt.data.batches import IGNORED, TrainBatches
 from minigpt.data.tokenizers.base import decode
 from minigpt.errors import UserError
 from minigpt.files import append, write_csv, write_text
-from minigpt.inspection.capture import tapped, undisturbed
+from minigpt.inspection.capture import attention_hooks, evaluation_mode
 from minigpt.model.gpt import GPT
-from minigpt.model.variants.attend import How, attention_scores
+from minigpt.model.variants.attend import AttentionSpec, attention_scores
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import newest_checkpoint
 from minigpt.training.callbacks import keep_rows_up_to
-from minigpt.training.distributed import gathered_on_first, on_first, share_again
+from minigpt.training.distributed import gather_on_rank_zero, on_rank_zero, reshard
 from minigpt.training.loss import model_loss
 from minigpt.training.module import TrainingModule, total_norm
 
@@ -72,7 +72,7 @@ class Anomalies(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, TrainingModule)
         is_step, self._step = trainer.global_step > self._step, trainer.global_step
-        if is_step and not pl_module.left_out:
+        if is_step and not pl_module.skipped:
             self.skipped_in_a_row = 0
             self._note_spike(trainer, pl_module)
 
@@ -84,8 +84,8 @@ class Anomalies(Callback):
             SystemExit: on the other ranks.
         """
         trainer = module.trainer
-        ranks = gathered_on_first(trainer, self._describe(trainer, module))
-        return on_first(trainer, lambda: self._decide(trainer, trainer.global_step + 1, ranks))
+        ranks = gather_on_rank_zero(trainer, self._describe(trainer, module))
+        return on_rank_zero(trainer, lambda: self._decide(trainer, trainer.global_step + 1, ranks))
 
     def _decide(self, trainer: L.Trainer, step: int, of_ranks: list[dict[str, Any]]) -> Path | None:
         """On rank 0: write the report, print the decision, and return the checkpoint to roll back to, if any.
@@ -146,7 +146,7 @@ class Anomalies(Callback):
                     text = torch.cat([tokens[row, :1], targets[row][targets[row] != IGNORED]]).tolist()
                     own |= {"text": decode(module.data.tokenizer, text)} | (places[row]._asdict() if places else {})
                 batches.append({"number": number, "loss": _plain(float(loss)), "largest_scores": scores, "rows": rows})
-        share_again(module.model)
+        reshard(module.model)
         return {
             "rank": trainer.global_rank,
             "gradient_norm": _plain(module.grad_norm),
@@ -160,10 +160,10 @@ class Anomalies(Callback):
         if len(self.losses) >= ENOUGH:
             mean, std = float(np.mean(self.losses)), float(np.std(self.losses))
             if loss > mean + SPIKE * std:
-                on_rank_zero = (each.number - trainer.global_rank for each in module.micro_batches)
-                numbers = " ".join(str(n + rank) for n in on_rank_zero for rank in range(trainer.world_size))
+                of_rank_zero = (each.number - trainer.global_rank for each in module.micro_batches)
+                numbers = " ".join(str(n + rank) for n in of_rank_zero for rank in range(trainer.world_size))
                 row = (trainer.global_step, loss, mean, std, numbers)
-                on_first(trainer, lambda: self._write_spike(trainer, row))
+                on_rank_zero(trainer, lambda: self._write_spike(trainer, row))
         self.losses.append(loss)
 
     def _write_spike(self, trainer: L.Trainer, row: tuple[int, float, float, float, str]) -> None:
@@ -187,16 +187,16 @@ def _rows_again(model: GPT, tokens: Tensor, targets: Tensor) -> tuple[list[list[
     largest: dict[int, Tensor] = {}
     rows: list[dict[str, Any]] = []
 
-    def look(layer: int, query: Tensor, key: Tensor, value: Tensor, how: How) -> None:
+    def hook(layer: int, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> None:
         T, S = query.shape[2], key.shape[2]
         for start in range(0, T, QUERIES_AT_ONCE):
             queries = range(start, min(start + QUERIES_AT_ONCE, T))
-            edges = how["graph"].mask(queries, range(S), query.device)
-            scores = attention_scores(query, key, how, queries).abs().masked_fill(~edges, 0.0)
+            edges = spec["graph"].mask(queries, range(S), query.device)
+            scores = attention_scores(query, key, spec, queries).abs().masked_fill(~edges, 0.0)
             found = scores.amax(dim=(0, 2, 3))  # NaN wins over numbers
             largest[layer] = torch.maximum(largest.get(layer, found), found)
 
-    with undisturbed(model), tapped(model, look):
+    with evaluation_mode(model), attention_hooks(model, hook):
         for row, row_targets in zip(tokens.split(1), targets.split(1), strict=True):
             rows.append({"loss_without_dropout": _plain(float(model_loss(model, row, row_targets)))})
     return [[_plain(score) for score in largest[layer].tolist()] for layer in sorted(largest)], rows

@@ -24,8 +24,8 @@ from minigpt.errors import UserError
 from minigpt.files import append, shown, write_csv, write_text
 from minigpt.generation.generator import Writer
 from minigpt.generation.text import encode_prompt
-from minigpt.inspection.capture import undisturbed
-from minigpt.inspection.heads import head_table, label_heads, look
+from minigpt.inspection.capture import evaluation_mode
+from minigpt.inspection.heads import head_table, label_heads, score_heads
 from minigpt.inspection.probes import PROBE_TOKENS, Probe, read_examples
 from minigpt.inspection.snapshot import Snapshot, history_of
 from minigpt.pages.attention import render_page
@@ -35,7 +35,7 @@ from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import CHECKPOINT_KEY
 from minigpt.training.checkpoints import not_finite
 from minigpt.training.dashboards import log_image, log_page, log_scalars, log_table
-from minigpt.training.distributed import whole_model
+from minigpt.training.distributed import gather_model
 from minigpt.training.module import TrainingModule
 
 PLAIN_LINE_SECONDS = 10
@@ -101,7 +101,7 @@ class Metrics(Callback):
         assert isinstance(pl_module, TrainingModule)
         step = trainer.global_step
         self.recent_losses.append(pl_module.micro_batches[-1].loss)
-        if pl_module.left_out and step > self._step:
+        if pl_module.skipped and step > self._step:
             self.recent_losses = [loss for loss in self.recent_losses if loss.isfinite()]  # else the mean is NaN
         self._step = step
         # With accumulation, several micro-batches share one global_step.
@@ -224,10 +224,10 @@ class Samples(Callback):
         if trainer.sanity_checking or not self.prompts:
             return
         assert isinstance(pl_module, TrainingModule)
-        model = whole_model(pl_module.model)
+        model = gather_model(pl_module.model)
         if not trainer.is_global_zero:
             return
-        with undisturbed(model):
+        with evaluation_mode(model):
             # Each prompt gets the seed of the settings, so adding a prompt does not change another's sample.
             writer = Writer(model, self.tokenizer, from_start=self.from_start)
             texts = [sample.prompt + sample.text for sample in writer.generate_many(self.prompts, self.settings)]
@@ -268,10 +268,10 @@ class AttentionMaps(Callback):
         assert isinstance(pl_module, TrainingModule)
         step, began = trainer.global_step, time.perf_counter()
         self.looked_at = step
-        model = whole_model(pl_module.model)
+        model = gather_model(pl_module.model)
         if not trainer.is_global_zero:
             return
-        snapshot = look(model, self.tokenizer, self.probe, step, everything=is_last).snapshot
+        snapshot = score_heads(model, self.tokenizer, self.probe, step, everything=is_last).snapshot
         snapshot.save(self.folder.snapshot(step))
         grid, page = grid_image(snapshot), self._page(snapshot)
         save_png(self.folder.attention_grid, grid)

@@ -17,7 +17,7 @@ from minigpt.errors import UserError
 from minigpt.files import link_or_copy
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import read_checkpoint, save_checkpoint, save_weights, tensors_in
-from minigpt.training.distributed import any_process, largest, local, on_first, whole_model
+from minigpt.training.distributed import any_rank, gather_model, local, on_rank_zero, reduce_max
 from minigpt.training.lightning_compat import (
     is_between_steps,
     set_validation_counters,
@@ -129,12 +129,14 @@ class Checkpoints(Checkpoint):
         """The stop signal that any rank has received (0: none), and whether a timed checkpoint is due (0 or 1)."""
         minutes = self.config.checkpoint_every_n_minutes
         is_time = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
-        return largest(trainer, self.stop.received, is_time)
+        return reduce_max(trainer, self.stop.received, is_time)
 
     def _save_weights(self, trainer: L.Trainer, module: L.LightningModule, file: Path) -> None:
         assert isinstance(module, TrainingModule)
-        model = whole_model(module.model)
-        on_first(trainer, lambda: save_weights(file, model, self.config, module.data.tokenizer, trainer.global_step))
+        model = gather_model(module.model)
+        on_rank_zero(
+            trainer, lambda: save_weights(file, model, self.config, module.data.tokenizer, trainer.global_step)
+        )
 
     def _save_last(self, trainer: L.Trainer, module: L.LightningModule, *, is_best: bool = False) -> None:
         """Save last.ckpt. Whenever the process dies, a complete last.ckpt remains, and an earlier one if two are kept.
@@ -143,18 +145,18 @@ class Checkpoints(Checkpoint):
         """
         assert isinstance(module, TrainingModule)
         self._check_finite(trainer, module)
-        on_first(trainer, module.data.check_unchanged)  # do not save weights trained on tokens that changed on disk
+        on_rank_zero(trainer, module.data.check_unchanged)  # do not save weights trained on tokens that changed on disk
         step = trainer.global_step
         self.ended = self._ends(trainer)
-        on_first(trainer, lambda: self._keep_last_as_earlier(step))
+        on_rank_zero(trainer, lambda: self._keep_last_as_earlier(step))
         if is_best:
             self._save_weights(trainer, module, self.folder.weights)
         trainer.save_checkpoint(self.folder.best if is_best else self.folder.last)
-        on_first(trainer, lambda: self._check_saved(trainer))
+        on_rank_zero(trainer, lambda: self._check_saved(trainer))
         if is_best:
-            on_first(trainer, lambda: link_or_copy(self.folder.best, self.folder.last))
+            on_rank_zero(trainer, lambda: link_or_copy(self.folder.best, self.folder.last))
         self._step_of_last, self._saved_at = step, time.monotonic()
-        on_first(trainer, lambda: self._remove_earlier(step))
+        on_rank_zero(trainer, lambda: self._remove_earlier(step))
 
     def _keep_last_as_earlier(self, step: int) -> None:
         if self.config.keep_checkpoints == 1 or not self.folder.last.exists():
@@ -181,7 +183,7 @@ class Checkpoints(Checkpoint):
     def _check_finite(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         state = [optimizer.state_dict()["state"] for optimizer in trainer.optimizers]
         for what, tensors in (("a weight", list(module.parameters())), ("the optimizer's state", tensors_in(state))):
-            if any_process(trainer, not all(bool(torch.isfinite(local(tensor)).all()) for tensor in tensors)):
+            if any_rank(trainer, not all(bool(torch.isfinite(local(tensor)).all()) for tensor in tensors)):
                 raise UserError(not_finite(what, trainer.global_step, self.folder))
 
 

@@ -8,14 +8,14 @@ from typing import Any
 from minigpt.errors import UserError
 
 
-def build(value: Any) -> Any:
+def instantiate(value: Any) -> Any:
     """Build the object of a {class_path, init_args} mapping, alone or in a list; return anything else unchanged.
 
     Raises:
         UserError: the class cannot be imported or refuses the arguments.
     """
     if isinstance(value, list):
-        return [build(item) for item in value]
+        return [instantiate(item) for item in value]
     if not isinstance(value, dict) or "class_path" not in value:
         return value
     found = find_class(value)

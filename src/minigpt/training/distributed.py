@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # the import takes half a second, and unsharded runs do not n
 Result = TypeVar("Result")
 
 
-def largest(trainer: L.Trainer, *here: int) -> list[int]:
+def reduce_max(trainer: L.Trainer, *here: int) -> list[int]:
     """The maximum of each number over all ranks. Collective: every rank must call it."""
     if trainer.world_size == 1:
         return list(here)
@@ -37,7 +37,7 @@ def largest(trainer: L.Trainer, *here: int) -> list[int]:
     return [int(number) for number in trainer.strategy.reduce(numbers, reduce_op="max").tolist()]
 
 
-def totals(trainer: L.Trainer, *here: float) -> list[float]:
+def reduce_sum(trainer: L.Trainer, *here: float) -> list[float]:
     """The sum of each number over all ranks, in float64 on the CPU, since Apple GPUs have no float64. Collective."""
     if trainer.world_size == 1:
         return list(here)
@@ -46,7 +46,7 @@ def totals(trainer: L.Trainer, *here: float) -> list[float]:
     return [math.fsum(numbers) for numbers in zip(*parts, strict=True)]
 
 
-def gathered_on_first(trainer: L.Trainer, here: Result) -> list[Result]:
+def gather_on_rank_zero(trainer: L.Trainer, here: Result) -> list[Result]:
     """Every rank's value on rank 0; an empty list on the others. Collective."""
     if trainer.world_size == 1:
         return [here]
@@ -55,12 +55,12 @@ def gathered_on_first(trainer: L.Trainer, here: Result) -> list[Result]:
     return parts or []
 
 
-def any_process(trainer: L.Trainer, here: bool) -> bool:
+def any_rank(trainer: L.Trainer, here: bool) -> bool:
     """Whether `here` is true on any rank. Collective."""
-    return bool(largest(trainer, here)[0])
+    return bool(reduce_max(trainer, here)[0])
 
 
-def on_first(trainer: L.Trainer, work: Callable[[], Result]) -> Result:
+def on_rank_zero(trainer: L.Trainer, work: Callable[[], Result]) -> Result:
     """Run `work` on rank 0 only and return its result on every rank. Collective.
 
     Raises:
@@ -91,7 +91,7 @@ def end_started(trainer: L.Trainer, *, seconds: float) -> None:
             process.kill()
 
 
-def share_out(model: GPT, mesh: DeviceMesh) -> None:
+def apply_fsdp(model: GPT, mesh: DeviceMesh) -> None:
     """Shard the model's weights by rows. Each block is a unit, gathered for its own forward and backward pass.
 
     Args: mesh of one dimension, the devices.
@@ -135,7 +135,7 @@ class FSDP2(ModelParallelStrategy):
         """Full tensors on rank 0, an empty dict on the others. Collective: every rank must call it."""
         kept = {}
         for name, value in tensors.items():
-            gathered = whole(value)
+            gathered = gather(value)
             if self.is_global_zero:
                 kept[name] = gathered.cpu() if isinstance(gathered, Tensor) else gathered
         return kept
@@ -146,7 +146,7 @@ class FSDP2(ModelParallelStrategy):
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None
         own = self.lightning_module.state_dict()
-        shared = {name: _shared_like(value, own.get(name)) for name, value in checkpoint["state_dict"].items()}
+        shared = {name: _shard_like(value, own.get(name)) for name, value in checkpoint["state_dict"].items()}
         self.lightning_module.load_state_dict(shared, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
@@ -154,7 +154,7 @@ class FSDP2(ModelParallelStrategy):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             shared = {
                 number: {
-                    name: _shared_like(value, parameters[number]) if value.dim() else value
+                    name: _shard_like(value, parameters[number]) if value.dim() else value
                     for name, value in values.items()
                 }
                 for number, values in state["state"].items()
@@ -162,21 +162,21 @@ class FSDP2(ModelParallelStrategy):
             optimizer.load_state_dict(state | {"state": shared})
 
 
-def is_shared_out(model: GPT) -> bool:
+def is_sharded(model: GPT) -> bool:
     """Whether the model's weights are sharded."""
-    return any(_is_shared(parameter) for parameter in model.parameters())
+    return any(_is_sharded(parameter) for parameter in model.parameters())
 
 
-def whole_model(model: GPT) -> GPT:
+def gather_model(model: GPT) -> GPT:
     """The model; if it is sharded, on rank 0 an unsharded copy. Collective: every rank must call it.
 
     A sharded model's forward pass on rank 0 alone would wait for the other ranks forever.
     """
-    if not is_shared_out(model):
+    if not is_sharded(model):
         return model
     state = {}
     for name, value in model.state_dict().items():
-        gathered = whole(value)
+        gathered = gather(value)
         if torch.distributed.get_rank() == 0:
             state[name] = gathered
     if not state:
@@ -186,7 +186,7 @@ def whole_model(model: GPT) -> GPT:
     return copy.train(model.training)
 
 
-def share_again(model: GPT) -> None:
+def reshard(model: GPT) -> None:
     """Reshard after a forward pass without a backward pass, which leaves weights gathered and gradients hidden."""
     reshard = getattr(model, "reshard", None)
     if reshard is not None:
@@ -195,21 +195,21 @@ def share_again(model: GPT) -> None:
 
 def local(tensor: Any) -> Tensor:
     """This device's shard of a tensor; a tensor that is not sharded as it is."""
-    return tensor.to_local() if _is_shared(tensor) else tensor
+    return tensor.to_local() if _is_sharded(tensor) else tensor
 
 
-def whole(value: Any) -> Any:
+def gather(value: Any) -> Any:
     """The full tensor of a sharded one (collective: every rank must call it); anything else as it is."""
-    return value.full_tensor() if _is_shared(value) else value
+    return value.full_tensor() if _is_sharded(value) else value
 
 
-def _is_shared(value: Any) -> bool:
+def _is_sharded(value: Any) -> bool:
     return hasattr(value, "full_tensor")
 
 
-def _shared_like(value: Any, own: Any) -> Any:
+def _shard_like(value: Any, own: Any) -> Any:
     """Shard a full tensor in the same way as the parameter `own`; unchanged if `own` is not sharded."""
-    if not _is_shared(own):
+    if not _is_sharded(own):
         return value
     from torch.distributed.tensor import distribute_tensor
 

@@ -21,7 +21,7 @@ from minigpt.model.compiling import compiled, compiles
 from minigpt.model.gpt import GPT
 from minigpt.runs.loading import CHECKPOINT_KEY, read_checkpoint
 from minigpt.training.averaging import Average
-from minigpt.training.distributed import any_process, is_shared_out, share_out, totals, whole
+from minigpt.training.distributed import any_rank, apply_fsdp, gather, is_sharded, reduce_sum
 from minigpt.training.lightning_compat import clips_as_torch_does, gradient_scaler, set_batches_done, set_logged_step
 from minigpt.training.loss import model_loss
 from minigpt.training.optimizer import follow_schedule, make_optimizer
@@ -78,7 +78,7 @@ class TrainingModule(L.LightningModule):
         self.learning_rate = 0.0
         self.step_loss = math.nan  # mean over micro-batches and devices
         self.grad_norm = math.nan  # total norm of the gradient before clipping
-        self.left_out = False  # whether the step was skipped because its loss or gradient was NaN or infinite
+        self.skipped = False  # whether the step was skipped because its loss or gradient was NaN or infinite
         self.val_loss = self.val_bits_per_byte = math.nan
 
         self._total_norm = torch.tensor(math.nan)  # grad_norm on the device
@@ -86,8 +86,8 @@ class TrainingModule(L.LightningModule):
         self._nats, self._count = 0.0, 0  # of the validation that is running
 
     def configure_model(self) -> None:
-        if self.device_mesh is not None and not is_shared_out(self.model):  # Lightning may call it more than once
-            share_out(self.model, self.device_mesh["data_parallel"])
+        if self.device_mesh is not None and not is_sharded(self.model):  # Lightning may call it more than once
+            apply_fsdp(self.model, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         # A fused optimizer unscales gradients inside its step, after clipping has already used the scaled norm.
@@ -157,7 +157,7 @@ class TrainingModule(L.LightningModule):
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         # Runs training_step and the backward pass of the last micro-batch, the two hooks below, and the optimizer.
         super().optimizer_step(*arguments, **options)
-        if self.average is not None and not self.left_out:
+        if self.average is not None and not self.skipped:
             self.average.update()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -177,8 +177,8 @@ class TrainingModule(L.LightningModule):
             shared = trainer.strategy.reduce(shared, reduce_op="sum")
         # One transfer, hence one synchronisation with the device, for all numbers of the step.
         self.grad_norm, n_bad, loss, self._share_of_time = torch.cat([own[:1], shared]).tolist()
-        self._total_norm, self.step_loss, self.left_out = norm, loss / trainer.world_size, n_bad > 0
-        if self.left_out:
+        self._total_norm, self.step_loss, self.skipped = norm, loss / trainer.world_size, n_bad > 0
+        if self.skipped:
             checkpoint = None if self.before_skip is None else self.before_skip(self)
             for parameter in self.parameters():
                 parameter.grad = None  # optimizers skip parameters without a gradient
@@ -200,7 +200,7 @@ class TrainingModule(L.LightningModule):
         algorithm = gradient_clip_algorithm or config.gradient_clip_algorithm
         if algorithm not in {None, "norm"} or not clips_as_torch_does(self.trainer):
             self.clip_gradients(optimizer, limit, algorithm)
-        elif limit and not self.left_out and self.grad_norm + 1e-6 > limit:
+        elif limit and not self.skipped and self.grad_norm + 1e-6 > limit:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), limit, self._total_norm)
 
     def _roll_back(self, optimizer: torch.optim.Optimizer, file: Path) -> None:
@@ -210,7 +210,7 @@ class TrainingModule(L.LightningModule):
             content = read_checkpoint(file, mmap=False)  # the optimizer keeps these tensors: no memory map
         except UserError as error:
             failure = error
-        if any_process(self.trainer, failure is not None):
+        if any_rank(self.trainer, failure is not None):
             raise failure or SystemExit(2)
         if self.average is not None:
             self.average.load(content)
@@ -240,7 +240,7 @@ class TrainingModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         # Sum over all tokens, then divide: a mean of batch means would depend on batch size and number of devices.
-        nats, count = totals(self.trainer, self._nats, self._count)
+        nats, count = reduce_sum(self.trainer, self._nats, self._count)
         split = self.data.train if self.run_config.trainer.overfit_batches else self.data.val
         self.val_loss = nats / count
         # Tokens per byte of the whole split: exact if validation covers it, as it does by default.
@@ -283,5 +283,5 @@ class TrainingModule(L.LightningModule):
 
 def total_norm(gradients: Iterable[Tensor | None]) -> Tensor:
     """The norm of all gradients together, in at least float32; bit for bit that of torch's clip_grad_norm_."""
-    norm: Tensor = whole(torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None]))
+    norm: Tensor = gather(torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None]))
     return norm.to(torch.promote_types(norm.dtype, torch.float32))

@@ -78,7 +78,7 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
             return RunFolder(resume)
     if resume is not None:
         if is_main:
-            held.enter_context(existing(resume).occupied())
+            held.enter_context(existing(resume).lock())
         checkpoint, content = newest_checkpoint(RunFolder(resume), quiet=not is_main)
         config = with_paths_of(config, content)
     data = open_data(config.data)
@@ -90,7 +90,7 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
         folder = RunFolder(resume)
     elif is_main:
         folder = RunFolder.create(Path(config.runs_dir), config.name)
-        held.enter_context(folder.occupied())
+        held.enter_context(folder.lock())
     else:
         folder = RunFolder(Path(config.runs_dir) / config.name)
     is_new = resume is None and is_main  # then a run that never starts leaves no folder

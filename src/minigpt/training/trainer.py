@@ -15,7 +15,7 @@ from minigpt.config import Config, TrainerConfig
 from minigpt.errors import UserError
 from minigpt.runs.folder import RunFolder
 from minigpt.training.checkpoints import AtomicCheckpointIO, refuse_shards
-from minigpt.training.class_path import build
+from minigpt.training.class_path import instantiate
 from minigpt.training.dashboards import make_loggers
 from minigpt.training.distributed import FSDP2
 from minigpt.training.launchers import check_processes, devices_of, find_launcher
@@ -46,7 +46,7 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
         UserError: Lightning refuses a setting, or a class_path cannot be built.
     """
     given = {f.name: getattr(config.trainer, f.name) for f in dataclasses.fields(TrainerConfig)}
-    settings = {name: build(value) for name, value in given.items() if name != "logger"}
+    settings = {name: instantiate(value) for name, value in given.items() if name != "logger"}
     users_callbacks = settings["callbacks"] or []
     for made, value in zip(users_callbacks, config.trainer.callbacks or [], strict=True):
         if not isinstance(made, L.Callback):

@@ -24,10 +24,10 @@ texts = st.text(alphabet="aSs1! '\r\n\té²東\u3000", max_size=60)
 
 @given(text=texts, least=st.integers(1, 9), most=st.none() | st.integers(9, 12))
 def test_pieces_make_the_text_and_keep_their_sizes(text: str, least: int, most: int | None) -> None:
-    pieces = list(cut_up(text, least, most))
-    assert "".join(pieces) == text
-    assert all(len(piece) >= least for piece in pieces[:-1])
-    assert most is None or all(len(piece) <= most for piece in pieces)
+    chunks = list(cut_up(text, least, most))
+    assert "".join(chunks) == text
+    assert all(len(chunk) >= least for chunk in chunks[:-1])
+    assert most is None or all(len(chunk) <= most for chunk in chunks)
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -35,12 +35,12 @@ def test_pieces_make_the_text_and_keep_their_sizes(text: str, least: int, most: 
 @given(text=texts, least=st.integers(1, 9))
 def test_pieces_have_the_tokens_of_the_whole(split: str, text: str, least: int) -> None:
     encode = ENCODINGS[split].encode_ordinary
-    pieces = cut_up(text.replace("S", "s a\na"), least)
-    assert [token for piece in pieces for token in encode(piece)] == encode(text.replace("S", "s a\na"))
+    chunks = cut_up(text.replace("S", "s a\na"), least)
+    assert [token for chunk in chunks for token in encode(chunk)] == encode(text.replace("S", "s a\na"))
 
 
 @pytest.mark.parametrize(
-    ("text", "pieces"),
+    ("text", "chunks"),
     [
         ("one two three", ["one", " two", " three"]),
         ("one\ntwo\n  three", ["one\n", "two\n  three"]),
@@ -49,8 +49,8 @@ def test_pieces_have_the_tokens_of_the_whole(split: str, text: str, least: int) 
         ("", [""]),
     ],
 )
-def test_cuts_are_at_the_beginnings_of_words_and_lines(text: str, pieces: list[str]) -> None:
-    assert list(cut_up(text, 1)) == pieces
+def test_cuts_are_at_the_beginnings_of_words_and_lines(text: str, chunks: list[str]) -> None:
+    assert list(cut_up(text, 1)) == chunks
 
 
 def test_a_piece_without_a_certain_place_is_cut_where_it_must_be_or_not_at_all() -> None:

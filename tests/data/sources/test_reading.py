@@ -18,7 +18,7 @@ from minigpt.config import DataConfig
 from minigpt.data.sources import reading, rows, tables
 from minigpt.data.sources.names import find_source
 from minigpt.data.sources.reading import read, reading_notes, refuse_broken_text
-from minigpt.data.sources.rows import PIECE
+from minigpt.data.sources.rows import TEXT_CHUNK
 from minigpt.data.sources.scan import CHUNK, Scans
 from minigpt.errors import UserError
 
@@ -47,9 +47,9 @@ def documents(path: Path, **settings: object) -> list[str]:
     found = find_source(str(path), path.parent / "cache", config.codec)
     source, _ = refuse_broken_text(found, Scans(path.parent / ".memory"), config)
     texts = [""]
-    for piece in read(source, config):
-        texts[-1] += piece.text
-        if piece.ends:
+    for chunk in read(source, config):
+        texts[-1] += chunk.text
+        if chunk.ends:
             texts.append("")
     assert texts.pop() == ""
     return texts
@@ -223,9 +223,9 @@ def test_half_a_surrogate_pair_in_json_becomes_a_character(tmp_path: Path) -> No
 def test_the_standard_library_is_read_with_each_files_own_encoding() -> None:
     config = DataConfig()
     source = find_source("python_stdlib", Path("cache"))
-    pieces = list(read(source, config))
-    assert len(pieces) > 300
-    assert any("class JSONDecoder" in piece.text for piece in pieces)
+    chunks = list(read(source, config))
+    assert len(chunks) > 300
+    assert any("class JSONDecoder" in chunk.text for chunk in chunks)
 
 
 # Long text
@@ -236,20 +236,20 @@ def long_text(kind: str) -> str:
     choices = random.Random(kind)
     ends = {"windows": "\r\n", "spaces": "   \n\n  "}
     text = "".join(
-        choices.choice(words) + (ends.get(kind, "\n") if i % 11 == 0 else " ") for i in range(2 * PIECE // 5)
+        choices.choice(words) + (ends.get(kind, "\n") if i % 11 == 0 else " ") for i in range(2 * TEXT_CHUNK // 5)
     )
-    return {"one line": text.replace("\n", " "), "no spaces": "x" * (2 * PIECE + 7)}.get(kind, text)
+    return {"one line": text.replace("\n", " "), "no spaces": "x" * (2 * TEXT_CHUNK + 7)}.get(kind, text)
 
 
 @pytest.mark.parametrize("kind", ["lines", "windows", "spaces", "one line", "no spaces"])
 def test_a_long_text_comes_in_pieces_that_make_the_text(kind: str, tmp_path: Path) -> None:
     text = long_text(kind)
     path = put(tmp_path / "a.txt", text)
-    pieces = list(read(find_source(str(path), tmp_path), DataConfig()))
-    assert len(pieces) >= 2
-    assert max(len(piece.text) for piece in pieces) <= PIECE
-    assert [piece.ends for piece in pieces] == [False] * (len(pieces) - 1) + [True]
-    assert "".join(piece.text for piece in pieces) == text
+    chunks = list(read(find_source(str(path), tmp_path), DataConfig()))
+    assert len(chunks) >= 2
+    assert max(len(chunk.text) for chunk in chunks) <= TEXT_CHUNK
+    assert [chunk.ends for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert "".join(chunk.text for chunk in chunks) == text
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
@@ -261,7 +261,7 @@ def test_a_long_row_comes_in_pieces_cut_as_a_text_file_is(name: str, tmp_path: P
             WRITERS[name](path, [text, "short"], "text")
         found.append(list(read(find_source(str(path), tmp_path), DataConfig())))
     assert len(found[0]) >= 2
-    assert found[1] == [*found[0], reading.Piece("short")]
+    assert found[1] == [*found[0], reading.Chunk("short")]
 
 
 # Broken text
@@ -630,16 +630,16 @@ def test_what_goes_wrong_while_reading_names_the_file(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("name", ["repeats", "references:7"])
 def test_a_synthetic_source_makes_as_many_documents_as_asked(name: str, tmp_path: Path) -> None:
-    pieces: Iterator[reading.Piece] = read(find_source(name, tmp_path), DataConfig(source=name, max_documents=30))
-    found = list(pieces)
+    chunks: Iterator[reading.Chunk] = read(find_source(name, tmp_path), DataConfig(source=name, max_documents=30))
+    found = list(chunks)
     assert len(found) == 30
-    assert all(piece.ends and piece.relations for piece in found)
+    assert all(chunk.ends and chunk.relations for chunk in found)
     assert found == list(read(find_source(name, tmp_path), DataConfig(source=name, max_documents=30)))
 
 
 def test_another_seed_makes_other_documents(tmp_path: Path) -> None:
     first, second = (
-        [piece.text for piece in read(find_source(name, tmp_path), DataConfig(max_documents=5))]
+        [chunk.text for chunk in read(find_source(name, tmp_path), DataConfig(max_documents=5))]
         for name in ("references:1", "references:2")
     )
     assert first != second

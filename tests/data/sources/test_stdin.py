@@ -50,7 +50,7 @@ def test_json_lines_are_known_in_another_encoding_too(tmp_path: Path, monkeypatc
     pipe_in('{"text": "naïve"}\n'.encode("utf-16"), monkeypatch)
     config = keep_stdin(DataConfig(source="-", encoding="utf-16", dir=str(tmp_path)))
     source = find_source(config.sources[0], tmp_path, config.codec)
-    assert [piece.text for piece in read(source, config)] == ["naïve"]
+    assert [chunk.text for chunk in read(source, config)] == ["naïve"]
 
 
 def test_without_standard_input_as_a_source_nothing_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +136,7 @@ def test_what_comes_in_is_read_as_what_it_is(
     assert config.sources[0].endswith(ending)
     told = "" if ending == ".txt" else f"standard input is read as a {ending} file, judging by its content\n"
     assert capsys.readouterr() == ("", told)
-    found = [piece.text for piece in read(find_source(config.sources[0], tmp_path), config)]
+    found = [chunk.text for chunk in read(find_source(config.sources[0], tmp_path), config)]
     assert found == (texts or [content.decode()])
 
 

@@ -120,7 +120,7 @@ def test_symmetric_scores_are_the_same_both_ways() -> None:
 def test_symmetric_attention_has_one_projection_for_queries_and_keys() -> None:
     layer = Attention(GPTConfig(n_head=H, n_embd=32, similarity="symmetric"), make_norm)
     seen: list[tuple[Tensor, Tensor]] = []
-    layer.taps.append(lambda query, key, value, how: seen.append((query, key)))
+    layer.hooks.append(lambda query, key, value, how: seen.append((query, key)))
     layer(torch.randn(2, T, 32), Causal(), None, None)
     ((query, key),) = seen
     assert torch.equal(query, key)

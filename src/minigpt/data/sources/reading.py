@@ -1,4 +1,4 @@
-"""A source -> its documents, long ones in pieces, in bounded memory; and notes on how it is read."""
+"""A source -> its documents, long ones in chunks, in bounded memory; and notes on how it is read."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from minigpt.config import DataConfig
 from minigpt.data.relations import Relation
 from minigpt.data.sources.chunking import cut_up, grouped
 from minigpt.data.sources.names import SYNTHETIC_DOCUMENTS, File, Source
-from minigpt.data.sources.rows import DELIMITERS, PIECE, Row, csv_delimiter, read_rows
+from minigpt.data.sources.rows import DELIMITERS, TEXT_CHUNK, Row, csv_delimiter, read_rows
 from minigpt.data.sources.scan import Scans, not_in_encoding
 from minigpt.data.sources.tables import ROWS
 from minigpt.data.synthetic.texts import SYNTHETIC
 from minigpt.errors import UserError
 
 
-class Piece(NamedTuple):
+class Chunk(NamedTuple):
     """A document, or a part of a long one; `ends` marks its last part."""
 
     text: str
@@ -27,7 +27,7 @@ class Piece(NamedTuple):
     relations: Sequence[Relation] = ()
 
 
-def read(source: Source, config: DataConfig) -> Iterator[Piece]:
+def read(source: Source, config: DataConfig) -> Iterator[Chunk]:
     """Every document of a source, except empty ones and white space.
 
     Raises:
@@ -36,16 +36,16 @@ def read(source: Source, config: DataConfig) -> Iterator[Piece]:
     if source.synthetic is not None:
         n_documents = config.max_documents or SYNTHETIC_DOCUMENTS
         for example in islice(SYNTHETIC[source.synthetic](source.seed), n_documents):
-            yield Piece(example[0], True, example[1])
+            yield Chunk(example[0], True, example[1])
         return
     begins = True
     for text, ends in chain.from_iterable(read_rows(file, config) for file in source.files):
         if text is None or (begins and ends and (not text or text.isspace())):
             continue
-        *parts, last = cut_up(text, PIECE // 2, PIECE)
+        *parts, last = cut_up(text, TEXT_CHUNK // 2, TEXT_CHUNK)
         for part in parts:
-            yield Piece(part, False)
-        yield Piece(last, ends)
+            yield Chunk(part, False)
+        yield Chunk(last, ends)
         begins = ends
 
 
@@ -130,13 +130,13 @@ def open_stream(source: Source, config: DataConfig) -> Any:
 
 def _groups(files: Sequence[File], config: DataConfig) -> Iterator[dict[str, list[Any]]]:
     documents = _joined(chain.from_iterable(read_rows(file, config) for file in files))
-    for group in grouped(documents, lambda row: len(row[0] or ""), PIECE, ROWS):
+    for group in grouped(documents, lambda row: len(row[0] or ""), TEXT_CHUNK, ROWS):
         texts, ends = zip(*group, strict=True)
         yield {"text": list(texts), "ends": list(ends)}
 
 
 def _joined(rows: Iterable[Row]) -> Iterator[Row]:
-    """Whole documents: the pieces of long ones are joined."""
+    """Whole documents: the chunks of long ones are joined."""
     parts: list[str] = []
     for text, ends in rows:
         parts.append(text or "")

@@ -1,4 +1,4 @@
-"""A file of any kind -> its rows, one text each; long texts come in pieces.
+"""A file of any kind -> its rows, one text each; long texts come in chunks.
 
 The readers of `datasets` turn \\r\\n into \\n, hold a whole file as one string, guess types, and name no line of an
 error.
@@ -30,11 +30,11 @@ HEADING_LINES = 20
 """Lines of a header at most: its quoted names may contain line breaks."""
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 """Surrogates, which utf-7 and unicode_escape can encode and UTF-8 cannot: lone ones become U+FFFD."""
-PIECE = 1 << 20
-"""Most characters of a piece; a longer document comes in several."""
+TEXT_CHUNK = 1 << 20
+"""Most characters of a chunk; a longer document comes in several."""
 
 Row = tuple[str | None, bool]
-"""A document or a piece of one, and whether the document ends with it."""
+"""A document or a chunk of one, and whether the document ends with it."""
 
 
 def read_rows(file: File, config: DataConfig) -> Iterator[Row]:
@@ -61,9 +61,9 @@ def _text_rows(file: File, errors: str) -> Iterator[Row]:
     """A file is one document, without its byte-order mark."""
     text = ""
     for part in _decoded(file, errors):
-        *pieces, text = cut_up(text + part, PIECE // 2, PIECE)
-        for piece in pieces:
-            yield piece, False
+        *full_chunks, text = cut_up(text + part, TEXT_CHUNK // 2, TEXT_CHUNK)
+        for chunk in full_chunks:
+            yield chunk, False
     yield text, True
 
 

@@ -18,7 +18,7 @@ from minigpt.errors import UserError
 from minigpt.files import locked, note, reason
 
 if TYPE_CHECKING:  # imports torch, which is loaded only with a model
-    from minigpt.generation.generator import Writer, Written
+    from minigpt.generation.generator import Completion, Writer
 
 Change = Callable[[GenerationConfig, dict[str, Any], Sequence[str]], GenerationConfig]
 """(config, settings of a line, other keys allowed there) -> the changed config, or a UserError."""
@@ -203,7 +203,7 @@ def _known(job: Job, sample: int, weights: str) -> dict[str, Any]:
     return job.given | {"sample": sample, "seed": job.config.seed + sample, "prompt": job.prompt, "of": of}
 
 
-def _line(known: dict[str, Any], text: Written | None) -> bytes:
+def _line(known: dict[str, Any], text: Completion | None) -> bytes:
     """An output line; without a text, its known beginning."""
     if text is None:
         return json.dumps(known, ensure_ascii=False)[:-1].encode() + b', "text": '

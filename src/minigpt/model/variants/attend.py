@@ -23,7 +23,7 @@ from minigpt.model.variants.linear_attention import causal_linear_attention, ful
 from minigpt.model.variants.similarities import Hard, Linear, Scores, Similarity
 
 
-class How(TypedDict):
+class AttentionSpec(TypedDict):
     """The kind of attention: all arguments of `attend` but its queries, keys, values and dropout."""
 
     similarity: Similarity
@@ -64,13 +64,13 @@ def attend(
     Raises:
         UserError: shapes that do not fit one another, or a softcap, bias or dropout that the similarity cannot have.
     """
-    how: How = {"similarity": similarity, "graph": graph, "key_bias": key_bias, "softcap": softcap}
-    _check(query, key, value, how, dropout)
-    return attend_variant(query, key, value, how, dropout, None)
+    spec: AttentionSpec = {"similarity": similarity, "graph": graph, "key_bias": key_bias, "softcap": softcap}
+    _check(query, key, value, spec, dropout)
+    return attend_variant(query, key, value, spec, dropout, None)
 
 
 def attend_variant(
-    query: Tensor, key: Tensor, value: Tensor, how: How, dropout: float, cache: LayerCache | None
+    query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec, dropout: float, cache: LayerCache | None
 ) -> Tensor:
     """Attention of a model's layer wherever it is not the default: `attend` without its checks, and with a cache.
 
@@ -78,13 +78,13 @@ def attend_variant(
 
     Args: as for `attend`; cache is the layer's, to which the new keys and values have been added.
     """
-    similarity = how["similarity"]
+    similarity = spec["similarity"]
     if isinstance(similarity, Linear):
-        return _attend_linearly(query, key, value, similarity, how["graph"], cache)
+        return _attend_linearly(query, key, value, similarity, spec["graph"], cache)
     # Hopfield: all but the last step replace the query by the weighted sum of keys.
     for _ in range(similarity.steps - 1):
-        query = _gather(query, key, key, how, dropout)
-    return _gather(query, key, value, how, dropout)
+        query = _gather(query, key, key, spec, dropout)
+    return _gather(query, key, value, spec, dropout)
 
 
 def fill_projections(key: Tensor, value: Tensor, n_head: int) -> tuple[Tensor, Tensor]:
@@ -122,20 +122,20 @@ def attention_weights(
         (B, H, T, S) in at least float32: rows sum to 1, or to 0 where fully masked; 0 where there is no edge. T is
         the number of `queries`.
     """
-    how: How = {"similarity": similarity, "graph": graph, "key_bias": key_bias, "softcap": softcap}
-    return weights_of(attention_scores(query, key, how, queries), similarity)
+    spec: AttentionSpec = {"similarity": similarity, "graph": graph, "key_bias": key_bias, "softcap": softcap}
+    return weights_of(attention_scores(query, key, spec, queries), similarity)
 
 
-def attention_scores(query: Tensor, key: Tensor, how: How, queries: range | None = None) -> Tensor:
+def attention_scores(query: Tensor, key: Tensor, spec: AttentionSpec, queries: range | None = None) -> Tensor:
     """Scores before the softmax, -inf where there is no edge; for linear attention, the products of features.
 
-    Args: as for `attention_weights`, the kind of attention as taps receive it.
+    Args: as for `attention_weights`, the kind of attention as hooks receive it.
 
     Returns:
         (B, H, T, S) in at least float32.
     """
-    _check(query, key, key, how)
-    similarity = how["similarity"]
+    _check(query, key, key, spec)
+    similarity = spec["similarity"]
     (B, H, T, _), S = query.shape, key.shape[2]
     queries = range(T) if queries is None else queries
     wanted = slice(queries.start, queries.stop)
@@ -144,9 +144,9 @@ def attention_scores(query: Tensor, key: Tensor, how: How, queries: range | None
         products = full_product(features[0], features[1].mT)
     else:
         for _ in range(similarity.steps - 1):
-            query = _gather(query, key, key, how)
-        products = _products(_scores(query[:, :, wanted], key, similarity, how["key_bias"]), how["softcap"])
-    mask = how["graph"].mask(queries, range(S), query.device)
+            query = _gather(query, key, key, spec)
+        products = _products(_scores(query[:, :, wanted], key, similarity, spec["key_bias"]), spec["softcap"])
+    mask = spec["graph"].mask(queries, range(S), query.device)
     return products.masked_fill(~mask, float("-inf")).expand(B, H, len(queries), S)
 
 
@@ -160,16 +160,16 @@ def weights_of(scores: Tensor, similarity: Similarity) -> Tensor:
     return _normalised(scores.masked_fill(~attends, 0.0), similarity).masked_fill(~attends, 0.0)
 
 
-def _gather(query: Tensor, key: Tensor, value: Tensor, how: How, dropout: float = 0.0) -> Tensor:
+def _gather(query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec, dropout: float = 0.0) -> Tensor:
     """One softmax, or one hard choice, over the keys of each query, by the fastest kernel that allows it."""
-    similarity, softcap = how["similarity"], how["softcap"]
-    graph = how["graph"].reduced(query.shape[2], key.shape[2])
+    similarity, softcap = spec["similarity"], spec["softcap"]
+    graph = spec["graph"].reduced(query.shape[2], key.shape[2])
     # Grouped heads on the full graph, as in every decode step: no key is copied for each query head.
-    if isinstance(graph, Full) and key.shape[1] < query.shape[1] and how["key_bias"] is None:
+    if isinstance(graph, Full) and key.shape[1] < query.shape[1] and spec["key_bias"] is None:
         scores = similarity.scores(query, key)
         if scores.key_bias is None and softcap is None and not isinstance(similarity, Hard):
             return _fused_by_groups(scores, value, dropout)
-    scores = _scores(query, key, similarity, how["key_bias"])
+    scores = _scores(query, key, similarity, spec["key_bias"])
     value = repeat_heads(value, query.shape[1])
     # On a GPU, FlexAttention for masks and softcap; it has no dropout, and cannot choose one key.
     simple = softcap is None and isinstance(graph, Full | Causal)
@@ -250,7 +250,7 @@ def _shares(products: Tensor) -> Tensor:
     return products / products.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(products.dtype).tiny)
 
 
-def _check(query: Tensor, key: Tensor, value: Tensor, how: How, dropout: float = 0.0) -> None:
+def _check(query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec, dropout: float = 0.0) -> None:
     (B, H, T, D), S = query.shape, key.shape[2]
     if key.shape[0] != B or key.shape[3] != D or key.shape[:3] != value.shape[:3]:
         raise UserError(
@@ -259,10 +259,12 @@ def _check(query: Tensor, key: Tensor, value: Tensor, how: How, dropout: float =
         )
     if H % key.shape[1]:
         raise UserError(f"{key.shape[1]} key heads do not divide {H} query heads: each serves an equal number of them")
-    how["graph"].check(B, H, T, S)
-    bias, n_head = how["key_bias"], how["similarity"].n_head
+    spec["graph"].check(B, H, T, S)
+    bias, n_head = spec["key_bias"], spec["similarity"].n_head
     if bias is not None and tuple(bias.shape) not in {(1, H, S), (B, H, S)}:
         raise UserError(f"key_bias has shape {tuple(bias.shape)}: it is (1, {H}, {S}) or ({B}, {H}, {S})")
     if n_head not in {None, H}:
         raise UserError(f"the similarity was made for {n_head} heads, but there are {H} query heads")
-    check_attention(how["similarity"].name, softcap=how["softcap"], dropout=dropout, alibi=how["key_bias"] is not None)
+    check_attention(
+        spec["similarity"].name, softcap=spec["softcap"], dropout=dropout, alibi=spec["key_bias"] is not None
+    )

@@ -24,7 +24,7 @@ from minigpt.errors import UserError
 from minigpt.files import write_text
 from minigpt.markdown import table
 from minigpt.runs.folder import RunFolder
-from minigpt.training.class_path import build, find_class, one_line
+from minigpt.training.class_path import find_class, instantiate, one_line
 from minigpt.training.dashboards import wandb
 
 NAMED: dict[str, dict[str, Any]] = {
@@ -92,7 +92,7 @@ def _make_logger(value: dict[str, Any], identities: Mapping[str, dict[str, Any]]
     def make(arguments: Mapping[str, Any]) -> Any:
         """Build the logger. Arguments that the user did not give are dropped if the class does not take them."""
         taken = {k: v for k, v in arguments.items() if k in given or k in parameters or takes_any}
-        return build(value | {"init_args": taken})
+        return instantiate(value | {"init_args": taken})
 
     if isinstance(found, type) and issubclass(found, WandbLogger):
         return wandb.make_logger(make, given, earlier, folder)

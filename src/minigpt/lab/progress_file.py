@@ -18,7 +18,7 @@ _LENGTH = 32
 
 
 @dataclass(frozen=True)
-class Place:
+class ProgressFile:
     """A run's current phase and step."""
 
     phase: str = START
@@ -31,13 +31,13 @@ class Place:
         return self.step, (START, VALIDATION, SAVE, STEP, END).index(self.phase)
 
     @classmethod
-    def read(cls, path: Path) -> Place:
+    def read(cls, path: Path) -> ProgressFile:
         """Read the file; the start if there is none."""
         words = path.read_text(encoding="utf-8").split() if path.exists() else []
         return cls(words[0], int(words[1])) if len(words) == 2 else cls()
 
 
-class Whereabouts(Callback):
+class ProgressRecorder(Callback):
     """Writes a few bytes at each step. It has no state, so it does not change the checkpoints."""
 
     def __init__(self, path: str) -> None:

@@ -10,7 +10,7 @@ LOOKED_UP = (4, 3, 2)
 """Lengths of the n-grams to match, longest first; a single token predicts too little."""
 
 
-def lookup(tokens: Sequence[int], most: int) -> list[int]:
+def prompt_lookup_draft(tokens: Sequence[int], most: int) -> list[int]:
     """The draft of prompt-lookup decoding (Saxena 2023, https://github.com/apoorvumang/prompt-lookup-decoding).
 
     Finds the latest earlier occurrence of the text's last n tokens, for the largest n of LOOKED_UP that has one.
