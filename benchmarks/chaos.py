@@ -18,8 +18,8 @@ from small_runs import small_settings, small_text
 
 from minigpt.cli import program
 from minigpt.files import write_text
-from minigpt.lab.prove_resume import Proof, prove
 from minigpt.lab.progress_file import PHASES
+from minigpt.lab.prove_resume import Proof, prove
 
 STEPS = 40
 COMMON: dict[str, Any] = {

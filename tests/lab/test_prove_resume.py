@@ -16,8 +16,8 @@ from minigpt.cli.main import dispatch
 from minigpt.config import Config, ProofConfig
 from minigpt.errors import UserError
 from minigpt.lab import prove_resume
-from minigpt.lab.prove_resume import Death, Proof, Timeline, prove, shortened, verdict
 from minigpt.lab.progress_file import PHASES, ProgressFile
+from minigpt.lab.prove_resume import Death, Proof, Timeline, prove, shortened, verdict
 
 
 def config_of(tmp_path: Path, fault: str | None = None) -> Config:

@@ -45,7 +45,7 @@ class Death:
     """How one process of a run ended."""
 
     phase: str
-    """One of `whereabouts.PHASES`."""
+    """One of `progress_file.PHASES`."""
     step: int
     seconds: float
     """Since the process started."""
