@@ -16,7 +16,7 @@ NOT_TYPED = {
     ". .venv/bin/activate": "the tests have an environment",
     "pip install -c constraints.txt torch": "the tests have an environment",
     "pip install -c constraints.txt -e .": "the tests have an environment",
-    "python train.py --config configs/demo.yaml": "the same as `make demo`, which is typed",
+    "minigpt train demo": "the same as `make demo`, which is typed",
 }
 SLOW = re.compile(r"minigpt (prove-resume|compare)")
 """Minutes of trainings in processes of their own; `make test-slow` types these too."""
