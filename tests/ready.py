@@ -3,7 +3,7 @@
 Three to eight seconds of a processor less for each. Everything else is as for a user: a process of its own, with the
 caller's arguments, environment, folder and streams, and Python's way out of it but for the half second in which it
 takes its modules apart. It leaves executables `python` and `minigpt` in its folder, which hand over their arguments;
-when the process whose number it is given ends, it removes the folder and ends too.
+when its standard input ends, it removes the folder and ends too.
 """
 
 import atexit
@@ -51,9 +51,8 @@ sys.exit(code)
 """
 
 
-def serve(folder: Path, ends_with: int) -> tuple[dict[str, Any], list[int]]:
+def serve(folder: Path) -> tuple[dict[str, Any], list[int]]:
     """Fork for each job; returns the job and its streams in the process that is to run it."""
-    end = os.pidfd_open(ends_with)
     temporary = list(Path(tempfile.gettempdir()).iterdir())  # W&B's, among others; each process removes them at its end
     gc.freeze()  # or each process looks at all objects again when it ends
     with socket.socket(socket.AF_UNIX) as server:
@@ -64,7 +63,7 @@ def serve(folder: Path, ends_with: int) -> tuple[dict[str, Any], list[int]]:
         (folder / "minigpt").write_text('#!/bin/sh\nexec "$(dirname "$0")/python" -m minigpt "$@"\n')
         (folder / "minigpt").chmod(0o755)
         print("ready", flush=True)
-        while end not in select.select([end, server], [], [])[0]:
+        while 0 not in select.select([0, server], [], [])[0]:
             caller = server.accept()[0]
             message, streams, *_ = socket.recv_fds(caller, 1 << 20, 3)
             while not message.endswith(b"\n"):
@@ -99,7 +98,7 @@ def watch(caller: socket.socket, child: int, streams: list[int]) -> NoReturn:
 
 
 minigpt.cli.parsing.parse_training([])  # which keeps the parser
-job, streams = serve(folder := Path(sys.argv[1]), int(sys.argv[2]))
+job, streams = serve(folder := Path(sys.argv[1]))
 # The other ranks that Lightning starts need not import everything anew either.
 rank_command = launcher._basic_subprocess_cmd
 launcher._basic_subprocess_cmd = lambda: [str(folder / "python"), *rank_command()[1:]]

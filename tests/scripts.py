@@ -1,5 +1,6 @@
 """Running the project's scripts as a user would."""
 
+import atexit
 import functools
 import os
 import subprocess
@@ -8,7 +9,6 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,20 +24,20 @@ def bare_environment() -> dict[str, str]:
 def ready_python() -> str:
     """A Python that has imported the libraries already, see ready.py; sys.executable is one that has not.
 
-    One for all processes that share the tests. It ends with the process that began the tests.
+    Each process of the tests has its own: a program's end removes W&B's temporary folders, which another may be using.
     """
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
-    folder = Path(tempfile.gettempdir(), f"ready-{run}") if run else Path(tempfile.mkdtemp(prefix="ready-"))
-    (folder / "tmp").mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
-        if not (folder / "python").exists():
-            ends_with = os.getppid() if run else os.getpid()
-            command = [sys.executable, str(Path(__file__).with_name("ready.py")), str(folder), str(ends_with)]
-            env = bare_environment() | {"TMPDIR": f"{folder}/tmp", "MPLCONFIGDIR": str(folder)}
-            # In a session of its own, it does not hear the Ctrl-C that ends the tests.
-            settings = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "start_new_session": True}
-            process = subprocess.Popen(command, env=env, **settings)  # type: ignore[call-overload]
-            assert process.stdout.readline() == b"ready\n"
+    folder = tempfile.mkdtemp(prefix="ready-")
+    (Path(folder) / "tmp").mkdir()
+    command = [sys.executable, str(Path(__file__).with_name("ready.py")), folder]
+    env = bare_environment() | {"TMPDIR": f"{folder}/tmp", "MPLCONFIGDIR": folder}
+    # In a session of its own, it does not hear the Ctrl-C that ends the tests.
+    process = subprocess.Popen(
+        command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    atexit.register(process.stdin.close)  # which ends it, as would the end of this process by a signal
     return f"{folder}/python"
 
 
