@@ -65,7 +65,7 @@ BRANCHES = {
     "model.gpt": {"model.variants"},
     "model.compiling": {"model.variants.kernels"},
     # Decoding: faster readers of the same model, and drafts of tokens.
-    "generation.engine": {"generation.cpu_backend", "generation.lookup", "generation.plain"},
+    "generation.engine": {"generation.cpu_backend", "generation.prompt_lookup", "generation.plain"},
     "generation.generator": {"generation.cpu_backend"},
     # It puts a run together.
     "training.run": {"training", "data"},

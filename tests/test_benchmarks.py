@@ -50,7 +50,7 @@ def test_a_spread_reads_as_median_and_quartiles_and_keeps_its_values() -> None:
 def test_contenders_work_in_turns_each_in_its_own_process(tmp_path: Path) -> None:
     workers = {name: partial(worker, tmp_path / "log" / name) for name in ("a", "b")}
     (tmp_path / "log").mkdir()
-    first, taken = harness.turns(workers, n_rounds=2, n_chunks=3)
+    first, taken = harness.turns(workers, n_rounds=2, n_pieces=3)
     assert set(first) == {"a", "b"}
     assert {name: len(each) for name, each in taken.items()} == {"a": 2, "b": 2}
     assert all(0 < seconds < 1 for each in taken.values() for seconds in each)

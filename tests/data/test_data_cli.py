@@ -59,7 +59,7 @@ def test_peek_with_a_recipe_shows_its_first_batch(rows: Path, tmp_path: Path) ->
         (["pepare"], "did you mean prepare?"),
         (["--data.source", "a.txt"], "minigpt --data.source: write train or sample or"),
         (["prepare", "--data.sorce", "a.txt"], "unknown option --data.sorce: did you mean --data.source?"),
-        (["prepare", "a.txt"], "cannot place the argument 'a.txt'"),
+        (["prepare", "a.txt"], "a.txt: not a recipe; a text is named by --data.source a.txt"),
         (["prepare", "--data.source", ""], "data.source is empty"),
         (["prepare", "--data.source", "[]"], "data.source is empty"),
         (

@@ -85,7 +85,10 @@ def test_the_launcher_keeps_the_processes_that_it_started() -> None:
 
 
 @pytest.mark.parametrize(("rank", "externally"), [(0, False), (1, False), (1, True)])
-def test_a_rank_knows_whether_lightning_started_it(rank: int, externally: bool) -> None:
+def test_a_rank_knows_whether_lightning_started_it(
+    rank: int, externally: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # set_global_rank changes it for the whole process
     trainer = on_two()
     environment = trainer.strategy.cluster_environment
     assert not environment.creates_processes_externally

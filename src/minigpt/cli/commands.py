@@ -140,7 +140,7 @@ def compare(config: CompareConfig) -> None:
 def load_recipes(config: CompareConfig) -> list[tuple[str, Config]]:
     """The recipes' files and configs."""
     budget = [f"--trainer.max_steps={config.max_steps}", "--trainer.max_time=null"] if config.max_steps else []
-    files = [str(find_recipe(recipe)) for recipe in config.recipes]
+    files = [str(find_recipe(recipe, "recipe ")) for recipe in config.recipes]
     return [(file, parsing.parse_training([f"--config={file}", *budget])[0]) for file in files]
 
 

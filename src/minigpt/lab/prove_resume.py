@@ -250,7 +250,7 @@ class _Work:
     def __init__(self, config: Config, folder: Path, python: str) -> None:
         self.folder, self.python, self.name, self.steps = folder, python, config.name, config.trainer.max_steps
         self.place = folder / "place"
-        watch = {"class_path": "minigpt.lab.progress_file.ProgressRecorder", "init_args": {"path": str(self.place)}}
+        watch = {"class_path": "minigpt.lab.progress_recorder.ProgressRecorder", "init_args": {"path": str(self.place)}}
         trainer = dataclasses.replace(config.trainer, callbacks=[*(config.trainer.callbacks or []), watch])
         self.config = dataclasses.replace(config, trainer=trainer)
         self.environment = {"WANDB_MODE": "offline"} | os.environ | {"PYTHONUNBUFFERED": "1"}
