@@ -36,6 +36,14 @@ def test_a_script_is_named_only_where_it_lies(tmp_path: Path, monkeypatch: pytes
     assert command("sample") == "python sample.py"
 
 
+@pytest.mark.usefixtures("activated")
+def test_who_typed_minigpt_is_told_minigpt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [str(Path(sys.executable).with_name("minigpt")), "train", "tiny"])
+    for folder in (ROOT, tmp_path):
+        monkeypatch.chdir(folder)
+        assert command("train", "--resume", Path("runs/demo")) == "minigpt train --resume runs/demo"
+
+
 def test_the_python_is_named_by_its_path_where_another_one_comes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,12 +15,14 @@ CHECKOUT = Path(__file__).parents[2]
 
 
 def command(program: str, *arguments: object) -> str:
-    """A command line for a shell in the working directory.
+    """A command line for a shell in the working directory, as `minigpt ...` if this process was started so.
 
     Args:
         program: a command of `minigpt`; train and sample have scripts of their own in a checkout.
         arguments: of any type; a Path is written so that it is not taken for an option.
     """
+    if Path(sys.argv[0]).stem == "minigpt":
+        return tool("minigpt", program, *arguments)
     return _line(_shown("python", Path(sys.executable)), *_program(program), *arguments)
 
 

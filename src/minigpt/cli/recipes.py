@@ -35,6 +35,8 @@ def find_recipe(given: str, option: str = "") -> Path:
         UserError: there is none, naming a similar one or all.
     """
     named, path = recipes(), Path(given)
+    if path.suffix not in {"", ".yaml", ".yml"} and not option:
+        raise UserError(f"{given}: not a recipe; a text is named by --data.source {given}")
     if given in named and not path.is_file():
         return named[given]
     try:
@@ -42,8 +44,6 @@ def find_recipe(given: str, option: str = "") -> Path:
         return path
     except (OSError, ValueError) as error:  # ValueError: a zero byte
         why = reason(error) if given else "needs the name of a recipe or file"
-    if path.suffix not in {"", ".yaml", ".yml"} and not option:
-        raise UserError(f"{given}: not a recipe; a text is named by --data.source {given}")
     files = [str(each) for each in named.values() if not each.is_absolute()]
     known = files if path.suffix and files else list(named)
     guess = [each for each in files if Path(each).name == path.name]
