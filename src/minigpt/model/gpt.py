@@ -87,8 +87,8 @@ class SwiGLUMLP(nn.Module):
 
 MLPS: dict[str, type[nn.Module]] = {"gelu": GELUMLP, "gelu_exact": ExactGELUMLP, "swiglu": SwiGLUMLP}
 """The MLPs by their names in GPTConfig.mlp. Each is built from the config, maps (B, T, C) to (B, T, C), and names its
-output layer `proj`, for `GPT._initialise`. A layer that stacks several maps must be listed in
-`optimizer.stacked_rows`."""
+output layer `proj`, for `GPT._initialise`. A layer that stacks several maps must be named in
+`stacked`, as SwiGLU's is, or Muon orthogonalises them as one matrix."""
 
 
 class Block(nn.Module):
