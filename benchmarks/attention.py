@@ -187,7 +187,7 @@ def graphs(chosen: argparse.Namespace) -> Iterator[Block]:
     if chosen.device == "cpu":  # FlexAttention, which a GPU takes, cuts no pieces
         windows = [(T, f"causal & window {size}") for T in (1024, 4096) for size in (64, 256)]
         scanned = [Case("scaled_dot", (1, 4, T, 64), chosen.device, window) for T, window in windows]
-        yield scan(kernels, "ROWS", (64, 128, 256, 512), scanned, chosen.quick)
+        yield scan(kernels, "ROWS_PER_CHUNK", (64, 128, 256, 512), scanned, chosen.quick)
 
 
 PARTS = {"cost": cost, "memory": memory, "linear": linear, "graphs": graphs}
@@ -250,7 +250,7 @@ def peak(case: Case) -> float:
     B, H, _, D = case.shape
     for graph in (case.graph, "causal & documents of 256"):  # the second is cut into pieces even where it is small
         small = dataclasses.replace(case, shape=(B, H, 64, D), graph=graph)
-        with mock.patch.object(kernels, "ROWS", 32):
+        with mock.patch.object(kernels, "ROWS_PER_CHUNK", 32):
             small.call(*small.inputs())()
     inputs = case.inputs()
     if case.device == "cuda":

@@ -15,7 +15,7 @@ from minigpt.generation.cpu_backend import CPUDecode, can_decode, obstacle
 from minigpt.generation.engine import CompiledDecode
 from minigpt.inspection.ablation import without_head
 from minigpt.inspection.capture import capture_attention
-from minigpt.model.gpt import GPT, SwiGLU
+from minigpt.model.gpt import GPT, SwiGLUMLP
 
 PROMPT, SETTINGS = [1, 2, 3], {"max_new_tokens": 32, "temperature": 0}  # enough for matrices by columns
 
@@ -76,8 +76,8 @@ def the_models_forward_patched(model: GPT, _: pytest.MonkeyPatch) -> None:
 
 
 def a_class_patched(model: GPT, patch: pytest.MonkeyPatch) -> None:
-    forward = SwiGLU.forward
-    patch.setattr(SwiGLU, "forward", lambda self, x: -forward(self, x))
+    forward = SwiGLUMLP.forward
+    patch.setattr(SwiGLUMLP, "forward", lambda self, x: -forward(self, x))
 
 
 def a_forward_hook(model: GPT, _: pytest.MonkeyPatch) -> None:
@@ -101,7 +101,7 @@ def pruning(model: GPT, _: pytest.MonkeyPatch) -> None:
 
 
 def a_global_hook(model: GPT, patch: pytest.MonkeyPatch) -> None:
-    hooks = {-1: lambda module, inputs, output: -output if isinstance(module, SwiGLU) else None}
+    hooks = {-1: lambda module, inputs, output: -output if isinstance(module, SwiGLUMLP) else None}
     patch.setattr(nn.modules.module, "_global_forward_hooks", hooks)
 
 

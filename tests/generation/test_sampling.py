@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 
 from minigpt.config import GenerationConfig
 from minigpt.generation import sampling
-from minigpt.generation.sampling import Choice, apply_filters, draw
+from minigpt.generation.sampling import Candidates, apply_filters, draw
 
 LOGITS = np.array([0.3, 2.0, -1.0, 1.1, 0.0, -3.0, 1.6, 0.9], dtype=np.float32)
 SEEN = [6, 2, 6]
 PLAIN: dict[str, Any] = {"temperature": 1.0, "top_k": None}
 
 
-def kept(logits: np.ndarray = LOGITS, seen: Sequence[int] = (), **changes: Any) -> Choice:
+def kept(logits: np.ndarray = LOGITS, seen: Sequence[int] = (), **changes: Any) -> Candidates:
     return list(apply_filters(logits, GenerationConfig(**PLAIN | changes), seen))[-1][1]
 
 
-def drawn(choice: Choice, temperature: float, n: int) -> np.ndarray:
+def drawn(choice: Candidates, temperature: float, n: int) -> np.ndarray:
     """How often each token is drawn in n draws of one random state."""
     generator = torch.Generator().manual_seed(0)
     return np.bincount([draw(choice, temperature, generator) for _ in range(n)], minlength=len(LOGITS))
@@ -86,11 +86,11 @@ def test_what_is_kept_has_the_exact_probabilities(
     logits: list[float], top_k: int | None, top_p: float | None, min_p: float | None, first: int
 ) -> None:
     config = GenerationConfig(temperature=0.9, top_k=top_k, top_p=top_p, min_p=min_p)
-    before, sampling.FIRST = sampling.FIRST, first
+    before, sampling.FIRST_SORTED = sampling.FIRST_SORTED, first
     try:
         *_, (_, left) = apply_filters(np.array(logits, dtype=np.float32), config)
     finally:
-        sampling.FIRST = before
+        sampling.FIRST_SORTED = before
     found = np.zeros(len(logits))
     found[left.tokens] = np.exp(left.logits - left.logits.max())
     found /= found.sum()
@@ -138,7 +138,7 @@ def test_a_token_of_no_probability_is_never_drawn() -> None:
     for place in range(3):
         logits = np.zeros(3)
         logits[place] = -np.inf
-        assert drawn(Choice(np.arange(3), logits), 1.0, 300)[place] == 0
+        assert drawn(Candidates(np.arange(3), logits), 1.0, 300)[place] == 0
 
 
 @pytest.mark.parametrize("height", [0.0, 1 - 2.0**-53])
@@ -149,7 +149,7 @@ def test_the_ends_of_the_unit_interval_are_tokens_that_may_be_drawn(
     logits = np.array([0.1, 0.2, 0.3])
     logits[place] = -np.inf
     monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor([height], dtype=torch.float64))
-    assert draw(Choice(np.arange(3), logits), 1.0, torch.Generator()) in {0, 1, 2} - {place}
+    assert draw(Candidates(np.arange(3), logits), 1.0, torch.Generator()) in {0, 1, 2} - {place}
 
 
 def test_the_logits_are_left_as_they_were() -> None:

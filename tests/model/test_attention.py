@@ -237,8 +237,8 @@ def test_values_may_be_of_any_width(name: str, width: int, graph: str) -> None:
 def test_pieces_of_the_matrix_give_what_the_whole_gives(name: str, graph: str, monkeypatch: pytest.MonkeyPatch) -> None:
     leaves, similarity = inputs(H_kv=2), MAKERS[name]().double()
     whole = result_and_gradients(attend, leaves, similarity, graph=GRAPHS[graph])
-    monkeypatch.setattr(kernels, "ROWS", 3)  # the last piece is a single row
-    monkeypatch.setattr(kernels, "WEIGHTS", B * H * 3 * 3)
+    monkeypatch.setattr(kernels, "ROWS_PER_CHUNK", 3)  # the last piece is a single row
+    monkeypatch.setattr(kernels, "WEIGHTS_PER_CHUNK", B * H * 3 * 3)
     pieces = result_and_gradients(attend, leaves, similarity, graph=GRAPHS[graph])
     assert_all_close(pieces, whole, atol=1e-12, rtol=1e-11)
 
@@ -251,8 +251,8 @@ def test_pieces_whose_queries_are_beyond_the_reach_of_any_key_gather_zeros(
     for graph in (Window(2), Causal() & Window(3), (Causal() & Window(2)) | Prefix(torch.tensor([2, 0]))):
         monkeypatch.undo()
         whole = result_and_gradients(attend, leaves, similarity, graph=graph)
-        monkeypatch.setattr(kernels, "ROWS", 3)
-        monkeypatch.setattr(kernels, "WEIGHTS", B * H * 3 * 3)
+        monkeypatch.setattr(kernels, "ROWS_PER_CHUNK", 3)
+        monkeypatch.setattr(kernels, "WEIGHTS_PER_CHUNK", B * H * 3 * 3)
         pieces = result_and_gradients(attend, leaves, similarity, graph=graph)
         assert_all_close(pieces, whole, atol=1e-12, rtol=1e-11)
         assert torch.equal(pieces[0][1, :, 6:], torch.zeros(H, 6, D_v))
@@ -267,8 +267,8 @@ def test_softcap_and_bias_in_pieces_give_what_the_whole_gives(
     bias = torch.randn(1, H, T, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     how = {"graph": GRAPHS[graph], "softcap": 2.0, "key_bias": bias}
     whole = result_and_gradients(attend, leaves, similarity, **how)
-    monkeypatch.setattr(kernels, "ROWS", 3)
-    monkeypatch.setattr(kernels, "WEIGHTS", B * H * 3 * 3)
+    monkeypatch.setattr(kernels, "ROWS_PER_CHUNK", 3)
+    monkeypatch.setattr(kernels, "WEIGHTS_PER_CHUNK", B * H * 3 * 3)
     assert_all_close(result_and_gradients(attend, leaves, similarity, **how), whole, atol=1e-12, rtol=1e-11)
 
 
@@ -291,8 +291,8 @@ class Watched(Graph):
 def test_a_window_costs_its_width_and_no_piece_of_it_is_kept_for_the_backward_pass(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "ROWS", 4)
-    monkeypatch.setattr(kernels, "WEIGHTS", B * H * 4 * 6)
+    monkeypatch.setattr(kernels, "ROWS_PER_CHUNK", 4)
+    monkeypatch.setattr(kernels, "WEIGHTS_PER_CHUNK", B * H * 4 * 6)
     query, key, value = inputs(32, 32)
     graph = Watched(Causal() & Window(3))
     gathered = attend(query, key, value, similarity=MAKERS[name](), graph=graph)
@@ -312,8 +312,8 @@ def random_keys_and_their_use(
     similarity: Similarity, graph: Graph, dropout: float, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Tensor, Tensor]:
     """The sum of what is gathered, twice: forward, and from the gradient, as it is linear in the values."""
-    monkeypatch.setattr(kernels, "ROWS", 3)
-    monkeypatch.setattr(kernels, "WEIGHTS", B * H * 3 * 3)
+    monkeypatch.setattr(kernels, "ROWS_PER_CHUNK", 3)
+    monkeypatch.setattr(kernels, "WEIGHTS_PER_CHUNK", B * H * 3 * 3)
     query, key, value = inputs(20, 20)
     torch.manual_seed(0)
     gathered = attend(query, key, value, similarity=similarity, graph=graph, dropout=dropout)
@@ -359,8 +359,8 @@ def test_dropout_drops_weights_and_makes_up_for_them(graph: Graph, softcap: floa
 def test_who_hears_nothing_gathers_zeros_and_has_no_gradient(
     name: str, graph: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "ROWS", rows)
-    monkeypatch.setattr(kernels, "WEIGHTS", B * H * rows * rows)
+    monkeypatch.setattr(kernels, "ROWS_PER_CHUNK", rows)
+    monkeypatch.setattr(kernels, "WEIGHTS_PER_CHUNK", B * H * rows * rows)
     for dtype in (torch.float64, torch.bfloat16):
         similarity = MAKERS[name]().to(dtype)
         result = result_and_gradients(attend, inputs(H_kv=2, dtype=dtype), similarity, graph=LONELY[graph])
@@ -523,9 +523,9 @@ def by_blocks(query: Tensor, key: Tensor, value: Tensor, *, similarity: Similari
     """As `attend` does it on a GPU."""
     graph = graph.reduced(query.shape[2], key.shape[2])
     for step in range(similarity.steps):
-        scores = attend_module._scores(query, key, similarity, how.get("key_bias"))
+        factors = attend_module._score_factors(query, key, similarity, how.get("key_bias"))
         offers = kernels.repeat_heads(value if step == similarity.steps - 1 else key, H)
-        query = kernels.by_blocks(scores, offers, graph, how.get("softcap"))
+        query = kernels.by_blocks(factors, offers, graph, how.get("softcap"))
     return query
 
 
@@ -810,8 +810,8 @@ def test_traced_attention_is_the_same_forward_and_backward(name: str, graph: str
 def test_traced_attention_in_pieces_is_the_same_forward_and_backward(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "ROWS", 3)
-    monkeypatch.setattr(kernels, "WEIGHTS", B * H * 3 * 3)
+    monkeypatch.setattr(kernels, "ROWS_PER_CHUNK", 3)
+    monkeypatch.setattr(kernels, "WEIGHTS_PER_CHUNK", B * H * 3 * 3)
     assert_compiled_is_the_same(name, GRAPHS["causal window"], "aot_eager", atol=1e-12, rtol=1e-11)
 
 

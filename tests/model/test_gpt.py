@@ -370,6 +370,24 @@ def test_numbers_of_texts_in_another_shape_are_refused() -> None:
         make(GPTConfig(**TINY))(torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, 3, dtype=torch.long))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_numbers_of_texts_that_are_no_whole_numbers_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=f"document_ids is {dtype}: give whole numbers"):
+        make(GPTConfig(**TINY))(torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, 4, dtype=dtype))
+
+
+def test_only_layers_named_proj_begin_smaller_not_all_whose_names_end_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    class LikeLlamas(gpt.GELUMLP):
+        def __init__(self, config: GPTConfig) -> None:
+            super().__init__(config)
+            self.up_proj = torch.nn.Linear(config.n_embd, config.mlp_width)
+
+    monkeypatch.setitem(gpt.MLPS, "swiglu", LikeLlamas)
+    mlp = make(GPTConfig(**{**TINY, "n_embd": 64})).blocks[0].mlp
+    assert mlp.up_proj.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert mlp.proj.weight.std().item() == pytest.approx(0.02 / (2 * TINY["n_layer"]) ** 0.5, rel=0.05)
+
+
 def test_weight_decay_reaches_matrices_only() -> None:
     model = make(FAMILIES["gpt2"])
     optimizer = make_optimizer(model, OptimizerConfig(weight_decay=0.1))
@@ -430,7 +448,7 @@ def test_tokens_read_under_no_grad_are_constants_to_what_follows() -> None:
     ("tokens", "n_rows", "message"),
     [
         (torch.zeros(3).long(), None, r"tokens has shape \(3,\): give \(B, T\)"),
-        (torch.zeros(2, 3).long(), 1, "tokens has 2 rows, but the cache 1"),
+        (torch.zeros(2, 3).long(), 1, "tokens has 2 rows, but the cache was made for 1: give KVCache n_rows=2"),
         (torch.zeros(1, 9).long(), 1, "9 tokens do not fit the cache of 8"),
     ],
 )

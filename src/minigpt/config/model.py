@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from minigpt.config.checks import NonNegativeInt, PositiveFloat, PositiveInt, Section, bounds, require
 
-Window = Annotated[int, bounds(ge=1, text="a window is at least 1 token, the token itself")]
+WindowSize = Annotated[int, bounds(ge=1, text="a window is at least 1 token, the token itself")]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class GPTConfig(Section):
     """Update steps of each hopfield query; 1 is scaled dot-product attention."""
     hard_choice: Literal["best", "sampled"] = "best"
     """Key that hard attention selects: best is the argmax; sampled draws it from the softmax during training."""
-    window: Window | list[Window | None] | None = None
+    window: WindowSize | list[WindowSize | None] | None = None
     """Sliding window in tokens, including the current one, or a list of windows repeated over layers; null is full."""
     logit_softcap: PositiveFloat | None = None
     """Soft-cap attention scores to (-softcap, softcap) with tanh, as Gemma 2 does at 50; null is off."""
@@ -61,7 +62,7 @@ class GPTConfig(Section):
     mlp: Literal["swiglu", "gelu", "gelu_exact"] = "swiglu"
     """MLP activation: swiglu, gelu (tanh approximation, GPT-2's), or gelu_exact (erf, nanoGPT's)."""
     qk_norm: bool = True
-    """Normalize queries and keys per head (QK-norm), which bounds the scores."""
+    """Normalize queries and keys per head (QK-norm), so that only its learned gains can make scores grow."""
     bias: bool = False
     """Use biases in linear layers and LayerNorm."""
     tie_embeddings: bool = False
@@ -126,6 +127,8 @@ class GPTConfig(Section):
             names=("model.logit_softcap", "model.dropout", "model.position=alibi"),
         )
 
+    # The settings with defaults filled in; the model reads only these.
+
     @property
     def windows(self) -> tuple[int | None, ...]:
         """The window of each layer; None for full causal attention."""
@@ -147,7 +150,7 @@ class GPTConfig(Section):
         """Hidden dimension of the MLP. SwiGLU has three matrices, not two, so 8/3 keeps the parameter count of 4."""
         if self.mlp_hidden is not None:
             return self.mlp_hidden
-        return 4 * self.n_embd if self.mlp != "swiglu" else -(-8 * self.n_embd // 3 // 64) * 64
+        return 4 * self.n_embd if self.mlp != "swiglu" else 64 * math.ceil(8 * self.n_embd / 192)
 
     @classmethod
     def gpt2_family(cls, **overrides: Any) -> GPTConfig:

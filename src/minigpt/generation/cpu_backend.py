@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from minigpt.errors import UserError
 from minigpt.generation.plain import difference
 from minigpt.model.cache import KVCache
-from minigpt.model.gpt import GELU, GPT, Block, ExactGELU, SwiGLU
+from minigpt.model.gpt import GELUMLP, GPT, Block, ExactGELUMLP, SwiGLUMLP
 from minigpt.model.variants.similarities import ScaledDot
 
 Array = npt.NDArray[np.float32]
@@ -392,7 +392,7 @@ def _norm(module: nn.Module) -> Function:
     return norm
 
 
-def _gelu(mlp: GELU, product: Product) -> Function:
+def _gelu(mlp: GELUMLP, product: Product) -> Function:
     up, proj = product(mlp.up.weight, mlp.up.bias), product(mlp.proj.weight, mlp.proj.bias)
 
     def forward(x: Array) -> Array:
@@ -408,12 +408,12 @@ def _gelu(mlp: GELU, product: Product) -> Function:
     return forward
 
 
-def _gelu_exact(mlp: ExactGELU, product: Product) -> Function:
+def _gelu_exact(mlp: ExactGELUMLP, product: Product) -> Function:
     up, proj = product(mlp.up.weight, mlp.up.bias), product(mlp.proj.weight, mlp.proj.bias)
     return lambda x: proj(F.gelu(torch.from_numpy(up(x))).numpy())  # numpy has no error function
 
 
-def _swiglu(mlp: SwiGLU, product: Product) -> Function:
+def _swiglu(mlp: SwiGLUMLP, product: Product) -> Function:
     gate_up, proj = product(mlp.gate_up.weight, mlp.gate_up.bias), product(mlp.proj.weight, mlp.proj.bias)
     width = mlp.proj.in_features
 
@@ -427,7 +427,7 @@ def _swiglu(mlp: SwiGLU, product: Product) -> Function:
     return forward
 
 
-_MLPS: dict[Any, Callable[[Any, Product], Function]] = {GELU: _gelu, ExactGELU: _gelu_exact, SwiGLU: _swiglu}
+_MLPS: dict[Any, Callable[[Any, Product], Function]] = {GELUMLP: _gelu, ExactGELUMLP: _gelu_exact, SwiGLUMLP: _swiglu}
 
 
 def _array(tensor: Tensor) -> Array:

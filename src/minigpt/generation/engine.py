@@ -20,7 +20,7 @@ from minigpt.errors import UserError
 from minigpt.generation.cpu_backend import CPUDecode, can_decode
 from minigpt.generation.plain import changes_forward, intervention
 from minigpt.generation.prompt_lookup import prompt_lookup_draft
-from minigpt.generation.sampling import Choice, Mask, apply_filters, draw
+from minigpt.generation.sampling import Candidates, Mask, apply_filters, draw
 from minigpt.model.cache import KVCache
 from minigpt.model.compiling import compiled
 from minigpt.model.gpt import GPT
@@ -30,7 +30,7 @@ NO_TEXT = -1
 
 Logits = npt.NDArray[np.float32]
 
-Watch = Callable[[Logits, list[tuple[str, Choice]]], None]
+Watch = Callable[[Logits, list[tuple[str, Candidates]]], None]
 """Called before each draw with the model's (V,) logits and the tokens left after each of `sampling.apply_filters`."""
 
 

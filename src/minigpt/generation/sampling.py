@@ -16,13 +16,13 @@ import torch
 from minigpt.config import GenerationConfig
 from minigpt.errors import UserError
 
-FIRST = 256
+FIRST_SORTED = 256
 """Tokens sorted for top_p at first; sorting a whole large vocabulary would take longer than the model."""
 
 Mask = npt.NDArray[np.bool_]
 
 
-class Choice(NamedTuple):
+class Candidates(NamedTuple):
     """The tokens left to sample from, with their logits."""
 
     tokens: npt.NDArray[np.int64]
@@ -30,10 +30,10 @@ class Choice(NamedTuple):
     logits: npt.NDArray[np.float64]
     """(n,) logits."""
 
-    def kept(self, mask: Mask) -> Choice:
+    def kept(self, mask: Mask) -> Candidates:
         """The tokens where a mask (n,) is true."""
         index = np.flatnonzero(mask)  # faster than a boolean mask where few are left
-        return Choice(self.tokens[index], self.logits[index])
+        return Candidates(self.tokens[index], self.logits[index])
 
 
 def apply_filters(
@@ -41,8 +41,10 @@ def apply_filters(
     config: GenerationConfig,
     seen: Sequence[int] = (),
     permitted: Mask | None = None,
-) -> Iterator[tuple[str, Choice]]:
+) -> Iterator[tuple[str, Candidates]]:
     """Apply the filters in Hugging Face's order, so that equal settings mean the same there.
+
+    It yields after each filter, so that an explanation can show what each of them removed; a draw needs the last only.
 
     Args:
         logits: (V,), not modified.
@@ -58,56 +60,56 @@ def apply_filters(
     """
     V = len(logits)
     # In float64, as a cumulative sum over a large vocabulary loses digits that top_p and the draw need.
-    choice = Choice(np.arange(V), logits.astype(np.float64))
+    candidates = Candidates(np.arange(V), logits.astype(np.float64))
     if permitted is not None:
-        choice = choice.kept(permitted)
-    yield "permitted", choice
+        candidates = candidates.kept(permitted)
+    yield "permitted", candidates
     if config.forbidden_tokens:
-        choice = choice.kept(~_among(config.forbidden_tokens, V)[choice.tokens])
-        yield "forbidden_tokens", choice
-    if not len(choice.tokens):
+        candidates = candidates.kept(~_among(config.forbidden_tokens, V)[candidates.tokens])
+        yield "forbidden_tokens", candidates
+    if not len(candidates.tokens):
         raise UserError(
             "no token is left to draw: forbidden_tokens, min_new_tokens and the spaces at the prompt's end exclude all "
             "of them; change one"
         )
     if config.repetition_penalty != 1.0:
         # Keskar et al. 2019 (arXiv:1909.05858): divided if positive, multiplied if negative, so always less likely.
-        repeated, values = _among(seen, V)[choice.tokens], choice.logits
+        repeated, values = _among(seen, V)[candidates.tokens], candidates.logits
         penalised = np.where(values > 0, values / config.repetition_penalty, values * config.repetition_penalty)
-        choice = Choice(choice.tokens, np.where(repeated, penalised, values))
-        yield "repetition_penalty", choice
+        candidates = Candidates(candidates.tokens, np.where(repeated, penalised, values))
+        yield "repetition_penalty", candidates
     if config.temperature == 0:
         return  # greedy: the filters below all keep the likeliest token
     if config.temperature != 1.0:
-        choice = Choice(choice.tokens, choice.logits / config.temperature)
-        yield "temperature", choice
-    if config.top_k is not None and config.top_k < len(choice.tokens):
+        candidates = Candidates(candidates.tokens, candidates.logits / config.temperature)
+        yield "temperature", candidates
+    if config.top_k is not None and config.top_k < len(candidates.tokens):
         # By value, not by place: ties with the k-th token stay, whichever comes first in the vocabulary.
-        choice = choice.kept(choice.logits >= _likeliest(choice.logits, config.top_k).min())
-        yield "top_k", choice
+        candidates = candidates.kept(candidates.logits >= _likeliest(candidates.logits, config.top_k).min())
+        yield "top_k", candidates
     if config.top_p is not None and config.top_p < 1:  # nucleus sampling, Holtzman et al. 2019, arXiv:1904.09751
-        choice = choice.kept(choice.logits >= _edge(choice.logits, config.top_p))
-        yield "top_p", choice
+        candidates = candidates.kept(candidates.logits >= _nucleus_threshold(candidates.logits, config.top_p))
+        yield "top_p", candidates
     if config.min_p:  # Nguyen et al. 2024, arXiv:2407.01082; a ratio of probabilities is a difference of logits
-        choice = choice.kept(choice.logits >= choice.logits.max() + np.log(config.min_p))
-        yield "min_p", choice
+        candidates = candidates.kept(candidates.logits >= candidates.logits.max() + np.log(config.min_p))
+        yield "min_p", candidates
 
 
-def draw(choice: Choice, temperature: float, generator: torch.Generator) -> int:
+def draw(candidates: Candidates, temperature: float, generator: torch.Generator) -> int:
     """Draw one token by inverse transform sampling, with the row's own generator so that rows stay independent.
 
     Args:
-        choice: the last one from `apply_filters`.
+        candidates: the last one from `apply_filters`.
         temperature: 0 is greedy.
         generator: on the CPU; one number is drawn from it, at temperature 0 none.
     """
     if temperature == 0:
-        return int(choice.tokens[choice.logits.argmax()])
-    cumulative = np.exp(choice.logits - choice.logits.max()).cumsum()  # unnormalised
+        return int(candidates.tokens[candidates.logits.argmax()])
+    cumulative = np.exp(candidates.logits - candidates.logits.max()).cumsum()  # unnormalised
     uniform = torch.rand(1, generator=generator, dtype=torch.float64).item()
     # side="right" and a factor below 1 never select a token of probability 0, at either end.
     place = np.searchsorted(cumulative, uniform * (1 - 2.0**-52) * cumulative[-1], side="right")
-    return int(choice.tokens[place])
+    return int(candidates.tokens[place])
 
 
 def _among(tokens: Sequence[int], V: int) -> Mask:
@@ -122,15 +124,15 @@ def _likeliest(logits: npt.NDArray[np.float64], n: int) -> npt.NDArray[np.float6
     return np.partition(logits, len(logits) - n)[-n:]
 
 
-def _edge(logits: npt.NDArray[np.float64], top_p: float) -> float:
+def _nucleus_threshold(logits: npt.NDArray[np.float64], top_p: float) -> float:
     """The smallest logit in the nucleus: the likeliest tokens whose probabilities add up to top_p."""
     largest = logits.max()
-    total, n = np.exp(logits - largest).sum(), FIRST
+    total, n = np.exp(logits - largest).sum(), FIRST_SORTED
     # Sort the likeliest n only, and eight times as many while these do not hold top_p.
     while True:
         n = min(n, len(logits))
         likeliest = np.sort(_likeliest(logits, n))[::-1]
-        before = np.exp(likeliest - largest).cumsum() / total
-        if n == len(logits) or before[-1] >= top_p:
-            return float(likeliest[min(int((before < top_p).sum()), n - 1)])
+        cumulative = np.exp(likeliest - largest).cumsum() / total
+        if n == len(logits) or cumulative[-1] >= top_p:
+            return float(likeliest[min(int((cumulative < top_p).sum()), n - 1)])
         n *= 8

@@ -19,7 +19,7 @@ from minigpt.config import GenerationConfig
 from minigpt.errors import UserError
 from minigpt.generation.engine import Logits, window_start
 from minigpt.generation.generator import Completion, Writer
-from minigpt.generation.sampling import Choice, draw
+from minigpt.generation.sampling import Candidates, draw
 from minigpt.inspection import packing
 from minigpt.inspection.capture import attention_hooks
 from minigpt.model.variants.attend import AttentionSpec, attention_weights
@@ -66,14 +66,14 @@ class Trace:
             self.starts.append(start)
         self.levels[-1].append(packing.compand(weights.float().cpu().numpy()))
 
-    def watch(self, logits: Logits, stages: list[tuple[str, Choice]]) -> None:
+    def watch(self, logits: Logits, stages: list[tuple[str, Candidates]]) -> None:
         """Hook on sampling: record the distribution, and draw the engine's token with a generator of the same seed."""
-        choice = stages[-1][1]
-        token = draw(choice, self.temperature, self._generator)
+        candidates = stages[-1][1]
+        token = draw(candidates, self.temperature, self._generator)
         if self.temperature == 0:
-            stages = [*stages, ("temperature", choice.kept(choice.tokens == token))]
+            stages = [*stages, ("temperature", candidates.kept(candidates.tokens == token))]
         self.stages = [name for name, _ in stages]
-        self.steps.append(_step(logits.astype(np.float64), [choice for _, choice in stages], token))
+        self.steps.append(_step(logits.astype(np.float64), [candidates for _, candidates in stages], token))
         self.drawn.append(token)
 
 
@@ -92,12 +92,12 @@ def trace_generation(writer: Writer, prompt: str, config: GenerationConfig) -> t
         return writer.generate(prompt, config, watch=trace.watch), trace
 
 
-def _step(logits: Probabilities, choices: list[Choice], token: int) -> dict[str, Any]:
+def _step(logits: Probabilities, left: list[Candidates], token: int) -> dict[str, Any]:
     """One drawn token; all numbers have four digits.
 
     Args:
         logits: (V,) of the model.
-        choices: what each setting left.
+        left: what each setting left.
         token: the drawn one.
 
     Returns:
@@ -107,14 +107,14 @@ def _step(logits: Probabilities, choices: list[Choice], token: int) -> dict[str,
         model, total variation distance to the previous distribution) for each setting.
     """
     V = len(logits)
-    by_model = drawn_from = _probabilities(Choice(np.arange(V), logits), V)
+    by_model = drawn_from = _probabilities(Candidates(np.arange(V), logits), V)
     removed_by = np.full(V, -1)
     removals = []
-    for number, choice in enumerate(choices):
+    for number, candidates in enumerate(left):
         lost = removed_by < 0
-        lost[choice.tokens] = False
+        lost[candidates.tokens] = False
         removed_by[lost] = number
-        previous, drawn_from = drawn_from, _probabilities(choice, V)
+        previous, drawn_from = drawn_from, _probabilities(candidates, V)
         moved = np.abs(drawn_from - previous).sum() / 2
         removals.append([int(lost.sum()), _short(by_model[lost].sum()), _short(moved)])
     listed: list[int] = np.argsort(-by_model, kind="stable")[:ALTERNATIVES].tolist()
@@ -132,10 +132,10 @@ def _step(logits: Probabilities, choices: list[Choice], token: int) -> dict[str,
     }
 
 
-def _probabilities(choice: Choice, V: int) -> Probabilities:
+def _probabilities(candidates: Candidates, V: int) -> Probabilities:
     """(V,) probabilities, 0 for removed tokens."""
     probabilities = np.zeros(V)
-    probabilities[choice.tokens] = np.exp(choice.logits - choice.logits.max())
+    probabilities[candidates.tokens] = np.exp(candidates.logits - candidates.logits.max())
     return probabilities / probabilities.sum()
 
 

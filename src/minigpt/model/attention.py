@@ -1,7 +1,7 @@
 """Causal multi-head self-attention: project, rotate, extend the cache, attend, and mix the heads.
 
 The default path is on this page, down to PyTorch's fused kernel: scaled dot products along the causal graph, with
-rotary positions. Every other similarity, graph and position branches off once, to `variants.attend`.
+rotary positions. Other similarities and masks, ALiBi, softcap and grouped heads go to `variants.attend`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from minigpt.config import GPTConfig
 from minigpt.model.cache import LayerCache
-from minigpt.model.variants.attend import AttentionSpec, attend_variant, fill_projections
+from minigpt.model.variants.attend import AttentionSpec, attend_variant, missing_query_and_key
 from minigpt.model.variants.graphs import Causal, Full, Graph
 from minigpt.model.variants.similarities import SIMILARITIES, ScaledDot
 
@@ -37,8 +37,9 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, sum(self.n_projected) * self.head_dim, bias=config.bias)
         # Named proj, as in the MLP: `GPT` initialises both by this name, as both write to the residual stream.
         self.proj = nn.Linear(self.n_head * self.head_dim, config.n_embd, bias=config.bias)
-        # QK-norm (Henry et al. 2020, https://arxiv.org/abs/2010.04245): scores of queries and keys of a fixed norm
-        # cannot grow without bound, so no head saturates its softmax and training survives higher learning rates.
+        # QK-norm (Dehghani et al. 2023, https://arxiv.org/abs/2302.05442): only the gains can make scores grow, so
+        # fewer heads saturate their softmax, and training survives higher learning rates (Wortsman et al. 2023,
+        # https://arxiv.org/abs/2309.14322).
         n_query, n_key, _ = self.n_projected
         self.q_norm = make_norm(config, self.head_dim) if config.qk_norm and n_query else nn.Identity()
         self.k_norm = make_norm(config, self.head_dim) if config.qk_norm and n_key else nn.Identity()
@@ -57,7 +58,7 @@ class Attention(nn.Module):
 
         Args:
             x: the normalised residual stream.
-            graph: the attention mask, as a rule.
+            graph: which tokens each query may attend to, stored as a rule, not a matrix.
             rotary: `rotary_table` at the positions of x, or None for other positions.
             key_bias: ALiBi's (1, H, S), or None.
             cache: keys and values of earlier tokens, which the T tokens attend to as well; the graph includes them.
@@ -72,8 +73,8 @@ class Attention(nn.Module):
         key = self.k_norm(key.view(B, T, n_key, D).transpose(1, 2))  # (B, H_kv, T, D)
         value = value.view(B, T, n_value, D).transpose(1, 2)  # (B, H_kv, T, D)
         if not n_query:  # similarity symmetric or uniform
-            query, key = fill_projections(key, value, H)
-        # After the norm: its gains, applied to rotated channels, would make q·k depend on more than the distance.
+            query, key = missing_query_and_key(key, value, H)
+        # Rotate after QK-norm: gains applied to rotated channels would make q·k depend on absolute positions.
         # Values are not rotated: positions decide who attends to whom, not what is passed on.
         if rotary is not None:
             query, key = rotate(query, rotary), rotate(key, rotary)
@@ -89,12 +90,15 @@ class Attention(nn.Module):
         for hook in self.hooks:
             hook(query, key, value, spec)
         dropout = self.dropout if self.training else 0.0
-        similarity, simple = self.similarity, self.softcap is None and key_bias is None and n_value == H
+        similarity = self.similarity
+        # Grouped heads branch off too: the kernel's enable_gqa leaves the fused kernel on some devices.
+        is_default = self.softcap is None and key_bias is None and n_value == H
         # The exact type, as subclasses of ScaledDot weigh keys in another way.
-        if type(similarity) is ScaledDot and simple and isinstance(graph, Causal | Full):
+        if is_default and type(similarity) is ScaledDot and isinstance(graph, Causal | Full):
             # A sum of D independent products has variance D: divided by sqrt(D), no softmax starts saturated.
             scale = 1 / (D**0.5 * similarity.temperature)
-            # The fused kernel never stores the (T, S) weights. Its causal flag skips the masked half of the scores.
+            # The fused kernel does not store the (T, S) weights; with dropout a CPU falls back to one that does. The
+            # causal flag skips the masked half of the scores.
             gathered = F.scaled_dot_product_attention(
                 query, key, value, dropout_p=dropout, is_causal=isinstance(graph, Causal), scale=scale
             )  # (B, H, T, D)
@@ -134,6 +138,8 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     Returns:
         (B, H, T, D), in x's dtype.
     """
+    # In x's dtype: a float32 table would promote queries and keys of 16 bits, and the kernel wants one dtype for them
+    # and the values. The angles are float64's, so only their cosines and sines are rounded, as x itself is.
     cos, sin = table.to(x.dtype).unsqueeze(-3)  # (T, D) or (B, T, D), broadcast over heads
     # Rolling by D/2 swaps the two halves: three passes over x, where taking the halves apart needs eight.
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)

@@ -14,8 +14,8 @@ class KVCache:
     """Keys and values of each layer, (B, H_kv, n_tokens, D) twice, in preallocated memory.
 
     All rows are filled up to the same `position`. The generation loop advances it, not the layers; setting it back
-    drops tokens. Gradients flow through cached keys and values as without a cache, at the cost of a copy per call;
-    under torch.no_grad new ones are written in place.
+    drops tokens, except from the sums of linear attention. Gradients flow through cached keys and values as without a
+    cache, at the cost of a copy per call; under torch.no_grad new ones are written in place.
     """
 
     def __init__(
@@ -32,7 +32,8 @@ class KVCache:
         Args:
             config: of the model.
             n_rows: rows of the batch (B).
-            n_tokens: maximum tokens per row, padding included.
+            n_tokens: maximum tokens per row, padding included. It may exceed the context if no document or run of
+                padding does: positions count from where each of these begins.
             dtype: of keys and values.
             device: of the model.
         """
@@ -45,8 +46,8 @@ class KVCache:
         self.layers = []
         for window in config.windows:
             # Linear attention on the causal graph is a recurrence (Katharopoulos et al. 2020, arXiv:2006.16236): a
-            # running sum of fixed size holds all earlier tokens. It cannot drop tokens again. A window or a document
-            # mask needs the keys themselves.
+            # running sum of fixed size holds all earlier tokens. Unlike stored keys, it cannot be rewound. A window or
+            # a document mask needs the keys themselves.
             summed = config.similarity == "linear" and window is None and not config.document_mask
             # Only H_kv heads: query heads of a group share their keys. All n_tokens at once, since growing the tensors
             # by one token per step would copy the whole cache each time.
@@ -92,8 +93,8 @@ class LayerCache:
         self.key, self.value = _replaced(self.key, key, start), _replaced(self.value, value, start)
         return self.key[:, :, :stop], self.value[:, :, :stop]
 
-    def real(self, n_new: int) -> Tensor | None:
-        """(B, T) mask of the new tokens that are not padding; None if none is padding."""
+    def is_real(self, n_new: int) -> Tensor | None:
+        """(B, T) mask of the new tokens that are not padding; None if no document ids are stored."""
         document_ids, start = self.cache.document_ids, self.cache.position
         return None if document_ids is None else document_ids[:, start : start + n_new] >= 0
 
@@ -102,7 +103,8 @@ def _replaced(all_: Tensor, new: Tensor, start: int) -> Tensor:
     """(B, H, S, D) with the new (B, H, T, D) at `start`: in place, or a copy where gradients flow through either."""
     stop = start + new.shape[2]
     if all_.requires_grad or new.requires_grad:
-        # Autograd needs the old values in the backward pass, so they must not be overwritten.
+        # Autograd needs the old values in the backward pass, so they must not be overwritten. Under no_grad, `cat`
+        # would cut the cached tokens off their graph.
         with torch.enable_grad():
             return torch.cat([all_[:, :, :start], new.to(all_.dtype), all_[:, :, stop:]], dim=2)
     all_[:, :, start:stop] = new

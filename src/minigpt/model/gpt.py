@@ -38,35 +38,14 @@ class RMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C), each vector with a mean square of 1, times the weight."""
         # torch.compile fuses PyTorch's own, and half precision must sum the squares in float32, as PyTorch does.
-        fits = x.device.type == "cpu" and x.dtype in {torch.float32, torch.float64} and x.ndim > 1
+        fits = x.device.type == "cpu" and x.dtype in {torch.float32, torch.float64}
+        fits = fits and x.ndim > 1  # without other axes, sum(()) in the backward pass would sum the only one
         if not fits or torch.compiler.is_compiling():
             return super().forward(x)
         return _RMSNorm.apply(x, self.weight, self.eps)
 
 
-class _RMSNorm(torch.autograd.Function):
-    """RMSNorm with its gradient written out: autograd would save and traverse x once for each operation."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # (..., 1); x * x would be a tensor of x's size
-        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight, scale = ctx.saved_tensors
-        scaled = gradient * scale
-        product = scaled * x
-        weight_gradient = product.sum(tuple(range(x.ndim - 1)))
-        # The output does not depend on the length of x (but for eps), so the gradient has no part along x: subtract it.
-        along = product.mul_(weight).sum(-1, keepdim=True).mul_(scale.square()).div_(-x.shape[-1])
-        return scaled.mul_(weight).addcmul_(x, along), weight_gradient, None
-
-
-class GELU(nn.Module):
+class GELUMLP(nn.Module):
     """GPT-2's MLP: widen, GELU (Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415), narrow."""
 
     approximate = "tanh"  # GPT-2's weights were trained with this approximation
@@ -81,13 +60,13 @@ class GELU(nn.Module):
         return self.proj(F.gelu(self.up(x), approximate=self.approximate))
 
 
-class ExactGELU(GELU):
+class ExactGELUMLP(GELUMLP):
     """The same with the exact GELU, as in nanoGPT: on a CPU it takes a third of the time of the approximation."""
 
     approximate = "none"
 
 
-class SwiGLU(nn.Module):
+class SwiGLUMLP(nn.Module):
     """Gated MLP: silu(x G) * (x U), then narrow (Shazeer 2020, https://arxiv.org/abs/2002.05202).
 
     The product lets one half decide how much of the other passes; at an equal number of parameters it reaches a lower
@@ -106,9 +85,10 @@ class SwiGLU(nn.Module):
         return self.proj(F.silu(gate) * up)
 
 
-MLPS: dict[str, type[nn.Module]] = {"gelu": GELU, "gelu_exact": ExactGELU, "swiglu": SwiGLU}
-"""The MLPs by their names in GPTConfig.mlp. Each is built from the config, maps (B, T, C) to (B, T, C), and calls the
-layer that writes to the residual stream `proj`, for `GPT._initialise`."""
+MLPS: dict[str, type[nn.Module]] = {"gelu": GELUMLP, "gelu_exact": ExactGELUMLP, "swiglu": SwiGLUMLP}
+"""The MLPs by their names in GPTConfig.mlp. Each is built from the config, maps (B, T, C) to (B, T, C), and names its
+output layer `proj`, for `GPT._initialise`. A layer that stacks several maps must be named in
+`stacked`, as SwiGLU's is, or Muon orthogonalises them as one matrix."""
 
 
 class Block(nn.Module):
@@ -190,7 +170,9 @@ class GPT(nn.Module):
 
     def _initialise(self) -> None:
         """GPT-2's: normal(0.02), biases zero, and smaller for the projections that write to the residual stream."""
-        # At 0.02 the head's logits are near 0, so the first loss is ln(vocab_size): every token is equally likely.
+        # The stream is normalised, so at 0.02 the head's logits have a standard deviation of 0.02 sqrt(C). At these
+        # widths that is small, 0.3 at the default, so the first loss is close to ln(vocab_size): every token is about
+        # equally likely.
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -199,7 +181,7 @@ class GPT(nn.Module):
         # Each layer adds two updates to the stream. Divided by the root of their number, they do not make its variance
         # grow with depth.
         for name, parameter in self.named_parameters():
-            if name.endswith("proj.weight"):
+            if name.endswith(".proj.weight"):
                 nn.init.normal_(parameter, std=0.02 / (2 * self.config.n_layer) ** 0.5)
 
     @property
@@ -208,12 +190,13 @@ class GPT(nn.Module):
 
         So GPT-2 small has its published 124,439,808.
         """
+        assert self.config.vocab_size is not None  # `__init__` refuses that
         tables = 1 if self.config.tie_embeddings else 2
-        padding = (self.token_embedding.num_embeddings - (self.config.vocab_size or 0)) * self.config.n_embd
+        padding = (self.token_embedding.num_embeddings - self.config.vocab_size) * self.config.n_embd
         return sum(parameter.numel() for parameter in self.parameters()) - tables * padding
 
     def forward(self, tokens: Tensor, document_ids: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """Logits of the next token at each position, which attends to itself and to earlier tokens of its own text.
+        """Logits of the next token at each position, which attends to itself and to earlier tokens of its own document.
 
         Args:
             tokens: (B, T) token ids below vocab_size, T at most context_length.
@@ -228,14 +211,13 @@ class GPT(nn.Module):
             (B, T, V) logits, V = config.vocab_size, without the rows that pad the vocabulary.
 
         Raises:
-            ValueError: tokens is not (B, T), T exceeds the context or the room left in the cache, the cache has another
-                number of rows, or document_ids another shape.
-            UserError: texts are not whole numbers.
+            ValueError: tokens is not (B, T), T exceeds the context or, with a cache, the room left in it, the cache has
+                another number of rows, or document_ids another shape or no whole numbers.
         """
         return self.logits(self.hidden(tokens, document_ids, cache))
 
     def hidden(self, tokens: Tensor, document_ids: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """The final residual stream, (B, T, C), of which `logits` makes logits; arguments and errors of `forward`.
+        """The residual stream after the final norm, (B, T, C), for `logits`; arguments and errors of `forward`.
 
         A function of its own, because a prompt needs the logits of its last token only.
         """
@@ -243,14 +225,14 @@ class GPT(nn.Module):
             raise ValueError(f"tokens has shape {tuple(tokens.shape)}: give (B, T), as in tokens[None] for one text")
         B, T = tokens.shape
         if cache is not None and cache.n_rows != B:
-            raise ValueError(f"tokens has {B} rows, but the cache {cache.n_rows}: give KVCache as many")
+            raise ValueError(f"tokens has {B} rows, but the cache was made for {cache.n_rows}: give KVCache n_rows={B}")
         start = 0 if cache is None else cache.position
         if start + T > (limit := self.config.context_length if cache is None else cache.n_tokens):
             raise ValueError(f"{start + T} tokens do not fit the {'context' if cache is None else 'cache'} of {limit}")
         if document_ids is not None or cache is not None or self.config.document_mask:
             document_ids = self._document_ids(tokens, document_ids, cache)
         x = self.token_embedding(tokens)  # (B, T, C)
-        # A packed or padded text counts its positions from its own start, so it reads the same anywhere in a row.
+        # A packed or padded document counts its positions from its own start, so it reads the same anywhere in a row.
         positions = slice(start, start + T) if document_ids is None else _positions(document_ids)[:, start:]
         absolute = self.position_embedding.weight if self.config.position == "learned" else self.sinusoidal
         if absolute is not None:
@@ -280,14 +262,15 @@ class GPT(nn.Module):
         return F.linear(x, weight[:V]) if x.device.type == "cpu" else F.linear(x, weight)[..., :V]
 
     def _document_ids(self, tokens: Tensor, document_ids: Tensor | None, cache: KVCache | None) -> Tensor | None:
-        """(B, S) text ids of the cached tokens and the new ones; None where each row is one text."""
+        """(B, S) document ids of the cached tokens and the new ones; None where each row is one document."""
         last = None
         if cache is not None and cache.document_ids is not None and cache.position:
             last = cache.document_ids[:, cache.position - 1 : cache.position]  # (B, 1): the new tokens go on from it
         if document_ids is None and self.config.document_mask:
-            # An end-of-text token begins the text after it: every document then has one token before its first to
+            # An end-of-text token begins the document after it: every document then has one token before its first to
             # attend to, and the model learns how documents begin.
-            document_ids = tokens.eq(self.config.end_of_text or 0).cumsum(dim=1) + (0 if last is None else last)
+            assert self.config.end_of_text is not None  # `__init__` refuses that
+            document_ids = tokens.eq(self.config.end_of_text).cumsum(dim=1) + (0 if last is None else last)
         elif document_ids is None and last is not None:
             document_ids = last.expand_as(tokens)
         if document_ids is None:
@@ -296,10 +279,9 @@ class GPT(nn.Module):
             raise ValueError(
                 f"document_ids has shape {tuple(document_ids.shape)}, tokens {tuple(tokens.shape)}: give one for each"
             )
-        # Checked here, once for all layers: attention itself checks no shapes.
-        Documents(document_ids).check(
-            len(document_ids), self.config.n_head, document_ids.shape[1], document_ids.shape[1]
-        )
+        # Checked here, once for all layers: attention itself checks nothing.
+        if document_ids.is_floating_point() or document_ids.dtype == torch.bool:
+            raise ValueError(f"document_ids is {document_ids.dtype}: give whole numbers, as torch.int64")
         return document_ids if cache is None else cache.extend_document_ids(document_ids)
 
 
@@ -309,7 +291,7 @@ def _graph(document_ids: Tensor | None, window: int | None, start: int, T: int, 
         return Full()  # the newest token attends to all
     graph: Graph = Causal() if document_ids is None else Causal() & Documents(document_ids)
     if window is not None:
-        graph = (graph & Window(window)).reduced(T, start + T)  # a window longer than the text is none
+        graph = (graph & Window(window)).reduced(T, start + T)  # a window longer than the row is none
     # A causal rule counts queries from 0, so those that begin later need their rows of the mask written out.
     return Adjacency(graph.mask(range(start, start + T), range(start + T), device)) if start else graph
 
@@ -326,7 +308,32 @@ def _pad_rows(table: nn.Embedding | nn.Linear) -> None:
 
 
 def _positions(document_ids: Tensor) -> Tensor:
-    """(B, T) text ids -> (B, T) positions, counted from where each text begins."""
+    """(B, T) document ids -> (B, T) positions, counted from where each document begins."""
     index = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
     begins = F.pad(document_ids[:, 1:] != document_ids[:, :-1], (1, 0), value=True)
     return index - torch.where(begins, index, 0).cummax(dim=1).values
+
+
+class _RMSNorm(torch.autograd.Function):
+    """RMSNorm with its gradient written out: autograd would save and traverse x once for each operation.
+
+    It changes no result, and is here for its speed on a CPU alone.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # (..., 1); x * x would be a tensor of x's size
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        scaled = gradient * scale
+        product = scaled * x
+        weight_gradient = product.sum(tuple(range(x.ndim - 1)))
+        # The output does not depend on the length of x (but for eps), so the gradient has no part along x: subtract it.
+        along = product.mul_(weight).sum(-1, keepdim=True).mul_(scale.square()).div_(-x.shape[-1])
+        return scaled.mul_(weight).addcmul_(x, along), weight_gradient, None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from minigpt.config import OptimizerConfig
 from minigpt.model.attention import Attention
-from minigpt.model.gpt import GPT, Block, SwiGLU
+from minigpt.model.gpt import GPT, Block, SwiGLUMLP
 from minigpt.training.muon import BASE_WIDTH, Muon
 
 EMBEDDING_RATE = 3.0
@@ -80,7 +80,7 @@ def stacked_rows(model: GPT) -> dict[Tensor, list[int]]:
             rows.setdefault(module.weight, [module.out_features])
         elif isinstance(module, Attention):
             rows[module.qkv.weight] = [n * module.head_dim for n in module.n_projected if n]
-        elif isinstance(module, SwiGLU):
+        elif isinstance(module, SwiGLUMLP):
             rows[module.gate_up.weight] = [module.gate_up.out_features // 2] * 2
     return rows
 

@@ -41,9 +41,9 @@ def full_weights(query: Tensor, key: Tensor, similarity: Similarity) -> Tensor:
 
 
 def score_matrix(query: Tensor, key: Tensor, similarity: Similarity) -> Tensor:
-    scores = similarity.double().scores(query, key)
-    products = scores.query @ scores.key.mT * scores.scale
-    return products if scores.key_bias is None else products + scores.key_bias[:, :, None]
+    factors = similarity.double().score_factors(query, key)
+    products = factors.query @ factors.key.mT * factors.scale
+    return products if factors.key_bias is None else products + factors.key_bias[:, :, None]
 
 
 def made_from(**settings: Any) -> Any:

@@ -3,7 +3,7 @@
 Each token sends a query along the edges of a directed graph, weighs its in-neighbours by the similarity of query and
 key, and takes the weighted sum of their values. `attend` computes that as fast as the similarity and the graph allow;
 `attention_weights` writes the weights out. A model's layers come here for whatever `attention.Attention` does not do
-itself. The tests compare it with the same sentence as a loop over tokens (tests/reference.py).
+itself. The tests compare it with the same definition as a loop over tokens (tests/reference.py).
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from minigpt.errors import UserError
 from minigpt.model.cache import LayerCache
 from minigpt.model.variants.graphs import Causal, Full, Graph
 from minigpt.model.variants.kernels import by_blocks, chunked, fused, has_triton, repeat_heads
-from minigpt.model.variants.linear_attention import causal_linear_attention, full_linear_attention, full_product
-from minigpt.model.variants.similarities import Hard, Linear, Scores, Similarity
+from minigpt.model.variants.linear_attention import causal_linear_attention, float32_product, full_linear_attention
+from minigpt.model.variants.similarities import Hard, Linear, ScoreFactors, Similarity
 
 
 class AttentionSpec(TypedDict):
-    """The kind of attention: all arguments of `attend` but its queries, keys, values and dropout."""
+    """The kind of attention: all arguments of `attend` but its queries, keys, values and dropout.
+
+    A dict, so that a hook that receives it passes it on: `attention_weights(query, key, **spec)`.
+    """
 
     similarity: Similarity
     graph: Graph
@@ -45,15 +48,15 @@ def attend(
 ) -> Tensor:
     """Each query's weighted sum of the values it attends to; zeros, with a gradient of zero, in fully masked rows.
 
-    Self- and cross-attention differ only in where key and value come from. Memory grows with T, not with T * S: no path
-    stores the weights of all queries at once.
+    Self- and cross-attention differ only in where key and value come from. Memory grows with T, not with T * S, but for
+    one case: with dropout, PyTorch's kernel for a CPU stores the weights of all queries on the causal and full graphs.
 
     Args:
         query: (B, H, T, D).
         key: (B, H_kv, S, D); H_kv divides H, and query head h reads key head h // (H / H_kv).
         value: (B, H_kv, S, D_v).
         similarity: how much a query weighs a key.
-        graph: the attention mask, as a rule.
+        graph: which tokens each query may attend to, stored as a rule, not a matrix.
         key_bias: (B or 1, H, S), added to the score of every query with that key; ALiBi's form. Not learned.
         softcap: bends scores into (-softcap, softcap) by a tanh, before key_bias (Gemma 2, arXiv:2408.00118).
         dropout: probability of dropping a weight.
@@ -87,7 +90,7 @@ def attend_variant(
     return _gather(query, key, value, spec, dropout)
 
 
-def fill_projections(key: Tensor, value: Tensor, n_head: int) -> tuple[Tensor, Tensor]:
+def missing_query_and_key(key: Tensor, value: Tensor, n_head: int) -> tuple[Tensor, Tensor]:
     """The query and key of a similarity without a query projection: `Symmetric` has one for both, `Uniform` none.
 
     Args:
@@ -141,11 +144,12 @@ def attention_scores(query: Tensor, key: Tensor, spec: AttentionSpec, queries: r
     wanted = slice(queries.start, queries.stop)
     if isinstance(similarity, Linear):
         features = similarity.features(query[:, :, wanted]), similarity.features(repeat_heads(key, H))
-        products = full_product(features[0], features[1].mT)
+        products = float32_product(features[0], features[1].mT)
     else:
         for _ in range(similarity.steps - 1):
             query = _gather(query, key, key, spec)
-        products = _products(_scores(query[:, :, wanted], key, similarity, spec["key_bias"]), spec["softcap"])
+        factors = _score_factors(query[:, :, wanted], key, similarity, spec["key_bias"])
+        products = _written_scores(factors, spec["softcap"])
     mask = spec["graph"].mask(queries, range(S), query.device)
     return products.masked_fill(~mask, float("-inf")).expand(B, H, len(queries), S)
 
@@ -166,33 +170,33 @@ def _gather(query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec, drop
     graph = spec["graph"].reduced(query.shape[2], key.shape[2])
     # Grouped heads on the full graph, as in every decode step: no key is copied for each query head.
     if isinstance(graph, Full) and key.shape[1] < query.shape[1] and spec["key_bias"] is None:
-        scores = similarity.scores(query, key)
-        if scores.key_bias is None and softcap is None and not isinstance(similarity, Hard):
-            return _fused_by_groups(scores, value, dropout)
-    scores = _scores(query, key, similarity, spec["key_bias"])
+        factors = similarity.score_factors(query, key)
+        if factors.key_bias is None and softcap is None and not isinstance(similarity, Hard):
+            return _fused_by_groups(factors, value, dropout)
+    factors = _score_factors(query, key, similarity, spec["key_bias"])
     value = repeat_heads(value, query.shape[1])
     # On a GPU, FlexAttention for masks and softcap; it has no dropout, and cannot choose one key.
-    simple = softcap is None and isinstance(graph, Full | Causal)
-    if query.is_cuda and not simple and not dropout and not isinstance(similarity, Hard) and has_triton():
-        return by_blocks(scores, value, graph, softcap)
+    fits_sdpa = softcap is None and isinstance(graph, Full | Causal)
+    if query.is_cuda and not fits_sdpa and not dropout and not isinstance(similarity, Hard) and has_triton():
+        return by_blocks(factors, value, graph, softcap)
     if softcap is None and not isinstance(similarity, Hard):
-        return fused(scores, value, graph, dropout)
+        return fused(factors, value, graph, dropout)
 
     # The fused kernel has no softcap and chooses no key: write the weights out, chunk by chunk.
     def by_weights(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, keys: slice) -> Tensor:
-        bias = None if scores.key_bias is None else scores.key_bias[..., keys]
-        chunk = Scores(query, key, scores.scale, bias)
-        weights = _normalised(_products(chunk, softcap).masked_fill(~mask, float("-inf")), similarity)
+        bias = None if factors.key_bias is None else factors.key_bias[..., keys]
+        chunk = ScoreFactors(query, key, factors.scale, bias)
+        weights = _normalised(_written_scores(chunk, softcap).masked_fill(~mask, float("-inf")), similarity)
         return (F.dropout(weights, dropout).to(value.dtype) @ value).to(value.dtype)
 
-    return chunked(by_weights, scores.query, scores.key, value, graph, writes_weights=True)
+    return chunked(by_weights, factors.query, factors.key, value, graph, writes_weights=True)
 
 
-def _fused_by_groups(scores: Scores, value: Tensor, dropout: float) -> Tensor:
-    """On the full graph, the query heads of a key head are more queries of one head."""
-    (B, H, T, D), H_kv = scores.query.shape, value.shape[1]
-    query = scores.query.reshape(B, H_kv, H // H_kv * T, D)
-    gathered = fused(Scores(query, scores.key, scores.scale), value, Full(), dropout)
+def _fused_by_groups(factors: ScoreFactors, value: Tensor, dropout: float) -> Tensor:
+    """With no mask, query heads that share a key head can be stacked as further queries of it."""
+    (B, H, T, D), H_kv = factors.query.shape, value.shape[1]
+    query = factors.query.reshape(B, H_kv, H // H_kv * T, D)
+    gathered = fused(ScoreFactors(query, factors.key, factors.scale), value, Full(), dropout)
     return gathered.reshape(B, H, T, value.shape[-1])
 
 
@@ -202,9 +206,9 @@ def _attend_linearly(
     query, key = similarity.features(query), similarity.features(repeat_heads(key, query.shape[1]))
     value = repeat_heads(value, query.shape[1])
     if cache is not None and cache.summed:  # go on from the sums over earlier tokens
-        real = cache.real(key.shape[2])
-        if real is not None:  # padding adds nothing to a sum
-            key = key * real[:, None, :, None]
+        is_real = cache.is_real(key.shape[2])
+        if is_real is not None:  # padding adds nothing to a sum
+            key = key * is_real[:, None, :, None]
         gathered, cache.state = causal_linear_attention(query, key, value, cache.state)
         return gathered
     graph = graph.reduced(query.shape[2], key.shape[2])
@@ -215,33 +219,33 @@ def _attend_linearly(
 
     # Any other mask cuts through the sums: write the weights out, chunk by chunk.
     def by_weights(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, keys: slice) -> Tensor:
-        weights = _shares(full_product(query, key.mT).masked_fill(~mask, 0.0))
+        weights = _shares(float32_product(query, key.mT).masked_fill(~mask, 0.0))
         return (weights.to(value.dtype) @ value).to(value.dtype)
 
     return chunked(by_weights, query, key, value, graph, writes_weights=True)
 
 
-def _scores(query: Tensor, key: Tensor, similarity: Similarity, key_bias: Tensor | None) -> Scores:
-    """The similarity's scores, a key for each query head, with the positions' bias added to its own."""
-    scores = similarity.scores(query, key)
-    bias = scores.key_bias
+def _score_factors(query: Tensor, key: Tensor, similarity: Similarity, key_bias: Tensor | None) -> ScoreFactors:
+    """The similarity's factors, a key for each query head, with the positions' bias added to its own."""
+    factors = similarity.score_factors(query, key)
+    bias = factors.key_bias
     if key_bias is not None:
         bias = key_bias if bias is None else bias + key_bias
-    return Scores(scores.query, repeat_heads(scores.key, query.shape[1]), scores.scale, bias)
+    return ScoreFactors(factors.query, repeat_heads(factors.key, query.shape[1]), factors.scale, bias)
 
 
 def _normalised(products: Tensor, similarity: Similarity) -> Tensor:
     return similarity.choose(products) if isinstance(similarity, Hard) else products.softmax(dim=-1)
 
 
-def _products(scores: Scores, softcap: float | None) -> Tensor:
+def _written_scores(factors: ScoreFactors, softcap: float | None) -> Tensor:
     """(B, H, T, S) scores in at least float32."""
-    products = full_product(scores.query, scores.key.mT) * scores.scale
+    products = float32_product(factors.query, factors.key.mT) * factors.scale
     # The cap comes before ALiBi's bias, which it would otherwise flatten at long distances.
     if softcap is not None:
         products = softcap * torch.tanh(products / softcap)
-    if scores.key_bias is not None:
-        products = products + scores.key_bias[:, :, None].to(products.dtype)
+    if factors.key_bias is not None:
+        products = products + factors.key_bias[:, :, None].to(products.dtype)
     return products
 
 

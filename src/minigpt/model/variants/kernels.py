@@ -17,25 +17,25 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from torch.utils.checkpoint import checkpoint
 
 from minigpt.model.variants.graphs import Causal, Full, Graph
-from minigpt.model.variants.similarities import Scores
+from minigpt.model.variants.similarities import ScoreFactors
 
-ROWS = 256
+ROWS_PER_CHUNK = 256
 """Queries in one chunk of a dense mask."""
-WEIGHTS = 2**22
+WEIGHTS_PER_CHUNK = 2**22
 """Weights in one chunk, over all rows and heads: 16 MB in float32, of which a few copies exist at a time."""
 
 
-def fused(scores: Scores, value: Tensor, graph: Graph, dropout: float) -> Tensor:
+def fused(factors: ScoreFactors, value: Tensor, graph: Graph, dropout: float) -> Tensor:
     """torch's scaled_dot_product_attention, with its causal flag or with chunks of a dense mask."""
     dtype, D_v = value.dtype, value.shape[-1]
-    query, key, value = _of_one_width(scores, value)
+    query, key, value = _of_one_width(factors, value)
 
     def by_mask(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, keys: slice) -> Tensor:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scores.scale)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=factors.scale)
 
     if isinstance(graph, Full | Causal):
         gathered = F.scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, is_causal=isinstance(graph, Causal), scale=scores.scale
+            query, key, value, dropout_p=dropout, is_causal=isinstance(graph, Causal), scale=factors.scale
         )
     else:
         gathered = chunked(by_mask, query, key, value, graph)
@@ -60,7 +60,7 @@ def chunked(
         value: (B, H, S, D_v).
         graph: the mask.
         writes_weights: whether attend_chunk materialises its weights. Then chunks have equally many weights, at most
-            WEIGHTS, instead of equally many queries.
+            WEIGHTS_PER_CHUNK, instead of equally many queries.
     """
     (B, H, T, _), S = query.shape, key.shape[2]
     gathered: list[Tensor] = []
@@ -69,8 +69,10 @@ def chunked(
         start = stop
         # Equally many weights bound the memory whatever the number of keys, and the allocator reuses one chunk's memory
         # for the next: growing chunks would fragment the heap.
-        stop = start + (_rows_of_weights(graph, start, T, S, WEIGHTS // (B * H)) if writes_weights else ROWS)
-        stop = min(stop, T)
+        n_rows = ROWS_PER_CHUNK
+        if writes_weights:
+            n_rows = _rows_of_weights(graph, start, T, S, WEIGHTS_PER_CHUNK // (B * H))
+        stop = min(start + n_rows, T)
         low, high = graph.reach(start, stop, S)
         if low >= high:
             gathered.append(value.new_zeros(B, H, stop - start, value.shape[-1]))
@@ -106,16 +108,16 @@ def _rows_of_weights(graph: Graph, start: int, n_queries: int, n_keys: int, most
         return rows * max(0, high - low)
 
     # A window does not reach back to the first key: long chunks would be masked almost everywhere.
-    fewest, largest = 1, n_queries - start if graph.reach(start, start + 1, n_keys)[0] == 0 else ROWS
+    fewest, largest = 1, n_queries - start if graph.reach(start, start + 1, n_keys)[0] == 0 else ROWS_PER_CHUNK
     while fewest < largest:
         middle = (fewest + largest + 1) // 2
         fewest, largest = (middle, largest) if weights(middle) <= most else (fewest, middle - 1)
     return fewest
 
 
-def by_blocks(scores: Scores, value: Tensor, graph: Graph, softcap: float | None) -> Tensor:
+def by_blocks(factors: ScoreFactors, value: Tensor, graph: Graph, softcap: float | None) -> Tensor:
     """FlexAttention: skips empty blocks of the mask and stores no mask (Dong et al. 2024, arXiv:2412.05496)."""
-    bias = scores.key_bias
+    bias = factors.key_bias
 
     def score_mod(score: Tensor, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
         if softcap is not None:
@@ -127,12 +129,12 @@ def by_blocks(scores: Scores, value: Tensor, graph: Graph, softcap: float | None
     if value.is_cuda and not torch.compiler.is_compiling():
         kernel = _compiled_flex_attention()
     return kernel(
-        scores.query.to(value.dtype),
-        scores.key.to(value.dtype),
+        factors.query.to(value.dtype),
+        factors.key.to(value.dtype),
         value,
         score_mod=None if softcap is None and bias is None else score_mod,
-        block_mask=_block_mask(graph, value.device, scores.query.shape[2], value.shape[2]),
-        scale=scores.scale,
+        block_mask=_block_mask(graph, value.device, factors.query.shape[2], value.shape[2]),
+        scale=factors.scale,
     )
 
 
@@ -164,11 +166,11 @@ def repeat_heads(x: Tensor, n_head: int) -> Tensor:
     return x if x.shape[1] == n_head else x.repeat_interleave(n_head // x.shape[1], dim=1)
 
 
-def _of_one_width(scores: Scores, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _of_one_width(factors: ScoreFactors, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value of one width, as the fused kernels need them, with the bias as an extra channel."""
     # (q, 1)·(k, bias) = q·k + bias: the kernels take no per-key bias together with the causal flag, nor give its
     # gradient. Channels of zeros change no product and no sum.
-    query, key, scale, bias = scores
+    query, key, scale, bias = factors
     if bias is None and query.shape[-1] == value.shape[-1]:
         return query, key, value
     dtype, parts = query.dtype, []
@@ -181,8 +183,7 @@ def _of_one_width(scores: Scores, value: Tensor) -> tuple[Tensor, Tensor, Tensor
             parts.append(bias.to(dtype))
             bias = bias - parts[-1]
     width = max(query.shape[-1] + len(parts), value.shape[-1])
-    if width > min(query.shape[-1], value.shape[-1]):
-        width = -(-width // 8) * 8  # rows aligned to 32 bytes are faster
+    width = -(-width // 8) * 8  # a multiple of 8 channels, as aligned rows are faster
     ones = [query.new_ones(()).to(dtype).expand(*query.shape[:-1], 1)] * len(parts)
     channels = [part[..., None] for part in parts]
     return (

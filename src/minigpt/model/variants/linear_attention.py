@@ -37,14 +37,14 @@ def causal_linear_attention(
     C = min(CHUNK, T)
     missing = -T % C  # keys of zero add nothing to any sum
     query, key, value = (F.pad(x, (0, 0, 0, missing)).view(B, H, -1, C, x.shape[-1]) for x in (query, key, value))
-    within = full_product(full_product(query, key.mT).tril(), value)  # (B, H, T / C, C, D_v + 1)
-    sums = full_product(key.mT, value)  # (B, H, T / C, D, D_v + 1), of each chunk
+    within = float32_product(float32_product(query, key.mT).tril(), value)  # (B, H, T / C, C, D_v + 1)
+    sums = float32_product(key.mT, value)  # (B, H, T / C, D, D_v + 1), of each chunk
     # What a chunk sees of earlier ones is the sum up to the chunk before it.
     carried = sums.cumsum(dim=2)
     before = F.pad(carried[:, :, :-1], (0, 0, 0, 0, 1, 0))
     if state is not None:
         carried, before = carried + state[:, :, None], before + state[:, :, None]
-    total = (within + full_product(query, before)).reshape(B, H, T + missing, D_v + 1)[:, :, :T]
+    total = (within + float32_product(query, before)).reshape(B, H, T + missing, D_v + 1)[:, :, :T]
     return _divided(total).to(dtype), carried[:, :, -1]
 
 
@@ -52,7 +52,7 @@ def full_linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Linear attention on the full graph: one sum serves every query. Shapes as above, with any number of keys."""
     dtype = value.dtype
     query, key, value = _prepared(query, key, value)
-    return _divided(full_product(query, full_product(key.mT, value))).to(dtype)
+    return _divided(float32_product(query, float32_product(key.mT, value))).to(dtype)
 
 
 def _prepared(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,7 +60,7 @@ def _prepared(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor
     return query.to(dtype), key.to(dtype), F.pad(value.to(dtype), (0, 1), value=1.0)
 
 
-def full_product(a: Tensor, b: Tensor) -> Tensor:
+def float32_product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b in at least float32, also under autocast to 16 bits."""
     dtype = torch.promote_types(a.dtype, torch.float32)
     with torch.autocast(a.device.type, enabled=False):

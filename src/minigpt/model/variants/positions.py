@@ -21,9 +21,10 @@ def sinusoidal_table(context_length: int, n_embd: int) -> Tensor:
 
 
 def alibi_slopes(n_head: int) -> Tensor:
-    """(H,) float32: each head's penalty for a token of distance: 2^(-8/H), 2^(-16/H), ..., 2^-8."""
-    # Where H is not a power of two, as in the paper: the slopes of the next smaller power, then every other one of the
-    # next larger.
+    """(H,) float32: each head's penalty per token of distance; 2^(-8/H), 2^(-16/H), ..., 2^-8 for powers of two.
+
+    For other H, as in the paper: the slopes of the next smaller power of two, then every other one of the next larger.
+    """
     whole = 2 ** (n_head.bit_length() - 1)
     slopes = [2 ** (-8 * (i + 1) / whole) for i in range(whole)]
     between = [2 ** (-8 * (i + 1) / (2 * whole)) for i in range(0, 2 * whole, 2)]

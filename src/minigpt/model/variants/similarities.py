@@ -17,8 +17,8 @@ from minigpt.config import GPTConfig
 from minigpt.errors import UserError
 
 
-class Scores(NamedTuple):
-    """score[t, s] = scale * query[t]·key[s] + key_bias[s]."""
+class ScoreFactors(NamedTuple):
+    """What scores are made of: score[t, s] = scale * query[t]·key[s] + key_bias[s]."""
 
     query: Tensor
     """(B, H, T, D)."""
@@ -41,11 +41,11 @@ class Similarity(nn.Module):
 
     @property
     def n_head(self) -> int | None:
-        """Number of heads that it has parameters for; None if it has none."""
+        """Number of heads that it has parameters for, None if it has none. Every parameter is (H, ...)."""
         return next((len(parameter) for parameter in self.parameters()), None)
 
-    def scores(self, query: Tensor, key: Tensor) -> Scores:
-        """The scores before the softmax. Args: query (B, H, T, D), key (B, H_kv, S, D)."""
+    def score_factors(self, query: Tensor, key: Tensor) -> ScoreFactors:
+        """The scores before the softmax, as factors. Args: query (B, H, T, D), key (B, H_kv, S, D)."""
         raise NotImplementedError
 
 
@@ -59,8 +59,8 @@ class ScaledDot(Similarity):
         _require_positive("temperature", temperature)
         self.temperature = temperature
 
-    def scores(self, query: Tensor, key: Tensor) -> Scores:
-        return Scores(query, key, 1 / (query.shape[-1] ** 0.5 * self.temperature))
+    def score_factors(self, query: Tensor, key: Tensor) -> ScoreFactors:
+        return ScoreFactors(query, key, 1 / (query.shape[-1] ** 0.5 * self.temperature))
 
 
 class Symmetric(ScaledDot):
@@ -90,9 +90,9 @@ class Cosine(Similarity):
         # Learned as a logarithm, which keeps it positive and makes a step a change in proportion.
         self.log_temperature = nn.Parameter(torch.full((n_head,), temperature).log())
 
-    def scores(self, query: Tensor, key: Tensor) -> Scores:
+    def score_factors(self, query: Tensor, key: Tensor) -> ScoreFactors:
         scale = self.log_temperature.exp().clamp(min=0.01).reciprocal().to(query.dtype)
-        return Scores(_unit(query, scale[:, None, None]), _unit(key), 1.0)
+        return ScoreFactors(_unit(query, scale[:, None, None]), _unit(key), 1.0)
 
 
 class Gaussian(Similarity):
@@ -108,15 +108,15 @@ class Gaussian(Similarity):
         _require_positive("width", width)
         self.log_width = nn.Parameter(torch.full((n_head,), float(width)).log())
 
-    def scores(self, query: Tensor, key: Tensor) -> Scores:
+    def score_factors(self, query: Tensor, key: Tensor) -> ScoreFactors:
         # |q|^2 is the same for all keys of a query and cancels in the softmax. What remains is q·k / width^2, and a
         # bias of -|k|^2 / (2 width^2) for each key.
         precision = (-2 * self.log_width).exp()  # (H,) 1 / width^2
         groups = len(precision) // key.shape[1]
-        exact = torch.promote_types(key.dtype, torch.float32)
-        half_square = torch.linalg.vector_norm(key, dim=-1, dtype=exact).square() / 2  # (B, H_kv, S)
+        dtype = torch.promote_types(key.dtype, torch.float32)
+        half_square = torch.linalg.vector_norm(key, dim=-1, dtype=dtype).square() / 2  # (B, H_kv, S)
         bias = -half_square.repeat_interleave(groups, dim=1) * precision[:, None]
-        return Scores(query * precision[:, None, None].to(query.dtype), key, 1.0, bias)
+        return ScoreFactors(query * precision[:, None, None].to(query.dtype), key, 1.0, bias)
 
 
 class Hopfield(Similarity):
@@ -136,8 +136,8 @@ class Hopfield(Similarity):
             raise UserError(f"steps={steps}: must be at least 1 update")
         self.beta, self.steps = beta, steps
 
-    def scores(self, query: Tensor, key: Tensor) -> Scores:
-        return Scores(query, key, query.shape[-1] ** -0.5 if self.beta is None else self.beta)
+    def score_factors(self, query: Tensor, key: Tensor) -> ScoreFactors:
+        return ScoreFactors(query, key, query.shape[-1] ** -0.5 if self.beta is None else self.beta)
 
 
 class Uniform(Similarity):
@@ -146,9 +146,9 @@ class Uniform(Similarity):
     name = "uniform"
     projections = ("value",)
 
-    def scores(self, query: Tensor, key: Tensor) -> Scores:
+    def score_factors(self, query: Tensor, key: Tensor) -> ScoreFactors:
         # Through the same kernel as all others: equal scores give equal weights.
-        return Scores(torch.zeros_like(query), torch.zeros_like(key), 1.0)
+        return ScoreFactors(torch.zeros_like(query), torch.zeros_like(key), 1.0)
 
 
 class Hard(ScaledDot):
