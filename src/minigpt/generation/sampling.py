@@ -83,10 +83,11 @@ def apply_filters(
     if config.temperature != 1.0:
         candidates = Candidates(candidates.tokens, candidates.logits / config.temperature)
         yield "temperature", candidates
-    if config.top_k is not None and config.top_k < len(candidates.tokens):
-        # By value, not by place: ties with the k-th token stay, whichever comes first in the vocabulary.
-        candidates = candidates.kept(candidates.logits >= _likeliest(candidates.logits, config.top_k).min())
-        yield "top_k", candidates
+    if config.top_k is not None and config.top_k < V:
+        if config.top_k < len(candidates.tokens):
+            # By value, not by place: ties with the k-th token stay, whichever comes first in the vocabulary.
+            candidates = candidates.kept(candidates.logits >= _likeliest(candidates.logits, config.top_k).min())
+        yield "top_k", candidates  # even if nothing is left to filter: all tokens of a text have the same steps
     if config.top_p is not None and config.top_p < 1:  # nucleus sampling, Holtzman et al. 2019, arXiv:1904.09751
         candidates = candidates.kept(candidates.logits >= _nucleus_threshold(candidates.logits, config.top_p))
         yield "top_p", candidates
