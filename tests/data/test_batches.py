@@ -204,8 +204,8 @@ def test_a_long_document_is_cut_into_pieces_that_begin_with_the_token_before() -
 
 
 def test_short_documents_need_no_table_of_pieces() -> None:
-    assert train_batches(documents(8, 3), mode="examples").items.first_chunk is None
-    assert train_batches(documents(9, 3), mode="examples").items.first_chunk.tolist() == [0, 2, 3]
+    assert train_batches(documents(8, 3), mode="examples").layout.first_chunk is None
+    assert train_batches(documents(9, 3), mode="examples").layout.first_chunk.tolist() == [0, 2, 3]
 
 
 def test_a_batch_is_padded_to_its_longest_example_only() -> None:
@@ -481,10 +481,10 @@ def test_a_val_split_with_nothing_to_predict_is_refused(n_tokens: int, mode: str
 
 @pytest.mark.parametrize("weights", [None, [1.0, 2.0]])
 @pytest.mark.parametrize("mode", ["packed", "examples"])
-def test_places_say_where_rows_were_taken_from(mode: str, weights: list[float] | None) -> None:
+def test_origins_say_where_rows_were_taken_from(mode: str, weights: list[float] | None) -> None:
     batches = train_batches(counting(200, n_sources=2), mode=mode, weights=weights)
     for index in range(40):
-        for place, tokens, targets in zip(batches.places(index), *batches[index], strict=True):
+        for origin, tokens, targets in zip(batches.origins(index), *batches[index], strict=True):
             first = int(tokens[0] if mode == "packed" else targets[0])  # an example reads another token before its own
             last = int(targets[targets != IGNORED][-1])
-            assert place == (f"source {first // 100}", first, first // 10, last // 10)
+            assert origin == (f"source {first // 100}", first, first // 10, last // 10)

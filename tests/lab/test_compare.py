@@ -175,7 +175,7 @@ def test_a_mistake_is_one_line(tmp_path: Path, arguments: list[str], words: str)
 def test_a_mistake_ends_the_command_with_code_2_before_torch_is_loaded(tmp_path: Path) -> None:
     result = run_script("-X", "importtime", "-m", "minigpt", "compare", "nowhere.yaml", cold=True, cwd=tmp_path)
     assert result.returncode == 2
-    assert result.stderr.splitlines()[-1].startswith("error: nowhere.yaml: no such file")
+    assert result.stderr.splitlines()[-1].startswith("error: recipe nowhere.yaml: no such file")
     assert "lightning" not in result.stderr
     assert " torch\n" not in result.stderr
 

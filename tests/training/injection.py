@@ -16,10 +16,11 @@ class Injection(L.Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         real = pl_module.loss
 
-        def loss(*arguments: Any) -> torch.Tensor:
+        def loss(*arguments: Any, **options: Any) -> torch.Tensor:
             value, where = self.now if trainer.training else (0.0, "")
             # Added, it leaves the gradient as it is: so that it takes a look at the loss itself to find it.
-            return real(*arguments) + value if where == "loss" else real(*arguments)
+            found: torch.Tensor = real(*arguments, **options)
+            return found + value if where == "loss" else found
 
         pl_module.loss = loss
 

@@ -1,6 +1,7 @@
 """What happens beside training, in this process."""
 
 import csv
+import functools
 import shlex
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from minigpt.errors import UserError
 from minigpt.generation.generator import Writer
 from minigpt.inspection.snapshot import Snapshot
 from minigpt.model import compiling
-from minigpt.model.compiling import compiles
+from minigpt.model.compiling import compile_with_fallback, should_compile
 from minigpt.runs.loading import load_model, read_checkpoint
 from minigpt.training.callbacks import Metrics
 from minigpt.training.console import _prompt_arguments
@@ -284,23 +285,39 @@ def test_a_padded_vocabulary_trains_and_its_padding_is_never_written(tmp_path: P
 
 
 def test_compiling_is_left_to_gpus_and_to_runs_that_are_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not compiles(None, "cpu", 10**6)
-    assert compiles(True, "cpu", 1)
+    assert not should_compile(None, "cpu", 10**6)
+    assert should_compile(True, "cpu", 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(compiling, "has_triton", lambda: True)
-    assert compiles(None, "auto", 1000)
-    assert not compiles(False, "auto", 1000)
-    assert not compiles(None, "auto", 999)
-    assert not compiles(None, "cpu", 1000)
+    assert should_compile(None, "auto", 1000)
+    assert not should_compile(False, "auto", 1000)
+    assert not should_compile(None, "auto", 999)
+    assert not should_compile(None, "cpu", 1000)
     monkeypatch.setattr(compiling, "has_triton", lambda: False)
-    assert not compiles(None, "gpu", 1000)
+    assert not should_compile(None, "gpu", 1000)
+
+
+def test_an_error_of_the_function_itself_is_raised_and_not_taken_for_the_compilers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def half(x: torch.Tensor, *, of: float) -> torch.Tensor:
+        if of < 0:
+            raise ValueError("of is negative")
+        return x * of / 2
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: functools.partial(function))
+    run = compile_with_fallback(half)
+    assert run(torch.ones(()), of=4.0) == 2
+    with pytest.warns(UserWarning, match="torch.compile failed"), pytest.raises(ValueError, match="of is negative"):
+        run(torch.ones(()), of=-1.0)
+    assert run(torch.ones(()), of=4.0) == 2
 
 
 def test_compiling_that_fails_goes_on_uncompiled_with_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(function: Any, **_: Any) -> Any:
-        def call(*_: Any) -> Any:
+        def call(*_: Any, **__: Any) -> Any:
             raise RuntimeError("no compiler here")
 
         return call

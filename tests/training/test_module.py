@@ -63,12 +63,12 @@ def test_a_skipped_step_asks_first_and_goes_on_if_nobody_objects(tmp_path: Path)
     config = filled_in(config, data)
     asked = list[tuple[int, float, bool]]()
 
-    def before_skip(module: TrainingModule) -> None:
+    def on_bad_step(module: TrainingModule) -> None:
         gradient = module.model.blocks[1].mlp.proj.weight.grad
         assert gradient is not None  # a report needs it
         asked.append((module.global_step, module.grad_norm, bool(gradient.isfinite().all())))
 
-    module = TrainingModule(config, data, before_skip)
+    module = TrainingModule(config, data, on_bad_step)
     trainer = L.Trainer(
         max_steps=4, accelerator="cpu", callbacks=[Injection({2: (math.inf, "gradient")})], limit_val_batches=0, **PLAIN
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import io
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from minigpt.config import GPTConfig, OptimizerConfig
 from minigpt.errors import UserError
-from minigpt.model.gpt import GPT
+from minigpt.model.gpt import GPT, MLPS
 from minigpt.training.loss import next_token_loss
 from minigpt.training.muon import BASE_WIDTH, LIKE_ADAMW, Muon, orthogonalised, update_scale
 from minigpt.training.optimizer import (
@@ -20,6 +20,7 @@ from minigpt.training.optimizer import (
     make_optimizer,
     muon_momentum,
     parameter_groups,
+    stacked_rows,
 )
 
 TINY: dict[str, Any] = {"vocab_size": 61, "context_length": 24, "n_layer": 2, "n_head": 4, "n_embd": 32}
@@ -128,6 +129,27 @@ def test_stacked_matrices_are_stepped_as_if_each_stood_alone_and_the_rest_as_by_
             torch.testing.assert_close(weight, expected, atol=1e-5, rtol=1e-5, msg=name)
         else:
             assert torch.equal(weight, twin.state_dict()[name]), name
+
+
+def test_an_mlp_of_ones_own_names_its_layer_of_several_maps_and_muon_takes_them_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Three(nn.Module):
+        stacked: ClassVar = {"wide": 3}
+
+        def __init__(self, config: GPTConfig) -> None:
+            super().__init__()
+            self.wide = nn.Linear(config.n_embd, 3 * config.mlp_width, bias=False)
+            self.proj = nn.Linear(config.mlp_width, config.n_embd, bias=False)
+
+    monkeypatch.setitem(MLPS, "swiglu", Three)
+    model = make(n_layer=1, mlp_hidden=40)
+    assert stacked_rows(model) == {
+        model.blocks[0].attn.qkv.weight: [32, 32, 32],
+        model.blocks[0].attn.proj.weight: [32],
+        model.blocks[0].mlp.wide.weight: [40, 40, 40],
+        model.blocks[0].mlp.proj.weight: [32],
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)

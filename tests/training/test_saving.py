@@ -162,7 +162,7 @@ def test_whichever_file_operation_of_a_save_is_the_last_all_can_be_read_and_noth
             callback.folder = run
             tempfile.tempdir = str(temporary)
             deadly = Deadly(n)
-            callback._keep(trainer, module)
+            callback._save_weights(trainer, module, run.kept(trainer.global_step))
             real_end(callback, trainer, module)
             deadly.n = 0
             report.write_text(str(deadly.count))

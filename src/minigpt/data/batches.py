@@ -1,11 +1,11 @@
 """Tokens -> batches. Batch i is a pure function of (seed, i), so a resumed run has nothing to store or replay.
 
-    batch i -> its pool of 64 batches -> items: source, epoch, place in that epoch's order (order.py)
+    batch i -> its pool of 64 batches -> items: source, epoch, position in that epoch's order (order.py)
     items -> rows: where each begins and ends (`rows`) -> tokens and targets, both (B, T) (`batch`)
 
-An item is a window (packed) or an example; a row is the place of an item in the split, as numbers. Unlike windows drawn
-at random with replacement, an epoch reads each token once. Ranks need not communicate: rank r of n takes batches r,
-r + n, ...
+An item is a window (packed) or an example; a row says in numbers where in the split an item lies. Unlike windows drawn
+at random with replacement, an epoch has each token as a target once; it leaves out only a remainder shorter than a
+window. Ranks need not communicate: rank r of n takes batches r, r + n, ...
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from minigpt.config import Config
-from minigpt.data.order import Mixture, mixed, shuffled
+from minigpt.data.order import Mixture, hashed, shuffled
 from minigpt.data.shards import PreparedData, SourceRange, Split, Tokens
 from minigpt.errors import UserError
 
@@ -46,8 +46,8 @@ class Share(NamedTuple):
     """How often the run goes through the source."""
 
 
-class Place(NamedTuple):
-    """The place in the split that a row of a batch comes from."""
+class Origin(NamedTuple):
+    """Where in the split a row of a batch comes from."""
 
     source: str
     first_token: int
@@ -61,8 +61,8 @@ class Place(NamedTuple):
 class _Windows:
     """Ranges of tokens, each cut into windows of context_length + 1; neighbours share one token.
 
-    A range is a ring that each epoch cuts at another place, so the remainder that fills no window changes, and so does
-    a token's place in its window. Where the ring closes is a document boundary like any other.
+    A range is a ring that each epoch cuts elsewhere, so the remainder that fills no window changes, and so does a
+    token's position in its window. Where the ring closes is a document boundary like any other.
     """
 
     def __init__(self, tokens: Tokens, ranges: Sequence[SourceRange], context_length: int, seed: int) -> None:
@@ -78,7 +78,7 @@ class _Windows:
     def rows(self, ranges: np.ndarray, epochs: np.ndarray, items: np.ndarray) -> np.ndarray:
         """(N, 2): the range of each window, and its first token within the range."""
         n = self.n_tokens[ranges]
-        cut = mixed(self.seed, _CUTS, ranges, epochs) % n.astype(np.uint64)
+        cut = hashed(self.seed, _CUTS, ranges, epochs) % n.astype(np.uint64)
         return np.stack([ranges, (cut.astype(np.int64) + items * self.context_length) % n], axis=1)
 
     def spans(self, rows: np.ndarray) -> np.ndarray:
@@ -105,8 +105,8 @@ class _Windows:
 class _Examples:
     """Documents one by one. A document longer than the context is cut into chunks, each an example of its own.
 
-    The model reads end_of_text and then the document, and predicts the document and then end_of_text: the same start as
-    in generation. Later chunks begin with the token before them instead.
+    The model reads end_of_text and then the document, and predicts the document and then end_of_text, with which stored
+    documents end: the same start as in generation. Later chunks begin with the token before them instead.
     """
 
     def __init__(self, split: Split, ranges: Sequence[SourceRange], context_length: int, end_of_text: int) -> None:
@@ -136,7 +136,7 @@ class _Examples:
             documents = np.searchsorted(self.first_chunk, number, side="right") - 1
             chunks = number - self.first_chunk[documents]
         begin = self.starts[documents] + chunks * self.context_length
-        last = len(self.starts) - 1
+        last = len(self.starts) - 1  # no end is stored: starts is a memory map, which a sentinel would copy into memory
         end = np.where(documents < last, self.starts[np.minimum(documents + 1, last)], len(self.tokens))
         return np.stack([begin, np.minimum(begin + self.context_length, end), chunks == 0], axis=1)
 
@@ -204,28 +204,29 @@ class TrainBatches(Dataset[tuple[Tensor, Tensor]]):
         ranges = _whole(split) if weights is None else split.sources
         for part in ranges:
             _require_enough(part, context_length, mode, f" of {part.name}" if self.weighted else "")
-        self.items = (
+        self.layout = (
             _Windows(split.tokens, ranges, context_length, seed)
             if mode == "packed"
             else _Examples(split, ranges, context_length, end_of_text)
         )
         names = [part.name for part in ranges]
-        self.mixture = Mixture(names, [1.0] if weights is None else weights, mixed(seed, _MIXTURE))
+        self.mixture = Mixture(names, [1.0] if weights is None else weights, hashed(seed, _MIXTURE))
         self.batches_per_pool = BATCHES_PER_POOL
         if mode == "examples":
-            # Copies of one example sort next to each other, so a pool does not go through any source twice.
-            once = (self.items.n_items / self.mixture.shares).min()
-            self.batches_per_pool = int(np.clip(once // batch_size, 1, BATCHES_PER_POOL))
+            # Copies of one example sort next to each other. A pool is at most one pass over the scarcest source, so it
+            # has few: two where it spans the end of an epoch.
+            one_pass = (self.layout.n_items / self.mixture.shares).min()
+            self.batches_per_pool = int(np.clip(one_pass // batch_size, 1, BATCHES_PER_POOL))
         self._pool_number, self._pool = -1, np.zeros(0, dtype=np.int64)
 
     @property
     def n_items(self) -> int:
         """Windows or examples of all sources, each counted once."""
-        return int(self.items.n_items.sum())
+        return int(self.layout.n_items.sum())
 
     def shares(self, n_items: int) -> list[Share]:
         """What a run of so many items takes from each source, for a report."""
-        amounts = np.array([self.items.amount(part) for part in self.split.sources], dtype=np.float64)
+        amounts = np.array([self.layout.amount(part) for part in self.split.sources], dtype=np.float64)
         shares = self.mixture.shares if self.weighted else amounts / amounts.sum()
         epochs = n_items * shares / np.where(amounts > 0, amounts, np.inf)
         names = [part.name for part in self.split.sources]
@@ -240,44 +241,58 @@ class TrainBatches(Dataset[tuple[Tensor, Tensor]]):
         Examples are padded on the right to the longest row, with IGNORED targets. Under the causal mask no token
         attends to padding on its right, so no padding mask is needed.
         """
-        return self.items.batch(self._rows(index))
+        return self.layout.batch(self._rows(index))
 
-    def places(self, index: int) -> list[Place]:
-        """The place in the split of each row of a batch, for reports."""
-        spans = self.items.spans(self._rows(index))
+    def origins(self, index: int) -> list[Origin]:
+        """Where in the split each row of a batch comes from, for reports."""
+        spans = self.layout.spans(self._rows(index))
         parts = [part for part in self.split.sources if part.n_tokens]
         sources = np.searchsorted([part.first_token for part in parts], spans[:, 0], side="right") - 1
         documents = np.searchsorted(self.split.document_starts, spans, side="right") - 1
         found = zip(sources.tolist(), spans[:, 0].tolist(), documents.tolist(), strict=True)
-        return [Place(parts[source].name, token, *between) for source, token, between in found]
+        return [Origin(parts[source].name, token, first, last) for source, token, (first, last) in found]
 
     def _rows(self, index: int) -> np.ndarray:
-        """Each row of a batch, in the form that `items.batch` reads."""
+        """Each row of a batch, in the form that `layout.batch` reads."""
         if not 0 <= index < self.n_batches:
             raise IndexError(index)
-        pool, place = divmod(index % self.repeat if self.repeat else index, self.batches_per_pool)
+        pool, batch_in_pool = divmod(index % self.repeat if self.repeat else index, self.batches_per_pool)
         if pool != self._pool_number:
-            self._pool_number, self._pool = pool, self._draw(pool)
-        rows: np.ndarray = self._pool[place]
+            self._pool_number, self._pool = pool, self._pool_rows(pool)
+        rows: np.ndarray = self._pool[batch_in_pool]
         return rows
 
-    def _draw(self, pool: int) -> np.ndarray:
-        """The rows of a pool's batches: (batches_per_pool, B, columns of `items.rows`)."""
+    def _pool_rows(self, pool: int) -> np.ndarray:
+        """The rows of a pool's batches: (batches_per_pool, B, columns of `layout.rows`)."""
         n_batches, n_rows = self.batches_per_pool, self.batches_per_pool * self.batch_size
         # Each (n_rows,): the source of each row, how many rows of that source came before, and its number of items.
         ranges, counts = self.mixture.pick(pool * n_rows, (pool + 1) * n_rows)
-        n = self.items.n_items[ranges]
-        epochs, places = np.divmod(counts, n)
-        rows = self.items.rows(ranges, epochs, shuffled(places, n, mixed(self.seed, _ORDER, ranges, epochs)))
-        if isinstance(self.items, _Windows):
+        n = self.layout.n_items[ranges]
+        epochs, positions = np.divmod(counts, n)
+        rows = self.layout.rows(ranges, epochs, shuffled(positions, n, hashed(self.seed, _ORDER, ranges, epochs)))
+        if isinstance(self.layout, _Windows):
             return rows.reshape(n_batches, self.batch_size, -1)
-        batches = self.items.by_length(rows).reshape(n_batches, self.batch_size, -1)
-        return batches[shuffled(np.arange(n_batches), n_batches, mixed(self.seed, _BATCHES, pool))]
+        batches = self.layout.by_length(rows).reshape(n_batches, self.batch_size, -1)
+        return batches[shuffled(np.arange(n_batches), n_batches, hashed(self.seed, _BATCHES, pool))]
 
 
 def _whole(split: Split) -> tuple[SourceRange, ...]:
     """All sources as one."""
-    return (SourceRange("all", 0, len(split.tokens), 0, len(split.document_starts), split.n_bytes),)
+    return (
+        SourceRange(
+            "all",
+            first_token=0,
+            n_tokens=len(split.tokens),
+            first_document=0,
+            n_documents=len(split.document_starts),
+            n_bytes=split.n_bytes,
+        ),
+    )
+
+
+def n_val_targets(split: Split, mode: Mode) -> int:
+    """Tokens that validation on a whole split predicts: all, but in packed windows not the very first."""
+    return len(split.tokens) - 1 if mode == "packed" else len(split.tokens)
 
 
 def _require_enough(part: SourceRange, context_length: int, mode: Mode, of: str) -> None:
@@ -329,15 +344,16 @@ class ValBatches(Dataset[tuple[Tensor, Tensor]]):
         if n_tokens < (2 if mode == "packed" else 1):
             raise UserError("the val split is empty: give more text or a larger data.val_fraction")
         self.tokens, self.context_length, self.batch_size = split.tokens, context_length, batch_size
-        self.n_targets = n_tokens - 1 if mode == "packed" else n_tokens
+        self.n_targets = n_val_targets(split, mode)
         """Tokens that are predicted."""
-        self.n_rows = -(-(n_tokens - 1) // context_length)
         self.examples: _Examples | None = None
-        if mode == "examples":
+        if mode == "packed":
+            self.n_rows = -(-self.n_targets // context_length)
+        else:
             self.examples = _Examples(split, _whole(split), context_length, end_of_text)
             self.n_rows = int(self.examples.n_items[0])
             zeros = np.zeros(self.n_rows, dtype=np.int64)
-            self._rows = self.examples.by_length(self.examples.rows(zeros, zeros, np.arange(self.n_rows)))
+            self._sorted_rows = self.examples.by_length(self.examples.rows(zeros, zeros, np.arange(self.n_rows)))
 
     def __len__(self) -> int:
         return -(-self.n_rows // self.batch_size)
@@ -348,8 +364,8 @@ class ValBatches(Dataset[tuple[Tensor, Tensor]]):
             raise IndexError(index)
         if self.examples is None:
             return self._windows(index)
-        first = int(shuffled(np.array([index]), len(self), mixed(_BATCHES))[0]) * self.batch_size
-        return self.examples.batch(self._rows[first : first + self.batch_size])
+        first = int(shuffled(np.array([index]), len(self), hashed(_BATCHES))[0]) * self.batch_size
+        return self.examples.batch(self._sorted_rows[first : first + self.batch_size])
 
     def _windows(self, index: int) -> tuple[Tensor, Tensor]:
         T = self.context_length

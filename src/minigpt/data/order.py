@@ -12,7 +12,7 @@ import numpy as np
 
 from minigpt.errors import UserError
 
-BLOCK = 1000
+MIXTURE_BLOCK = 1000
 """Items in which a mixture has exactly its shares."""
 _ROUNDS = 12
 """Of the Feistel network. With 8, a chi-square test over 40,000 orders of 3 to 100 items finds neighbours that stay
@@ -20,7 +20,7 @@ together."""
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
-def mixed(*numbers: int | np.ndarray) -> np.ndarray:
+def hashed(*numbers: int | np.ndarray) -> np.ndarray:
     """A 64-bit hash of some numbers, used as key or as random draw.
 
     splitmix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators"), one step for each number.
@@ -44,17 +44,17 @@ def _avalanche(bits: np.ndarray) -> np.ndarray:
     return bits ^ (bits >> 31)
 
 
-def shuffled(places: np.ndarray, n: int | np.ndarray, key: np.ndarray) -> np.ndarray:
-    """The items at some places of the permutation of n items that `key` selects, without storing the permutation.
+def shuffled(positions: np.ndarray, n: int | np.ndarray, key: np.ndarray) -> np.ndarray:
+    """The items at some positions of the permutation of n items that `key` selects, without storing the permutation.
 
     A Feistel network on pairs (left, right) adds a keyed hash of one half to the other, so every round is invertible.
     There are slightly more pairs than items; a result beyond n is permuted again until it is an item (cycle walking,
     Black & Rogaway 2002, "Ciphers with arbitrary finite domains", https://eprint.iacr.org/2001/012).
 
     Args:
-        places: (N,) int64 of 0..n - 1.
+        positions: (N,) int64 of 0..n - 1.
         n: 1 to 2**50, one or (N,).
-        key: (1,) or (N,) uint64; see `mixed`.
+        key: (1,) or (N,) uint64; see `hashed`.
 
     Returns:
         (N,) int64 of 0..n - 1.
@@ -62,13 +62,13 @@ def shuffled(places: np.ndarray, n: int | np.ndarray, key: np.ndarray) -> np.nda
     n = np.asarray(n).astype(np.uint64)
     n_left = np.ceil(np.sqrt(n)).astype(np.uint64)
     n_right = (n + n_left - 1) // n_left
-    items, outside = places.astype(np.uint64), np.ones(len(places), dtype=bool)
+    items, outside = positions.astype(np.uint64), np.ones(len(positions), dtype=bool)
     while outside.any():
         left, right = np.divmod(items, n_right)
-        for turn in range(0, _ROUNDS, 2):
+        for round_ in range(0, _ROUNDS, 2):
             # The sum must not overflow, hence 56 bits: 2**56 + 2**25.
-            left = (left + (_avalanche(key + (turn << 32) + right) >> 8)) % n_left
-            right = (right + (_avalanche(key + ((turn + 1) << 32) + left) >> 8)) % n_right
+            left = (left + (_avalanche(key + (round_ << 32) + right) >> 8)) % n_left
+            right = (right + (_avalanche(key + ((round_ + 1) << 32) + left) >> 8)) % n_right
         items = np.where(outside, left * n_right + right, items)
         outside = items >= n
     return items.astype(np.int64)
@@ -83,22 +83,22 @@ class Mixture:
         Raises:
             UserError: a source's share is too small for one item in a block.
         """
-        exact = np.array(weights) / sum(weights) * BLOCK
+        exact = np.array(weights) / sum(weights) * MIXTURE_BLOCK
         self.quotas = exact.astype(np.int64)
         """(n_sources,) items of each source in a block: shares rounded by the largest-remainder method."""
-        self.quotas[np.argsort(self.quotas - exact, kind="stable")[: BLOCK - self.quotas.sum()]] += 1
-        for name, quota, share in zip(names, self.quotas, exact / BLOCK, strict=True):
+        self.quotas[np.argsort(self.quotas - exact, kind="stable")[: MIXTURE_BLOCK - self.quotas.sum()]] += 1
+        for name, quota, share in zip(names, self.quotas, exact / MIXTURE_BLOCK, strict=True):
             if quota == 0:
                 raise UserError(
                     f"data.weights: {name} would be {share:.2g} of the whole, and the smallest possible share is "
-                    f"1/{BLOCK}: give it a larger weight, or leave it out"
+                    f"1/{MIXTURE_BLOCK}: give it a larger weight, or leave it out"
                 )
         self._key = key
 
     @property
     def shares(self) -> np.ndarray:
         """(n_sources,) share of each source after rounding."""
-        return self.quotas / BLOCK
+        return self.quotas / MIXTURE_BLOCK
 
     def pick(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Items start..stop of the run, start < stop.
@@ -106,15 +106,16 @@ class Mixture:
         Returns:
             (stop - start,) int64 index of each item's source, and how many items of that source precede it.
         """
-        blocks = range(start // BLOCK, -(-stop // BLOCK))
+        blocks = range(start // MIXTURE_BLOCK, -(-stop // MIXTURE_BLOCK))
         sources, counts = zip(*[self._block(block) for block in blocks], strict=True)
-        part = slice(start - blocks.start * BLOCK, stop - blocks.start * BLOCK)
+        part = slice(start - blocks.start * MIXTURE_BLOCK, stop - blocks.start * MIXTURE_BLOCK)
         return np.concatenate(sources)[part], np.concatenate(counts)[part]
 
     def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        in_turn = np.repeat(np.arange(len(self.quotas)), self.quotas)  # (BLOCK,): 0 0 0 1 1 2 ...
-        nth = np.arange(BLOCK) - np.repeat(np.cumsum(self.quotas) - self.quotas, self.quotas)
-        sources = in_turn[np.argsort(mixed(self._key, block, np.arange(BLOCK)))]
+        in_turn = np.repeat(np.arange(len(self.quotas)), self.quotas)  # (MIXTURE_BLOCK,): 0 0 0 1 1 2 ...
+        nth = np.arange(MIXTURE_BLOCK) - np.repeat(np.cumsum(self.quotas) - self.quotas, self.quotas)
+        sources = in_turn[np.argsort(hashed(self._key, block, np.arange(MIXTURE_BLOCK)))]
         counts = np.empty_like(nth)
+        # Items sorted by source have the counts of in_turn; the inverse permutation takes these back to the items.
         counts[np.argsort(sources, kind="stable")] = nth
         return sources, counts + block * self.quotas[sources]

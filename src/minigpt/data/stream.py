@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from minigpt.config import DataConfig
 from minigpt.data.batches import BATCHES_PER_POOL
-from minigpt.data.order import mixed, shuffled
+from minigpt.data.order import hashed, shuffled
 from minigpt.data.prepare import prepare
 from minigpt.data.shards import PreparedData
 from minigpt.data.sources.chunking import grouped
@@ -169,7 +169,7 @@ class StreamBatches(Dataset[tuple[Tensor, Tensor]]):
             parts += encoded
             length += sum(map(len, encoded))
         tokens = np.concatenate(parts)
-        order = shuffled(np.arange(n_windows), n_windows, mixed(self.seed, self._next_pool))
+        order = shuffled(np.arange(n_windows), n_windows, hashed(self.seed, self._next_pool))
         # (n_windows, T + 1): neighbours share one token, the last target of one and the first input of the next.
         windows = np.lib.stride_tricks.sliding_window_view(tokens, T + 1)[order * T]
         self._pool = windows.reshape(BATCHES_PER_POOL, self.config.batch_size, T + 1)

@@ -29,7 +29,7 @@ from minigpt.data.sources.hub import is_kept, parse_name, require_dataset
 from minigpt.data.tokenizers.tiktoken_tables import TIKTOKEN_NAMES, require_tables
 from minigpt.errors import UserError
 from minigpt.files import shown
-from minigpt.model.compiling import compiles
+from minigpt.model.compiling import should_compile
 from minigpt.model.gpt import GPT
 from minigpt.pages.run_record import duration
 from minigpt.runs.folder import RunFolder
@@ -122,7 +122,7 @@ def examine(config: Config, resume: Path | None, temporary: Path, findings: Find
         findings.add("precision", f"{rates} Gflop/s on {device}: {pays} is fastest{used}")
         names = ("torch", "lightning", "datasets", "wandb", "tiktoken")
         findings.add("versions", machine.versions(*names))
-        will = compiles(config.compile, config.trainer.accelerator, config.trainer.max_steps)
+        will = should_compile(config.compile, config.trainer.accelerator, config.trainer.max_steps)
         chosen = "" if config.compile is not None else " (compile: null)"
         findings.add("compile", f"{compiling.result()}; this run {'compiles' if will else 'does not compile'}{chosen}")
     findings.add("W&B", _wandb_line(config, wandb))

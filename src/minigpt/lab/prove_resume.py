@@ -167,9 +167,9 @@ def shortened(config: Config, steps: int) -> tuple[Config, list[str]]:
     if config.attention.every_n_steps is not None and config.attention.every_n_steps > steps // 2:
         every = max(1, steps // 4)
         top["attention"] = dataclasses.replace(config.attention, every_n_steps=every)
-    from minigpt.model.compiling import compiles  # loads torch
+    from minigpt.model.compiling import should_compile  # loads torch
 
-    if config.compile is None and compiles(None, t.accelerator, t.max_steps):
+    if config.compile is None and should_compile(None, t.accelerator, t.max_steps):
         top["compile"] = True  # null would mean false for so few steps
     changes = [f"trainer.{name}={value} (was {getattr(t, name)})" for name, value in trainer.items()]
     changes += [f"{name}={value} (was {getattr(config, name)})" for name, value in top.items() if name != "attention"]

@@ -15,7 +15,7 @@ PAYING_STEPS = 1000
 """Steps from which a run on a GPU earns back the minute of compiling."""
 
 
-def compiles(setting: bool | None, accelerator: object, n_steps: int) -> bool:
+def should_compile(setting: bool | None, accelerator: object, n_steps: int) -> bool:
     """Whether a run compiles its training step: as `compile` says, or if null, where it pays.
 
     Args:
@@ -32,22 +32,24 @@ def _pays(accelerator: object, n_steps: int) -> bool:
     return on_gpu and has_triton() and n_steps >= PAYING_STEPS
 
 
-def compiled(function: Callable[..., Tensor], *, dynamic: bool | None = None) -> Callable[..., Tensor]:
-    """torch.compile a function; if compiling fails, warn once and call it uncompiled from then on.
+def compile_with_fallback(function: Callable[..., Tensor], *, dynamic: bool | None = None) -> Callable[..., Tensor]:
+    """torch.compile a function; if a call fails, warn once and call the function uncompiled from then on.
+
+    Compilers raise many types, so any exception counts as a failure to compile, also one of the function itself, such
+    as too little memory. It is raised again if the uncompiled call fails too; the function stays uncompiled either way.
 
     Args: dynamic as in torch.compile: True compiles once for all shapes.
     """
     fast: Callable[..., Tensor] = torch.compile(function, dynamic=dynamic)
 
-    def run(*arguments: Any) -> Tensor:
+    def run(*arguments: Any, **options: Any) -> Tensor:
         nonlocal fast
         if fast is not function:
             try:
-                return fast(*arguments)
+                return fast(*arguments, **options)
             except Exception as error:
-                # Compilers raise many types. An error of the function itself is raised again by the call below.
                 warnings.warn(f"torch.compile failed ({type(error).__name__}); continuing uncompiled", stacklevel=2)
                 fast = function
-        return function(*arguments)
+        return function(*arguments, **options)
 
     return run

@@ -6,7 +6,7 @@ choice is also a name in `GPTConfig` (config/model.py). Attention is in attentio
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +72,8 @@ class SwiGLUMLP(nn.Module):
     The product lets one half decide how much of the other passes; at an equal number of parameters it reaches a lower
     loss than GELU. Hence 8/3 C as its width by default: three matrices instead of two, and as many parameters as 4 C.
     """
+
+    stacked: ClassVar = {"gate_up": 2}  # layers of several maps: Muon orthogonalises each map on its own
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()

@@ -46,8 +46,7 @@ QUERIES_AT_ONCE = 256
 class Anomalies(Callback):
     """Writes a report of each bad step and a row for each loss spike. All ranks take the same decision.
 
-    The module finds bad steps and skips them; `before_skip` is its question whether the run should stop or roll back
-    instead.
+    The module finds bad steps; `on_bad_step` tells it to skip the step or to roll back, or stops the run.
     """
 
     def __init__(self, folder: RunFolder, config: Config) -> None:
@@ -76,7 +75,7 @@ class Anomalies(Callback):
             self.skipped_in_a_row = 0
             self._note_spike(trainer, pl_module)
 
-    def before_skip(self, module: TrainingModule) -> Path | None:
+    def on_bad_step(self, module: TrainingModule) -> Path | None:
         """Report a bad step; returns the checkpoint to roll back to, or None to skip the step.
 
         Raises:
@@ -140,11 +139,11 @@ class Anomalies(Callback):
         dataset, batches = getattr(trainer.train_dataloader, "dataset", None), []
         with trainer.precision_plugin.forward_context():  # repeat the forward pass in the run's precision
             for number, tokens, targets, loss in module.micro_batches:
-                places = dataset.places(number) if isinstance(dataset, TrainBatches) else None
+                origins = dataset.origins(number) if isinstance(dataset, TrainBatches) else None
                 scores, rows = _rows_again(module.model, tokens, targets)
                 for row, own in enumerate(rows):
                     text = torch.cat([tokens[row, :1], targets[row][targets[row] != IGNORED]]).tolist()
-                    own |= {"text": decode(module.data.tokenizer, text)} | (places[row]._asdict() if places else {})
+                    own |= {"text": decode(module.data.tokenizer, text)} | (origins[row]._asdict() if origins else {})
                 batches.append({"number": number, "loss": _plain(float(loss)), "largest_scores": scores, "rows": rows})
         reshard(module.model)
         return {

@@ -26,7 +26,7 @@ class Average:
         self.n_averaged = 0
         self._trained: dict[str, Tensor] | None = None  # the trained weights, while the model has the average
 
-    def follow(self) -> None:
+    def attach(self) -> None:
         """Move to the model's device and precision, but at least float32: small changes add up in an average."""
         weight = next(self.model.parameters())
         self.averaged.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
@@ -38,12 +38,12 @@ class Average:
             average.copy_(self.decay * average + (1 - self.decay) * current if self.n_averaged else current)
         self.n_averaged += 1
 
-    def put_in(self) -> None:
+    def swap_in(self) -> None:
         """Give the model the average."""
         self._trained = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.model.load_state_dict(self.averaged.state_dict())
 
-    def take_out(self) -> None:
+    def swap_out(self) -> None:
         """Give the model its trained weights back, if it has the average."""
         if self._trained is not None:
             self.model.load_state_dict(self._trained)

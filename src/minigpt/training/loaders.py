@@ -38,7 +38,7 @@ class _TrainSampler(Sampler[int]):
         module = self.trainer.lightning_module
         assert isinstance(module, TrainingModule)
         for index in range(module.global_step * self.trainer.accumulate_grad_batches, self.n_batches):
-            yield module.micro_batch(index)
+            yield module.micro_batch_number(index)
 
 
 class _ValSampler(Sampler[int]):

@@ -14,10 +14,10 @@ from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 
 from minigpt.config import Config
-from minigpt.data.batches import IGNORED
+from minigpt.data.batches import IGNORED, n_val_targets
 from minigpt.data.shards import PreparedData
 from minigpt.errors import UserError
-from minigpt.model.compiling import compiled, compiles
+from minigpt.model.compiling import compile_with_fallback, should_compile
 from minigpt.model.gpt import GPT
 from minigpt.runs.loading import CHECKPOINT_KEY, read_checkpoint
 from minigpt.training.averaging import Average
@@ -42,43 +42,44 @@ class MicroBatch(NamedTuple):
 class TrainingModule(L.LightningModule):
     """Teacher forcing: in one pass, each position predicts the next token under the causal mask.
 
-    One optimizer step is read here: learning rate, loss, gradient norm, skipping, clipping, weight average. Lightning
-    calls the hooks in this order. Callbacks read the results and change nothing: the module trains the same without
-    them, under a plain `L.Trainer` with the config's max_steps and accumulate_grad_batches.
+    One optimizer step is read here: learning rate, loss, gradient norm, skipping, clipping, weight average. The hooks
+    stand in the order in which Lightning calls them. Callbacks read the results and change nothing: the module trains
+    the same without them, under a plain `L.Trainer` with the config's max_steps and accumulate_grad_batches.
     """
 
     def __init__(
-        self, config: Config, data: PreparedData, before_skip: Callable[[TrainingModule], Path | None] | None = None
+        self, config: Config, data: PreparedData, on_bad_step: Callable[[TrainingModule], Path | None] | None = None
     ) -> None:
         """Initialise the weights from the seed.
 
         Args:
             config: the run, with model.vocab_size set.
             data: the prepared text.
-            before_skip: called on every rank when a loss or gradient is NaN or infinite, with the gradients still in
+            on_bad_step: called on every rank when a loss or gradient is NaN or infinite, with the gradients still in
                 place. It raises to end the run, returns a checkpoint to roll back to, or None to skip the step.
         """
         super().__init__()
-        self.run_config, self.data, self.before_skip = config, data, before_skip
+        self.run_config, self.data, self.on_bad_step = config, data, on_bad_step
         torch.manual_seed(config.seed)
         self.model = GPT(config.model)
         # Compile the loss function rather than the module: parameter names get no "_orig_mod." prefix, and samples and
         # probes use the uncompiled model.
         loss = functools.partial(model_loss, self.model)
-        is_compiled = compiles(config.compile, config.trainer.accelerator, config.trainer.max_steps)
-        self.loss: Callable[..., Tensor] = compiled(loss) if is_compiled else loss
+        is_compiled = should_compile(config.compile, config.trainer.accelerator, config.trainer.max_steps)
+        self.loss: Callable[..., Tensor] = compile_with_fallback(loss) if is_compiled else loss
         decay = config.optimizer.average_decay
         self.average = None if decay is None else Average(self.model, decay)
         self.has_trained = False  # in this process
-        self.tokens_seen = 0  # training targets, over all devices
-        self._began_at_step, self._seen_before = 0, 0
+        # Targets, over all devices: exact if packed; with examples, estimated from this rank's rows.
+        self.tokens_seen = 0
+        self._began_at_step, self._n_micro_batches_before = 0, 0  # where the checkpoint of a resumed run stood
 
         # Results of the last step, for callbacks to read.
         self.micro_batches: list[MicroBatch] = []
         self.learning_rate = 0.0
         self.step_loss = math.nan  # mean over micro-batches and devices
         self.grad_norm = math.nan  # total norm of the gradient before clipping
-        self.skipped = False  # whether the step was skipped because its loss or gradient was NaN or infinite
+        self.skipped = False  # not taken, as a loss or gradient was NaN or infinite: a skipped step or a rollback
         self.val_loss = self.val_bits_per_byte = math.nan
 
         self._total_norm = torch.tensor(math.nan)  # grad_norm on the device
@@ -89,6 +90,16 @@ class TrainingModule(L.LightningModule):
         if self.device_mesh is not None and not is_sharded(self.model):  # Lightning may call it more than once
             apply_fsdp(self.model, self.device_mesh["data_parallel"])
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.tokens_seen = checkpoint[CHECKPOINT_KEY]["tokens_seen"]
+        self._began_at_step = checkpoint["global_step"]
+        self._n_micro_batches_before = checkpoint[CHECKPOINT_KEY]["micro_batches"]
+        set_batches_done(checkpoint, self._began_at_step * self.run_config.trainer.accumulate_grad_batches)
+        if self.trainer.precision == "64-true":
+            self.model.double()  # Lightning converts the model only after loading, which would round the weights
+        if self.average is not None:
+            self.average.load(checkpoint)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         # A fused optimizer unscales gradients inside its step, after clipping has already used the scaled norm.
         fused = gradient_scaler(self.trainer) is None
@@ -96,7 +107,7 @@ class TrainingModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         if self.average is not None:
-            self.average.follow()
+            self.average.attach()
 
     def on_train_start(self) -> None:
         self._share_of_time = self.trainer.strategy.broadcast(self._read_clock())
@@ -113,24 +124,25 @@ class TrainingModule(L.LightningModule):
         # Dropout depends on (seed, micro-batch) alone, so a resumed run repeats it without stored random state.
         # Only this device is seeded: torch.manual_seed records a stack trace for each device type that is not
         # initialised, which costs time at every step.
-        seed = (self.run_config.seed << 32) + self.micro_batch(batch_idx)
+        seed = (self.run_config.seed << 32) + self.micro_batch_number(batch_idx)
         torch.default_generator.manual_seed(seed)
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(seed)
-        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:  # the trainer's: a callback may have changed it
             self.micro_batches = []
         set_logged_step(self.trainer)
         optimizer, config = self.optimizers(), self.run_config.optimizer
         self.learning_rate = follow_schedule(optimizer, config, self.global_step, self.progress)  # type: ignore[arg-type]
 
-    def micro_batch(self, batch_idx: int) -> int:
+    def micro_batch_number(self, batch_idx: int) -> int:
         """Index in the whole run, over all devices, of this device's micro-batch batch_idx.
 
         A resumed run may use another number of devices or of accumulated micro-batches: it counts on from those that
         the checkpoint has seen.
         """
+        # The config's accumulation, by which `on_load_checkpoint` sets Lightning's count of batches.
         since = batch_idx - self._began_at_step * self.run_config.trainer.accumulate_grad_batches
-        return self._seen_before + since * self.trainer.world_size + self.global_rank
+        return self._n_micro_batches_before + since * self.trainer.world_size + self.global_rank
 
     @property
     def progress(self) -> float:
@@ -147,7 +159,7 @@ class TrainingModule(L.LightningModule):
         tokens, targets = batch
         self.has_trained = True
         loss = self.loss(tokens, targets)
-        self.micro_batches.append(MicroBatch(self.micro_batch(batch_idx), tokens, targets, loss.detach()))
+        self.micro_batches.append(MicroBatch(self.micro_batch_number(batch_idx), tokens, targets, loss.detach()))
         # Counting synchronises with the device; only padded batches need it.
         packed = self.run_config.data.mode == "packed"
         n_targets = targets.numel() if packed else int((targets != IGNORED).sum())
@@ -164,7 +176,7 @@ class TrainingModule(L.LightningModule):
         """Compute the norm, and skip the step if a loss or gradient is NaN or infinite, on all ranks alike.
 
         A skipped step counts as done: the schedule and the data advance, so a batch depends on the step alone and
-        resume stays exact. Weights, optimizer state and EMA do not change.
+        resume stays exact. Weights, optimizer state and EMA do not change, unless `on_bad_step` names a checkpoint.
         """
         trainer = self.trainer
         norm = total_norm(parameter.grad for group in optimizer.param_groups for parameter in group["params"])
@@ -175,11 +187,12 @@ class TrainingModule(L.LightningModule):
         shared = torch.stack([(~checked.isfinite().all()).to(own), own[1:].mean(), clock])
         if trainer.world_size > 1:
             shared = trainer.strategy.reduce(shared, reduce_op="sum")
+        # The norm is not reduced: it is equal on all ranks, as their gradients are averaged already.
         # One transfer, hence one synchronisation with the device, for all numbers of the step.
         self.grad_norm, n_bad, loss, self._share_of_time = torch.cat([own[:1], shared]).tolist()
         self._total_norm, self.step_loss, self.skipped = norm, loss / trainer.world_size, n_bad > 0
         if self.skipped:
-            checkpoint = None if self.before_skip is None else self.before_skip(self)
+            checkpoint = None if self.on_bad_step is None else self.on_bad_step(self)
             for parameter in self.parameters():
                 parameter.grad = None  # optimizers skip parameters without a gradient
             if checkpoint is not None:
@@ -193,7 +206,8 @@ class TrainingModule(L.LightningModule):
     ) -> None:
         """Clip by the norm that is known already, with torch's own arithmetic.
 
-        Not multiplying where it would change nothing saves a pass over the gradients.
+        Not multiplying where it would change nothing saves a pass over the gradients: torch's coefficient is
+        limit / (norm + 1e-6), at most 1.
         """
         config = self.run_config.trainer
         limit = config.gradient_clip_val if gradient_clip_val is None else gradient_clip_val
@@ -219,23 +233,14 @@ class TrainingModule(L.LightningModule):
         state = content["optimizer_states"][0] | {"param_groups": optimizer.state_dict()["param_groups"]}
         self.trainer.strategy.load_optimizer_state_dict({"optimizer_states": [state]})
 
-    def on_train_epoch_end(self) -> None:
-        trainer = self.trainer
-        if self.global_step < trainer.max_steps and not trainer.should_stop:
-            raise UserError(
-                f"the batches ran out at step {self.global_step} of trainer.max_steps={trainer.max_steps}: a callback "
-                f"changed trainer.accumulate_grad_batches={self.run_config.trainer.accumulate_grad_batches} to "
-                f"{trainer.accumulate_grad_batches}; remove that callback"
-            )
-
     def on_validation_epoch_start(self) -> None:
         self._nats, self._count = 0.0, 0
         if self.average is not None:
-            self.average.put_in()
+            self.average.swap_in()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         tokens, targets = batch
-        self._nats += float(self.loss(tokens, targets, "sum"))
+        self._nats += float(self.loss(tokens, targets, reduction="sum"))
         self._count += int((targets != IGNORED).sum())
 
     def on_validation_epoch_end(self) -> None:
@@ -244,16 +249,11 @@ class TrainingModule(L.LightningModule):
         split = self.data.train if self.run_config.trainer.overfit_batches else self.data.val
         self.val_loss = nats / count
         # Tokens per byte of the whole split: exact if validation covers it, as it does by default.
-        n_targets = len(split.tokens) - (self.run_config.data.mode == "packed")  # the first token is no target
+        n_targets = n_val_targets(split, self.run_config.data.mode)
         self.val_bits_per_byte = self.val_loss / math.log(2) * n_targets / split.n_bytes
         # Only for Lightning's callbacks, such as EarlyStopping: `Metrics` writes files and loggers.
         self.log("val/loss", self.val_loss, logger=False, sync_dist=True)
         self.log("val/bits_per_byte", self.val_bits_per_byte, logger=False, sync_dist=True)
-
-    def on_validation_model_train(self) -> None:
-        super().on_validation_model_train()
-        if self.average is not None:
-            self.average.take_out()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CHECKPOINT_KEY] = {
@@ -262,7 +262,8 @@ class TrainingModule(L.LightningModule):
             "text_fingerprint": self.data.manifest.text_fingerprint,
             "text_settings": self.data.manifest.settings,
             "working_directory": str(Path.cwd()),  # the config's relative paths start here
-            "micro_batches": self.micro_batch(self.global_step * self.run_config.trainer.accumulate_grad_batches)
+            # Seen by all devices: the number of rank 0's next one.
+            "micro_batches": self.micro_batch_number(self.global_step * self.run_config.trainer.accumulate_grad_batches)
             - self.global_rank,
             "tokens_seen": self.tokens_seen,
             "n_threads": torch.get_num_threads(),  # the order of a sum, hence its rounding, depends on it
@@ -270,15 +271,21 @@ class TrainingModule(L.LightningModule):
         if self.average is not None:
             self.average.save(checkpoint)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.tokens_seen = checkpoint[CHECKPOINT_KEY]["tokens_seen"]
-        self._began_at_step = checkpoint["global_step"]
-        self._seen_before = checkpoint[CHECKPOINT_KEY]["micro_batches"]
-        set_batches_done(checkpoint, self._began_at_step * self.run_config.trainer.accumulate_grad_batches)
-        if self.trainer.precision == "64-true":
-            self.model.double()  # Lightning converts the model only after loading, which would round the weights
+    def on_validation_model_train(self) -> None:
+        super().on_validation_model_train()
+        # Later than `on_validation_epoch_end`: in between, the callbacks' `on_validation_end` writes samples, attention
+        # and checkpoints, with the weights whose loss was measured.
         if self.average is not None:
-            self.average.load(checkpoint)
+            self.average.swap_out()
+
+    def on_train_epoch_end(self) -> None:
+        trainer = self.trainer
+        if self.global_step < trainer.max_steps and not trainer.should_stop:
+            raise UserError(
+                f"the batches ran out at step {self.global_step} of trainer.max_steps={trainer.max_steps}: a callback "
+                f"changed trainer.accumulate_grad_batches={self.run_config.trainer.accumulate_grad_batches} to "
+                f"{trainer.accumulate_grad_batches}; remove that callback"
+            )
 
 
 def total_norm(gradients: Iterable[Tensor | None]) -> Tensor:

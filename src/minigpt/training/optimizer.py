@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from minigpt.config import OptimizerConfig
 from minigpt.model.attention import Attention
-from minigpt.model.gpt import GPT, Block, SwiGLUMLP
+from minigpt.model.gpt import GPT, Block
 from minigpt.training.muon import BASE_WIDTH, Muon
 
 EMBEDDING_RATE = 3.0
-"""Learning rate of embeddings under `muon`, relative to the others: a row is updated only when its token occurs."""
+"""Learning rate of embeddings under `muon`, relative to the others: a row has a gradient only when its token occurs."""
 FIRST_MOMENTUM = 0.85
 """Muon's momentum at step 0, before its warm-up (Jordan et al. 2024)."""
 
@@ -39,7 +39,7 @@ def parameter_groups(model: GPT, config: OptimizerConfig) -> list[dict[str, Any]
     def lr_scale(parameter: Tensor) -> float:
         if config.name == "adamw":
             return 1.0
-        if parameter in linear or (model.config.tie_embeddings and parameter is model.token_embedding.weight):
+        if parameter is model.head_weight:
             return BASE_WIDTH / parameter.shape[1]
         return EMBEDDING_RATE if parameter in embeddings else 1.0
 
@@ -71,17 +71,16 @@ def stacked_rows(model: GPT) -> dict[Tensor, list[int]]:
     """The weights of linear layers inside blocks, with the row counts of the matrices stacked in each.
 
     Query, key and value projections share one weight for speed, and so do SwiGLU's two. They are different maps, so
-    Muon orthogonalises each on its own.
+    Muon orthogonalises each on its own. An MLP names its layers of several equal maps in `stacked`.
     """
     inside = [module for block in model.modules() if isinstance(block, Block) for module in block.modules()]
-    rows: dict[Tensor, list[int]] = {}
+    rows = {module.weight: [module.out_features] for module in inside if isinstance(module, nn.Linear)}
     for module in inside:
-        if isinstance(module, nn.Linear):
-            rows.setdefault(module.weight, [module.out_features])
-        elif isinstance(module, Attention):
+        if isinstance(module, Attention):
             rows[module.qkv.weight] = [n * module.head_dim for n in module.n_projected if n]
-        elif isinstance(module, SwiGLUMLP):
-            rows[module.gate_up.weight] = [module.gate_up.out_features // 2] * 2
+        for name, n_maps in getattr(module, "stacked", {}).items():
+            layer = getattr(module, name)
+            rows[layer.weight] = [layer.out_features // n_maps] * n_maps
     return rows
 
 
@@ -98,7 +97,7 @@ def make_optimizer(model: GPT, config: OptimizerConfig, *, fused: bool = True) -
 
 
 def follow_schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int, progress: float) -> float:
-    """Set learning rates and momentum for the next step, after `step` finished ones; returns the learning rate.
+    """Set learning rates and momentum for optimizer step `step`, counted from 0; returns the learning rate.
 
     Args: as for `learning_rate`.
     """
@@ -111,13 +110,16 @@ def follow_schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, s
 
 
 def muon_momentum(config: OptimizerConfig, step: int) -> float:
-    """Muon's momentum after `step` finished steps: lower at first, when old gradients go out of date quickly."""
+    """Muon's momentum in step `step`, counted from 0: lower at first, when old gradients go out of date quickly."""
     share = min(1.0, step / config.momentum_warmup_steps) if config.momentum_warmup_steps else 1.0
     return config.momentum - (1.0 - share) * max(0.0, config.momentum - FIRST_MOMENTUM)
 
 
 def learning_rate(config: OptimizerConfig, step: int, progress: float) -> float:
-    """Learning rate of the step after `step` finished ones.
+    """Learning rate of optimizer step `step`, counted from 0.
+
+    The decay is a factor of its own, from step 0 on: unlike nanoGPT's it runs during warm-up too. It reaches
+    final_lr_fraction when the run is done, so the last step's rate is still slightly above.
 
     Args:
         config: peak, warm-up and shape of the decay.

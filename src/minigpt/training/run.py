@@ -135,7 +135,7 @@ def _put_together(
     callbacks = make_callbacks(config, folder, data, stop)
     trainer = make_trainer(config, folder, callbacks)
     anomalies = next(callback for callback in callbacks if isinstance(callback, Anomalies))
-    return trainer, TrainingModule(config, data, anomalies.before_skip), make_loaders(config, data, trainer, seen)
+    return trainer, TrainingModule(config, data, anomalies.on_bad_step), make_loaders(config, data, trainer, seen)
 
 
 def _fit(
