@@ -244,9 +244,9 @@ def test_a_text_of_no_code_has_few_relations() -> None:
 
 
 LONG = {
-    "one line": "x = [" + "é.a(b=x), " * 20_000 + "]",
+    "one line": "x = [" + "é.a(b=x), " * 8_000 + "]",
     "one string": "x = '" + "é" * 1_000_000 + "'; x.y",
-    "bindings": "x = x\n" * 30_000,
+    "bindings": "x = x\n" * 12_000,
     "decorators": "@a\n" * 5_000,
     "continuations": "x\\\n" * 10_000,
     "attributes": "a" + ".a" * 20_000,
