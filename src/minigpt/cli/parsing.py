@@ -54,8 +54,8 @@ def parse_training(
     """
     parser = _kept_parser(program, what, resumes=resumes, more=more)
     named = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
-    argv = [*(f"--config={find_recipe(name)}" for name in named), *argv[len(named) :]]
-    run = _given(parser, argv).get("--resume") if resumes else None
+    words = [*(f"--config={find_recipe(name)}" for name in named), *_joined(parser, argv[len(named) :])]
+    run = _given(words).get("--resume") if resumes else None
     if run is not None and run != AUTO:
         if not run:
             raise UserError("--resume is empty: name the folder of a run, such as runs/demo")
@@ -63,8 +63,8 @@ def parse_training(
         saved = Path(run) / "config.yaml"
         if not saved.is_file():
             raise UserError(f"--resume {run}: there is no {saved}; name the folder of a run, such as runs/demo")
-        argv = [f"--config={saved}", *argv]
-    values = _parse(parser, argv, Config, more)
+        words = [f"--config={saved}", *words]
+    values = _parse(parser, words, Config, more)
     values.pop("resume", None)
     asked = more and more(**{field.name: values.pop(field.name) for field in dataclasses.fields(more)})
     return Config.from_dict(values), asked if run is None else Path(run)
@@ -79,8 +79,8 @@ def parse_options(
         UserError: invalid arguments, naming the one.
     """
     parser = options_parser(schema, program, what, several)
-    given = _given(parser, argv)
-    values = _parse(parser, argv, schema)
+    words = _joined(parser, argv)
+    given, values = _given(words), _parse(parser, words, schema)
     for name, kind in _field_types(schema).items():
         if values[name] is None and kind == "str | None":  # jsonargparse takes the text "null" for None
             values[name] = given.get(f"--{name}")
@@ -160,13 +160,13 @@ def change(config: GenerationConfig, settings: Mapping[str, Any], others: Iterab
     return dataclasses.replace(config, **values)
 
 
-def _parse(parser: ArgumentParser, argv: Sequence[str], schema: type, more: type | None = None) -> dict[str, Any]:
-    """Parse into plain nested dictionaries; the fields of `schema` may stand in a recipe, those of `more` may not."""
+def _parse(parser: ArgumentParser, joined: Sequence[str], schema: type, more: type | None = None) -> dict[str, Any]:
+    """Parse `_joined` words into plain nested dictionaries; a recipe may have the fields of `schema`, not of `more`."""
     settings = _field_types(schema)
     types = settings | (_field_types(more) if more else {})
     options = {action.dest for action in parser._actions} | set(types)
     words = []
-    for word in _joined(parser, argv):
+    for word in joined:
         try:
             word.encode()
         except UnicodeEncodeError:  # Python decodes invalid bytes of arguments as lone surrogates
@@ -199,8 +199,8 @@ def _joined(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
     return words
 
 
-def _given(parser: ArgumentParser, argv: Sequence[str]) -> dict[str, str]:
-    return dict(word.split("=", 1) for word in _joined(parser, argv) if "=" in word)
+def _given(joined: Iterable[str]) -> dict[str, str]:
+    return dict(word.split("=", 1) for word in joined if "=" in word)
 
 
 def _with_literal_path(word: str, types: Mapping[str, str]) -> str:

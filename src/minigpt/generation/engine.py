@@ -25,7 +25,7 @@ from minigpt.model.cache import KVCache
 from minigpt.model.compiling import compile_with_fallback
 from minigpt.model.gpt import GPT
 
-NO_TEXT = -1
+NO_DOCUMENT = -1
 """Document id of padding."""
 
 Logits = npt.NDArray[np.float32]
@@ -254,21 +254,23 @@ class _Batch:
         n_tokens = min(self.model.config.context_length, width + self.config.max_new_tokens)
         dtype = self.model.token_embedding.weight.dtype
         self.cache = KVCache(self.model.config, len(different), n_tokens, dtype=dtype, device=self.device)
-        logits = self._read(self.cache, tokens, self._texts(tokens, [width - len(window) for window in different]))
+        logits = self._read(
+            self.cache, tokens, self._document_ids(tokens, [width - len(window) for window in different])
+        )
         if len(different) < len(windows):
             chosen = [different.index(window) for window in windows]
             self.cache.select(chosen)
             logits = logits[chosen]
         return logits
 
-    def _texts(self, tokens: Tensor, n_padding: list[int]) -> Tensor | None:
+    def _document_ids(self, tokens: Tensor, n_padding: list[int]) -> Tensor | None:
         if not any(n_padding):
             return None  # no padding: with document_mask the model itself finds the document boundaries
         config = self.model.config
         index = torch.arange(tokens.shape[1], device=self.device)
         padding = index < torch.tensor(n_padding, device=self.device)[:, None]
         ends = tokens.eq(config.end_of_text or 0) & ~padding if config.document_mask else torch.zeros_like(padding)
-        return ends.cumsum(dim=1).masked_fill(padding, NO_TEXT)
+        return ends.cumsum(dim=1).masked_fill(padding, NO_DOCUMENT)
 
 
 def window_start(n_tokens: int, context_length: int) -> int:

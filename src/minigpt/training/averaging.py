@@ -16,7 +16,8 @@ class Average:
 
     Lightning's EMAWeightAveraging swaps the average out before `on_validation_end`, where samples, attention maps and
     the best weights are written: those would not be the weights whose loss was measured. It also keeps the average on
-    the CPU in float32, as it copies the model before that is moved to its device and precision.
+    the CPU in float32, as it copies the model before that is moved to its device and precision. torch's AveragedModel
+    counts on the device and reads the count at each update, one more wait for the GPU.
     """
 
     def __init__(self, model: GPT, decay: float) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from minigpt.data.sources.walk import matches
+from minigpt.data.sources.walk import glob_paths
 from minigpt.errors import UserError
 
 _SPLIT_OF = {
@@ -126,7 +126,7 @@ def _files_of(config: dict[str, Any], folder: Path) -> dict[str, list[Path]]:
             if not isinstance(split, str) or not isinstance(pattern, str):
                 continue
             if not Path(pattern).is_absolute() and ".." not in Path(pattern).parts:  # a card is untrusted
-                found = sorted(p for p in matches(Path(glob.escape(str(folder)), pattern)) if p.is_file())
+                found = sorted(p for p in glob_paths(Path(glob.escape(str(folder)), pattern)) if p.is_file())
                 splits.setdefault(split, []).extend(found)
     return {split: files for split, files in splits.items() if files}
 
@@ -163,6 +163,6 @@ def _quoted(names: Any) -> str:
 def _pattern(files: Sequence[Path]) -> str:
     """A shell argument for some files: a glob if it matches exactly these, else the first file."""
     prefix = os.path.commonprefix([str(file) for file in files])  # noqa: RUF071 (a prefix of names, not of folders)
-    if len(files) > 1 and set(matches(Path(f"{glob.escape(prefix)}*"))) == set(files):
+    if len(files) > 1 and set(glob_paths(Path(f"{glob.escape(prefix)}*"))) == set(files):
         return shlex.quote(f"{glob.escape(prefix)}*")
     return shlex.quote(str(files[0]))

@@ -15,7 +15,7 @@ from minigpt.data.sources.encodings import is_wide
 from minigpt.data.sources.formats import other_format
 from minigpt.data.sources.layouts import chosen_split, saved_files, snapshot
 from minigpt.data.sources.messages import unreadable
-from minigpt.data.sources.walk import each_once, files_under, matches
+from minigpt.data.sources.walk import each_once, files_under, glob_paths
 from minigpt.data.synthetic.texts import SYNTHETIC
 from minigpt.errors import UserError
 from minigpt.files import reason
@@ -138,7 +138,7 @@ def _local_files(name: str, cache: Path) -> Source:
     try:
         path = local_path(name)
         is_folder = path.is_dir()
-        found = [p for p in ([path] if path.exists() else matches(_pattern(path))) if not p.is_dir()]
+        found = [p for p in ([path] if path.exists() else glob_paths(_pattern(path))) if not p.is_dir()]
     except UserError:
         raise
     except OSError as error:

@@ -19,7 +19,7 @@ def files_under(top: Path) -> list[Path]:
     return sorted(path for _, files in _walk(top) for path in files)
 
 
-def matches(pattern: Path) -> Iterator[Path]:
+def glob_paths(pattern: Path) -> Iterator[Path]:
     """Paths that match a glob, in which `**` covers the folders that `files_under` reads.
 
     `glob` itself follows a link to a parent folder 40 times.
@@ -29,10 +29,10 @@ def matches(pattern: Path) -> Iterator[Path]:
         return
     place = pattern.parts.index("**")
     rest = Path(*pattern.parts[place + 1 :] or "*")
-    for top in matches(Path(*pattern.parts[:place])) if place else [Path()]:
+    for top in glob_paths(Path(*pattern.parts[:place])) if place else [Path()]:
         if top.is_dir():
             for folder, _ in _walk(top):
-                yield from matches(Path(glob.escape(str(folder))) / rest)
+                yield from glob_paths(Path(glob.escape(str(folder))) / rest)
 
 
 def each_once(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
