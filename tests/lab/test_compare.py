@@ -16,12 +16,13 @@ import yaml
 from scripts import run_script
 from small_runs import small_text
 
-from minigpt.cli.commands import load_recipes
 from minigpt.cli.main import dispatch
+from minigpt.cli.variants import load_variants
 from minigpt.config import CompareConfig
 from minigpt.errors import UserError
 from minigpt.lab import compare as compare_module
-from minigpt.lab.compare import ComparisonRow, Result, by_name, draw_curves, format_table, make_rows
+from minigpt.lab.compare import Result, by_name, make_rows
+from minigpt.lab.comparison_table import ComparisonRow, draw_curves, format_table
 from minigpt.runs.folder import RunFolder
 from minigpt.training.run import train
 
@@ -100,7 +101,7 @@ def test_recipes_are_trained_once_and_again_only_when_they_change(
         with (tmp_path / row["folder"] / "metrics.csv").open() as file:
             assert list(csv.DictReader(file))[-1]["val/loss"] == row["val_loss"]
         assert int(row["peak_memory_bytes"]) > 100e6
-    config = by_name(load_recipes(CompareConfig([first])))["first"]
+    config = by_name(load_variants(CompareConfig([first])))["first"]
     alone = train(dataclasses.replace(config, seed=5, runs_dir=str(tmp_path)))
     with alone.metrics.open() as file:
         loss = float(list(csv.DictReader(file))[-1]["val/loss"])
@@ -134,19 +135,19 @@ def test_recipes_are_trained_once_and_again_only_when_they_change(
 def test_what_would_be_no_comparison_is_refused(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
     paths = [recipe(tmp_path, "first"), recipe(tmp_path, "second", **changes)]
     with pytest.raises(UserError, match=expected):
-        by_name(load_recipes(CompareConfig(paths)))
+        by_name(load_variants(CompareConfig(paths)))
 
 
 def test_a_number_of_steps_for_all_makes_budgets_equal(tmp_path: Path) -> None:
     paths = [recipe(tmp_path, "first"), recipe(tmp_path, "second", trainer={"max_time": "00:00:01:00"})]
-    recipes = by_name(load_recipes(CompareConfig(paths, max_steps=7)))
+    recipes = by_name(load_variants(CompareConfig(paths, max_steps=7)))
     assert {(c.trainer.max_steps, c.trainer.max_time) for c in recipes.values()} == {(7, None)}
 
 
 def test_two_recipes_of_one_name_are_refused(tmp_path: Path) -> None:
     path = recipe(tmp_path, "first")
     with pytest.raises(UserError, match="name=first is another recipe"):
-        by_name(load_recipes(CompareConfig([path, path])))
+        by_name(load_variants(CompareConfig([path, path])))
 
 
 @pytest.mark.parametrize(
@@ -186,12 +187,12 @@ def result(recipe: str, seed: int, loss: float) -> Result:
 
 def test_rows_are_sorted_by_the_mean_over_seeds_and_show_its_spread() -> None:
     results = [result("a", 1, 4.0), result("a", 2, 4.2), result("b", 1, 3.9), result("b", 2, 4.1)]
-    rows = make_rows({"a": None, "b": None}, results, {"a": 10.0, "b": 2000.0})  # type: ignore[dict-item]
+    rows = make_rows({"a": None, "b": None}, results, {"a": 10.0, "b": 2000.0}, {"a": "a", "b": "b"})  # type: ignore[dict-item]
     assert [row.recipe for row in rows] == ["b", "a"]
     lines = format_table(rows).splitlines()
     cells = [cell.strip() for cell in lines[2].split("|")[1:-1]]
-    assert cells == ["b", "1,000", "4.000 ± 0.100", "2.000 ± 0.050", "2,000", "5 MB"]
-    assert len({len(line) for line in lines}) == 1
+    assert cells == ["b", "1,000", "4.000 ± 0.100", "2.000 ± 0.050", "", "2,000", "5 MB"]
+    assert len({len(line) for line in lines[:4]}) == 1
 
 
 def test_one_seed_has_no_spread_and_the_picture_is_drawn(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from jsonargparse import ArgumentParser
 
 from minigpt.cli import parsing
-from minigpt.cli.recipes import find_recipe
+from minigpt.cli.variants import load_variants
 from minigpt.config import CompareConfig, Config, InspectConfig, ProofConfig, ReportConfig, SampleConfig
 from minigpt.errors import UserError
 from minigpt.files import reason, shown
@@ -130,18 +130,11 @@ def _prepared(config: Config) -> PreparedData:
 
 def compare(config: CompareConfig) -> None:
     """Train what is not trained yet, print the table."""
-    recipes = load_recipes(config)
+    variants = load_variants(config)
 
-    from minigpt.lab.compare import compare_recipes
+    from minigpt.lab.compare import compare_variants
 
-    compare_recipes(config, recipes)
-
-
-def load_recipes(config: CompareConfig) -> list[tuple[str, Config]]:
-    """The recipes' files and configs."""
-    budget = [f"--trainer.max_steps={config.max_steps}", "--trainer.max_time=null"] if config.max_steps else []
-    files = [str(find_recipe(recipe, "recipe ")) for recipe in config.recipes]
-    return [(file, parsing.parse_training([f"--config={file}", *budget])[0]) for file in files]
+    compare_variants(config, variants)
 
 
 def doctor(config: Config, resume: Path | None) -> None:
@@ -201,7 +194,7 @@ COMMANDS = {
     "peek": Command(peek, "Show what is in a text: how much, which tokens, and what a batch looks like."),
     "compare": Command(
         compare,
-        "Train recipes on the same text, seeds and budget, and make one table of them.",
+        "Train recipes, or variants of one, on the same text, seeds and budget, and make one table of them.",
         CompareConfig,
         several=("recipes", "seeds"),
     ),

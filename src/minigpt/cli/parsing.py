@@ -81,7 +81,7 @@ def parse_options(
     parser = options_parser(schema, program, what, several)
     words = _joined(parser, argv)
     given, values = _given(words), _parse(parser, words, schema)
-    for name, kind in _field_types(schema).items():
+    for name, kind in settings_of(schema).items():
         if values[name] is None and kind == "str | None":  # jsonargparse takes the text "null" for None
             values[name] = given.get(f"--{name}")
     return schema(**values)
@@ -125,7 +125,10 @@ def options_parser(schema: type, program: str, what: str, several: Sequence[str]
         else:
             parser.add_argument(f"--{name}", nargs="+", type=kind, default=factory(), help=helps[name])
     flags = [name for name, field in fields.items() if field.type == "bool"]  # jsonargparse alone: `--int8 true`
-    parser.add_class_arguments(schema, None, as_positional=True, skip={*flags, *several})
+    repeated = [name for name, field in fields.items() if field.metadata.get("repeated")]
+    parser.add_class_arguments(schema, None, as_positional=True, skip={*flags, *several, *repeated})
+    for name in repeated:
+        parser.add_argument(f"--{name}", action="append", type=str, default=[], help=helps[name])
     for name in flags:
         parser.add_argument(f"--{name}", action="store_true", help=helps[name])
     return parser
@@ -145,7 +148,7 @@ def change(config: GenerationConfig, settings: Mapping[str, Any], others: Iterab
     Raises:
         UserError: an unknown setting or an invalid value.
     """
-    types = _field_types(GenerationConfig)
+    types = settings_of(GenerationConfig)
     for name in settings:
         if name not in types:
             known = [*others, *types]
@@ -162,8 +165,8 @@ def change(config: GenerationConfig, settings: Mapping[str, Any], others: Iterab
 
 def _parse(parser: ArgumentParser, joined: Sequence[str], schema: type, more: type | None = None) -> dict[str, Any]:
     """Parse `_joined` words into plain nested dictionaries; a recipe may have the fields of `schema`, not of `more`."""
-    settings = _field_types(schema)
-    types = settings | (_field_types(more) if more else {})
+    settings = settings_of(schema)
+    types = settings | (settings_of(more) if more else {})
     options = {action.dest for action in parser._actions} | set(types)
     words = []
     for word in joined:
@@ -223,7 +226,7 @@ def _refuse_nulls(values: dict[str, Any], types: dict[str, str], prefix: str = "
             raise UserError(f"{key}=null: expected {_readable(types[key])}")
 
 
-def _field_types(schema: type, prefix: str = "") -> dict[str, str]:
+def settings_of(schema: type, prefix: str = "") -> dict[str, str]:
     """Dotted field name -> its type as written in Python."""
     types: dict[str, str] = {}
     hints = get_type_hints(schema, include_extras=True)
@@ -231,7 +234,7 @@ def _field_types(schema: type, prefix: str = "") -> dict[str, str]:
         factory = field.default_factory
         if isinstance(factory, type) and dataclasses.is_dataclass(factory):
             types[prefix + field.name] = "group"
-            types |= _field_types(factory, f"{prefix}{field.name}.")
+            types |= settings_of(factory, f"{prefix}{field.name}.")
         else:
             types[prefix + field.name] = type_name(hints[field.name])
     return types

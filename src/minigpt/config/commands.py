@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from minigpt.config.checks import Device, PathName, PositiveInt, Rule, Section, Seed, bounds, not_empty, require
+from minigpt.config.run import Config
 from minigpt.config.sampling import GenerationConfig
 
 Run = Annotated[PathName, not_empty("name a run folder such as runs/demo, or a checkpoint")]
@@ -132,10 +134,25 @@ class CompareConfig(Section):
     """Folder for the runs, runs.csv, table.md and table.png; finished runs found there are not trained again."""
     jobs: PositiveInt = 1
     """Number of parallel runs; the CPU cores are divided among them."""
+    set: list[str] = field(default_factory=list, metadata={"repeated": True})
+    """Set a setting in all recipes, as model.n_layer=2; of several values, 2,4, each makes a variant; may be repeated."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(len(set(self.seeds)) == len(self.seeds), f"seeds={self.seeds}: each seed once")
+
+
+class Variant(NamedTuple):
+    """One row of a comparison: a recipe, or one with settings of its own."""
+
+    file: str
+    """The recipe's file, for messages."""
+    config: Config
+    """With a name that no other variant has, and that a folder can have."""
+    label: str
+    """Name in the table, such as learning_rate=0.001; the recipe's name if nothing is varied."""
+    settings: Mapping[str, str]
+    """What is varied: dotted name -> value, as shown."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Trains recipes on the same text with the same seeds and budget, and prints one table of losses and speeds.
 
     minigpt compare configs/attention/*.yaml --seeds 1 2
+    minigpt compare configs/tiny.yaml --set optimizer.learning_rate=4e-3,8e-3 --seeds 1 2 3
 
 Finished runs are recorded in OUT/runs.csv and not trained again, so a stopped comparison can be continued and recipes
 can be added later. Speeds are measured separately, all recipes in turn in one process: on a busy machine, speeds of
@@ -21,17 +22,17 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from minigpt import markdown
-from minigpt.config import CompareConfig, Config
+from minigpt.config import CompareConfig, Config, Variant
 from minigpt.cores import usable_cores
 from minigpt.errors import UserError
 from minigpt.files import reason, write_atomically, write_csv, write_text
+from minigpt.lab.comparison_table import ComparisonRow, draw_curves, format_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,49 +52,51 @@ class Result:
     folder: str
 
 
-@dataclasses.dataclass(frozen=True)
-class ComparisonRow:
-    """A row of the table: one recipe, over its seeds."""
+VARIED = {
+    "model.context_length",
+    "data.tokenizer",
+    "data.batch_size",
+    "trainer.max_steps",
+    "trainer.accumulate_grad_batches",
+    "trainer.gradient_clip_val",
+    "trainer.gradient_clip_algorithm",
+    "trainer.precision",
+}
+"""Settings that two recipes may not differ in, but that `--set` may vary: the val text stays the same."""
 
-    recipe: str
-    parameters: int
-    val_loss: list[float]
-    bits_per_byte: list[float]
-    tokens_per_second: float
-    peak_memory_bytes: float
 
-
-def compare_recipes(compare_config: CompareConfig, files: list[tuple[str, Config]]) -> None:
-    """Check that the recipes can be compared, train what is not trained yet, measure speeds, write the table.
+def compare_variants(compare_config: CompareConfig, variants: Sequence[Variant]) -> None:
+    """Check that the variants can be compared, train what is not trained yet, measure speeds, write the table.
 
     Args:
         compare_config: what is asked for.
-        files: the recipes' files and configs.
+        variants: a row of the table each.
     """
-    recipes = by_name(files)
+    recipes = by_name(variants)
+    labels = {variant.config.name: variant.label for variant in variants}
     out = Path(compare_config.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be created ({reason(error)}); give another folder") from None
-    results = train_missing(recipes, compare_config, out)
+    results = train_missing(recipes, compare_config, out, {v.config.name: v.settings for v in variants})
     print("measuring speeds, each recipe in turn", flush=True)
     speeds = measure_speeds(recipes)
-    rows = make_rows(recipes, results, speeds)
-    table = format_table(rows)
+    rows = make_rows(recipes, results, speeds, labels)
+    table = format_table(rows, in_bits=len({config.data.tokenizer for config in recipes.values()}) > 1)
     write_text(out / "table.md", table + "\n")
     write_atomically(out / "table.png", lambda path: draw_curves(rows, Path(path)))
     print(f"\n{table}\n\n  table   {out / 'table.md'}, {out / 'table.png'}\n  runs    {out / 'runs.csv'}")
 
 
-def by_name(files: list[tuple[str, Config]]) -> dict[str, Config]:
-    """The recipes' configs by name, which may differ only in model and optimizer.
+def by_name(variants: Sequence[Variant]) -> dict[str, Config]:
+    """The configs by name. They may differ in model and optimizer, and in what `--set` varies of `VARIED`.
 
     Raises:
         UserError: two have one name, or text, budget or context length differ.
     """
     recipes: dict[str, Config] = {}
-    for path, config in files:
+    for path, config, *_ in variants:
         if config.name in recipes:
             raise UserError(f"{path}: name={config.name} is another recipe's name too: change one of them")
         if config.trainer.max_time is not None:
@@ -102,30 +105,46 @@ def by_name(files: list[tuple[str, Config]]) -> dict[str, Config]:
                 "compare by steps, as with --max_steps 300"
             )
         recipes[config.name] = config
-    first = next(iter(recipes))
-    for name, config in recipes.items():
-        for section in ("data", "trainer"):
-            ours, theirs = getattr(config, section), getattr(recipes[first], section)
-            for field in dataclasses.fields(ours):
-                a, b = getattr(theirs, field.name), getattr(ours, field.name)
-                if a != b:
-                    raise UserError(
-                        f"{section}.{field.name} is {a} in {first} and {b} in {name}: make them equal; only model and "
-                        "optimizer may differ"
-                    )
-        if config.model.context_length != recipes[first].model.context_length:
-            raise UserError(
-                f"model.context_length is {recipes[first].model.context_length} in {first} and "
-                f"{config.model.context_length} in {name}: make them equal, so that both train on the same tokens"
-            )
+    first = variants[0]
+    for variant in variants:
+        _refuse_differences(first, variant, VARIED & variant.settings.keys())
     return recipes
 
 
-def train_missing(recipes: dict[str, Config], compare_config: CompareConfig, out: Path) -> list[Result]:
-    """Train each (recipe, seed) that is not yet in runs.csv; return the results of all of them."""
+def _refuse_differences(first: Variant, other: Variant, varied: Collection[str]) -> None:
+    ones, others = first.config.to_dict(), other.config.to_dict()
+    names = [f"{section}.{name}" for section in ("data", "trainer") for name in ones[section]]
+    for key in [*names, "model.context_length"]:
+        section, name = key.split(".")
+        one, value = ones[section][name], others[section][name]
+        if one == value or key in varied:
+            continue
+        why = "so that both train on the same tokens" if section == "model" else "only model and optimizer may differ"
+        if key in other.settings:
+            raise UserError(f"--set {key}={one},{value}: varies what must be equal; give one value ({why})")
+        raise UserError(
+            f"{key} is {one} in {first.config.name} and {value} in {other.config.name}: make them equal"
+            f"{', ' if section == 'model' else '; '}{why}"
+        )
+
+
+def train_missing(
+    recipes: dict[str, Config], compare_config: CompareConfig, out: Path, settings: Mapping[str, Mapping[str, str]]
+) -> list[Result]:
+    """Train each (recipe, seed) that is not yet in runs.csv; return the results of all of them.
+
+    Args:
+        recipes: configs by name.
+        compare_config: what is asked for.
+        out: folder of the runs.
+        settings: what is varied, by the recipe's name, for dashboards.
+    """
     from minigpt.data.open import open_data
 
-    open_data(next(iter(recipes.values())).data)  # prepare the text once, before several processes do
+    texts = [config.data for config in recipes.values()]
+    for number, text in enumerate(texts):
+        if text not in texts[:number]:
+            open_data(text)  # prepare it once, before several processes do
     wanted = {
         (name, seed): dataclasses.replace(config, seed=seed, name=f"{name}-seed{seed}", runs_dir=str(out))
         for seed in compare_config.seeds
@@ -140,7 +159,10 @@ def train_missing(recipes: dict[str, Config], compare_config: CompareConfig, out
     # One process per run, so that peak memory is the run's own.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(compare_config.jobs, mp_context=context, max_tasks_per_child=1) as pool:
-        futures = {pool.submit(_train_one, config, threads): key for key, config in missing.items()}
+        futures = {
+            pool.submit(_train_one, config, threads, dashboard_names(out, key[0], settings[key[0]])): key
+            for key, config in missing.items()
+        }
         try:
             for future in as_completed(futures):
                 key = futures[future]
@@ -166,8 +188,23 @@ def train_missing(recipes: dict[str, Config], compare_config: CompareConfig, out
     return list(results.values())
 
 
-def _train_one(config: Config, threads: int) -> dict[str, Any]:
+def dashboard_names(out: Path, recipe: str, settings: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables by which W&B groups the runs of one comparison, and the seeds of one variant in it.
+
+    The user's own variables and arguments of the logger take precedence; the user's tags are kept beside these.
+    """
+    # W&B splits tags at commas, and takes up to 64 characters.
+    tags = [f"{key.rsplit('.', 1)[-1]}={value}".replace(",", " ")[:64] for key, value in settings.items()] or [recipe]
+    mine = [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag]
+    names = {"WANDB_RUN_GROUP": out.resolve().name, "WANDB_JOB_TYPE": recipe}
+    return {name: os.environ.get(name) or value for name, value in names.items()} | {
+        "WANDB_TAGS": ",".join(dict.fromkeys([*mine, *tags]))
+    }
+
+
+def _train_one(config: Config, threads: int, environment: Mapping[str, str]) -> dict[str, Any]:
     """Train in this process, which does nothing else; returns the fields of `Result` that the run determines."""
+    os.environ.update(environment)
     import torch
 
     from minigpt.runs.loading import load_model
@@ -239,60 +276,17 @@ def measure_speeds(recipes: dict[str, Config], rounds: int = 9) -> dict[str, flo
     }
 
 
-def make_rows(recipes: dict[str, Config], results: Sequence[Result], speeds: dict[str, float]) -> list[ComparisonRow]:
-    """A row for each recipe, lowest bits per byte first."""
+def make_rows(
+    recipes: dict[str, Config], results: Sequence[Result], speeds: dict[str, float], labels: Mapping[str, str]
+) -> list[ComparisonRow]:
+    """A row for each recipe with its label, lowest bits per byte first; losses in the order of the seeds."""
     rows = []
     for name in recipes:
         runs = sorted((r for r in results if r.recipe == name), key=lambda r: r.seed)
         losses, bits = [r.val_loss for r in runs], [r.bits_per_byte for r in runs]
-        rows.append(
-            ComparisonRow(name, runs[0].parameters, losses, bits, speeds[name], max(r.peak_memory_bytes for r in runs))
-        )
+        memory = max(r.peak_memory_bytes for r in runs)
+        rows.append(ComparisonRow(labels[name], runs[0].parameters, losses, bits, speeds[name], memory))
     return sorted(rows, key=lambda row: statistics.mean(row.bits_per_byte))
-
-
-def format_table(rows: Sequence[ComparisonRow]) -> str:
-    """A Markdown table, aligned to be read as plain text. ± is half the range over the seeds."""
-    columns = {
-        "recipe": lambda row: row.recipe,
-        "parameters": lambda row: f"{row.parameters:,}",
-        "val/loss": lambda row: _with_spread(row.val_loss),
-        "bits per byte": lambda row: _with_spread(row.bits_per_byte),
-        "tokens/s": lambda row: f"{row.tokens_per_second:,.0f}",
-        "peak memory": lambda row: f"{row.peak_memory_bytes / 1e6:,.0f} MB",
-    }
-    return markdown.table(list(columns), [[cell(row) for cell in columns.values()] for row in rows])
-
-
-def _with_spread(values: Sequence[float]) -> str:
-    spread = (max(values) - min(values)) / 2
-    return f"{statistics.mean(values):.3f}" + (f" ± {spread:.3f}" if len(values) > 1 else "")
-
-
-def draw_curves(rows: Sequence[ComparisonRow], path: Path) -> None:
-    """Plot bits per byte of every seed, and speed, to a PNG file."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    names, places = [row.recipe for row in rows], range(len(rows))
-    figure, (losses, speeds) = pyplot.subplots(
-        1, 2, sharey=True, figsize=(9, 1 + 0.32 * len(rows)), width_ratios=(2, 1), layout="constrained"
-    )
-    for place, row in zip(places, rows, strict=True):
-        losses.plot(row.bits_per_byte, [place] * len(row.bits_per_byte), "o", color="#3b6ea8", markersize=5)
-        losses.plot(statistics.mean(row.bits_per_byte), place, "|", color="black", markersize=12)
-    speeds.barh(places, [row.tokens_per_second for row in rows], color="#c9d7e8")
-    losses.set_yticks(places, names)
-    losses.invert_yaxis()
-    losses.set_xlabel("bits per byte (each seed, and their mean)")
-    speeds.set_xlabel("tokens per second")
-    for axes in (losses, speeds):
-        axes.grid(axis="x", alpha=0.3)
-        axes.set_axisbelow(True)
-    figure.savefig(path, format="png", dpi=130)
-    pyplot.close(figure)
 
 
 def _digest(config: Config) -> str:
