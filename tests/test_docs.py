@@ -7,7 +7,8 @@ import re
 import torch
 from scripts import ROOT, run_script
 
-from minigpt.config import GenerationConfig
+from minigpt.cli.parsing import settings_of
+from minigpt.config import CompareConfig, Config, GenerationConfig, SampleConfig
 from minigpt.data.sources.names import COMPRESSED, TABLES
 from minigpt.data.synthetic.texts import SYNTHETIC
 from minigpt.data.tokenizers.tiktoken_tables import TIKTOKEN_NAMES
@@ -82,3 +83,12 @@ def test_the_similarity_of_ones_own_works_in_attend_as_it_stands_there() -> None
 def test_every_similarity_is_in_the_table() -> None:
     for name in similarities.SIMILARITIES:
         assert f"| `{name}` |" in PAGE
+
+
+def test_every_setting_on_the_nanogpt_page_exists() -> None:
+    page = (ROOT / "docs" / "from_nanogpt.md").read_text(encoding="utf-8")
+    known = set(settings_of(Config)) | set(settings_of(SampleConfig)) | set(settings_of(CompareConfig))
+    # nanoGPT's own in the column beside, and what is no setting of a config
+    others = {"start", "eval_only", "init_from", "out_dir", "batch_size", "standalone", "nproc_per_node"}
+    others |= {"section.name", "resume", "from", "help"}
+    assert set(re.findall(r"--([a-z_][\w.]*)", page)) - known - others == set()

@@ -21,8 +21,8 @@ from minigpt.cli.variants import load_variants
 from minigpt.config import CompareConfig
 from minigpt.errors import UserError
 from minigpt.lab import compare as compare_module
-from minigpt.lab.compare import Result, by_name, make_rows
-from minigpt.lab.comparison_table import ComparisonRow, draw_curves, format_table
+from minigpt.lab.compare import Result, by_name, dashboard_names, make_rows
+from minigpt.lab.comparison_table import ComparisonRow, draw_curves, format_table, paired_difference, student_t
 from minigpt.runs.folder import RunFolder
 from minigpt.training.run import train
 
@@ -200,3 +200,44 @@ def test_one_seed_has_no_spread_and_the_picture_is_drawn(tmp_path: Path) -> None
     assert "±" not in format_table(rows)
     draw_curves(rows, tmp_path / "table.png")
     assert (tmp_path / "table.png").stat().st_size > 1000
+
+
+def test_differences_to_the_first_row_are_paired_by_seed_with_students_interval() -> None:
+    mean, half = paired_difference([4.1, 4.3, 4.5], [4.0, 4.1, 4.2])  # 0.1, 0.2, 0.3: error 0.1 / sqrt(3)
+    assert (mean, half) == (pytest.approx(0.2), pytest.approx(4.3027 * 0.1 / 3**0.5))
+    for degrees, quantile in {11: 2.20099, 20: 2.08596, 120: 1.97993}.items():
+        assert student_t(degrees) == pytest.approx(quantile, abs=2e-4)
+    rows = [ComparisonRow("a", 1, [4.0, 4.1, 4.2], [2.0, 2.1, 2.2], 1.0, 1e6)]
+    rows.append(dataclasses.replace(rows[0], recipe="b", val_loss=[4.1, 4.3, 4.5], bits_per_byte=[2.5, 2.6, 2.7]))
+    assert "+0.200 ± 0.248" in format_table(rows)
+    assert "+0.500 ± 0.000" in format_table(rows, in_bits=True)
+
+
+def test_one_seed_has_a_difference_without_an_interval_and_the_table_says_so() -> None:
+    rows = [ComparisonRow(name, 1, [loss], [1.0], 1.0, 1e6) for name, loss in (("a", 4.0), ("b", 4.2))]
+    assert "+0.200 |" in format_table(rows)
+    assert "One seed gives no interval" in format_table(rows)
+
+
+def test_set_may_vary_the_tokenizer_but_not_the_text(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "first")
+    assert len(by_name(load_variants(CompareConfig([path], set=["data.tokenizer=bytes,chars"])))) == 2
+    with pytest.raises(UserError, match=r"--set data.source=a.txt,b.txt: varies what must be equal"):
+        by_name(load_variants(CompareConfig([path], set=["data.source=a.txt,b.txt"])))
+
+
+def test_wandb_groups_the_runs_of_a_comparison_unless_the_user_has_a_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_RUN_GROUP", "WANDB_JOB_TYPE", "WANDB_TAGS"):
+        monkeypatch.delenv(name, raising=False)
+    settings = {"optimizer.learning_rate": "0.001", "model.window": "[8,null]"}
+    assert dashboard_names(tmp_path / "rates", "tiny-a", settings) == {
+        "WANDB_RUN_GROUP": "rates",
+        "WANDB_JOB_TYPE": "tiny-a",
+        "WANDB_TAGS": "learning_rate=0.001,window=[8 null]",
+    }
+    monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
+    monkeypatch.setenv("WANDB_TAGS", "paper")
+    names = dashboard_names(tmp_path / "rates", "tiny-a", {})
+    assert (names["WANDB_RUN_GROUP"], names["WANDB_TAGS"]) == ("mine", "paper,tiny-a")
