@@ -135,7 +135,7 @@ class CompareConfig(Section):
     jobs: PositiveInt = 1
     """Number of parallel runs; the CPU cores are divided among them."""
     set: list[str] = field(default_factory=list, metadata={"repeated": True})
-    """Change a setting of all recipes: model.n_layer=2; with several values, 2,4, each is a variant. May be repeated."""
+    """Change a setting of all recipes: model.n_layer=2. Several values, as 2,4, are a variant each. May be repeated."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
