@@ -28,7 +28,7 @@ from minigpt.data.shards import PreparedData
 from minigpt.data.sources.chunking import grouped
 from minigpt.data.sources.hub import open_dataset_stream
 from minigpt.data.sources.names import Source, find_source
-from minigpt.data.sources.reading import open_stream, reading_notes
+from minigpt.data.sources.reading import begins_separated, open_stream, reading_notes
 from minigpt.data.splitting import val_threshold
 from minigpt.errors import UserError
 from minigpt.files import note, write_atomically
@@ -46,6 +46,9 @@ def prepare_head(config: DataConfig, *, quiet: bool = False) -> PreparedData:
         UserError: the stream cannot be read, or has too few documents for a val split.
     """
     reading = [config.text_column, config.codec, config.encoding_errors, config.delimiter]
+    reading += [config.document_separator] if config.document_separator is not None else []
+    if not _is_of_the_hub(config) and any(map(begins_separated, _local(config).files)):
+        reading.append("separated")  # earlier versions read it as one document
     key = json.dumps([config.source, *reading, _lengths(config)])
     head = Path(config.dir) / "streams" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
     if not head.is_file():
@@ -53,7 +56,10 @@ def prepare_head(config: DataConfig, *, quiet: bool = False) -> PreparedData:
             for line in reading_notes(_local(config), config):
                 note(f"note: data.source={config.sources[0]}: {line}")
         write_atomically(head, lambda path: _write_head(path, config))
-    data = prepare(dataclasses.replace(config, source=str(head), streaming=False), quiet=quiet)
+    # The head holds one document a row: only another text to validate on is still to be separated.
+    separator = config.document_separator if config.val_source is not None else None
+    rows = dataclasses.replace(config, source=str(head), streaming=False, document_separator=separator)
+    data = prepare(rows, quiet=quiet)
     if config.val_source is None and len(data.train.document_starts) + len(data.val.document_starts) < 3:
         raise UserError(
             f"data.source={config.source}: the head of the stream has too few documents for a val split; set "

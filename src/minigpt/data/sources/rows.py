@@ -12,7 +12,7 @@ import re
 import shlex
 import tokenize
 from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 
 from minigpt.config import DataConfig
 from minigpt.data.sources.chunking import cut_up
@@ -20,6 +20,7 @@ from minigpt.data.sources.encodings import HEAD, TextDecoder
 from minigpt.data.sources.messages import unreadable
 from minigpt.data.sources.names import File
 from minigpt.data.sources.scan import chunks, not_in_encoding, what_else
+from minigpt.data.sources.separators import Splitter
 from minigpt.data.sources.tables import LONGEST_ROW, require_column, table_rows
 from minigpt.errors import UserError
 from minigpt.files import listed
@@ -45,7 +46,7 @@ def read_rows(file: File, config: DataConfig) -> Iterator[Row]:
     """
     match file.kind:
         case "text":
-            yield from _text_rows(file, config.encoding_errors)
+            yield from _text_rows(file, config)
         case "python":
             yield from _python_rows(file)
         case "jsonl":
@@ -57,14 +58,17 @@ def read_rows(file: File, config: DataConfig) -> Iterator[Row]:
             yield from _csv_rows(file, config)
 
 
-def _text_rows(file: File, errors: str) -> Iterator[Row]:
-    """A file is one document, without its byte-order mark."""
-    text = ""
-    for part in _decoded(file, errors):
-        *full_chunks, text = cut_up(text + part, TEXT_CHUNK // 2, TEXT_CHUNK)
-        for chunk in full_chunks:
-            yield chunk, False
-    yield text, True
+def _text_rows(file: File, config: DataConfig) -> Iterator[Row]:
+    """A file is one document, or several with separators between; without its byte-order mark."""
+    splitter, text = Splitter(config.document_separator), ""
+    for part, final in chain(zip(_decoded(file, config.encoding_errors), repeat(False)), [("", True)]):
+        for piece, ends in splitter.feed(part, final=final):
+            *full_chunks, text = cut_up(text + piece, TEXT_CHUNK // 2, TEXT_CHUNK)
+            for chunk in full_chunks:
+                yield chunk, False
+            if ends:
+                yield text, True
+                text = ""
 
 
 def _python_rows(file: File) -> Iterator[Row]:
