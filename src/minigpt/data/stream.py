@@ -26,6 +26,7 @@ from minigpt.data.order import hashed, shuffled
 from minigpt.data.prepare import prepare
 from minigpt.data.shards import PreparedData
 from minigpt.data.sources.chunking import grouped
+from minigpt.data.sources.columns import NoTextError, text_of
 from minigpt.data.sources.hub import open_dataset_stream
 from minigpt.data.sources.names import Source, find_source
 from minigpt.data.sources.reading import begins_separated, open_stream, reading_notes
@@ -219,11 +220,18 @@ def _texts(stream: Any, config: DataConfig) -> Iterator[list[str]]:
 
     def texts_of(row: dict[str, Any]) -> list[str]:
         # A row of local files holds several texts (see `open_stream`), a row of a hub dataset one.
-        texts = row["text"] if "ends" in row else [row[config.text_column]]
+        texts = row["text"] if "ends" in row else [_text_of(row, config)]
         return [text for text in texts if text and not text.isspace()]
 
     for group in grouped(map(texts_of, stream), lambda texts: sum(map(len, texts)), TOGETHER):
         yield list(chain.from_iterable(group))
+
+
+def _text_of(row: dict[str, Any], config: DataConfig) -> str | None:
+    try:
+        return text_of(row, config.text_column)
+    except NoTextError as error:
+        raise UserError(f"data.source={config.source}: {error}") from None
 
 
 def _digest(text: bytes) -> int:

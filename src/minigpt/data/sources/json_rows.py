@@ -89,12 +89,12 @@ class _Scanner:
 
     def value(self, where: str) -> tuple[Any, str]:
         """The next value and its source."""
-        self.take("")
+        self.take("", keep=True)
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
             except RecursionError:
-                raise NotJsonError(f"{where}: not JSON that is read; it is nested too deeply") from None
+                raise NotJsonError(f"{where}: not JSON that is read; it is too deeply nested") from None
             except ValueError as error:
                 if len(self._text) - self._at > LONGEST_ROW or not self._more(len(self._text) - self._at):
                     raise NotJsonError(f"{where}: not JSON ({str(error).split(': line')[0]})") from None
@@ -104,7 +104,7 @@ class _Scanner:
 
     def remains(self) -> bool:
         """Whether anything but white space follows."""
-        self.take("")
+        self.take("", keep=True)
         return self._at < len(self._text)
 
     def _more(self, least: int) -> bool:
