@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -28,6 +29,24 @@ def _is_text_encoding(name: str) -> bool:
         return False
 
 
+def _is_separator(text: str) -> bool:
+    """Whether a separator is a literal or a regular expression that does not match everywhere."""
+    if not (len(text) > 1 and text[0] == text[-1] == "/"):
+        return bool(text)
+    try:
+        return not re.compile(text[1:-1], re.MULTILINE).search("")
+    except (re.error, RecursionError, OverflowError):
+        return False
+
+
+Separator = Annotated[
+    str,
+    Rule(
+        _is_separator,
+        "use line, blank_lines, none, a literal such as <|endoftext|>, or a regular expression between slashes, such "
+        r"as /^\* \* \*$/, that is valid and does not match an empty text",
+    ),
+]
 Encoding = Annotated[
     str,
     Rule(
@@ -66,7 +85,9 @@ class DataConfig(Section):
     weights: list[Weight] | None = None
     """Mixture weights, one per source: its share of the training windows; proportional to length by default."""
     text_column: str = "text"
-    """Text column of JSON Lines, CSV, Parquet, Arrow and hub datasets."""
+    """Text column of JSON, CSV, Parquet, Arrow and hub datasets; a path such as meta.body, or '{title}\\n{body}'."""
+    document_separator: Separator | None = None
+    """Splits text files into documents: line, blank_lines, a literal, /regex/, or none; by default <|endoftext|>."""
     delimiter: Delimiter | None = None
     """CSV delimiter, \\t for a tab; detected from the header by default."""
     encoding: Encoding = "utf-8"

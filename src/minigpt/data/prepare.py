@@ -122,6 +122,8 @@ def _fingerprint(train: Sequence[Source], val: Sequence[Source], scans: Scans) -
         for file, scan in zip(source.files, scans.of(source.files), strict=True):
             encoding = "" if file.encoding == "utf-8" else f"{file.encoding} "
             digest.update(f"{file.kind} {file.compression} {encoding}{scan.sha256}\n".encode())
+            if scan.n_separators:  # earlier versions read it as one document
+                digest.update(f"{scan.n_separators} separators\n".encode())
     return digest.hexdigest()
 
 
@@ -169,6 +171,9 @@ def _say_how_it_is_read(config: DataConfig, text: Text, scans: Scans) -> None:
 def _say_what_is_held_out(config: DataConfig, folder: Path) -> None:
     """Warn where the val share is far from val_fraction: whole documents are held out, and some are long."""
     manifest = Manifest.read(folder)
+    if config.document_separator not in {None, "none"}:
+        n_documents = manifest.train.n_documents + manifest.val.n_documents
+        note(f"note: data.document_separator={config.document_separator}: {n_documents:,} documents")
     share = manifest.val.n_bytes / (manifest.val.n_bytes + manifest.train.n_bytes)
     if config.val_source is None and not config.val_fraction / 2 < share < config.val_fraction * 2:
         note(

@@ -26,9 +26,10 @@ from minigpt.data.order import hashed, shuffled
 from minigpt.data.prepare import prepare
 from minigpt.data.shards import PreparedData
 from minigpt.data.sources.chunking import grouped
+from minigpt.data.sources.columns import NoTextError, text_of
 from minigpt.data.sources.hub import open_dataset_stream
 from minigpt.data.sources.names import Source, find_source
-from minigpt.data.sources.reading import open_stream, reading_notes
+from minigpt.data.sources.reading import begins_separated, open_stream, reading_notes
 from minigpt.data.splitting import val_threshold
 from minigpt.errors import UserError
 from minigpt.files import note, write_atomically
@@ -46,6 +47,9 @@ def prepare_head(config: DataConfig, *, quiet: bool = False) -> PreparedData:
         UserError: the stream cannot be read, or has too few documents for a val split.
     """
     reading = [config.text_column, config.codec, config.encoding_errors, config.delimiter]
+    reading += [config.document_separator] if config.document_separator is not None else []
+    if not _is_of_the_hub(config) and any(map(begins_separated, _local(config).files)):
+        reading.append("separated")  # earlier versions read it as one document
     key = json.dumps([config.source, *reading, _lengths(config)])
     head = Path(config.dir) / "streams" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
     if not head.is_file():
@@ -53,7 +57,10 @@ def prepare_head(config: DataConfig, *, quiet: bool = False) -> PreparedData:
             for line in reading_notes(_local(config), config):
                 note(f"note: data.source={config.sources[0]}: {line}")
         write_atomically(head, lambda path: _write_head(path, config))
-    data = prepare(dataclasses.replace(config, source=str(head), streaming=False), quiet=quiet)
+    # The head holds one document a row: only another text to validate on is still to be separated.
+    separator = config.document_separator if config.val_source is not None else None
+    rows = dataclasses.replace(config, source=str(head), streaming=False, document_separator=separator)
+    data = prepare(rows, quiet=quiet)
     if config.val_source is None and len(data.train.document_starts) + len(data.val.document_starts) < 3:
         raise UserError(
             f"data.source={config.source}: the head of the stream has too few documents for a val split; set "
@@ -213,11 +220,18 @@ def _texts(stream: Any, config: DataConfig) -> Iterator[list[str]]:
 
     def texts_of(row: dict[str, Any]) -> list[str]:
         # A row of local files holds several texts (see `open_stream`), a row of a hub dataset one.
-        texts = row["text"] if "ends" in row else [row[config.text_column]]
+        texts = row["text"] if "ends" in row else [_text_of(row, config)]
         return [text for text in texts if text and not text.isspace()]
 
     for group in grouped(map(texts_of, stream), lambda texts: sum(map(len, texts)), TOGETHER):
         yield list(chain.from_iterable(group))
+
+
+def _text_of(row: dict[str, Any], config: DataConfig) -> str | None:
+    try:
+        return text_of(row, config.text_column)
+    except NoTextError as error:
+        raise UserError(f"data.source={config.source}: {error}") from None
 
 
 def _digest(text: bytes) -> int:

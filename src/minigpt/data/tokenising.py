@@ -66,7 +66,10 @@ class Text:
 def settings(config: DataConfig) -> dict[str, Any]:
     """The settings that tokens depend on, besides the text and the tokenizer."""
     names = ("text_column", "encoding", "encoding_errors", "delimiter", "token_type", "val_fraction", "max_documents")
-    return {name: getattr(config, name) for name in names}
+    found = {name: getattr(config, name) for name in names}
+    if config.document_separator is not None:  # absent by default: folders of earlier versions keep their key
+        found["document_separator"] = config.document_separator
+    return found
 
 
 def token_dtype(config: DataConfig, tokenizer: Tokenizer) -> np.dtype[Any]:

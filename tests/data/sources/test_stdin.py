@@ -144,12 +144,12 @@ def test_what_comes_in_is_read_as_what_it_is(
     ("content", "message"),
     [
         (
-            json.dumps([{"text": "a"}]).encode(),
-            "line 1: an array; JSON Lines has one object in each line",
+            json.dumps([{"text": 7}]).encode(),
+            "object 1: 'text' is int, not text",
         ),
         (
-            json.dumps([{"text": "a"}], indent=1).encode(),
-            "line 1: not JSON; .*convert an array with",
+            json.dumps([{"text": "a"}], indent=1)[:-1].encode(),
+            "after object 1: not JSON",
         ),
         (gzip.compress(b"some text\n", mtime=0)[:-9], ".gz is damaged"),
     ],

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from minigpt.data.sources.columns import columns_of
 from minigpt.errors import UserError
 from minigpt.files import listed, note, write_text
 
@@ -64,7 +65,7 @@ def download_dataset(name: str, cache: Path) -> list[Path]:
 
 
 def open_dataset_stream(name: str, column: str, cache: Path) -> Any:
-    """A split of a hub dataset as an IterableDataset of one column, downloaded while it is read.
+    """A split of a hub dataset as an IterableDataset of the columns of data.text_column, downloaded while it is read.
 
     Raises:
         UserError: there is no such dataset, configuration, split or column, or the hub cannot be reached.
@@ -80,12 +81,13 @@ def open_dataset_stream(name: str, column: str, cache: Path) -> Any:
         raise
     except Exception as error:
         raise UserError(f"data.source={name}: could not be opened ({_reason(error)})") from None
-    if stream.column_names and column not in stream.column_names:
+    columns = columns_of(column, stream.column_names or [column])
+    if columns is None:
         raise UserError(
             f"data.source={name}: no column {column!r}; give one of these as data.text_column: "
             f"{listed(stream.column_names)}"
         )
-    return stream.select_columns([column])
+    return stream.select_columns(columns)
 
 
 def parse_name(name: str) -> tuple[str, str | None, str]:

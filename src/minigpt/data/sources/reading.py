@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
@@ -11,9 +12,12 @@ from typing import Any, NamedTuple
 from minigpt.config import DataConfig
 from minigpt.data.relations import Relation
 from minigpt.data.sources.chunking import cut_up, grouped
+from minigpt.data.sources.columns import DEFAULT, MESSAGES
+from minigpt.data.sources.encodings import HEAD
 from minigpt.data.sources.names import SYNTHETIC_DOCUMENTS, File, Source
 from minigpt.data.sources.rows import DELIMITERS, TEXT_CHUNK, Row, csv_delimiter, read_rows
-from minigpt.data.sources.scan import Scans, not_in_encoding
+from minigpt.data.sources.scan import Scans, chunks, not_in_encoding
+from minigpt.data.sources.separators import LONGEST, USUAL, Splitter
 from minigpt.data.sources.tables import ROWS
 from minigpt.data.synthetic.texts import SYNTHETIC
 from minigpt.errors import UserError
@@ -99,8 +103,36 @@ def reading_notes(source: Source, config: DataConfig, scans: Scans | None = None
         n_replaced = sum(looks[file].n_replaced for file in replaced)
         plural = "" if n_replaced == 1 else "s"
         yield f"{n_replaced:,} character{plural} not in {config.encoding} replaced by U+FFFD, in {_some(replaced)}"
+    yield from _separator_notes(files, config, scans)
+    if config.text_column == DEFAULT and (chats := [file for file in files[:1] if _is_chat(file)]):
+        yield f"{_some(chats)} has no column 'text': its messages are read as lines of `role: content`"
     if utf8 := [file for file, scan in looks.items() if scan.is_utf8]:
         yield f"{_some(utf8)} is valid UTF-8, but read as {config.encoding} (data.encoding)"
+
+
+def _separator_notes(files: Sequence[File], config: DataConfig, scans: Scans | None) -> Iterator[str]:
+    texts = [file for file in files if file.kind == "text"]
+    if config.document_separator is None:
+        counts = {file: scan.n_separators for file, scan in zip(texts, scans.of(texts), strict=True)} if scans else {}
+        found = [file for file in texts if (counts[file] if scans else begins_separated(file))]
+        if found:
+            often = f"{sum(counts.values()):,} times " if scans else ""
+            yield f"{USUAL} ends a document {often}in {_some(found)} (data.document_separator; none turns this off)"
+    elif not texts and config.document_separator != "none":
+        yield f"data.document_separator={config.document_separator} has no effect: it is no text file"
+
+
+def _is_chat(file: File) -> bool:
+    """Whether the first row of a JSON file has a conversation instead of the default column; False for other kinds."""
+    head = next(chunks(file), b"")[:HEAD] if file.kind == "jsonl" else b""
+    keys = set(re.findall(r'"(text|messages)"\s*:', head.decode(file.encoding, "ignore").split("\n{")[0]))
+    return keys == {MESSAGES}
+
+
+def begins_separated(file: File) -> bool:
+    """Whether the start of a text file holds the separator that is recognised by default."""
+    head = next(chunks(file), b"") if file.kind == "text" else b""
+    return any(ends for _, ends in Splitter(None).feed(head.decode(file.encoding, "ignore") + " " * 2 * LONGEST))
 
 
 def _some(files: Sequence[File]) -> str:

@@ -7,19 +7,20 @@ error.
 from __future__ import annotations
 
 import csv
-import json
 import re
-import shlex
 import tokenize
-from collections.abc import Iterator
-from itertools import chain, islice
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice, repeat
 
 from minigpt.config import DataConfig
 from minigpt.data.sources.chunking import cut_up
+from minigpt.data.sources.columns import NoTextError, columns_of, text_of
 from minigpt.data.sources.encodings import HEAD, TextDecoder
+from minigpt.data.sources.json_rows import NotJsonError, by_line, is_json_lines, over_lines
 from minigpt.data.sources.messages import unreadable
 from minigpt.data.sources.names import File
 from minigpt.data.sources.scan import chunks, not_in_encoding, what_else
+from minigpt.data.sources.separators import Splitter
 from minigpt.data.sources.tables import LONGEST_ROW, require_column, table_rows
 from minigpt.errors import UserError
 from minigpt.files import listed
@@ -45,7 +46,7 @@ def read_rows(file: File, config: DataConfig) -> Iterator[Row]:
     """
     match file.kind:
         case "text":
-            yield from _text_rows(file, config.encoding_errors)
+            yield from _text_rows(file, config)
         case "python":
             yield from _python_rows(file)
         case "jsonl":
@@ -57,14 +58,17 @@ def read_rows(file: File, config: DataConfig) -> Iterator[Row]:
             yield from _csv_rows(file, config)
 
 
-def _text_rows(file: File, errors: str) -> Iterator[Row]:
-    """A file is one document, without its byte-order mark."""
-    text = ""
-    for part in _decoded(file, errors):
-        *full_chunks, text = cut_up(text + part, TEXT_CHUNK // 2, TEXT_CHUNK)
-        for chunk in full_chunks:
-            yield chunk, False
-    yield text, True
+def _text_rows(file: File, config: DataConfig) -> Iterator[Row]:
+    """A file is one document, or several with separators between; without its byte-order mark."""
+    splitter, text = Splitter(config.document_separator), ""
+    for part, final in chain(zip(_decoded(file, config.encoding_errors), repeat(False)), [("", True)]):
+        for piece, ends in splitter.feed(part, final=final):
+            *full_chunks, text = cut_up(text + piece, TEXT_CHUNK // 2, TEXT_CHUNK)
+            for chunk in full_chunks:
+                yield chunk, False
+            if ends:
+                yield text, True
+                text = ""
 
 
 def _python_rows(file: File) -> Iterator[Row]:
@@ -78,37 +82,29 @@ def _python_rows(file: File) -> Iterator[Row]:
 
 
 def _json_rows(file: File, column: str, errors: str) -> Iterator[Row]:
-    def wrong(number: int, what: str) -> UserError:
-        return UserError(f"data.source: {file.path}, line {number}: {what}")
-
-    lines = "JSON Lines has one object in each line"
-    of_an_array = f"{lines}; convert an array with: jq -c '.[]' {shlex.quote(str(file.path))} > lines.jsonl"
-    for number, line in enumerate(_lines(file, errors), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            array = number == 1 and line.lstrip().startswith("[")
-            raise wrong(number, f"not JSON; {of_an_array if array else f'{lines} ({error})'}") from None
-        if isinstance(row, list):
-            raise wrong(number, f"an array; {of_an_array}")
-        if not isinstance(row, dict):
-            raise wrong(number, f"not an object; {lines}, with a key {column!r}")
-        if column not in row:
-            raise wrong(number, f"no key {column!r}; it has {listed(list(row))}: give one as data.text_column")
-        text = row[column]
-        if text is not None and not isinstance(text, str):
-            raise wrong(number, f"{column!r} is {type(text).__name__}, not text")
-        if text and "\\u" in line:  # JSON may escape a lone surrogate, which UTF-8 cannot encode
-            text = text.encode("utf-8", "replace").decode()
-        yield text, True
+    head, parts = "", _decoded(file, errors)
+    for part in parts:
+        head += part
+        if len(head) > TEXT_CHUNK or "\n" in head.lstrip():
+            break
+    rest = chain([head], parts)
+    try:
+        for where, row, is_escaped in by_line(_lines(file, rest)) if is_json_lines(head) else over_lines(rest):
+            try:
+                text = text_of(row, column)
+            except NoTextError as error:
+                raise UserError(f"data.source: {file.path}, {where}: {error}") from None
+            if text and is_escaped:  # JSON may escape a lone surrogate, which UTF-8 cannot encode
+                text = text.encode("utf-8", "replace").decode()
+            yield text, True
+    except NotJsonError as error:
+        raise UserError(f"data.source: {file.path}, {error}") from None
 
 
 def _csv_rows(file: File, config: DataConfig) -> Iterator[Row]:
     column, delimiter = config.text_column, csv_delimiter(file, config)
     # Strict: otherwise an unclosed quotation mark would join all later rows into one text.
-    rows = csv.reader(_lines(file, config.encoding_errors), delimiter=delimiter, strict=True)
+    rows = csv.reader(_lines(file, _decoded(file, config.encoding_errors)), delimiter=delimiter, strict=True)
 
     def wrong(what: str) -> UserError:
         return UserError(f"data.source: {file.path}, line {rows.line_num}: {what}")
@@ -117,8 +113,10 @@ def _csv_rows(file: File, config: DataConfig) -> Iterator[Row]:
         names = next(rows, None)
         if names is None:
             return  # an empty file
-        require_column(file, column, names, f" (fields separated by {delimiter!r}; data.delimiter sets another)")
-        i = names.index(column)
+        columns = columns_of(column, names, chat=False) or [column]
+        for name in columns:
+            require_column(file, name, names, f" (fields separated by {delimiter!r}; data.delimiter sets another)")
+        i = max(map(names.index, columns))
         for row in rows:
             if row:
                 if any(row[len(names) :]):
@@ -127,8 +125,10 @@ def _csv_rows(file: File, config: DataConfig) -> Iterator[Row]:
                         f"the delimiter {delimiter!r}, or set data.delimiter"
                     )
                 if len(row) <= i:
-                    raise wrong(f"no field for {column!r}")
-                yield row[i], True
+                    raise wrong(f"no field for {names[i]!r}")
+                yield text_of(dict(zip(names, row, strict=False)), column), True
+    except NoTextError as error:
+        raise wrong(str(error)) from None
     except csv.Error as error:
         raise wrong(f"not CSV ({error})") from None
 
@@ -141,9 +141,11 @@ def csv_delimiter(file: File, config: DataConfig) -> str:
     if config.delimiter is not None:
         return config.delimiter_character
     csv.field_size_limit(LONGEST_ROW)
-    lines = list(islice(_lines(file, config.encoding_errors), HEADING_LINES))
+    lines = list(islice(_lines(file, _decoded(file, config.encoding_errors)), HEADING_LINES))
     headings = {character: _heading(lines, character) for character in DELIMITERS[file.kind]}
-    with_column = (character for character, names in headings.items() if config.text_column in names)
+    with_column = (
+        character for character, names in headings.items() if columns_of(config.text_column, names, chat=False)
+    )
     return next(with_column, None) or max(headings, key=lambda character: len(headings[character]))
 
 
@@ -172,11 +174,11 @@ def _decoded(file: File, errors: str) -> Iterator[str]:
         raise not_in_encoding(file, decoder.bad_byte or 0) from None
 
 
-def _lines(file: File, errors: str) -> Iterator[str]:
+def _lines(file: File, decoded: Iterable[str]) -> Iterator[str]:
     """Lines with their line breaks; only \\n is one."""
     parts: list[str] = []
     length = 0
-    for text in _decoded(file, errors):
+    for text in decoded:
         *whole, rest = text.split("\n")
         for line in whole:
             yield "".join([*parts, line, "\n"])

@@ -20,6 +20,7 @@ from minigpt.data.sources.encodings import HEAD, TextDecoder, likely_encoding, o
 from minigpt.data.sources.formats import lfs, other_format
 from minigpt.data.sources.messages import unreadable
 from minigpt.data.sources.names import PLAIN_TEXT, File
+from minigpt.data.sources.separators import Splitter
 from minigpt.errors import UserError
 from minigpt.files import write_text
 
@@ -49,6 +50,8 @@ class Scan:
     """Another format or encoding recognised by its first bytes, and what to do with it; else None."""
     is_utf8: bool
     """Whether a file of another encoding is valid UTF-8 and not just ASCII."""
+    n_separators: int
+    """How often a text file holds the separator of documents that is recognised by default."""
 
 
 _SCAN_FIELDS = {field.name for field in fields(Scan)}
@@ -124,7 +127,15 @@ def scan(file: File) -> Scan:
     for chunk in chunks(file) if file.compression else ():
         look.feed(chunk)
     look.feed(b"", final=True)
-    return Scan(digest.hexdigest(), look.n_bytes, look.bad_byte, look.n_replaced, look.other, look.is_utf8)
+    return Scan(
+        digest.hexdigest(),
+        look.n_bytes,
+        look.bad_byte,
+        look.n_replaced,
+        look.other,
+        look.is_utf8,
+        max(0, look.n_ends - 1),
+    )
 
 
 def what_else(head: bytes, file: File) -> str | None:
@@ -210,7 +221,8 @@ class _Look:
 
     def __init__(self, file: File) -> None:
         self.file = file
-        self.n_bytes, self.n_replaced, self.is_utf8 = 0, 0, False
+        self.n_bytes, self.n_replaced, self.is_utf8, self.n_ends = 0, 0, False, 0
+        self._splitter = Splitter(None if file.kind == "text" else "none")
         self.other: str | None = None
         self._strict = TextDecoder(file.encoding)
         self._lenient: list[codecs.IncrementalDecoder] = []
@@ -228,15 +240,17 @@ class _Look:
             self._begins = False
         if self.other or self.file.kind not in PLAIN_TEXT:
             return
+        text = ""
         if self.bad_byte is None:
             try:
-                self._strict.decode(chunk, final)
+                text = self._strict.decode(chunk, final)
             except UnicodeError:
                 self._lenient = list(self._strict.lenient())
         if self._lenient:
             # Text may hold U+FFFD itself: only what the decoder that drops wrong bytes lacks was put there.
-            replaced, ignored = (decoder.decode(chunk, final).count("\ufffd") for decoder in self._lenient)
-            self.n_replaced += replaced - ignored
+            text, ignored = (decoder.decode(chunk, final) for decoder in self._lenient)
+            self.n_replaced += text.count("\ufffd") - ignored.count("\ufffd")
+        self.n_ends += sum(ends for _, ends in self._splitter.feed(text, final=final))
         if self._utf8 is not None:
             try:
                 self.is_utf8 |= not self._utf8.decode(chunk, final).isascii()

@@ -77,9 +77,9 @@ def _ending(path: Path, encoding: str) -> str:
 
 
 def _is_json_lines(head: bytes) -> bool:
-    """Whether a text starts with JSON objects, one a line, or with an array, which is refused later with advice."""
+    """Whether a text starts with JSON objects, one a line or pretty-printed, or with an array of them."""
     head = head.removeprefix(b"\xef\xbb\xbf")
-    if re.match(rb'\s*\[\s*\{\s*"[^"\n]*"\s*:', head):
+    if re.match(rb'\s*(\[\s*\{|\{[ \t\r]*\n)\s*"[^"\n]*"\s*:', head):
         return True
     lines = [line for line in head.split(b"\n") if line.strip()][:2]
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from minigpt.data.sources.columns import NoTextError, columns_of, text_of
 from minigpt.data.sources.names import File
 from minigpt.data.sources.scan import ALWAYS_ALLOWED, MOST_EXPANSION
 from minigpt.errors import UserError
@@ -37,7 +38,7 @@ def table_rows(file: File, column: str) -> Iterator[str | None]:
         for batch in _parquet_batches(file, column) if file.kind == "parquet" else _arrow_batches(file, column):
             step = 1 if batch.nbytes > MOST_AT_ONCE else max(1, len(batch))
             for start in range(0, len(batch), step):
-                for text in _texts(batch[start : start + step]):
+                for text in _texts(file, batch[start : start + step], column):
                     if len(text or "") > LONGEST_ROW:
                         raise UserError(
                             f"data.source: {file.path} has a row of more than {LONGEST_ROW >> 20} MB: is it text?"
@@ -53,37 +54,44 @@ def table_rows(file: File, column: str) -> Iterator[str | None]:
         raise UserError(f"data.source: {file.path} is damaged or not {file.kind.title()} ({reason})") from None
 
 
-def _texts(column: Any) -> list[str | None]:
-    """An Arrow array as Python strings."""
+def _texts(file: File, rows: Any, column: str) -> Iterator[str | None]:
+    """The texts of an Arrow array, or of a batch of several or nested columns."""
     import pyarrow as pa
 
-    if not pa.types.is_dictionary(column.type):
-        return column.to_pylist()
-    places = column.indices.to_pylist()
-    used = list({place for place in places if place is not None})
-    entries = dict(zip(used, column.dictionary.take(pa.array(used, pa.int64())).to_pylist(), strict=True))
-    return [None if place is None else entries[place] for place in places]
+    if isinstance(rows, pa.RecordBatch):
+        for row in rows.to_pylist():
+            try:
+                yield text_of(row, column)
+            except NoTextError as error:
+                raise UserError(f"data.source: {file.path}: {error}") from None
+    elif not pa.types.is_dictionary(rows.type):
+        yield from rows.to_pylist()
+    else:
+        places = rows.indices.to_pylist()
+        used = list({place for place in places if place is not None})
+        entries = dict(zip(used, rows.dictionary.take(pa.array(used, pa.int64())).to_pylist(), strict=True))
+        yield from (None if place is None else entries[place] for place in places)
 
 
 def _parquet_batches(file: File, column: str) -> Iterator[Any]:
-    """Arrow arrays of few enough rows to fit into memory when unpacked."""
+    """Arrow arrays, or batches of several columns, of few enough rows to fit into memory when unpacked."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(file.path, memory_map=True) as table:
         if not table.metadata.num_rows:
             return  # an empty shard; its columns often have no type
-        _require_text(file, column, table.schema_arrow)
+        columns = _columns(file, column, table.schema_arrow)
         longest = 1
         for number in range(table.num_row_groups):
             group = table.metadata.row_group(number)
             for part in map(group.column, range(group.num_columns)):
-                if part.path_in_schema == column and group.num_rows:
-                    longest = max(longest, _longest_value(file, column, number, group.num_rows, part))
-        for batch in table.iter_batches(max(1, min(ROWS, MOST_AT_ONCE // longest)), columns=[column]):
-            yield batch.column(0)
+                if part.path_in_schema.split(".")[0] in {name.split(".")[0] for name in columns} and group.num_rows:
+                    longest = max(longest, _longest_value(file, columns, number, group.num_rows, part))
+        for batch in table.iter_batches(max(1, min(ROWS, MOST_AT_ONCE // longest)), columns=columns):
+            yield batch.column(0) if columns == [column] and _is_text(batch.schema.types[0]) else batch
 
 
-def _longest_value(file: File, column: str, group: int, n_rows: int, part: Any) -> int:
+def _longest_value(file: File, columns: list[str], group: int, n_rows: int, part: Any) -> int:
     """Estimated bytes of an unpacked row in one column chunk of a Parquet file: the mean, or the most if skewed."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -95,9 +103,13 @@ def _longest_value(file: File, column: str, group: int, n_rows: int, part: Any) 
         return size  # a value may share its prefix with the one before, so all may be long
     if not part.has_dictionary_page:
         return size // max(1, n_rows)
+    if part.path_in_schema not in columns:
+        return size  # nested, so the dictionary alone cannot be read
     # All rows may refer to one long entry. Reading one row gives the whole dictionary, so check its longest entry.
-    with pq.ParquetFile(file.path, memory_map=True, read_dictionary=[column]) as table:
-        first = next(table.iter_batches(1, row_groups=[group], columns=[column])).column(0)
+    with pq.ParquetFile(file.path, memory_map=True, read_dictionary=[part.path_in_schema]) as table:
+        first = next(table.iter_batches(1, row_groups=[group], columns=[part.path_in_schema])).column(0)
+    if not hasattr(first, "dictionary"):
+        return size  # no text, such as a number
     return max(size // max(1, n_rows), pc.max(pc.binary_length(first.dictionary)).as_py() or 0)
 
 
@@ -113,11 +125,16 @@ def _arrow_batches(file: File, column: str) -> Iterator[Any]:
         for batch in batches:
             if not len(batch):
                 continue
-            _require_text(file, column, reader.schema)
-            rows = batch.column(reader.schema.names.index(column))
+            columns = _columns(file, column, reader.schema)
+            rows, is_view = (
+                batch.select(columns),
+                any("view" in str(reader.schema.field(name).type) for name in columns),
+            )
+            if columns == [column] and _is_text(rows.schema.types[0]):
+                rows = rows.column(0)
             # Views can share one text like dictionary entries, but their unpacked size is unknown: take rows one by
             # one.
-            step = 1 if pa.types.is_string_view(rows.type) else len(rows)
+            step = 1 if is_view else len(rows)
             for first in range(0, len(rows), step or 1):
                 some = rows[first : first + step]
                 some.validate(full=True)  # Arrow does not check offsets: a damaged file would crash the process
@@ -125,14 +142,28 @@ def _arrow_batches(file: File, column: str) -> Iterator[Any]:
                     yield some[start : start + ROWS]
 
 
-def _require_text(file: File, column: str, schema: Any) -> None:
+def _columns(file: File, column: str, schema: Any) -> list[str]:
+    """The columns that data.text_column needs."""
     import pyarrow as pa
 
-    require_column(file, column, schema.names)
-    kind = schema.types[schema.names.index(column)]
-    held = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not any(is_text(held) for is_text in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
+    columns = columns_of(column, schema.names) or [column]
+    for name in columns:
+        require_column(file, name, schema.names)
+    kind = schema.types[schema.names.index(columns[0])]
+    if (
+        columns == [column]
+        and not _is_text(kind)
+        and not (pa.types.is_list(kind) and pa.types.is_struct(kind.value_type))
+    ):
         raise UserError(f"data.source: {file.path}: the column {column!r} holds {kind}, not text")
+    return columns
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    held = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return any(is_text(held) for is_text in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
 
 
 def require_column(file: File, column: str, names: Sequence[str], hint: str = "") -> None:
