@@ -54,12 +54,15 @@ def parse_training(
     """
     parser = _kept_parser(program, what, resumes=resumes, more=more)
     named = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
-    words = [*(f"--config={find_recipe(name)}" for name in named), *_joined(parser, argv[len(named) :])]
+    options = [re.sub(r"^--from(?==|$)", "--initial_weights", word) for word in argv[len(named) :]]  # a Python keyword
+    words = [*(f"--config={find_recipe(name)}" for name in named), *_joined(parser, options)]
     run = _given(words).get("--resume") if resumes else None
     if run is not None and run != AUTO:
         if not run:
             raise UserError("--resume is empty: name the folder of a run, such as runs/demo")
         refuse_url(run, "a run")
+        if "--initial_weights" in _given(words):
+            raise UserError(f"--from and --resume {run}: a resumed run has its own weights; leave one out")
         saved = Path(run) / "config.yaml"
         if not saved.is_file():
             raise UserError(f"--resume {run}: there is no {saved}; name the folder of a run, such as runs/demo")

@@ -48,6 +48,8 @@ class Config(Section):
     """Parent folder of the run folders."""
     seed: Seed = 1337
     """Random seed of weight initialization, dropout and data order."""
+    initial_weights: Annotated[PathName, not_empty("name a run folder such as runs/demo, or a file")] | None = None
+    """Start from the weights, model settings and tokenizer of this run, checkpoint or safetensors file; also --from."""
     compile: bool | None = None
     """Use torch.compile, which takes about a minute; null compiles on a GPU for runs of 1000 steps or more."""
     checkpoint_every_n_steps: PositiveInt | None = None

@@ -100,10 +100,13 @@ def examine(config: Config, resume: Path | None, temporary: Path, findings: Find
     hub = machine.Asking(lambda: os.environ.get("HF_ENDPOINT", "https://huggingface.co") + "/")
     wandb = machine.Asking(_wandb_address)
     with contextlib.closing(machine.Compiling(temporary)) as compiling:
+        from minigpt.training.initial import taken_over
         from minigpt.training.run import check_before_text
         from minigpt.training.trainer import quieten
 
         quieten()
+        if resume is None:
+            config, _ = findings.check(taken_over, config) or (config, None)
         trainer = findings.check(check_before_text, config)
         free, total = (n_bytes / 1e9 for n_bytes in machine.memory())
         cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} used by torch"

@@ -48,20 +48,27 @@ class TrainingModule(L.LightningModule):
     """
 
     def __init__(
-        self, config: Config, data: PreparedData, on_bad_step: Callable[[TrainingModule], Path | None] | None = None
+        self,
+        config: Config,
+        data: PreparedData,
+        on_bad_step: Callable[[TrainingModule], Path | None] | None = None,
+        initial: dict[str, Tensor] | None = None,
     ) -> None:
-        """Initialise the weights from the seed.
+        """Initialise the weights from the seed, or take `initial`.
 
         Args:
             config: the run, with model.vocab_size set.
             data: the prepared text.
             on_bad_step: called on every rank when a loss or gradient is NaN or infinite, with the gradients still in
                 place. It raises to end the run, returns a checkpoint to roll back to, or None to skip the step.
+            initial: weights of another run to start from.
         """
         super().__init__()
         self.run_config, self.data, self.on_bad_step = config, data, on_bad_step
         torch.manual_seed(config.seed)
         self.model = GPT(config.model)
+        if initial is not None:
+            self.model.load_state_dict(initial)
         # Compile the loss function rather than the module: parameter names get no "_orig_mod." prefix, and samples and
         # probes use the uncompiled model.
         loss = functools.partial(model_loss, self.model)

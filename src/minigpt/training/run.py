@@ -30,6 +30,7 @@ from minigpt.training.class_path import find_class
 from minigpt.training.console import announce, say_stopped, summarise
 from minigpt.training.dashboards import check_loggers, finish_dashboards
 from minigpt.training.distributed import end_started
+from minigpt.training.initial import check_tokenizer, taken_over
 from minigpt.training.lightning_compat import is_rank_zero, is_started_by_lightning
 from minigpt.training.loaders import make_loaders
 from minigpt.training.machine import free_disk
@@ -70,6 +71,7 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
     is_main = is_rank_zero()  # only rank 0 creates, reads and writes the run's folder
     config = dataclasses.replace(config, data=keep_stdin(config.data))
     checkpoint, content = None, dict[str, Any]()
+    config, initial = taken_over(config) if resume in {None, Path(AUTO)} else (config, None)
     if resume == Path(AUTO):
         resume, done = begun_before(config)
         if resume is not None and done:
@@ -82,6 +84,10 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
         checkpoint, content = newest_checkpoint(RunFolder(resume), quiet=not is_main)
         config = with_paths_of(config, content)
     data = open_data(config.data)
+    if resume is not None:
+        initial = None  # its own checkpoint has its weights
+    elif initial is not None:
+        check_tokenizer(config, data)
     config = filled_in(config, data) if resume is None else _checked(config, content, RunFolder(resume), data)
     before = content.get(CHECKPOINT_KEY, {})
     choose_threads(before.get("n_threads"))
@@ -95,7 +101,8 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
         folder = RunFolder(Path(config.runs_dir) / config.name)
     is_new = resume is None and is_main  # then a run that never starts leaves no folder
     try:
-        trainer, module, loaders = _put_together(config, data, folder, stop, before.get("micro_batches", 0))
+        seen = before.get("micro_batches", 0)
+        trainer, module, loaders = _put_together(config, data, folder, stop, seen, initial)
     except (UserError, SystemExit):
         finish_dashboards(exit_code=1)
         if is_new:
@@ -129,13 +136,14 @@ def _checked(config: Config, content: dict[str, Any], folder: RunFolder, data: P
 
 
 def _put_together(
-    config: Config, data: PreparedData, folder: RunFolder, stop: StopSignals, seen: int
+    config: Config, data: PreparedData, folder: RunFolder, stop: StopSignals, seen: int, initial: dict[str, Any] | None
 ) -> tuple[L.Trainer, TrainingModule, tuple[Any, Any]]:
-    """Trainer, module and loaders; `seen` micro-batches were trained on before a resume."""
+    """Trainer, module and loaders; `seen` micro-batches were trained on before a resume; `initial`: weights."""
     callbacks = make_callbacks(config, folder, data, stop)
     trainer = make_trainer(config, folder, callbacks)
     anomalies = next(callback for callback in callbacks if isinstance(callback, Anomalies))
-    return trainer, TrainingModule(config, data, anomalies.on_bad_step), make_loaders(config, data, trainer, seen)
+    module = TrainingModule(config, data, anomalies.on_bad_step, initial)
+    return trainer, module, make_loaders(config, data, trainer, seen)
 
 
 def _fit(
