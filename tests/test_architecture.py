@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "cli": FILES,
     "training": MODELS | {"command_line", "generation", "inspection", "pages"},
     "lab": MODELS | {"command_line", "generation", "inspection", "pages", "training"},
+    "api": MODELS | {"cli", "generation", "inspection", "pages", "training"},
     "__main__": {"cli", "environment"},
 }
 """The parts of minigpt that each part may import, besides itself."""
@@ -109,7 +110,7 @@ def test_every_part_has_a_rule() -> None:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_down(path: Path) -> None:
     if path == PACKAGE / "__init__.py":
-        assert parts_imported(path) == {"generation"}
+        assert parts_imported(path) == {"api", "config", "errors", "generation"}
         return
     part = part_of(path)
     if path.name == "__main__.py" or path.parts[-2:] == ("cli", "commands.py"):
@@ -246,6 +247,12 @@ def loaded_after(statement: str) -> set[str]:
     program = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(result.stdout.split())
+
+
+def test_importing_the_package_and_opening_a_run_loads_no_torch() -> None:
+    assert not loaded_after("import minigpt") & (HEAVY | {"torch", "numpy", "jsonargparse", "yaml"})
+    loaded = loaded_after("import minigpt; minigpt.Config(), minigpt.Run('runs/none'), minigpt.UserError")
+    assert not loaded & (HEAVY | {"torch", "pandas", "matplotlib"})
 
 
 def test_opening_a_model_and_writing_with_it_loads_neither_lightning_nor_datasets_nor_wandb() -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from minigpt.api import Run
+    from minigpt.config import Config
+    from minigpt.errors import UserError
     from minigpt.generation.generator import Writer
 
+__all__ = ["Config", "Run", "UserError", "load", "open_run", "train"]
 __version__ = "0.1.0"
 
 
@@ -27,3 +32,56 @@ def load(path: str | Path, device: str = "cpu", *, int8: bool = False, compile: 
     from minigpt.generation.generator import Writer  # imported here because it imports torch
 
     return Writer.load(path, device, int8=int8, compile=compile)
+
+
+def train(
+    source: str | Path | Sequence[str | Path] | Config | None = None,
+    *,
+    recipe: str | Path | Sequence[str | Path] | None = None,
+    resume: Run | str | Path | None = None,
+    **settings: Any,
+) -> Run:
+    """Train a model: `minigpt.train("story.txt", max_steps=100, **{"optimizer.learning_rate": 1e-3})`.
+
+    Args:
+        source: the text, as data.source names it; or a complete `minigpt.Config`, which takes no other settings.
+        recipe: a recipe by name or path, or several; `settings` override it.
+        resume: a run to continue, or "auto", as `--resume` of the command line.
+        settings: any setting of `minigpt train --help`: by its dotted name, by its last name where only one setting has
+            it (`n_layer=3`), or a section as a dictionary (`model={"n_layer": 3}`).
+
+    Raises:
+        minigpt.UserError: a setting, text or checkpoint that cannot work, or another run of this process still trains.
+        KeyboardInterrupt: Ctrl-C, or an interrupted cell; the run is saved, and can be resumed.
+    """
+    from minigpt.api import train
+
+    return train(source, recipe, resume, settings)
+
+
+def open_run(path: str | Path) -> Run:
+    """Open the folder of a run, finished or not: `minigpt.open_run("runs/demo").plot()`.
+
+    Raises:
+        minigpt.UserError: it is no run folder.
+    """
+    from minigpt.api import open_run
+
+    return open_run(path)
+
+
+def __getattr__(name: str) -> Any:
+    """`Config`, `Run` and `UserError`, imported when they are asked for."""
+    if name == "Config":
+        from minigpt.config import Config
+
+        return Config
+    if name == "Run":
+        from minigpt.api import Run
+
+        return Run
+    if name == "UserError":
+        from minigpt.errors import UserError
+
+        return UserError
+    raise AttributeError(f"module 'minigpt' has no attribute {name!r}")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from small_runs import small_settings
+from small_runs import PowerCutError, small_settings, with_trainer
 
 from minigpt.cli.parsing import parse_options
 from minigpt.command_line import command
@@ -21,6 +21,8 @@ from minigpt.generation.generator import Writer
 from minigpt.inspection.snapshot import Snapshot
 from minigpt.model import compiling
 from minigpt.model.compiling import compile_with_fallback, should_compile
+from minigpt.pages.run_record import curves_of, metric_rows
+from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import load_model, read_checkpoint
 from minigpt.training.callbacks import Metrics
 from minigpt.training.console import _prompt_arguments
@@ -109,6 +111,62 @@ def test_the_last_step_is_validated_whatever_the_interval(tmp_path: Path) -> Non
     run = train(small_settings(tmp_path, trainer={"val_check_interval": 5}))
     with run.metrics.open() as file:
         assert [row["step"] for row in csv.DictReader(file) if row["val/loss"]] == ["5", "10", "12"]
+
+
+def rows_of(run: RunFolder) -> list[dict[str, str]]:
+    with run.metrics.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_train_and_validation_of_a_step_share_a_row(tmp_path: Path) -> None:
+    rows = rows_of(train(small_settings(tmp_path, trainer={"val_check_interval": 6, "log_every_n_steps": 2})))
+    assert [row["step"] for row in rows] == ["2", "4", "6", "8", "10", "12"]
+    assert [row["step"] for row in rows if row["val/loss"] and row["train/loss"] and row["learning_rate"]] == [
+        "6",
+        "12",
+    ]
+
+
+def test_a_step_without_a_train_loss_has_a_row_of_its_validation_alone(tmp_path: Path) -> None:
+    rows = rows_of(train(small_settings(tmp_path, trainer={"val_check_interval": 5, "log_every_n_steps": 4})))
+    assert [(row["step"], bool(row["train/loss"]), bool(row["val/loss"])) for row in rows] == [
+        ("4", True, False),
+        ("5", False, True),
+        ("8", True, False),
+        ("10", False, True),
+        ("12", True, True),
+    ]
+
+
+def test_a_train_loss_is_on_disk_before_the_validation_of_its_step_and_is_not_lost_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: Any) -> None:
+        raise PowerCutError
+
+    config = small_settings(tmp_path, trainer={"val_check_interval": 6})
+    with monkeypatch.context() as patched, pytest.raises(PowerCutError):
+        patched.setattr(Metrics, "on_validation_start", die)
+        train(config)
+    run = RunFolder(tmp_path / "runs" / "small")
+    assert [(row["step"], row["val/loss"]) for row in rows_of(run)] == [(str(step), "") for step in range(1, 7)]
+    with monkeypatch.context() as patched, pytest.raises(PowerCutError):
+        patched.setattr("minigpt.training.rows.write_atomically", die)  # in the middle of adding the validation
+        train(config)
+    assert rows_of(RunFolder(tmp_path / "runs" / "small-2"))[-1]["train/loss"]
+
+
+def test_a_run_of_an_earlier_version_goes_on_and_keeps_its_two_rows_of_a_step(tmp_path: Path) -> None:
+    config = small_settings(tmp_path, trainer={"max_steps": 6, "val_check_interval": 6})
+    run = train(config)
+    header, *lines = run.metrics.read_text().splitlines()
+    step, tokens, seconds, loss, val, bits, *rest = lines[-1].split(",")
+    lines[-1:] = [",".join([step, tokens, seconds, loss, "", "", *rest]), f"{step},{tokens},{seconds},,{val},{bits},,,"]
+    run.metrics.write_text("\r\n".join([header, *lines, ""]))
+    train(with_trainer(config, max_steps=8), run.path)
+    rows = rows_of(run)
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4", "5", "6", "6", "7", "8"]
+    assert curves_of((int(row["step"]), row) for row in metric_rows(run.metrics, []))["val/loss"][6] == float(val)
 
 
 def test_an_interval_beyond_the_end_means_at_the_end(tmp_path: Path) -> None:

@@ -265,7 +265,7 @@ def test_what_is_changed_on_resume_is_said_and_takes_effect(tmp_path: Path, caps
     changed = small_settings(tmp_path, optimizer=optimizer, trainer={"max_steps": 13}, sampling={"prompts": ["2"]})
     capsys.readouterr()
     train(changed, folder.path)
-    assert float(metrics(folder)[-2]["learning_rate"]) == 0.5
+    assert float(metrics(folder)[-1]["learning_rate"]) == 0.5
     assert "prompt '2'" in folder.samples(13).read_text()
     lines = capsys.readouterr().out.splitlines()
     began = lines.index(f"resuming {folder.path} from step 12")

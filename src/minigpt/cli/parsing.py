@@ -116,6 +116,17 @@ def config_parser(program: str, what: str, *, resumes: bool = False, more: type 
 _kept_parser = functools.cache(config_parser)  # to build it takes a third of a second, and recipes may be many
 
 
+def option_names() -> set[str]:
+    """The dotted names of all that a training's command line sets: the settings, and what is turned into them."""
+    own = {"help", "config", "print_config", "resume"}
+    parser = _kept_parser("minigpt train", "Train a GPT on your text.", resumes=True, more=None)
+    return {action.dest for action in parser._actions if action.option_strings} - own - _groups(Config)
+
+
+def _groups(schema: type) -> set[str]:
+    return {name for name, kind in _field_types(schema).items() if kind == "group"}
+
+
 def options_parser(schema: type, program: str, what: str, several: Sequence[str] = ()) -> ArgumentParser:
     """The parser of a command whose options are the fields of a dataclass; `several` take one or more words each."""
     parser = ArgumentParser(prog=program, exit_on_error=False, allow_abbrev=False, description=what)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from minigpt import markdown
 from minigpt.config import InspectConfig
 from minigpt.data.relations import read_json_lines
 from minigpt.data.tokenizers.base import decode
@@ -20,6 +19,7 @@ from minigpt.inspection.heads import FEWEST_LINKS, HeadScores, label_heads, scor
 from minigpt.inspection.probes import Probe, read_examples
 from minigpt.inspection.relations import Link, RelationScore, within
 from minigpt.inspection.snapshot import Snapshot
+from minigpt.markdown import table
 from minigpt.pages.attention import Labels, render_page
 from minigpt.pages.documents import Page
 from minigpt.runs.folder import RunFolder, name_of
@@ -113,7 +113,7 @@ def _head_table(scores: Mapping[str, npt.NDArray[np.floating]], labels: Labels, 
         ]
         for at in heads
     ]
-    return markdown.table(["head", *(["label"] if labels else []), *titles], rows)
+    return table(["head", *(["label"] if labels else []), *titles], rows)
 
 
 def relation_lines(found: Mapping[str, RelationScore]) -> str:
@@ -124,7 +124,7 @@ def relation_lines(found: Mapping[str, RelationScore]) -> str:
             layer, head = np.unravel_index(np.argmax(score.lift), score.lift.shape)
             numbers = (values[layer, head] for values in (score.mass, score.baseline, score.lift))
             rows.append([name, f"{layer}.{head}", *(f"{number:.2f}" for number in numbers), str(score.n_links)])
-    return markdown.table(["relation", "head", "weight", "by distance", "lift", "links"], rows) if rows else ""
+    return table(["relation", "head", "weight", "by distance", "lift", "links"], rows) if rows else ""
 
 
 def _tokens(loaded: LoadedModel, config: InspectConfig, text: str | None) -> tuple[list[int], list[Link] | None]:

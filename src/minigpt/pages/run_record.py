@@ -89,7 +89,7 @@ def read_run_folder(path: str | Path) -> RunRecord:
         settings=settings,
         facts=_facts(rows),
         curves=curves_of([*((int(row["step"]), row) for row in rows), *_numbers(run)]),
-        samples=[sample for file in sorted(path.glob("samples/step_*.txt")) for sample in _samples(file)],
+        samples=read_samples(path),
         page=page,
         pictures=pictures,
         missing=missing,
@@ -165,6 +165,11 @@ def _facts(rows: list[dict[str, float]]) -> dict[str, str]:
     tokens = [row["tokens"] for row in rows if math.isfinite(row.get("tokens", math.nan))]
     seen = f", {tokens[-1]:,.0f} tokens" if tokens else ""
     return {"time": f"{duration(seconds[-1])} of training{seen}"} if seconds else {}
+
+
+def read_samples(run: Path) -> list[Sample]:
+    """All samples that a run has written while it trained, in ascending order of steps."""
+    return [sample for file in sorted(run.glob("samples/step_*.txt")) for sample in _samples(file)]
 
 
 def _samples(file: Path) -> list[Sample]:

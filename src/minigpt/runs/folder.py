@@ -3,7 +3,7 @@
 runs/demo/
   config.yaml          the resolved config
   minigpt_tokenizer.json  the tokenizer, complete, in a format of its own
-  metrics.csv          losses, bits per byte, learning rate, speed
+  metrics.csv          losses, bits per byte, learning rate, speed: one row a step
   checkpoints/         last.ckpt, best.ckpt, and earlier checkpoints such as step_000150.ckpt in case last.ckpt is
                        damaged (keep_checkpoints in all): Lightning's format with a checksum at the end, everything
                        needed to resume; and the weights of keep_every_n_steps, as step_000200.safetensors

@@ -25,10 +25,10 @@ from minigpt.model.gpt import GPT
 from minigpt.model.variants.attend import AttentionSpec, attention_scores
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import newest_checkpoint
-from minigpt.training.callbacks import keep_rows_up_to
 from minigpt.training.distributed import gather_on_rank_zero, on_rank_zero, reshard
 from minigpt.training.loss import model_loss
 from minigpt.training.module import TrainingModule, total_norm
+from minigpt.training.rows import keep_rows_up_to
 
 MOST_SKIPPED = 10
 """Consecutive skipped steps after which the run stops: the weights are at fault, not one bad batch."""

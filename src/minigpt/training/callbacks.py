@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from minigpt.data.relations import read_json_lines
 from minigpt.data.shards import PreparedData
 from minigpt.data.tokenising import RELATIONS
 from minigpt.errors import UserError
-from minigpt.files import append, shown, write_csv, write_text
+from minigpt.files import shown, write_csv, write_text
 from minigpt.generation.generator import Writer
 from minigpt.generation.text import encode_prompt
 from minigpt.inspection.capture import evaluation_mode
@@ -37,6 +35,7 @@ from minigpt.training.checkpoints import not_finite
 from minigpt.training.dashboards import log_image, log_page, log_scalars, log_table
 from minigpt.training.distributed import gather_model
 from minigpt.training.module import TrainingModule
+from minigpt.training.rows import keep_rows_up_to, put_row
 
 PLAIN_LINE_SECONDS = 10
 """Shortest time between two progress lines, printed if there is no progress bar."""
@@ -65,7 +64,7 @@ def metrics_of(trainer: L.Trainer) -> Metrics:
 
 
 class Metrics(Callback):
-    """Writes losses and speed to metrics.csv, the loggers and the progress bar.
+    """Writes losses and speed to metrics.csv (one row a step), the loggers and the progress bar.
 
     It runs every log_every_n_steps. `self.log` in each training step would cost up to three milliseconds, much of a
     small model's step.
@@ -79,6 +78,7 @@ class Metrics(Callback):
         self.seconds = 0.0  # of training steps, without validation, resumes included
         self._mark, self._mark_tokens = 0.0, 0
         self._last_line = time.monotonic()
+        self._last_row: dict[str, Any] = {}  # of metrics.csv
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds, "recent_losses": [float(loss) for loss in self.recent_losses]}
@@ -95,7 +95,7 @@ class Metrics(Callback):
         self._step = self._logged_step = trainer.global_step
         self._start_watch(pl_module)
         if trainer.is_global_zero:
-            keep_rows_up_to(self.folder.metrics, COLUMNS, trainer.global_step)
+            self._last_row = keep_rows_up_to(self.folder.metrics, COLUMNS, trainer.global_step)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, TrainingModule)
@@ -182,24 +182,13 @@ class Metrics(Callback):
         log_scalars(trainer.loggers, row, step)
         if not trainer.is_global_zero:
             return
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS)
-        if not self.folder.metrics.exists():
-            writer.writeheader()
         tokens = trainer.lightning_module.tokens_seen
-        writer.writerow({"step": step, "tokens": tokens, "seconds": f"{self.seconds:.3f}", **row})
-        append(self.folder.metrics, text.getvalue())
-
-
-def keep_rows_up_to(path: Path, columns: Sequence[str], step: int) -> None:
-    """Delete the rows of a CSV after `step`: the resumed run will write them again."""
-    if not path.exists():
-        return
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    # A full disk can leave an incomplete last row.
-    rows = [row for row in rows if None not in row.values() and int(row["step"]) <= step]
-    write_csv(path, columns, [[row[column] for column in columns] for row in rows])
+        self._last_row = put_row(
+            self.folder.metrics,
+            COLUMNS,
+            {"step": step, "tokens": tokens, "seconds": f"{self.seconds:.3f}", **row},
+            self._last_row,
+        )
 
 
 class Samples(Callback):

@@ -15,6 +15,11 @@ from minigpt.training.callbacks import metrics_of
 from minigpt.training.lightning_compat import Tqdm, open_bars
 
 
+def can_show(stream: TextIO) -> bool:
+    """Whether a bar can be redrawn on this stream: a terminal, or the output of a notebook's cell."""
+    return stream.isatty() or type(stream).__module__.startswith("ipykernel.")
+
+
 class ProgressBar(TQDMProgressBar):
     """Lightning's bar without "Epoch 0", as a run is one epoch. Without a terminal, `Metrics` prints lines instead."""
 

@@ -35,7 +35,7 @@ from minigpt.training.lightning_compat import is_rank_zero, is_started_by_lightn
 from minigpt.training.loaders import make_loaders
 from minigpt.training.machine import free_disk
 from minigpt.training.module import TrainingModule
-from minigpt.training.progress import ProgressBar
+from minigpt.training.progress import ProgressBar, can_show
 from minigpt.training.resuming import begun_before, check_resume, check_text, existing, with_paths_of
 from minigpt.training.stopping import SECONDS_TO_EXIT, StopSignals
 from minigpt.training.threads import choose_threads, denormals_as_zero
@@ -213,7 +213,7 @@ def make_callbacks(config: Config, folder: RunFolder, data: PreparedData, stop: 
         callbacks.append(AttentionMaps(folder, config, data))
     if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
         callbacks.append(Checkpoints(folder, config, stop))
-    if config.trainer.enable_progress_bar is not False and sys.stdout.isatty():
+    if config.trainer.enable_progress_bar is not False and can_show(sys.stdout):
         callbacks.insert(0, ProgressBar())  # first, so that it clears its validation bar before the others print
     return callbacks
 

@@ -59,7 +59,7 @@ class StopSignals:
             exit_by_signal(number, frame)
 
     def _end_at_once(self) -> None:
-        if "ipykernel" in sys.modules:  # do not kill the kernel of a notebook
+        if "ipykernel" in sys.modules or hasattr(sys, "ps1"):  # do not kill a notebook's kernel or a Python prompt
             raise KeyboardInterrupt
         for process in () if self._trainer is None else started_processes(self._trainer):
             process.kill()

@@ -1,0 +1,198 @@
+"""minigpt from Python and notebooks: `train` returns a `Run`, with its metrics, samples, model and pages."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from minigpt.cli.keywords import words_of
+from minigpt.cli.parsing import parse_training
+from minigpt.cli.recipes import did_you_mean
+from minigpt.config import Config, InspectConfig
+from minigpt.errors import UserError
+from minigpt.pages.documents import Page, frame_html
+from minigpt.pages.report import render_report
+from minigpt.pages.run_record import Sample, metric_rows, read_run_folder, read_samples
+from minigpt.runs.folder import RunFolder
+
+if TYPE_CHECKING:  # these load torch, or are slow to import
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+    from minigpt.generation.generator import Completion, Writer
+    from minigpt.pages.model_report import Inspection
+
+_TRAINING = threading.Lock()
+_LOSSES = {"train/loss": {"linewidth": 1}, "val/loss": {"marker": "o", "markersize": 4}}
+"""Style of each curve of `Run.plot`."""
+_FRAME = 'sandbox="allow-scripts" style="width:100%; height:95vh; min-height:760px; border:0"'
+
+
+class Run:
+    """A trained run, or one that is still training. Its files are read when an attribute is asked for."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"minigpt.open_run({str(self.path)!r})"
+
+    def _repr_html_(self) -> str:
+        """The report in a sandboxed frame as high as the window, for notebooks."""
+        return frame_html(self.report(), _FRAME)
+
+    @property
+    def config(self) -> Config:
+        """All settings, those filled in from the text included."""
+        return Config.from_dict(yaml.safe_load(RunFolder(self.path).config.read_text(encoding="utf-8")))
+
+    @property
+    def metrics(self) -> DataFrame:
+        """metrics.csv as a pandas DataFrame, one row a step; NaN where a step has no such number.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise UserError("metrics needs pandas: pip install pandas") from None
+        file, steps = RunFolder(self.path).metrics, dict[int, dict[str, float]]()
+        for row in metric_rows(file, []):  # runs of earlier versions have two rows for a validated step
+            steps.setdefault(int(row["step"]), {}).update(row)
+        columns = file.read_text(encoding="utf-8").partition("\n")[0].split(",") if file.exists() else ["step"]
+        table = pandas.DataFrame(list(steps.values()), columns=[name.strip() for name in columns])
+        return table.astype({name: "int64" for name in ("step", "tokens") if name in table})
+
+    def plot(self) -> Figure:
+        """Train and validation loss by step. A notebook shows it; elsewhere `run.plot().savefig("loss.png")`."""
+        from matplotlib.figure import Figure
+
+        class Picture(Figure):
+            def _repr_png_(self) -> bytes:
+                file = io.BytesIO()
+                self.savefig(file, format="png")
+                return file.getvalue()
+
+        figure = Picture(figsize=(7, 4), layout="constrained")
+        axes, table = figure.add_subplot(), self.metrics
+        for name, style in _LOSSES.items():
+            if name in table and len(curve := table[["step", name]].dropna()):
+                axes.plot(curve["step"], curve[name], label=name, **style)
+        axes.set(xlabel="step", ylabel="nats per token", title=self.path.name)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+        return figure
+
+    @property
+    def samples(self) -> list[Sample]:
+        """Samples of each validation, as (step, prompt, text); a text begins with its prompt."""
+        return read_samples(self.path)
+
+    @cached_property
+    def writer(self) -> Writer:
+        """The model with its best weights on the CPU, as `minigpt.load` opens it."""
+        from minigpt.generation.generator import Writer
+
+        return Writer.load(self.path)
+
+    def generate(self, prompt: str | None = None, **settings: Any) -> Completion:
+        """Continue a prompt; None takes the run's first sampling prompt. Settings as in docs/generation.md.
+
+        Raises:
+            UserError: an unknown setting, or a prompt that the tokenizer cannot encode.
+        """
+        return self.writer.generate(self.writer.first_prompt if prompt is None else prompt, **settings)
+
+    def inspect(self, text: str | None = None, **settings: Any) -> Inspection:
+        """Maps and measures of every head; a notebook shows the page.
+
+        Args:
+            text: text to inspect; None for the text inspected during training.
+            settings: those of `minigpt inspect`: compare (a run, or its path), relations, max_tokens, device.
+
+        Raises:
+            UserError: an unknown setting, or what `minigpt inspect` refuses.
+        """
+        from minigpt.pages.model_report import inspect_runs
+
+        known = [each.name for each in dataclasses.fields(InspectConfig) if each.name not in {"run", "text", "file"}]
+        for name in settings:
+            if name not in known:
+                raise UserError(f"unknown setting {name}{did_you_mean(name, known) or f'; there are {known}'}")
+        given = {name: str(path_of(value)) if name == "compare" else value for name, value in settings.items()}
+        return inspect_runs(InspectConfig(run=str(self.path), text=text, **given), text)
+
+    def report(self) -> Page:
+        """The run's losses, samples and attention as one HTML page, as `minigpt report` writes it."""
+        return render_report(read_run_folder(self.path))
+
+
+def path_of(run: Run | str | Path) -> Path:
+    """The folder of a run that is given as such or by its path."""
+    return run.path if isinstance(run, Run) else Path(run)
+
+
+def open_run(path: str | Path) -> Run:
+    """Open the folder of a run.
+
+    Raises:
+        UserError: it is none.
+    """
+    folder = RunFolder(path)
+    if not folder.config.is_file():
+        raise UserError(f"{path}: there is no {folder.config}; name the folder of a run, such as runs/demo")
+    return Run(folder.path)
+
+
+def train(
+    source: str | Path | Sequence[str | Path] | Config | None,
+    recipe: str | Path | Sequence[str | Path] | None,
+    resume: Run | str | Path | None,
+    settings: Mapping[str, Any],
+) -> Run:
+    """`minigpt.train`, which documents the arguments.
+
+    Raises:
+        UserError: a setting, text or checkpoint that cannot work, or another run of this process still trains.
+        KeyboardInterrupt: Ctrl-C, or an interrupted cell; the run is saved, and can be resumed.
+    """
+    config, folder = _config_of(source, recipe, resume, settings)
+    from minigpt.training.run import train
+
+    if not _TRAINING.acquire(blocking=False):  # random numbers, threads and handlers belong to the whole process
+        raise UserError("another run trains in this process: wait for its end, or train in a process of its own")
+    try:
+        return Run(train(config, folder).path)
+    except SystemExit as end:
+        # Lightning exits with 1 after a KeyboardInterrupt, that of a second Ctrl-C.
+        if end.code == 130 or isinstance(end.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        _TRAINING.release()
+
+
+def _config_of(source: Any, recipe: Any, resume: Any, settings: Mapping[str, Any]) -> tuple[Config, Path | None]:
+    """The config and the folder to resume, from the arguments of `train`."""
+    folder = None if resume is None else path_of(resume)
+    if isinstance(source, Config):
+        if recipe is not None or settings:
+            raise UserError("a Config has all settings: leave out the others, or change it with dataclasses.replace")
+        return source, folder
+    recipes = [recipe] if isinstance(recipe, str | os.PathLike) else list(recipe or [])
+    given = [{"data.source": source}] if source is not None else []
+    words = [word for each in [*given, settings] for word in words_of(each)]
+    if source is not None and "data.source" in {word[2:].partition("=")[0] for word in words[1:]}:
+        raise UserError("data.source is given twice: leave one of them out")
+    resumes = [] if folder is None else [f"--resume={folder}"]
+    return parse_training([*map(os.fspath, recipes), *resumes, *words])

@@ -1,0 +1,131 @@
+"""minigpt from Python: settings as keyword arguments, the run that comes back, threads, and interrupted cells."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import minigpt
+from minigpt import api
+from minigpt.cli.keywords import words_of
+from minigpt.cli.parsing import parse_training
+from minigpt.training import progress
+from minigpt.training.module import TrainingModule
+
+TINY: dict[str, Any] = {
+    "tokenizer": "bytes",
+    "model": {"context_length": 16, "n_layer": 1, "n_head": 2, "n_embd": 16},
+    "batch_size": 4,
+    "logger": False,
+    "accelerator": "cpu",
+    "max_steps": 6,
+    "val_check_interval": 3,
+    "log_every_n_steps": 1,
+    "attention": {"enabled": False},
+    "optimizer.warmup_steps": 3,
+}
+
+
+@pytest.fixture
+def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "story.txt"
+    path.write_text("".join(f"{i} plus {i * 3 % 50} is {i + i * 3 % 50};\n" for i in range(300)))
+    return path
+
+
+def test_settings_are_given_by_full_name_by_short_name_or_as_a_section() -> None:
+    given = {"n_layer": 3, "optimizer.learning_rate": 1e-5, "sampling": {"prompts": ["a\nb"]}, "max_time": None}
+    config, _ = parse_training(words_of(given))
+    assert (config.model.n_layer, config.optimizer.learning_rate) == (3, 1e-5)
+    assert (config.sampling.prompts, config.trainer.max_time) == (["a\nb"], None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"n_layers": 3}, "unknown setting n_layers: did you mean n_layer?"),
+        ({"model": {"n_lay": 3}}, "unknown setting model.n_lay: did you mean model.n_layer?"),
+        ({"model": 3}, "model=3: is a group of settings"),
+        ({"n_layer": 1, "model": {"n_layer": 2}}, "model.n_layer is given twice"),
+        ({"n_layer": print}, "model.n_layer=.*: expected a plain value"),
+        ({"n_layer": "x"}, "model.n_layer=x: expected int"),
+        ({"source": "other.txt"}, "data.source is given twice"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_with_a_remedy(settings: dict[str, Any], words: str) -> None:
+    arguments = {**settings}
+    with pytest.raises(minigpt.UserError, match=words):
+        api.train("story.txt", None, None, arguments)
+
+
+def test_a_short_name_that_two_settings_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minigpt.cli.keywords.option_names", lambda: {"a.size", "b.size"})
+    with pytest.raises(minigpt.UserError, match="size: could be a.size or b.size: write it in full"):
+        words_of({"size": 1})
+
+
+def test_training_returns_a_run_with_metrics_samples_and_a_model(text: Path) -> None:
+    run = minigpt.train(text, **TINY)
+    assert run.path == Path("runs/demo")
+    assert run.config.model.n_layer == 1
+    assert list(run.metrics["step"]) == [1, 2, 3, 4, 5, 6]
+    assert list(run.metrics.dropna()["step"]) == [3, 6]
+    assert len(run.plot().axes[0].lines) == 2
+    assert run.plot()._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
+    assert [sample.step for sample in run.samples][-1] == 6
+    assert len(run.generate("1 plus", max_new_tokens=3, min_new_tokens=3).tokens) == 3
+    assert "srcdoc" in run._repr_html_()
+    assert "<iframe" in run.inspect("1 plus 2 is 3;")._repr_html_()
+    with pytest.raises(minigpt.UserError, match="unknown setting max_token: did you mean max_tokens"):
+        run.inspect(max_token=3)
+    assert minigpt.open_run("runs/demo").metrics.equals(run.metrics)
+    with pytest.raises(minigpt.UserError, match="there is no runs/other/config.yaml"):
+        minigpt.open_run("runs/other")
+
+
+def test_a_run_in_a_thread_is_the_same_and_a_config_does_as_well(text: Path) -> None:
+    runs: list[minigpt.Run] = []
+    thread = threading.Thread(target=lambda: runs.append(minigpt.train(text, **TINY)))
+    thread.start()
+    thread.join()
+    runs.append(minigpt.train(runs[0].config))
+    one, other = (run.metrics["train/loss"] for run in runs)
+    assert len(one) == 6
+    assert one.equals(other)
+    assert [str(run.path) for run in runs] == ["runs/demo", "runs/demo-2"]
+    with pytest.raises(minigpt.UserError, match="a Config has all settings"):
+        minigpt.train(runs[0].config, n_layer=2)
+
+
+def test_an_interrupted_run_is_saved_and_goes_on_in_the_same_process(
+    text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, before = TrainingModule.training_step, signal.getsignal(signal.SIGINT)
+
+    def step(self: TrainingModule, batch: Any, batch_idx: int) -> Any:
+        if batch_idx == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, batch, batch_idx)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(TrainingModule, "training_step", step)
+        minigpt.train(text, **TINY)
+    assert signal.getsignal(signal.SIGINT) == before
+    assert list(minigpt.open_run("runs/demo").metrics["step"]) == [1, 2, 3, 4]
+    resumed = minigpt.train(resume="runs/demo")
+    assert list(resumed.metrics["step"]) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_second_run_at_the_same_time_is_refused(text: Path) -> None:
+    with api._TRAINING, pytest.raises(minigpt.UserError, match="another run trains in this process"):
+        minigpt.train(text, **TINY)
+
+
+def test_a_bar_is_shown_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = type("OutStream", (), {"__module__": "ipykernel.iostream", "isatty": lambda self: False})()
+    assert progress.can_show(stream)
+    assert not progress.can_show(type("Pipe", (), {"isatty": lambda self: False})())
