@@ -57,7 +57,7 @@ BRANCHES = {
     # Documents: the formats of files and hubs, and texts with ground truth, are leaves of the way to shards.
     "data.prepare": {"data.sources", "data.synthetic"},
     "data.splitting": {"data.sources"},
-    "data.tokenising": {"data.sources", "data.relations"},
+    "data.tokenising": {"data.answers", "data.sources", "data.relations"},
     "data.shards": {"data.sources"},
     "data.stream": {"data.sources"},
     "data.tokenizers.base": {"data.tokenizers"},
@@ -67,7 +67,7 @@ BRANCHES = {
     "model.compiling": {"model.variants.kernels"},
     # Decoding: faster readers of the same model, and drafts of tokens.
     "generation.engine": {"generation.cpu_backend", "generation.prompt_lookup", "generation.plain"},
-    "generation.generator": {"generation.cpu_backend"},
+    "generation.generator": {"generation.cpu_backend", "data.answers"},
     # It puts a run together.
     "training.run": {"training", "data"},
 }

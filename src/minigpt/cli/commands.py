@@ -59,7 +59,7 @@ def sample(config: SampleConfig) -> None:
         prompt = writer.first_prompt if prompt is None else prompt
         written, page = explain(writer, prompt, config, title=name_of(config.run))
         write_text(Path(config.explain), page)  # before printing, which a closed pipe would end
-        show(f"{prompt}{written.text}\n")
+        show(f"{written.prompt}{written.text}\n")
         note(f"{config.explain}: explains each of these {len(written.tokens)} tokens")
     elif config.checkpoints is not None:
         from minigpt.pages.film import film

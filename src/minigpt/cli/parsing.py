@@ -124,7 +124,7 @@ def option_names() -> set[str]:
 
 
 def _groups(schema: type) -> set[str]:
-    return {name for name, kind in _field_types(schema).items() if kind == "group"}
+    return {name for name, kind in settings_of(schema).items() if kind == "group"}
 
 
 def options_parser(schema: type, program: str, what: str, several: Sequence[str] = ()) -> ArgumentParser:

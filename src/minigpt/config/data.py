@@ -86,6 +86,8 @@ class DataConfig(Section):
     """Mixture weights, one per source: its share of the training windows; proportional to length by default."""
     text_column: str = "text"
     """Text column of JSON, CSV, Parquet, Arrow and hub datasets; a path such as meta.body, or '{title}\\n{body}'."""
+    answer_column: str | None = None
+    """Column of answers to the prompts in text_column: the loss is on the answers alone; needs mode=examples."""
     document_separator: Separator | None = None
     """Splits text files into documents: line, blank_lines, a literal, /regex/, or none; by default <|endoftext|>."""
     delimiter: Delimiter | None = None
@@ -126,6 +128,11 @@ class DataConfig(Section):
         require(
             len(set(self.sources)) == n_sources,
             f"data.source={self.source}: a source is named twice; name it once, with data.weights for a larger share",
+        )
+        require(
+            self.answer_column is None or self.mode == "examples",
+            f"data.answer_column={self.answer_column}: the loss is on answers alone, each after its prompt; set "
+            "data.mode=examples",
         )
         self._check_stream()
 

@@ -106,11 +106,12 @@ class _Examples:
     """Documents one by one. A document longer than the context is cut into chunks, each an example of its own.
 
     The model reads end_of_text and then the document, and predicts the document and then end_of_text, with which stored
-    documents end: the same start as in generation. Later chunks begin with the token before them instead.
+    documents end: the same start as in generation. Later chunks begin with the token before them instead. Where only
+    answers have a loss, chunks without a token of one are no examples.
     """
 
     def __init__(self, split: Split, ranges: Sequence[SourceRange], context_length: int, end_of_text: int) -> None:
-        self.tokens, self.starts = split.tokens, split.document_starts
+        self.tokens, self.starts, self.answers = split.tokens, split.document_starts, split.answers
         self.context_length, self.end_of_text = context_length, end_of_text
         lengths = np.diff(self.starts, append=len(self.tokens))
         self.first_chunk: np.ndarray | None = None
@@ -118,19 +119,35 @@ class _Examples:
         if lengths.max(initial=0) > context_length:
             self.first_chunk = np.zeros(len(lengths) + 1, dtype=np.int64)
             np.cumsum(-(-lengths // context_length), out=self.first_chunk[1:])
-        self.first_item = np.array([self._chunks_before(part.first_document) for part in ranges], dtype=np.int64)
+        self.kept: np.ndarray | None = None if self.answers is None else self._with_answers(self.answers)
+        """Numbers of the chunks that are examples, ascending; None for all."""
+        self.first_item = np.array([self._items_before(part.first_document) for part in ranges], dtype=np.int64)
         self.n_items = np.array([self.amount(part) for part in ranges], dtype=np.int64)
 
-    def _chunks_before(self, document: int) -> int:
-        return document if self.first_chunk is None else int(self.first_chunk[document])
+    def _with_answers(self, answers: np.ndarray) -> np.ndarray:
+        """Numbers of the chunks that hold a token of an answer."""
+        documents = np.searchsorted(self.starts, answers[:, 0], side="right") - 1
+        ends = np.stack([answers[:, 0], answers[:, 1] - 1], axis=1) - self.starts[documents, None]
+        before = documents if self.first_chunk is None else self.first_chunk[documents]
+        first, last = (before[:, None] + ends // self.context_length).T
+        if (first == last).all():
+            return np.unique(first)
+        return np.unique(np.concatenate([np.arange(a, b + 1) for a, b in zip(first, last, strict=True)]))
+
+    def _items_before(self, document: int) -> int:
+        chunks = document if self.first_chunk is None else int(self.first_chunk[document])
+        return chunks if self.kept is None else int(np.searchsorted(self.kept, chunks))
 
     def amount(self, part: SourceRange) -> int:
         """Size of a part of the documents, in examples."""
-        return self._chunks_before(part.first_document + part.n_documents) - self._chunks_before(part.first_document)
+        return self._items_before(part.first_document + part.n_documents) - self._items_before(part.first_document)
 
     def rows(self, ranges: np.ndarray, epochs: np.ndarray, items: np.ndarray) -> np.ndarray:
         """(N, 3): first token, end, and whether it begins a document, of each example; the same in every epoch."""
-        number = documents = self.first_item[ranges] + items
+        number = self.first_item[ranges] + items
+        if self.kept is not None:
+            number = self.kept[number]
+        documents = number
         chunks = np.zeros_like(number)
         if self.first_chunk is not None:
             documents = np.searchsorted(self.first_chunk, number, side="right") - 1
@@ -151,9 +168,22 @@ class _Examples:
         for row, (begin, end, opens) in zip(joined, rows.tolist(), strict=True):
             # A document's first example keeps the end_of_text in front of it; a later one reads one token before it.
             row[opens : end - begin + 1] = self.tokens.read(begin - (not opens), end)
-        padding = torch.from_numpy(np.arange(lengths.max()) >= lengths[:, None])
+        ignored = np.arange(lengths.max()) >= lengths[:, None]
+        if self.answers is not None:
+            ignored |= ~self._in_answers(self.answers, rows, ignored.shape)
         tokens, targets = torch.from_numpy(joined[:, :-1]), torch.from_numpy(joined[:, 1:])
-        return tokens, targets.masked_fill(padding, IGNORED)
+        return tokens, targets.masked_fill(torch.from_numpy(ignored), IGNORED)
+
+    @staticmethod
+    def _in_answers(answers: np.ndarray, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Mask, in the shape of the targets, of the tokens of answers."""
+        wanted = np.zeros(shape, dtype=bool)
+        first = np.searchsorted(answers[:, 1], rows[:, 0], side="right")
+        stop = np.searchsorted(answers[:, 0], rows[:, 1])
+        for row, (begin, end), some in zip(wanted, rows[:, :2].tolist(), map(slice, first, stop), strict=True):
+            for answer, after, _ in answers[some].tolist():
+                row[max(answer, begin) - begin : min(after, end) - begin] = True
+        return wanted
 
     @staticmethod
     def by_length(rows: np.ndarray) -> np.ndarray:
@@ -291,7 +321,9 @@ def _whole(split: Split) -> tuple[SourceRange, ...]:
 
 
 def n_val_targets(split: Split, mode: Mode) -> int:
-    """Tokens that validation on a whole split predicts: all, but in packed windows not the very first."""
+    """Tokens that validation on a whole split predicts: all, but in packed windows not the very first; or answers."""
+    if split.answers is not None:
+        return int((split.answers[:, 1] - split.answers[:, 0]).sum())
     return len(split.tokens) - 1 if mode == "packed" else len(split.tokens)
 
 
@@ -328,8 +360,8 @@ class ValBatches(Dataset[tuple[Tensor, Tensor]]):
     """The whole val split in a fixed order; one batch may have fewer rows.
 
     Packed: every token but the very first is predicted once, in order.
-    Examples: every stored token is predicted once. Batches hold examples of similar length, in shuffled order, so the
-    first few batches are a fair sample.
+    Examples: every stored token, or every token of an answer, is predicted once. Batches hold examples of similar
+    length, in shuffled order, so the first few batches are a fair sample.
     """
 
     def __init__(

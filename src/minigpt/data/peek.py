@@ -87,7 +87,8 @@ def _batch(batches: TrainBatches, tokenizer: Tokenizer) -> Iterator[str]:
     tokens, targets = (part.tolist() for part in batches[0])
     yield f"the first batch has {len(tokens)} rows of {len(tokens[0])} tokens; {min(ROWS, len(tokens))} of them"
     for row, row_targets in zip(tokens[:ROWS], targets, strict=False):
-        reads = [PADDING if y == IGNORED else _shown(tokenizer, x) for x, y in zip(row, row_targets, strict=True)]
+        n = max((i + 1 for i, y in enumerate(row_targets) if y != IGNORED), default=0)  # what follows is padding
+        reads = [_shown(tokenizer, x) if i < n else PADDING for i, x in enumerate(row)]
         predicts = [NOTHING if y == IGNORED else _shown(tokenizer, y) for y in row_targets]
         yield f"  reads     {'|'.join(reads)}"
         yield f"  predicts  {'|'.join(predicts)}"

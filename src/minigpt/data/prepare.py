@@ -85,6 +85,11 @@ def _open_as_it_is(config: DataConfig) -> PreparedData:
             f"data.tokenizer={config.tokenizer}: {data.folder} was prepared with {data.manifest.tokenizer}; leave the "
             "setting out, or name the text itself"
         )
+    if config.answer_column != (asked := data.manifest.settings.get("answer_column")):
+        raise UserError(
+            f"data.answer_column={config.answer_column}: {data.folder} was prepared with {asked}; give that, or name "
+            "the text itself"
+        )
     return data
 
 

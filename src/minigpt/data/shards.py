@@ -30,6 +30,8 @@ SCANS = ".scans.json"
 """Name of the cache of file scans in data.dir."""
 TOGETHER = 1 << 18
 """Tokens written at a time."""
+ANSWERS = ".answers.npy"
+"""Ending of files with the places of a split's answers; see Split.answers."""
 
 
 class TokenFile:
@@ -139,6 +141,14 @@ class Split:
     """Length of the split's text in UTF-8, without end_of_text."""
     sources: tuple[SourceRange, ...]
     """The split by source, in order and without gaps."""
+    answers: np.ndarray | None = None
+    """(n_answers, 3) int64, with data.answer_column: first token, end after the end_of_text, and bytes of UTF-8 of each
+    answer, in order. Only these tokens have a loss; None: all have."""
+
+    @property
+    def n_target_bytes(self) -> int:
+        """Length in UTF-8 of the text that has a loss."""
+        return self.n_bytes if self.answers is None else int(self.answers[:, 2].sum())
 
     def __str__(self) -> str:
         n_documents = len(self.document_starts)
@@ -275,15 +285,19 @@ def open_prepared(folder: str | Path, scans: Scans | None = None) -> PreparedDat
             f"{manifest.vocab_size}; {_anew(folder)}"
         )
 
-    def split(files: SplitFiles) -> Split:
+    def split(side: str, files: SplitFiles) -> Split:
         tokens = Tokens([TokenFile(folder / name, manifest.token_type) for name in files.shards])
         try:
-            starts = np.load(folder / files.documents, mmap_mode="r", allow_pickle=False)
+            starts, answers = (
+                np.load(folder / name, mmap_mode="r", allow_pickle=False) if name in manifest.files else None
+                for name in (files.documents, f"{side}{ANSWERS}")
+            )
         except (ValueError, EOFError):  # its checksum is right, but another program wrote it
             raise UserError(f"{folder / files.documents}: not an array of numbers; prepare the text again") from None
-        return Split(tokens, starts, files.n_bytes, files.sources)
+        return Split(tokens, starts, files.n_bytes, files.sources, answers)
 
-    return PreparedData(folder, manifest, tokenizer, split(manifest.train), split(manifest.val))
+    train, val = split("train", manifest.train), split("val", manifest.val)
+    return PreparedData(folder, manifest, tokenizer, train, val)
 
 
 def _check_files(folder: Path, manifest: Manifest, scans: Scans) -> None:

@@ -134,6 +134,11 @@ class SplitDocuments:
         if (self.sides == VAL).any():
             yield from kept
             return
+        if self.config.answer_column is not None:
+            raise UserError(
+                f"data.source={self.config.source}: all rows are the same, and a pair is not cut to hold out its end; "
+                "give more rows, or data.val_source"
+            )
         first = next(kept)
         single = (chunk for _, _, chunk in chain([first], kept))
         for side, chunk in cut_single_text(single, self.n_bytes(), self.config.val_fraction):

@@ -21,8 +21,9 @@ import numpy as np
 from tqdm import tqdm
 
 from minigpt.config import DataConfig
+from minigpt.data.answers import NO_ANSWERS, encode
 from minigpt.data.relations import to_json_line
-from minigpt.data.shards import Manifest, ShardWriter, SourceRange, SplitFiles
+from minigpt.data.shards import ANSWERS, Manifest, ShardWriter, SourceRange, SplitFiles
 from minigpt.data.sources.chunking import grouped
 from minigpt.data.sources.names import MANIFEST, TOKENIZER, Source
 from minigpt.data.sources.reading import Chunk, read
@@ -66,10 +67,11 @@ class Text:
 def settings(config: DataConfig) -> dict[str, Any]:
     """The settings that tokens depend on, besides the text and the tokenizer."""
     names = ("text_column", "encoding", "encoding_errors", "delimiter", "token_type", "val_fraction", "max_documents")
-    found = {name: getattr(config, name) for name in names}
-    if config.document_separator is not None:  # absent by default: folders of earlier versions keep their key
-        found["document_separator"] = config.document_separator
-    return found
+    # Later settings are absent by default: folders of earlier versions keep their key.
+    later = {name: getattr(config, name) for name in ("answer_column", "document_separator")}
+    return {name: getattr(config, name) for name in names} | {
+        name: value for name, value in later.items() if value is not None
+    }
 
 
 def token_dtype(config: DataConfig, tokenizer: Tokenizer) -> np.dtype[Any]:
@@ -190,8 +192,8 @@ class Tokenising:
                     self.work, len(units), dtype, tokenizer.end_of_text, len(self.sources), begins
                 ) as unit:
                     while batch is not None:
-                        for (side, source, chunk), tokens in zip(batch, _encode(tokenizer, batch), strict=True):
-                            unit.write(side, source, chunk, tokens)
+                        for (side, source, chunk), encoded in zip(batch, _encode(tokenizer, batch), strict=True):
+                            unit.write(side, source, chunk, *encoded)
                             bar.update(len(chunk.text))
                         batch = next(batches, None) if unit.n_bytes < unit_bytes else None
                     units.append(unit.finish())
@@ -208,7 +210,7 @@ class Tokenising:
         units = self._units()
         files = {name: entry for unit in units for name, entry in unit.files.items()}
         splits = {side: self._join(side, units, dtype) for side in SIDES}
-        for name in (TOKENIZER, *(side + ending for side in SIDES for ending in (STARTS, RELATIONS))):
+        for name in (TOKENIZER, *(side + ending for side in SIDES for ending in (STARTS, ANSWERS, RELATIONS))):
             if (path := self.work / name).is_file():
                 files[name] = {"n_bytes": path.stat().st_size, "sha256": _sha256(path)}
         manifest = Manifest(
@@ -238,6 +240,12 @@ class Tokenising:
             first_token, first_document = first_token + n_tokens, first_document + n_documents
         names = [_unit_name(side, number) for number in range(len(units))]
         shards = tuple(f"{name}.bin" for name in names)
+        if self.config.answer_column is not None:
+            self._join_answers(
+                side,
+                names,
+                [unit.files[shard]["n_bytes"] // dtype.itemsize for unit, shard in zip(units, shards, strict=True)],
+            )
         # Not through a memory map: on a full disk, writing to one kills the process (SIGBUS).
         with (self.work / f"{side}{STARTS}").open("wb") as file:
             header = {"descr": "<i8", "fortran_order": False, "shape": (first_document,)}
@@ -250,6 +258,12 @@ class Tokenising:
         _join_files([self.work / f"{name}{RELATIONS}" for name in names], self.work / f"{side}{RELATIONS}")
         n_bytes = sum(part.n_bytes for part in ranges)
         return SplitFiles(first_token, first_document, n_bytes, tuple(ranges), shards, f"{side}{STARTS}")
+
+    def _join_answers(self, side: str, units: Sequence[str], n_tokens: Sequence[int]) -> None:
+        offsets = np.cumsum([0, *n_tokens[:-1]])[:, None] * [1, 1, 0]  # an answer's bytes stay as they are
+        parts = [np.load(self.work / f"{name}{ANSWERS}", allow_pickle=False) for name in units]
+        with (self.work / f"{side}{ANSWERS}").open("wb") as file:
+            np.save(file, np.concatenate([part + offset for part, offset in zip(parts, offsets, strict=True)]))
 
     def _clean(self) -> None:
         """Delete the files that the manifest does not name."""
@@ -290,6 +304,7 @@ class _UnitWriter:
         self.end_of_text = np.array([end_of_text], dtype=dtype)
         self.shards = [ShardWriter(file.with_suffix(".bin"), dtype) for file in self.files]
         self.starts: list[list[int]] = [[], []]
+        self.answers: list[list[np.ndarray]] = [[NO_ANSWERS], [NO_ANSWERS]]
         self.counts = [[[0, 0, 0] for _ in range(n_sources)] for _ in SIDES]
         self.n_chunks = self.n_bytes = 0
         self.begins = begins
@@ -303,13 +318,15 @@ class _UnitWriter:
             for close in (*(s.close for s in self.shards), *(r.close for r in self._relations.values())):
                 stack.callback(close)
 
-    def write(self, side: int, source: int, chunk: Chunk, tokens: np.ndarray) -> None:
-        """Append a chunk to the shard of its side."""
+    def write(self, side: int, source: int, chunk: Chunk, tokens: np.ndarray, answers: np.ndarray) -> None:
+        """Append a chunk to the shard of its side; answers as of `encode`."""
         shard, count = self.shards[side], self.counts[side][source]
         n_bytes, before = len(chunk.text.encode()), shard.n_tokens
         if self.begins:
             self.starts[side].append(before)
             count[0] += 1
+        if len(answers):
+            self.answers[side].append(answers + np.array([before, before, 0]))
         shard.write(tokens)
         if chunk.ends:
             shard.write(self.end_of_text)
@@ -326,13 +343,14 @@ class _UnitWriter:
     def finish(self) -> _Unit:
         """Flush the files to disk, close them, and return the unit's record."""
         entries = {shard.path.name: shard.finish() for shard in self.shards}
-        for file, starts in zip(self.files, self.starts, strict=True):
+        for file, starts, answers in zip(self.files, self.starts, self.answers, strict=True):
             np.save(file.with_suffix(STARTS), np.array(starts, dtype=np.int64))
+            np.save(file.with_suffix(ANSWERS), np.concatenate(answers))
         return _Unit(self.n_chunks, self.begins, dict(zip(SIDES, self.counts, strict=True)), entries)
 
 
-def _encode(tokenizer: Tokenizer, batch: Sequence[tuple[int, int, Chunk]]) -> list[np.ndarray]:
-    return tokenizer.encode_batch([chunk.text for _, _, chunk in batch])
+def _encode(tokenizer: Tokenizer, batch: Sequence[tuple[int, int, Chunk]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    return encode(tokenizer, [(chunk.text, chunk.answers) for _, _, chunk in batch])
 
 
 def _shown(chunks: Iterable[Chunk], bar: Any) -> Iterator[Chunk]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
+import numpy as np
+
+from minigpt.data.answers import AS_IT_IS, PromptForm
 from minigpt.data.shards import PreparedData
 from minigpt.data.tokenizers.base import Tokenizer
 from minigpt.errors import UserError
@@ -17,19 +21,26 @@ _READ_TOKENS = 512
 """Tokens read at each place: enough to find the next line."""
 
 
-def val_prompts(data: PreparedData, context_length: int, *, documents_only: bool = False) -> list[str]:
+def val_prompts(
+    data: PreparedData, context_length: int, *, documents_only: bool = False, form: PromptForm = AS_IT_IS
+) -> list[str]:
     """Up to three different prompts that the tokenizer can encode, of at most a quarter of the context.
 
     They are the first words of documents evenly spaced over the val split, or of lines if there are fewer than three
     documents. They depend on the text and not on the seed, so samples of several runs can be compared. They have
     printable characters only, since they appear in commands. Text without any gives the empty prompt, which starts a
-    document.
+    document. Text of prompts and answers gives whole prompts, of at most three quarters of the context.
 
     Args:
         data: prepared text.
         context_length: of the model, in tokens.
         documents_only: take no lines, as a model trained on single documents never starts inside one.
+        form: of the text's prompts, if it has answers.
     """
+    if data.val.answers is not None:
+        return list(
+            islice(dict.fromkeys(_asked(data, data.val.answers, form, 3 * context_length // 4)), N_PROMPTS)
+        ) or [""]
     # With few documents, lines go first: the only document may be the end of a text that was cut anywhere.
     few = len(data.val.document_starts) < N_PROMPTS and not documents_only
     places = (_lines, _documents) if few else (_documents,) if documents_only else (_documents, _lines)
@@ -41,6 +52,18 @@ def val_prompts(data: PreparedData, context_length: int, *, documents_only: bool
             if len(found) < N_PROMPTS:
                 found[text] = None
     return list(found) or [""]
+
+
+def _asked(data: PreparedData, answers: np.ndarray, form: PromptForm, most_tokens: int) -> Iterator[str]:
+    """Prompts before the first answers of documents."""
+    starts = data.val.document_starts
+    for i in _spread(len(starts)):
+        start = int(starts[i])
+        stop = int(answers[np.searchsorted(answers[:, 0], start), 0])
+        if stop - start <= min(most_tokens, _READ_TOKENS):
+            prompt = form.inside(_text(data, start, stop))
+            if prompt is not None:
+                yield prompt
 
 
 def _documents(data: PreparedData) -> Iterator[tuple[str, int]]:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from minigpt.config import GenerationConfig
+from minigpt.data.answers import AS_IT_IS, PromptForm, prompt_form
 from minigpt.data.tokenizers.base import Tokenizer, decode
 from minigpt.errors import UserError
 from minigpt.generation.cpu_backend import CPUDecode, can_decode
@@ -29,7 +30,7 @@ class Completion:
     """A prompt and its generated continuation."""
 
     prompt: str
-    """As text, also where token ids were given."""
+    """As text, also where token ids were given; in the form of a run of prompts and answers."""
     prompt_tokens: tuple[int, ...]
     """As the model read them, without spaces at the end of the prompt (token healing)."""
     text: str
@@ -66,6 +67,7 @@ class Writer:
         from_start: bool = False,
         reader: Reader | None = None,
         first_prompt: str = "",
+        form: PromptForm = AS_IT_IS,
     ) -> None:
         """Wrap a model.
 
@@ -75,9 +77,10 @@ class Writer:
             from_start: prepend end-of-text to text prompts, for models trained on whole texts (data.mode=examples).
             reader: see `engine.generate`.
             first_prompt: the first of the run's sampling prompts; the default prompt of `sample.py`.
+            form: what text prompts are put into, for models trained on prompts and answers (data.answer_column).
         """
         self.model, self.tokenizer, self.from_start, self.reader = model, tokenizer, from_start, reader
-        self.first_prompt = first_prompt
+        self.first_prompt, self.form = first_prompt, form
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu", *, int8: bool = False, compile: bool = False) -> Writer:
@@ -107,7 +110,8 @@ class Writer:
             reader = CompiledDecode(model)
         from_start, prompts = loaded.config.data.mode == "examples", loaded.config.sampling.prompts or []
         first_prompt = prompts[0] if prompts else ""
-        return cls(model, loaded.tokenizer, from_start=from_start, reader=reader, first_prompt=first_prompt)
+        form = prompt_form(loaded.config.data)
+        return cls(model, loaded.tokenizer, from_start=from_start, reader=reader, first_prompt=first_prompt, form=form)
 
     @cached_property
     def token_texts(self) -> list[bytes]:
@@ -168,7 +172,8 @@ class Writer:
                 raise UserError(f"{name}: there is no token {wrong[0]}: the vocabulary has {n_tokens}")
         if len(set(config.forbidden_tokens)) == n_tokens:
             raise UserError("forbidden_tokens: no token is left to draw; leave some out")
-        encode_prompt(self.tokenizer, prompt, self.model.config.context_length, from_start=self.from_start)
+        asked = self.form(prompt) if isinstance(prompt, str) else prompt
+        encode_prompt(self.tokenizer, asked, self.model.config.context_length, from_start=self.from_start)
 
     def score(self, text: Prompt) -> Score:
         """Loss of a text, read as the beginning of a document.
@@ -248,6 +253,7 @@ class _Stream:
     """One sample: its row in the engine, and its text so far."""
 
     def __init__(self, writer: Writer, prompt: Prompt, index: int, seed: int, stop: Sequence[str]) -> None:
+        prompt = writer.form(prompt) if isinstance(prompt, str) else prompt
         tokenizer, kept, spaces = writer.tokenizer, prompt, ""
         if isinstance(prompt, str):
             kept = prompt.rstrip(" ") or prompt

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from minigpt.config import Config
+from minigpt.data.answers import prompt_form
 from minigpt.data.relations import read_json_lines
 from minigpt.data.shards import PreparedData
 from minigpt.data.tokenising import RELATIONS
@@ -200,9 +201,12 @@ class Samples(Callback):
         """
         self.folder, self.settings, self.tokenizer = folder, config.sampling, data.tokenizer
         self.from_start, self.prompts = config.data.mode == "examples", config.sampling.prompts or []
+        self.form = prompt_form(config.data)
         for i, prompt in enumerate(self.prompts):
             try:
-                encode_prompt(data.tokenizer, prompt, config.model.context_length, from_start=self.from_start)
+                encode_prompt(
+                    data.tokenizer, self.form(prompt), config.model.context_length, from_start=self.from_start
+                )
             except UserError as error:
                 raise UserError(
                     f"sampling.prompts[{i}]={prompt!r}: {error}; or remove sampling.prompts to use beginnings of the "
@@ -218,7 +222,7 @@ class Samples(Callback):
             return
         with evaluation_mode(model):
             # Each prompt gets the seed of the settings, so adding a prompt does not change another's sample.
-            writer = Writer(model, self.tokenizer, from_start=self.from_start)
+            writer = Writer(model, self.tokenizer, from_start=self.from_start, form=self.form)
             texts = [sample.prompt + sample.text for sample in writer.generate_many(self.prompts, self.settings)]
         step = trainer.global_step
         rows = [(step, prompt, text) for prompt, text in zip(self.prompts, texts, strict=True)]

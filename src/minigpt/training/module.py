@@ -257,7 +257,7 @@ class TrainingModule(L.LightningModule):
         self.val_loss = nats / count
         # Tokens per byte of the whole split: exact if validation covers it, as it does by default.
         n_targets = n_val_targets(split, self.run_config.data.mode)
-        self.val_bits_per_byte = self.val_loss / math.log(2) * n_targets / split.n_bytes
+        self.val_bits_per_byte = self.val_loss / math.log(2) * n_targets / split.n_target_bytes
         # Only for Lightning's callbacks, such as EarlyStopping: `Metrics` writes files and loggers.
         self.log("val/loss", self.val_loss, logger=False, sync_dist=True)
         self.log("val/bits_per_byte", self.val_bits_per_byte, logger=False, sync_dist=True)

@@ -14,6 +14,7 @@ import lightning as L
 import yaml
 
 from minigpt.config import AUTO, Config
+from minigpt.data.answers import prompt_form
 from minigpt.data.open import open_data
 from minigpt.data.shards import PreparedData
 from minigpt.data.sources.stdin import keep_stdin
@@ -232,6 +233,11 @@ def filled_in(config: Config, data: PreparedData) -> Config:
         filled["end_of_text"] = data.tokenizer.end_of_text
     sampling = config.sampling
     if sampling.prompts is None:
-        prompts = val_prompts(data, config.model.context_length, documents_only=config.data.mode == "examples")
+        prompts = val_prompts(
+            data,
+            config.model.context_length,
+            documents_only=config.data.mode == "examples",
+            form=prompt_form(config.data),
+        )
         sampling = dataclasses.replace(sampling, prompts=prompts)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **filled), sampling=sampling)

@@ -14,6 +14,7 @@ from scripts import ROOT, run_script
 
 from minigpt.cli import parsing
 from minigpt.config import SampleConfig
+from minigpt.data.answers import PAIR
 from minigpt.errors import UserError
 from minigpt.generation.generator import Writer
 from minigpt.generation.modes.interactive import SETTINGS, Conversation
@@ -179,3 +180,11 @@ def test_ctrl_c_stops_a_text_or_clears_a_line_and_ctrl_d_ends(tiny_run: Path) ->
     session.wait_for(b"> ")
     session.type(b"\x04", b"\r\n")
     assert session.end() == 0
+
+
+def test_a_line_is_asked_in_the_form_of_the_run(capsys: pytest.CaptureFixture) -> None:
+    writer = Writer(real(), BYTES, from_start=True, form=PAIR)
+    ours = Conversation(writer, SampleConfig("r", max_new_tokens=5, seed=7), parsing.change)
+    ours.answer("ab")
+    plain = Writer(real(), BYTES, from_start=True).generate("ab\n", max_new_tokens=5, seed=7)
+    assert capsys.readouterr().out == f"ab\n{plain.text}\n"

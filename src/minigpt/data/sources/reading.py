@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minigpt.config import DataConfig
-from minigpt.data.relations import Relation
+from minigpt.data.relations import Relation, Span
+from minigpt.data.sources.answers import answer_rows, no_columns
 from minigpt.data.sources.chunking import cut_up, grouped
 from minigpt.data.sources.columns import DEFAULT, MESSAGES
 from minigpt.data.sources.encodings import HEAD
@@ -29,6 +30,8 @@ class Chunk(NamedTuple):
     text: str
     ends: bool = True
     relations: Sequence[Relation] = ()
+    answers: Sequence[Span] = ()
+    """Characters [start, stop) of the answers, with data.answer_column."""
 
 
 def read(source: Source, config: DataConfig) -> Iterator[Chunk]:
@@ -38,9 +41,16 @@ def read(source: Source, config: DataConfig) -> Iterator[Chunk]:
         UserError: a file cannot be read or parsed; names the file and, if known, the place.
     """
     if source.synthetic is not None:
+        if config.answer_column is not None:
+            raise no_columns(source.name, config)
         n_documents = config.max_documents or SYNTHETIC_DOCUMENTS
         for example in islice(SYNTHETIC[source.synthetic](source.seed), n_documents):
             yield Chunk(example[0], True, example[1])
+        return
+    if config.answer_column is not None:
+        for file in source.files:
+            for text, answers in answer_rows(file, config):
+                yield Chunk(text, True, (), answers)
         return
     begins = True
     for text, ends in chain.from_iterable(read_rows(file, config) for file in source.files):

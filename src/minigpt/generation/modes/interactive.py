@@ -19,6 +19,7 @@ from minigpt.generation.modes.terminal import Speed, show
 
 if TYPE_CHECKING:  # imports torch, which is loaded only with a model
     from minigpt.generation.generator import Writer
+    from minigpt.generation.text import Prompt
 
 Change = Callable[[GenerationConfig, dict[str, Any]], GenerationConfig]
 """(config, settings as typed) -> the changed config, or a UserError."""
@@ -182,7 +183,7 @@ class Conversation:
         self.config = dataclasses.replace(self.config, seed=(self.config.seed + 1) % 2**31)
         try:
             if not text:
-                show(prompt)
+                show(self.writer.form(prompt))
             for piece in itertools.chain([first], texts):
                 self.text += piece
                 show(piece)
@@ -190,9 +191,12 @@ class Conversation:
             print(flush=True)
             note(speed)
 
-    def _still_seen(self, prompt: str, text: str) -> str:
+    def _still_seen(self, prompt: str, text: str) -> Prompt:
         """Prompt + text; where these exceed the context and overflow is slide, their last 3/4 of a context."""
         T = self.writer.model.config.context_length
+        if any(self.writer.form):  # token ids: as a prompt, the text would be put into the form again
+            asked, encode = self.writer.form(prompt), self.writer.tokenizer.encode
+            return [self.writer.tokenizer.end_of_text, *encode(asked), *encode(text)]
         tokens = self.writer.tokenizer.encode(prompt + text)
         if self.config.overflow == "stop" or len(tokens) < T:
             return prompt + text

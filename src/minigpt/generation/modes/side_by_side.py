@@ -44,7 +44,8 @@ def compare(writers: tuple[Writer, Writer], prompt: str | None, config: SampleCo
         print(line)
     for number in range(config.num_samples):
         settings = config.of_sample(number)
-        texts = [prompt + writer.generate(prompt, settings).text for writer in writers]
+        samples = [writer.generate(prompt, settings) for writer in writers]
+        texts = [sample.prompt + sample.text for sample in samples]
         print(_rule(f" sample {number + 1} of {config.num_samples}, seed {settings.seed} ", width))
         for line in columns(texts[0], texts[1], width):
             print(line)

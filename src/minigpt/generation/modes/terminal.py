@@ -13,6 +13,7 @@ from minigpt.files import note, shown
 if TYPE_CHECKING:  # imports torch, which is loaded only with a model
     from minigpt.config import GenerationConfig, SampleConfig
     from minigpt.generation.generator import Writer
+    from minigpt.generation.text import Prompt
 
 
 class Speed:
@@ -25,7 +26,7 @@ class Speed:
         self.prefill_seconds = 0.0
         """Part of `seconds` before the first draw of each sample."""
 
-    def stream(self, writer: Writer, prompt: str, config: GenerationConfig) -> Iterator[str]:
+    def stream(self, writer: Writer, prompt: Prompt, config: GenerationConfig) -> Iterator[str]:
         """`Writer.stream`, measured."""
         read = False
 
@@ -76,7 +77,7 @@ def write(writer: Writer, prompt: str | None, config: SampleConfig) -> None:
         first = next(texts, "")  # raises for an invalid prompt before anything is printed
         if config.num_samples > 1:
             print(f"──── sample {number + 1} of {config.num_samples}, seed {settings.seed}")
-        for text in itertools.chain([prompt, first], texts):
+        for text in itertools.chain([writer.form(prompt), first], texts):
             show(text)
         print(flush=True)
     note(speed)

@@ -254,7 +254,13 @@ def _weights_fingerprint(writer: Writer) -> str:
     from minigpt.generation.cpu_backend import CPUDecode
 
     int8 = isinstance(writer.reader, CPUDecode) and writer.reader.int8
-    rest = [dataclasses.asdict(writer.model.config), writer.tokenizer.to_dict(), writer.from_start, int8]
+    rest = [
+        dataclasses.asdict(writer.model.config),
+        writer.tokenizer.to_dict(),
+        writer.from_start,
+        int8,
+        *filter(any, [writer.form]),
+    ]
     found = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
     for name, tensor in sorted(writer.model.state_dict().items()):
         found.update(name.encode())
