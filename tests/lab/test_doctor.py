@@ -14,9 +14,9 @@ from minigpt.cli import parsing
 from minigpt.cli.main import dispatch
 from minigpt.config import Config
 from minigpt.errors import UserError
-from minigpt.lab import doctor
 from minigpt.model import compiling
 from minigpt.training import machine
+from minigpt.training.step_times import measure
 
 TEXT = "All happy families are alike; each unhappy family is unhappy in its own way.\n" * 200
 FSDP = ["--optimizer.name=adamw", "--trainer.strategy=fsdp", "--trainer.gradient_clip_val=null"]
@@ -176,8 +176,8 @@ def test_a_step_that_would_take_long_is_measured_in_part(arguments: list[str]) -
     config, _ = parsing.parse_training([*arguments, "--model.vocab_size=64", "--trainer.accelerator=cpu"])
     trainer = check_before_text(config)
     state = torch.get_rng_state()
-    whole = doctor.measure(config, trainer, 10_000, flops=1e12)
-    part = doctor.measure(config, trainer, 10_000, flops=1e6)
+    whole = measure(config, trainer, 10_000, flops=1e12)
+    part = measure(config, trainer, 10_000, flops=1e6)
     assert whole.share == 1
     assert part.share < 0.1
     assert part.activation_bytes == pytest.approx(whole.activation_bytes, rel=0.3)

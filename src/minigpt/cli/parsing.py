@@ -20,7 +20,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from minigpt.cli.recipes import check_recipe, did_you_mean, find_recipe, recipes
-from minigpt.config import AUTO, Config, GenerationConfig
+from minigpt.config import AUTO, DEFAULT_BUDGET, Config, GenerationConfig
 from minigpt.config.checks import type_name
 from minigpt.errors import UserError
 from minigpt.files import refuse_url
@@ -69,8 +69,24 @@ def parse_training(
         words = [f"--config={saved}", *words]
     values = _parse(parser, words, Config, more)
     values.pop("resume", None)
+    if resumes and run in {None, AUTO}:
+        _plan(parser, words, values)
     asked = more and more(**{field.name: values.pop(field.name) for field in dataclasses.fields(more)})
     return Config.from_dict(values), asked if run is None else Path(run)
+
+
+def _plan(parser: ArgumentParser, words: Sequence[str], values: dict[str, Any]) -> None:
+    """Name the settings that a budget may choose: those in no argument and no recipe.
+
+    A text of one's own without a recipe and without a length of the run gets the default budget.
+    """
+    options = {word.partition("=")[0] for word in words}
+    length = {"--trainer.max_steps", "--trainer.max_time", "--trainer.overfit_batches", "--trainer.fast_dev_run"}
+    if "--data.source" in options and values["budget"] is None and not options & {"--config", *length}:
+        values["budget"] = DEFAULT_BUDGET
+    if values["budget"] is not None and values["planned"] is None:
+        given = parser.parse_args(list(words), defaults=False)
+        values["planned"] = [key for key, kind in settings_of(Config).items() if kind != "group" and key not in given]
 
 
 def parse_options(

@@ -9,12 +9,13 @@ from minigpt.config.commands import CompareConfig, InspectConfig, ProofConfig, R
 from minigpt.config.data import DataConfig
 from minigpt.config.model import GPTConfig, check_attention
 from minigpt.config.optimizer import OptimizerConfig
-from minigpt.config.run import AUTO, Config
+from minigpt.config.run import AUTO, DEFAULT_BUDGET, Config
 from minigpt.config.sampling import GenerationConfig, SamplingConfig
 from minigpt.config.trainer import TrainerConfig
 
 __all__ = [
     "AUTO",
+    "DEFAULT_BUDGET",
     "AttentionConfig",
     "CompareConfig",
     "Config",

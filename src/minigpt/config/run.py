@@ -22,6 +22,16 @@ RunName = Annotated[
         "{name}={value!r}: use letters, digits, '.', '_' and '-', since it names a folder",
     ),
 ]
+Budget = Annotated[
+    str,
+    matches(
+        r"(\d+(\.\d+)? ?[smh]|[1-9]\d* steps?)",
+        "{name}={value!r}: write a time such as 30s, 5m or 2h, or a number of steps such as '1000 steps'",
+    ),
+    matches(r".*[1-9].*", "must be above zero"),
+]
+DEFAULT_BUDGET = "5m"
+"""Of a run on a text of one's own, without a recipe or a length."""
 AUTO = "auto"
 """`--resume auto`: resume the run that the same command line started, if there is one."""
 
@@ -46,6 +56,10 @@ class Config(Section):
     """Run name; the run folder is runs_dir/name, or name-2, name-3, ... where that exists."""
     runs_dir: Annotated[PathName, not_empty("name a folder such as runs")] = "runs"
     """Parent folder of the run folders."""
+    budget: Budget | None = None
+    """30s, 5m, 2h or '1000 steps': chooses the settings not given by text and machine; 5m for --data.source alone."""
+    planned: list[str] | None = None
+    """Settings that budget may choose (those not given, by default); in a run's config.yaml, those it chose."""
     seed: Seed = 1337
     """Random seed of weight initialization, dropout and data order."""
     initial_weights: Annotated[PathName, not_empty("name a run folder such as runs/demo, or a file")] | None = None
@@ -94,6 +108,30 @@ class Config(Section):
             f"trainer.gradient_clip_val={self.trainer.gradient_clip_val}: the global gradient norm is not available "
             f"under trainer.strategy={self.trainer.strategy}: use fsdp2, or trainer.gradient_clip_val=null",
         )
+
+    @property
+    def open_settings(self) -> list[str]:
+        """Settings that `budget` may choose, as section.name: `planned`, or else those that have their defaults."""
+        if self.planned is not None:
+            return self.planned
+        parts = {section: getattr(self, section) for section in ("model", "data", "optimizer", "trainer")}
+        return [
+            f"{section}.{field.name}"
+            for section, part in parts.items()
+            for field in dataclasses.fields(part)
+            if getattr(part, field.name) == getattr(type(part)(), field.name)
+        ]
+
+    def as_planned_before(self, saved: Config) -> Config:
+        """For the same command line again: with what the budget chose when the saved run began."""
+        if self.budget is None or self.budget != saved.budget:
+            return self
+        changes: dict[str, dict[str, Any]] = {}
+        for key in set(saved.planned or []) & set(self.open_settings):
+            section, name = key.split(".")
+            changes.setdefault(section, {})[name] = getattr(getattr(saved, section), name)
+        parts = {section: dataclasses.replace(getattr(self, section), **each) for section, each in changes.items()}
+        return dataclasses.replace(self, **parts, planned=saved.planned)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, so that a checkpoint opens with `torch.load(weights_only=True)`."""

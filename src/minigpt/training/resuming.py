@@ -125,6 +125,7 @@ def begun_before(config: Config) -> tuple[Path | None, str]:
         if folder.last.exists() or folder.all_earlier:
             _, content = newest_checkpoint(folder, quiet=True)
             saved, reached = Config.from_dict(content[CHECKPOINT_KEY]["config"]), Reached.of_checkpoint(content)
+            config = config.as_planned_before(saved)
             if not reached.is_done(config, saved):
                 return folder.path, ""
             # What the text has filled in is no difference.

@@ -21,10 +21,11 @@ from minigpt.data.sources.stdin import keep_stdin
 from minigpt.data.tokenizers.base import save_tokenizer
 from minigpt.data.val_prompts import val_prompts
 from minigpt.errors import UserError
-from minigpt.files import write_text
+from minigpt.files import shown, write_text
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import CHECKPOINT_KEY, newest_checkpoint
 from minigpt.training.anomalies import Anomalies
+from minigpt.training.budget import Planner
 from minigpt.training.callbacks import AttentionMaps, Metrics, Samples
 from minigpt.training.checkpoints import Checkpoints
 from minigpt.training.class_path import find_class
@@ -68,12 +69,13 @@ def train(config: Config, resume: str | Path | None = None) -> RunFolder:
 def _train(config: Config, resume: Path | None, stop: StopSignals, held: contextlib.ExitStack) -> RunFolder:
     """`train` inside its signal handlers; `held` releases the run's lock at the end."""
     quieten()
-    check_before_text(config)
+    checked = check_before_text(config)
     is_main = is_rank_zero()  # only rank 0 creates, reads and writes the run's folder
     config = dataclasses.replace(config, data=keep_stdin(config.data))
     checkpoint, content = None, dict[str, Any]()
-    config, initial = taken_over(config) if resume in {None, Path(AUTO)} else (config, None)
-    if resume == Path(AUTO):
+    is_auto = resume == Path(AUTO)
+    config, initial = taken_over(config) if resume is None or is_auto else (config, None)
+    if is_auto:
         resume, done = begun_before(config)
         if resume is not None and done:
             if is_main:
@@ -83,8 +85,15 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
         if is_main:
             held.enter_context(existing(resume).lock())
         checkpoint, content = newest_checkpoint(RunFolder(resume), quiet=not is_main)
+        if is_auto:
+            config = config.as_planned_before(Config.from_dict(content[CHECKPOINT_KEY]["config"]))
         config = with_paths_of(config, content)
+    planner = Planner(config, checked) if config.budget is not None and resume is None else None
+    config = config if planner is None else planner.of_text()
     data = open_data(config.data)
+    if planner is not None:
+        config = planner.of_training(data)
+        print(shown(planner.report()), flush=True)
     if resume is not None:
         initial = None  # its own checkpoint has its weights
     elif initial is not None:

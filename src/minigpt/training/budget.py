@@ -1,0 +1,248 @@
+"""A budget of time or steps, and the text -> the settings that were not given.
+
+The rules come from runs on small texts with two CPU cores: docs/recipes.md has the figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from minigpt.config import Config, GPTConfig
+from minigpt.data.prepare import find_text
+from minigpt.data.shards import SCANS, PreparedData
+from minigpt.data.sources.scan import Scans
+from minigpt.errors import UserError
+from minigpt.model.gpt import GPT
+from minigpt.training.machine import speeds
+from minigpt.training.step_times import measure
+
+if TYPE_CHECKING:
+    import lightning as L
+
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+VOCABULARIES = ((1.5, 2048), (4.0, 1024), (math.inf, 512))
+"""(Passes over the text up to which, size of the byte-level BPE): a small vocabulary overfits later, a large one reads
+more text in a step."""
+BYTES_PER_TOKEN = 3.0
+"""Of a vocabulary of 2048, about, before the text is tokenised."""
+SMALL_BATCHES = ((300_000, 4), (2_000_000, 8))
+"""(Bytes of text below which, most rows of a batch): more updates in the few passes before the model memorises."""
+VAL_BYTES = 100_000
+"""Held-out bytes that measure bits per byte to about 0.02; more only costs time."""
+
+
+class Size(NamedTuple):
+    """A model of the ladder, and the least tokens that it should be trained on."""
+
+    n_layer: int
+    n_embd: int
+    n_head: int
+    context_length: int
+    batch_size: int
+    tokens: float
+
+
+LADDER = (
+    Size(4, 192, 4, 128, 16, 0),
+    Size(6, 256, 4, 256, 16, 12e6),
+    Size(6, 384, 6, 256, 32, 60e6),
+    Size(8, 512, 8, 512, 32, 400e6),
+    Size(12, 768, 12, 1024, 16, 2e9),
+)
+"""Larger models pay only with more training tokens; the first two steps were measured, the others are GPT-like."""
+REGULARISED = ((2.5, 0.0, 0.3), (5, 0.0, 1.0), (12, 0.1, 1.0), (math.inf, 0.2, 1.0))
+"""(Passes over the text up to which, dropout, weight decay)."""
+MOST_PASSES = 30
+"""After this many passes even a regularised model only memorises; the run then ends before its budget."""
+SHARE_OF_VALIDATION = 0.15
+"""Largest share of the time for validations, their samples and attention maps."""
+SECONDS_OF_VALIDATION = 1.5
+"""Of one validation's samples and attention maps, about, besides its loss."""
+OTHER_SECONDS = 4.0
+"""Of a run outside its steps: starting, and the scores of all heads at the end."""
+
+
+class Budget(NamedTuple):
+    """What a run may cost: seconds, or else steps."""
+
+    seconds: float | None
+    steps: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """From `30s`, `5m`, `2h` or `1000 steps`, which the config has checked."""
+        number, unit = re.fullmatch(r"([\d.]+) ?(s|m|h|steps?)", text).groups()  # type: ignore[union-attr]
+        return cls(float(number) * UNITS[unit], None) if unit in UNITS else cls(None, int(number))
+
+
+class Planner:
+    """Fills in the settings of `config.planned` in two stages: the text's before it is prepared, then the others."""
+
+    def __init__(self, config: Config, trainer: L.Trainer) -> None:
+        """Args: the config with its budget, and a trainer with this run's device and precision.
+
+        Raises:
+            UserError: a budget for several devices, whose processes would measure different speeds.
+        """
+        assert config.budget is not None
+        if trainer.world_size > 1:
+            raise UserError(
+                f"budget={config.budget}: plans for one device, and this run has {trainer.world_size}: add "
+                "--trainer.devices 1, or give trainer.max_steps instead of a budget"
+            )
+        self.config, self.trainer, self.budget = config, trainer, Budget.parse(config.budget)
+        self.open = set(config.open_settings)
+        if config.initial_weights is not None:  # they come with their model and tokenizer
+            self.open -= {key for key in self.open if key.startswith("model.")} - {"model.dropout"} | {"data.tokenizer"}
+        self.most_rows = sys.maxsize
+        self.chosen: set[str] = set()
+        self.lines: list[str] = []
+
+    def choose(self, section: str, **settings: Any) -> None:
+        """Change those settings of a section that the user left open."""
+        free = {name: value for name, value in settings.items() if f"{section}.{name}" in self.open}
+        # At once: some settings hold only together, as n_embd and n_head do.
+        part = dataclasses.replace(getattr(self.config, section), **free)
+        self.config = dataclasses.replace(self.config, **{section: part})
+        self.chosen |= {f"{section}.{name}" for name in free}
+
+    def of_text(self) -> Config:
+        """The tokenizer and the held-out share, by the size of the text.
+
+        Raises:
+            UserError: there is no text, or it cannot be read.
+        """
+        n_bytes = text_bytes(self.config)
+        self.most_rows = next((rows for limit, rows in SMALL_BATCHES if n_bytes < limit), sys.maxsize)
+        self._set_size(LADDER[0])
+        tokens = self._affordable(self._seconds_of_step(2048)) * self._tokens_per_step()
+        passes = tokens * BYTES_PER_TOKEN / n_bytes
+        vocabulary = next(size for limit, size in VOCABULARIES if passes <= limit)
+        if n_bytes > 20e6 and tokens >= LADDER[1].tokens:
+            vocabulary = 8192 if n_bytes > 200e6 else 4096
+        share = min(0.1, max(0.005, round(VAL_BYTES / n_bytes, 3)))
+        self.choose("data", tokenizer=f"bpe:{vocabulary}", val_fraction=share)
+        data = self.config.data
+        held_out = f"{100 * data.val_fraction:.1f} % held out" if data.val_source is None else "val_source held out"
+        self.lines.append(f"text: {_size(n_bytes)}, so tokenizer {data.tokenizer}, {held_out}")
+        return self.config
+
+    def of_training(self, data: PreparedData) -> Config:
+        """Model, batch, length, regularisation and validations, by the text's tokens and this machine's speed."""
+        n_train = math.inf if self.config.data.streaming else len(data.train.tokens)
+        for size in reversed(LADDER):
+            self._set_size(size)
+            step_seconds = self._seconds_of_step(data.tokenizer.vocab_size)
+            steps = self._affordable(step_seconds)
+            per_step = self._tokens_per_step()
+            if steps * per_step >= size.tokens and n_train * MOST_PASSES >= size.tokens:
+                break
+        passes = steps * per_step / n_train
+        limited = passes > MOST_PASSES
+        steps = max(20, math.ceil(steps * MOST_PASSES / passes) if limited else steps)
+        passes = min(passes, MOST_PASSES)
+        _, dropout, decay = next(each for each in REGULARISED if passes <= each[0])
+        # Where time ends the run, there must be steps left: the schedule ends with the time.
+        most = math.ceil(1.3 * steps) if self.budget.seconds and not limited else steps
+        interval = self._interval(data, steps, step_seconds)
+        self.choose("model", dropout=dropout)
+        self.choose("optimizer", weight_decay=decay)
+        self.choose("trainer", max_steps=most, max_time=self._max_time(), val_check_interval=interval)
+        self._say(steps, step_seconds, passes, limited=limited)
+        return dataclasses.replace(self.config, planned=sorted(self.chosen))
+
+    def _set_size(self, size: Size) -> None:
+        n_layer, n_embd, n_head, context_length, batch_size, _ = size
+        self.choose("model", n_layer=n_layer, n_embd=n_embd, n_head=n_head, context_length=context_length)
+        self.choose("data", batch_size=min(batch_size, self.most_rows))
+
+    def _tokens_per_step(self) -> int:
+        config = self.config
+        return config.data.batch_size * config.model.context_length * config.trainer.accumulate_grad_batches
+
+    def _seconds_of_step(self, vocab_size: int) -> float:
+        """Measured with this device, precision and vocabulary; a model far too slow for the budget is not built."""
+        model = dataclasses.replace(self.config.model, vocab_size=self.config.model.vocab_size or vocab_size)
+        config = dataclasses.replace(self.config, model=model)
+        flops = max(speeds(self.trainer.strategy.root_device).values())
+        n = sum(weight.numel() for weight in on_meta(model).parameters())
+        least = 6.0 * n * self._tokens_per_step() / flops
+        if self.budget.seconds and least * 50 > self.budget.seconds and self.config.model.n_layer > LADDER[0].n_layer:
+            return math.inf
+        times = measure(config, self.trainer, n, flops)
+        return times.micro_batch_seconds * config.trainer.accumulate_grad_batches + times.update_seconds
+
+    def _affordable(self, step_seconds: float) -> int:
+        if self.budget.steps is not None:
+            return self.budget.steps
+        assert self.budget.seconds is not None
+        usable = max(0.3 * self.budget.seconds, self.budget.seconds - OTHER_SECONDS) * (1 - SHARE_OF_VALIDATION)
+        return 0 if math.isinf(step_seconds) else max(1, int(usable / step_seconds))
+
+    def _max_time(self) -> str | None:
+        if self.budget.seconds is None:
+            return None
+        seconds = round(max(1.0, 0.5 * self.budget.seconds, self.budget.seconds - OTHER_SECONDS))
+        minutes, seconds = divmod(seconds, 60)
+        hours, minutes = divmod(minutes, 60)
+        days, hours = divmod(hours, 24)
+        return f"{days:02}:{hours:02}:{minutes:02}:{seconds:02}"
+
+    def _interval(self, data: PreparedData, steps: int, step_seconds: float) -> int:
+        """Micro-batches between validations: up to twenty in a run, as far as their share of the time allows."""
+        # A forward pass takes about a third of a step.
+        n_val = math.inf if self.config.data.streaming else len(data.val.tokens)
+        seconds = SECONDS_OF_VALIDATION + step_seconds / 3 * n_val / self._tokens_per_step()
+        n = max(2, min(20, int(SHARE_OF_VALIDATION * steps * step_seconds / seconds)))
+        return max(1, math.ceil(steps / n)) * self.config.trainer.accumulate_grad_batches
+
+    def _say(self, steps: int, step_seconds: float, passes: float, *, limited: bool) -> None:
+        config, model = self.config, self.config.model
+        n_micro = config.trainer.val_check_interval
+        self.lines.append(
+            f"model: {model.n_layer} layers, {model.n_embd} wide, context {model.context_length}: a step of "
+            f"{config.data.batch_size} x {model.context_length} tokens takes {step_seconds:.2g} s here"
+        )
+        ends = f"the run ends after {MOST_PASSES} passes, before its budget; " if limited else ""
+        self.lines.append(
+            f"length: about {steps} steps, {passes:.1f} passes over the text, so {ends}dropout {model.dropout}, weight "
+            f"decay {config.optimizer.weight_decay}; validation every {n_micro} micro-batches"
+        )
+
+    def report(self) -> str:
+        """What was chosen and why, in three lines."""
+        first, *rest = self.lines
+        indent = "\n        "
+        return f"budget  {self.config.budget}. {first}{indent}{indent.join(rest)}"
+
+
+def text_bytes(config: Config) -> float:
+    """UTF-8 bytes of the text to train on, about; infinite for a stream.
+
+    Raises:
+        UserError: there is no text, or it cannot be read.
+    """
+    if config.data.streaming:
+        return math.inf
+    scans = Scans(Path(config.data.dir) / SCANS)
+    files = [file for source in find_text(config.data, scans).train for file in source.files]
+    return max(1, sum(scan.n_bytes for scan in scans.of(files)))
+
+
+def on_meta(model: GPTConfig) -> GPT:
+    """The model without memory for its weights."""
+    with torch.device("meta"):
+        return GPT(model)
+
+
+def _size(n_bytes: float) -> str:
+    if math.isinf(n_bytes):
+        return "a stream"
+    return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.0f} kB"

@@ -1,0 +1,88 @@
+"""Times a few steps on this machine: for `minigpt doctor`, and to plan a budget."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from minigpt.config import Config
+from minigpt.model.gpt import GPT
+from minigpt.training.loss import CHUNK_LOGITS, model_loss
+from minigpt.training.optimizer import make_optimizer
+
+if TYPE_CHECKING:
+    import lightning as L
+
+MEASURING_SECONDS = 2.0
+"""Approximate limit for one timed step; of a slower one, only part is timed."""
+FLOPS_USED = 0.5
+"""Fraction of a plain matrix product's speed that training reaches, roughly; used to plan the measurement only."""
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Time and memory of one step on this machine."""
+
+    micro_batch_seconds: float
+    update_seconds: float
+    """Of the optimizer step."""
+    activation_bytes: int
+    """Tensors saved for the backward pass of a micro-batch."""
+    share: float
+    """Fraction of a micro-batch that was timed; the seconds are scaled up by it."""
+
+
+def measure(config: Config, trainer: L.Trainer, n_parameters: int, flops: float) -> StepTimes:
+    """Time three steps on random tokens, the first as a warm-up.
+
+    If a step would take longer than MEASURING_SECONDS, fewer rows or a shorter context are timed and scaled up.
+    """
+    m, device = config.model, trainer.strategy.root_device
+
+    def work(rows: int, length: int) -> float:
+        # 6 FLOPs per weight and token, forward and backward, plus attention scores (Chowdhery et al. 2022, PaLM).
+        return rows * length * (6.0 * n_parameters + 6.0 * m.n_layer * m.n_embd * length)
+
+    B, T = config.data.batch_size, m.context_length
+    affordable = MEASURING_SECONDS * FLOPS_USED * flops
+    rows = min(B, max(1, int(affordable / work(1, T))))
+    length = min(T, max(8, int(T * affordable / work(1, T)))) if rows == 1 else T
+    share = work(rows, length) / work(B, T)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    precision = trainer.precision_plugin
+    with torch.random.fork_rng(devices=[]), precision.module_init_context():
+        model: GPT = precision.convert_module(GPT(m)).to(device)  # type: ignore[assignment]
+        tokens = torch.randint(m.vocab_size or 1, (rows, length + 1), device=device)
+    optimizer = make_optimizer(model, config.optimizer)
+    forward_backward, update = [], []
+    for _ in range(3):
+        kept.clear()
+        begin = _now(device)
+        with precision.forward_context(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model_loss(model, tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        between = _now(device)
+        optimizer.step()
+        optimizer.zero_grad()
+        forward_backward.append(between - begin)
+        update.append(_now(device) - between)
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    activations = sum(n_bytes for pointer, n_bytes in kept.items() if pointer not in own)
+    activations += 4 * min(rows * length * (m.vocab_size or 1), CHUNK_LOGITS)  # the gradient of the logits
+    per_token = activations / (rows * length)
+    return StepTimes(min(forward_backward[1:]) / share, min(update[1:]), int(per_token * B * T), share)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
