@@ -59,7 +59,8 @@ def test_everything_that_is_needed_on_any_system_is_pinned() -> None:
 
 
 def test_every_package_that_is_imported_is_declared() -> None:
-    requirements = (*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["tensorboard"])
+    extras = PROJECT["project"]["optional-dependencies"]
+    requirements = (*PROJECT["project"]["dependencies"], *extras["tensorboard"], *extras["pandas"])
     declared = {canonicalize_name(Requirement(text).name) for text in requirements}
     packages = importlib.metadata.packages_distributions()
     paths = [*(ROOT / "src").rglob("*.py"), *ROOT.glob("*.py")]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # these load torch, or are slow to import
     from minigpt.pages.model_report import Inspection
 
 _TRAINING = threading.Lock()
-_LOSSES = {"train/loss": {"linewidth": 1}, "val/loss": {"marker": "o", "markersize": 4}}
+_LOSSES: dict[str, dict[str, Any]] = {"train/loss": {"linewidth": 1}, "val/loss": {"marker": "o", "markersize": 4}}
 """Style of each curve of `Run.plot`."""
 _FRAME = 'sandbox="allow-scripts" style="width:100%; height:95vh; min-height:760px; border:0"'
 
@@ -129,7 +129,9 @@ class Run:
         for name in settings:
             if name not in known:
                 raise UserError(f"unknown setting {name}{did_you_mean(name, known) or f'; there are {known}'}")
-        given = {name: str(path_of(value)) if name == "compare" else value for name, value in settings.items()}
+        given: dict[str, Any] = {
+            name: str(path_of(value)) if name == "compare" else value for name, value in settings.items()
+        }
         return inspect_runs(InspectConfig(run=str(self.path), text=text, **given), text)
 
     def report(self) -> Page:
@@ -195,4 +197,4 @@ def _config_of(source: Any, recipe: Any, resume: Any, settings: Mapping[str, Any
     if source is not None and "data.source" in {word[2:].partition("=")[0] for word in words[1:]}:
         raise UserError("data.source is given twice: leave one of them out")
     resumes = [] if folder is None else [f"--resume={folder}"]
-    return parse_training([*map(os.fspath, recipes), *resumes, *words])
+    return parse_training([*(os.fspath(each) for each in recipes), *resumes, *words])

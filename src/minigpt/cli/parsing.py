@@ -84,7 +84,7 @@ def _plan(parser: ArgumentParser, words: Sequence[str], values: dict[str, Any]) 
     length = {"--trainer.max_steps", "--trainer.max_time", "--trainer.overfit_batches", "--trainer.fast_dev_run"}
     if "--data.source" in options and values["budget"] is None and not options & {"--config", *length}:
         values["budget"] = DEFAULT_BUDGET
-    if values["budget"] is not None and values["planned"] is None:
+    if values["budget"] is not None:  # a run's config.yaml names what was planned, and all of it is given there
         given = parser.parse_args(list(words), defaults=False)
         values["planned"] = [key for key, kind in settings_of(Config).items() if kind != "group" and key not in given]
 

@@ -288,10 +288,10 @@ def open_prepared(folder: str | Path, scans: Scans | None = None) -> PreparedDat
     def split(side: str, files: SplitFiles) -> Split:
         tokens = Tokens([TokenFile(folder / name, manifest.token_type) for name in files.shards])
         try:
-            starts, answers = (
-                np.load(folder / name, mmap_mode="r", allow_pickle=False) if name in manifest.files else None
-                for name in (files.documents, f"{side}{ANSWERS}")
-            )
+            starts = np.load(folder / files.documents, mmap_mode="r", allow_pickle=False)
+            answers = None
+            if (name := f"{side}{ANSWERS}") in manifest.files:
+                answers = np.load(folder / name, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError):  # its checksum is right, but another program wrote it
             raise UserError(f"{folder / files.documents}: not an array of numbers; prepare the text again") from None
         return Split(tokens, starts, files.n_bytes, files.sources, answers)

@@ -146,7 +146,7 @@ class Planner:
                 break
         passes = steps * per_step / n_train
         limited = passes > MOST_PASSES
-        steps = max(20, math.ceil(steps * MOST_PASSES / passes) if limited else steps)
+        steps = math.ceil(steps * MOST_PASSES / passes) if limited else steps
         passes = min(passes, MOST_PASSES)
         _, dropout, decay = next(each for each in REGULARISED if passes <= each[0])
         # Where time ends the run, there must be steps left: the schedule ends with the time.

@@ -49,8 +49,8 @@ def read(source: Source, config: DataConfig) -> Iterator[Chunk]:
         return
     if config.answer_column is not None:
         for file in source.files:
-            for text, answers in answer_rows(file, config):
-                yield Chunk(text, True, (), answers)
+            for joined, answers in answer_rows(file, config):
+                yield Chunk(joined, True, (), answers)
         return
     begins = True
     for text, ends in chain.from_iterable(read_rows(file, config) for file in source.files):

@@ -54,6 +54,7 @@ class Scan:
     """How often a text file holds the separator of documents that is recognised by default."""
 
 
+SPLIT_CHARACTERS = 1 << 20
 _SCAN_FIELDS = {field.name for field in fields(Scan)}
 
 
@@ -250,7 +251,9 @@ class _Look:
             # Text may hold U+FFFD itself: only what the decoder that drops wrong bytes lacks was put there.
             text, ignored = (decoder.decode(chunk, final) for decoder in self._lenient)
             self.n_replaced += text.count("\ufffd") - ignored.count("\ufffd")
-        self.n_ends += sum(ends for _, ends in self._splitter.feed(text, final=final))
+        for start in range(0, len(text) or 1, SPLIT_CHARACTERS):  # in parts, since the splitter copies its text
+            part, is_last = text[start : start + SPLIT_CHARACTERS], start + SPLIT_CHARACTERS >= len(text)
+            self.n_ends += sum(ends for _, ends in self._splitter.feed(part, final=final and is_last))
         if self._utf8 is not None:
             try:
                 self.is_utf8 |= not self._utf8.decode(chunk, final).isascii()
