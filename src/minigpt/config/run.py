@@ -76,6 +76,8 @@ class Config(Section):
     """Keep a copy of the weights every N steps, as checkpoints/step_000200.safetensors; null for none."""
     on_non_finite: Literal["stop", "skip", "rollback"] = "stop"
     """On a NaN or infinite loss or gradient: stop, skip the step, or rollback to the last checkpoint's weights."""
+    stop_when_memorising: bool = False
+    """End the run when val/loss has risen from its best at two validations while train/loss fell."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

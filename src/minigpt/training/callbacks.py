@@ -82,10 +82,15 @@ class Metrics(Callback):
         self._last_row: dict[str, Any] = {}  # of metrics.csv
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "recent_losses": [float(loss) for loss in self.recent_losses]}
+        return {
+            "seconds": self.seconds,
+            "train_loss": self.train_loss,
+            "recent_losses": [float(loss) for loss in self.recent_losses],
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds = state_dict["seconds"]
+        self.train_loss = state_dict.get("train_loss", math.nan)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         # Up to version 0.1 the module saved the losses.

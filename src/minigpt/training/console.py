@@ -16,6 +16,7 @@ from minigpt.files import shown
 from minigpt.runs.folder import RunFolder
 from minigpt.signals import SIGNALS
 from minigpt.training.callbacks import seconds_of_training
+from minigpt.training.checkpoints import Checkpoints
 from minigpt.training.dashboards import finish_dashboards
 from minigpt.training.module import TrainingModule
 from minigpt.training.resuming import Reached, go_on
@@ -66,20 +67,33 @@ def _prompt_arguments(config: Config) -> list[str]:
     return [f"--prompt={prompt}"] if prompt.startswith("-") else ["--prompt", prompt]
 
 
+def _val_losses(last: float, bits_per_byte: float, step: int, best: float, best_step: int) -> str:
+    """The last validation's loss, and the best one's before it with its step if that was lower."""
+    if not best < last:
+        return f"val/loss {last:.4f} = {bits_per_byte:.4f} bits per byte"
+    bits = bits_per_byte * best / last  # of one val split, so in proportion
+    return (
+        f"best val/loss {best:.4f} = {bits:.4f} bits per byte at step {best_step} (saved as the run's model); "
+        f"last {last:.4f} at step {step}"
+    )
+
+
 def summarise(trainer: L.Trainer, module: TrainingModule, folder: RunFolder, dashboard: str | None) -> None:
     """Print the losses of a run that is done, its files, and the commands to go on with."""
-    val = f"val/loss {module.val_loss:.4f} = {module.val_bits_per_byte:.4f} bits per byte"
+    saved = next((each for each in trainer.callbacks if isinstance(each, Checkpoints)), None)  # type: ignore[attr-defined]
+    best = (saved.best_val_loss, saved.best_step) if saved else (math.inf, -1)
+    val = _val_losses(module.val_loss, module.val_bits_per_byte, trainer.global_step, *best)
     print(
         f"\ndone: {trainer.global_step} steps, {seconds_of_training(trainer):.0f} s of training, "
         f"{val if math.isfinite(module.val_loss) else 'no validation'}"
     )
     samples, page, last = folder.samples(trainer.global_step), folder.attention_page, folder.last
-    best = f"{folder.best} and last.ckpt; the best weights alone: {folder.weights}"
+    weights = f"{folder.best} and last.ckpt; the best weights alone: {folder.weights}"
     rows = [
         ("attention", page.exists(), f"{page} (open it in a browser), {folder.attention_grid}"),
         ("samples", samples.exists(), samples),
         ("metrics", folder.metrics.exists(), folder.metrics),
-        ("checkpoint", last.exists(), best if folder.best.exists() else last),
+        ("checkpoint", last.exists(), weights if folder.best.exists() else last),
         ("dashboard", dashboard, dashboard),
         ("write", last.exists(), command("sample", folder.path, *_prompt_arguments(module.run_config))),
         ("resume", last.exists(), go_on(folder, module.run_config, Reached.of_trainer(trainer))),

@@ -23,6 +23,7 @@ from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import CHECKPOINT_KEY, newest_checkpoint
 from minigpt.training.checkpoints import Checkpoints
 from minigpt.training.class_path import find_class
+from minigpt.training.memorising import Memorising
 
 SAME_TEXT = {"data.source", "data.val_source", "data.tokenizer"}
 """Paths of text and tokenizer. They may change: `check_text` compares the contents instead."""
@@ -37,13 +38,17 @@ class Reached:
     """Counted towards trainer.max_time, resumes included."""
     ended: bool
     """Whether the run ended there: steps or time used up, or stopped by a callback."""
+    memorised: bool = False
+    """Whether the run has said that it memorises, which ends it with stop_when_memorising."""
 
     @classmethod
     def of_checkpoint(cls, content: dict[str, Any]) -> Reached:
         """From a checkpoint's content."""
         states = [state for state in content["callbacks"].values() if isinstance(state, dict)]
         seconds = next((state["time_elapsed"]["train"] for state in states if "time_elapsed" in state), 0.0)
-        return cls(content["global_step"], seconds, content["callbacks"]["Checkpoints"].get("ended", False))
+        ended = content["callbacks"]["Checkpoints"].get("ended", False)
+        memorised = content["callbacks"].get("Memorising", {}).get("said", False)
+        return cls(content["global_step"], seconds, ended, memorised)
 
     @classmethod
     def of_trainer(cls, trainer: L.Trainer) -> Reached:
@@ -51,7 +56,8 @@ class Reached:
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         seconds = next((each.time_elapsed() for each in callbacks if isinstance(each, Timer)), 0.0)
         ended = any(isinstance(each, Checkpoints) and each.ended for each in callbacks)
-        return cls(trainer.global_step, seconds, ended)
+        memorised = any(isinstance(each, Memorising) and each.said for each in callbacks)
+        return cls(trainer.global_step, seconds, ended, memorised)
 
     def way_on(self, config: Config, before: Config | None = None) -> tuple[str, list[object]]:
         """Why nothing is left to train, and the arguments that would train on; ("", []) if something is left.
@@ -72,7 +78,10 @@ class Reached:
             arguments += ["--trainer.max_time", _max_time(limit * max(2, math.ceil(self.seconds / limit + 0.5)))]
         if self._was_stopped(config, before):
             stoppers, others = _stoppers(config)
-            if stoppers:
+            if self.memorised and config.stop_when_memorising:
+                why.append(f"stop_when_memorising ended it at step {self.step}")
+                arguments += ["--stop_when_memorising", "false"]
+            elif stoppers:
                 why.append(f"{' or '.join(stoppers)} ended it at step {self.step}")
                 arguments += ["--trainer.callbacks", json.dumps(others) if others else "null"]
         return " and ".join(why), arguments if why else []
@@ -88,7 +97,8 @@ class Reached:
     def _was_stopped(self, config: Config, before: Config) -> bool:
         """Whether a callback ended the run, rather than steps or time, and the config still has the same callbacks."""
         by_callback = self.ended and self.step < before.trainer.max_steps and not self._is_time_up(before)
-        return by_callback and config.trainer.callbacks == before.trainer.callbacks
+        is_off = before.stop_when_memorising and not config.stop_when_memorising
+        return by_callback and config.trainer.callbacks == before.trainer.callbacks and not (self.memorised and is_off)
 
 
 def _stoppers(config: Config) -> tuple[list[str], list[dict[str, Any]]]:

@@ -36,6 +36,7 @@ from minigpt.training.initial import check_tokenizer, taken_over
 from minigpt.training.lightning_compat import is_rank_zero, is_started_by_lightning
 from minigpt.training.loaders import make_loaders
 from minigpt.training.machine import free_disk
+from minigpt.training.memorising import Memorising
 from minigpt.training.module import TrainingModule
 from minigpt.training.progress import ProgressBar, can_show
 from minigpt.training.resuming import begun_before, check_resume, check_text, existing, with_paths_of
@@ -213,12 +214,13 @@ def check_before_text(config: Config) -> L.Trainer:
 
 
 def make_callbacks(config: Config, folder: RunFolder, data: PreparedData, stop: StopSignals) -> list[L.Callback]:
-    """The run's own callbacks: anomalies, metrics, samples, attention maps, checkpoints, progress bar.
+    """The run's own callbacks: anomalies, metrics, samples, memorising, attention maps, checkpoints, progress bar.
 
     Raises:
         UserError: the tokenizer or the context length cannot hold a prompt or a probe text.
     """
     callbacks: list[L.Callback] = [Anomalies(folder, config), Metrics(folder, config), Samples(folder, config, data)]
+    callbacks.append(Memorising(config))
     if config.attention.enabled:
         callbacks.append(AttentionMaps(folder, config, data))
     if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
