@@ -94,12 +94,13 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
     data = open_data(config.data)
     if planner is not None:
         config = planner.of_training(data)
-        print(shown(planner.report()), flush=True)
     if resume is not None:
         initial = None  # its own checkpoint has its weights
     elif initial is not None:
         check_tokenizer(config, data)
     config = filled_in(config, data) if resume is None else _checked(config, content, RunFolder(resume), data)
+    if planner is not None:
+        print(shown(planner.report()), flush=True)
     before = content.get(CHECKPOINT_KEY, {})
     choose_threads(before.get("n_threads"))
     content.clear()  # frees memory: Lightning reads the file itself
