@@ -166,7 +166,7 @@ RUNS = [
         "model.vocab_size=10: the tokenizer has 257 tokens",
         more=PLAIN,
     ),
-    on("train --model.context_length 99999", "needs 100000: give more text or a shorter context", more=PLAIN),
+    on("train --model.context_length 99999 --trainer.max_steps 9", "needs 100000: give more text or a shorter context", more=PLAIN),
     on("train --attention.relations nowhere", "attention.relations=nowhere: cannot be read (no such file", more=PLAIN),
     on("train --resume runs/tiny", "--resume runs/tiny: no runs/tiny/checkpoints/last.ckpt yet", more=PLAIN),
     on("sample nowhere", "nowhere: no such run or checkpoint; there are runs/tiny"),
