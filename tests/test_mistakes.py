@@ -22,7 +22,7 @@ from scripts import ROOT
 COMMANDS = {"train", "sample", "prepare", "inspect", "doctor", "prove-resume"}
 OBJECT = "an object is {class_path: module.Class, init_args: {name: value}}"
 EARLY_STOPPING = "lightning.pytorch.callbacks.EarlyStopping"
-PLAIN = ["--data.source", "long.txt", "--data.tokenizer", "bytes"]
+PLAIN = ["--data.source", "long.txt", "--data.tokenizer", "bytes", "--data.val_fraction", "0.05"]
 
 
 class Mistake(NamedTuple):
@@ -162,11 +162,11 @@ RUNS = [
         more=["[{class_path: os.getcwd}]"],
     ),
     on(
-        "train --model.vocab_size 10 --trainer.max_steps 9",
+        "train --model.vocab_size 10",
         "model.vocab_size=10: the tokenizer has 257 tokens",
         more=PLAIN,
     ),
-    on("train --model.context_length 99999 --trainer.max_steps 9", "needs 100000: give more text or a shorter context", more=PLAIN),
+    on("train --model.context_length 99999", "needs 100000: give more text or a shorter context", more=PLAIN),
     on("train --attention.relations nowhere", "attention.relations=nowhere: cannot be read (no such file", more=PLAIN),
     on("train --resume runs/tiny", "--resume runs/tiny: no runs/tiny/checkpoints/last.ckpt yet", more=PLAIN),
     on("sample nowhere", "nowhere: no such run or checkpoint; there are runs/tiny"),
