@@ -63,7 +63,7 @@ def open_run(path: str | Path) -> Run:
     """Open the folder of a run, finished or not: `minigpt.open_run("runs/demo").plot()`.
 
     Raises:
-        minigpt.UserError: it is no run folder.
+        minigpt.UserError: the path is not a run folder.
     """
     from minigpt.api import open_run
 

@@ -148,7 +148,7 @@ def open_run(path: str | Path) -> Run:
     """Open the folder of a run.
 
     Raises:
-        UserError: it is none.
+        UserError: the path is not a run folder.
     """
     folder = RunFolder(path)
     if not folder.config.is_file():

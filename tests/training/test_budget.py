@@ -1,4 +1,4 @@
-"""A budget and a text -> settings: what is chosen, what is left alone, and that the run's config is plain."""
+"""What a budget chooses, that given settings win, and that the run's config alone reproduces the run."""
 
 from __future__ import annotations
 

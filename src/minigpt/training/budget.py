@@ -1,6 +1,6 @@
 """A budget of time or steps, and the text -> the settings that were not given.
 
-The rules come from runs on small texts with two CPU cores: docs/recipes.md has the figures.
+The rules are first estimates: docs/recipes.md has the few runs behind them, and says which rules have none.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BYTES_PER_TOKEN = 3.0
 SMALL_BATCHES = ((300_000, 4), (2_000_000, 8))
 """(Bytes of text below which, most rows of a batch): more updates in the few passes before the model memorises."""
 VAL_BYTES = 100_000
-"""Held-out bytes that measure bits per byte to about 0.02; more only costs time."""
+"""Held-out bytes to aim for: enough for a steady loss (an estimate), and more only costs time."""
 
 
 class Size(NamedTuple):
@@ -56,7 +56,7 @@ LADDER = (
     Size(8, 512, 8, 512, 32, 400e6),
     Size(12, 768, 12, 1024, 16, 2e9),
 )
-"""Larger models pay only with more training tokens; the first two steps were measured, the others are GPT-like."""
+"""Larger models pay only with more training tokens. Estimates: only the first size was measured."""
 REGULARISED = ((2.5, 0.0, 0.3), (5, 0.0, 1.0), (12, 0.1, 1.0), (math.inf, 0.2, 1.0))
 """(Passes over the text up to which, dropout, weight decay)."""
 MOST_PASSES = 30

@@ -40,7 +40,7 @@ class Memorising(Callback):
         vars(self).update(state_dict)
 
     def notes(self, step: int, val_loss: float, train_loss: float) -> bool:
-        """Take in a validation; returns whether the run memorises. A NaN train_loss (none logged yet) is no fall."""
+        """Take in a validation; returns whether the run memorises. A NaN train_loss (none logged yet) is not a fall."""
         if val_loss < self.best:
             self.best, self.best_step, self.train_at_best = val_loss, step, train_loss
         rise = val_loss - self.best

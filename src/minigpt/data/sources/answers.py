@@ -16,7 +16,7 @@ HAVE_COLUMNS = ("jsonl", "csv", "tsv", "parquet", "arrow")
 
 
 def answer_rows(file: File, config: DataConfig) -> Iterator[tuple[str, list[Span]]]:
-    """The document of each row, and the characters of its answers; rows without a prompt or an answer are left out.
+    """The document of each row, and the characters of its answers; rows without a prompt or an answer are skipped.
 
     The file is read once for each column: every reader then works as it is, for any kind of file.
 

@@ -16,7 +16,7 @@ def render_messages(messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, bo
         messages: mappings with the strings `role` and `content`, in order.
 
     Raises:
-        ValueError: it is no list of such messages.
+        ValueError: not a list of such messages.
     """
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
         raise ValueError("not a list of messages")

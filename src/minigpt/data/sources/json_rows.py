@@ -36,7 +36,7 @@ def by_line(lines: Iterable[str]) -> Iterator[JsonRow]:
     """The objects of JSON Lines.
 
     Raises:
-        NotJsonError: a line is no object.
+        NotJsonError: a line is not a JSON object.
     """
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -108,7 +108,7 @@ class _Scanner:
         return self._at < len(self._text)
 
     def _more(self, least: int) -> bool:
-        """Take in at least so many characters if there are as many; drop what is read. False at the end."""
+        """Buffer at least this many unread characters, or all that are left; drop those read. False at the end."""
         parts, length = [self._text[self._at :]], 0
         for part in self._parts:
             parts.append(part)
