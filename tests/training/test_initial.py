@@ -76,6 +76,15 @@ def test_a_setting_that_its_weights_fix_is_refused(first: RunFolder, tmp_path: P
         taken_over(going_on(tmp_path, first.path, **model))
 
 
+def test_a_setting_given_with_its_default_value_is_refused_too(first: RunFolder) -> None:
+    arguments = ["--from", str(first.path), "--model.n_layer", "4"]
+    with pytest.raises(UserError, match=r"model\.n_layer=4 \(it has 2\)"):
+        taken_over(parsing.parse_training(arguments)[0])
+    arguments = ["--from", str(first.path), "--data.tokenizer", "bpe:2048"]
+    with pytest.raises(UserError, match=r"data\.tokenizer=bpe:2048: its weights need their own"):
+        taken_over(parsing.parse_training(arguments)[0])
+
+
 def test_dropout_is_the_new_runs_own(first: RunFolder, tmp_path: Path) -> None:
     assert taken_over(going_on(tmp_path, first.path, dropout=0.2))[0].model.dropout == 0.2
 

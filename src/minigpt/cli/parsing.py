@@ -76,7 +76,7 @@ def parse_training(
 
 
 def _plan(parser: ArgumentParser, words: Sequence[str], values: dict[str, Any]) -> None:
-    """Name the settings that a budget may choose: those in no argument and no recipe.
+    """Name the settings that a budget, or `--from`, may choose: those in no argument and no recipe.
 
     A text of one's own without a recipe and without a length of the run gets the default budget.
     """
@@ -84,7 +84,7 @@ def _plan(parser: ArgumentParser, words: Sequence[str], values: dict[str, Any]) 
     length = {"--trainer.max_steps", "--trainer.max_time", "--trainer.overfit_batches", "--trainer.fast_dev_run"}
     if "--data.source" in options and values["budget"] is None and not options & {"--config", *length}:
         values["budget"] = DEFAULT_BUDGET
-    if values["budget"] is not None:  # a run's config.yaml names what was planned, and all of it is given there
+    if (values["budget"], values["initial_weights"]) != (None, None):  # a run's own config.yaml gives everything
         given = parser.parse_args(list(words), defaults=False)
         values["planned"] = [key for key, kind in settings_of(Config).items() if kind != "group" and key not in given]
 

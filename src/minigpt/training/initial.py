@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from minigpt.config import Config, DataConfig, GPTConfig
+from minigpt.config import Config, GPTConfig
 from minigpt.data.shards import PreparedData
 from minigpt.data.tokenizers.base import load_tokenizer, save_tokenizer
 from minigpt.errors import UserError
@@ -25,17 +25,16 @@ FREE = {"context_length", "document_mask", "end_of_text", "window", "rotary_base
 def taken_over(config: Config) -> tuple[Config, dict[str, Tensor] | None]:
     """The config with the model settings and the tokenizer of `initial_weights`, and its weights; None without it.
 
-    A setting with its default value counts as not given.
-
     Raises:
         UserError: no such file, another program's, or a given setting that its weights or tokenizer do not allow.
     """
     if config.initial_weights is None:
         return config, None
     loaded = load_model(config.initial_weights)
-    model = _model_settings(config.model, loaded.config.model, config.initial_weights)
+    model = _model_settings(config, loaded.config.model)
     data = dataclasses.replace(config.data, tokenizer=_tokenizer(config, loaded))
-    return dataclasses.replace(config, model=model, data=data), loaded.model.state_dict()
+    planned = None if config.budget is None else config.planned
+    return dataclasses.replace(config, model=model, data=data, planned=planned), loaded.model.state_dict()
 
 
 def check_tokenizer(config: Config, data: PreparedData) -> None:
@@ -53,18 +52,19 @@ def check_tokenizer(config: Config, data: PreparedData) -> None:
         )
 
 
-def _model_settings(given: GPTConfig, source: GPTConfig, path: str) -> GPTConfig:
+def _model_settings(config: Config, source: GPTConfig) -> GPTConfig:
     values, refused = dict[str, object](), list[str]()
     for field in dataclasses.fields(GPTConfig):
         name = field.name
-        mine, theirs = getattr(given, name), getattr(source, name)
-        is_given = mine != field.default
+        mine, theirs = getattr(config.model, name), getattr(source, name)
+        is_given = f"model.{name}" not in config.open_settings
         is_free = name in FREE and not (name == "context_length" and source.position == "learned")
         if is_given and mine != theirs and not is_free and name not in OWN:
             refused.append(f"model.{name}={mine} (it has {theirs})")
         values[name] = mine if name in OWN or (is_given and is_free) else theirs
     if refused:
-        raise UserError(f"--from {path}: {', '.join(refused)}: its weights fix this; leave the setting out")
+        names = ", ".join(refused)
+        raise UserError(f"--from {config.initial_weights}: {names}: its weights fix this; leave the setting out")
     return GPTConfig(**values)  # type: ignore[arg-type]
 
 
@@ -72,8 +72,8 @@ def _tokenizer(config: Config, loaded: LoadedModel) -> str:
     """Path of the tokenizer's file: the run's own; for a single file, a copy in data.dir."""
     path, given = str(config.initial_weights), config.data.tokenizer
     content = loaded.tokenizer.to_dict()
-    known = {DataConfig.tokenizer, loaded.config.data.tokenizer}
-    if given not in known and not (given.endswith(".json") and load_tokenizer(given).to_dict() == content):
+    fits = "data.tokenizer" in config.open_settings or given == loaded.config.data.tokenizer
+    if not fits and not (given.endswith(".json") and load_tokenizer(given).to_dict() == content):
         raise UserError(f"--from {path}: data.tokenizer={given}: its weights need their own tokenizer; leave it out")
     own = RunFolder(path).tokenizer
     if own.is_file() and load_tokenizer(own).to_dict() == content:
