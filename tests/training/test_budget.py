@@ -30,7 +30,8 @@ def story(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def on_one(device: str = "cpu", world_size: int = 1) -> Any:
-    return SimpleNamespace(world_size=world_size, strategy=SimpleNamespace(root_device=torch.device(device)))
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    return SimpleNamespace(world_size=world_size, is_global_zero=True, strategy=strategy)
 
 
 @pytest.fixture
@@ -121,7 +122,16 @@ def test_weights_from_another_run_keep_their_model_and_tokenizer(story: Path) ->
 
 def test_a_budget_for_several_devices_is_refused() -> None:
     with pytest.raises(UserError, match="plans for one device, and this run has 2"):
-        Planner(Config(budget="5m"), on_one(world_size=2))
+        Planner.of(Config(budget="5m"), on_one(world_size=2))
+
+
+def test_the_default_budget_is_dropped_on_several_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    config, _ = parse_training(["--data.source", "x.txt"])
+    found, planner = Planner.of(config, on_one(world_size=2))
+    assert (found.budget, found.planned, planner) == (None, None, None)
+    assert capsys.readouterr().out == "budget  none: it plans for one device, and this run has 2\n"
+    with pytest.raises(UserError, match="plans for one device"):
+        Planner.of(parse_training(["--data.source", "x.txt", "--budget", "5m"])[0], on_one(world_size=2))
 
 
 def test_the_runs_config_is_plain_settings_that_give_the_same_run(story: Path) -> None:

@@ -86,17 +86,8 @@ class Planner:
     """Fills in the settings of `config.planned` in two stages: the text's before it is prepared, then the others."""
 
     def __init__(self, config: Config, trainer: L.Trainer) -> None:
-        """Args: the config with its budget, and a trainer with this run's device and precision.
-
-        Raises:
-            UserError: a budget for several devices, whose processes would measure different speeds.
-        """
+        """Args: the config with its budget, and a trainer with this run's device and precision."""
         assert config.budget is not None
-        if trainer.world_size > 1:
-            raise UserError(
-                f"budget={config.budget}: plans for one device, and this run has {trainer.world_size}: add "
-                "--trainer.devices 1, or give trainer.max_steps instead of a budget"
-            )
         self.config, self.trainer, self.budget = config, trainer, Budget.parse(config.budget)
         self.open = set(config.open_settings)
         if config.initial_weights is not None:  # they come with their model and tokenizer
@@ -104,6 +95,26 @@ class Planner:
         self.most_rows = sys.maxsize
         self.chosen: set[str] = set()
         self.lines: list[str] = []
+
+    @classmethod
+    def of(cls, config: Config, trainer: L.Trainer) -> tuple[Config, Planner | None]:
+        """The config and its planner; the default budget of a text is dropped on several devices.
+
+        Raises:
+            UserError: a budget given for several devices, whose processes would measure different speeds.
+        """
+        if config.budget is None:
+            return config, None
+        if trainer.world_size == 1:
+            return config, cls(config, trainer)
+        if "budget" not in config.open_settings:
+            raise UserError(
+                f"budget={config.budget}: plans for one device, and this run has {trainer.world_size}: add "
+                "--trainer.devices 1, or give trainer.max_steps instead of a budget"
+            )
+        if trainer.is_global_zero:
+            print(f"budget  none: it plans for one device, and this run has {trainer.world_size}", flush=True)
+        return dataclasses.replace(config, budget=None, planned=None), None
 
     def choose(self, section: str, **settings: Any) -> None:
         """Change those settings of a section that the user left open."""

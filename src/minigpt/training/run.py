@@ -89,7 +89,7 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
         if is_auto:
             config = config.as_planned_before(Config.from_dict(content[CHECKPOINT_KEY]["config"]))
         config = with_paths_of(config, content)
-    planner = Planner(config, checked) if config.budget is not None and resume is None else None
+    config, planner = Planner.of(config, checked) if resume is None else (config, None)
     config = config if planner is None else planner.of_text()
     data = open_data(config.data)
     if planner is not None:
