@@ -87,7 +87,7 @@ class DataConfig(Section):
     text_column: str = "text"
     """Text column of JSON, CSV, Parquet, Arrow and hub datasets; a path such as meta.body, or '{title}\\n{body}'."""
     answer_column: str | None = None
-    """Column of answers to the prompts in text_column: the loss is on the answers alone; needs mode=examples."""
+    """Column of answers to the prompts in text_column, or `messages`: loss on answers alone; needs mode=examples."""
     document_separator: Separator | None = None
     """Splits text files into documents: line, blank_lines, a literal, /regex/, or none; by default <|endoftext|>."""
     delimiter: Delimiter | None = None
@@ -152,6 +152,12 @@ class DataConfig(Section):
                 "packed windows, in the main process, without knowing its characters in advance; set "
                 "data.streaming=false",
             )
+
+    @property
+    def answers_in_messages(self) -> bool:
+        """Whether answer_column holds conversations, whose answers are the assistant's turns."""
+        by_default = self.answer_column == "messages" and self.text_column == DataConfig.text_column
+        return self.answer_column is not None and (by_default or self.answer_column == self.text_column)
 
     @property
     def codec(self) -> str:

@@ -66,6 +66,9 @@ def assign(source: Survey, val_source: Survey | None, config: DataConfig) -> tup
         UserError: one side would be empty.
     """
     ranks, chosen = source.ranks, _chosen(source, config.max_documents)
+    if not chosen.any() and config.answer_column is not None:
+        who = "conversation has a turn of the assistant" if config.answers_in_messages else "row has prompt and answer"
+        raise UserError(f"data.source={config.source}: no {who} (data.answer_column={config.answer_column})")
     if not chosen.any():
         raise UserError(f"data.source={config.source}: no text in it, nothing but white space")
     sides = np.where(chosen, TRAIN, LEFT_OUT).astype(np.int8)
