@@ -103,7 +103,9 @@ class DataConfig(Section):
     val_source: Annotated[Source, not_empty("leave it out, or name a text")] | None = None
     """Validation text; by default part of the source is held out."""
     val_fraction: Fraction = 0.05
-    """Share of the documents held out for validation; of a single document, its end."""
+    """Share of the documents held out for validation; of a single document, see val_from."""
+    val_from: Literal["end", "spread"] = "end"
+    """What of a single document is held out: its end, or up to eight parts spread over it."""
     max_documents: PositiveInt | None = None
     """Use only this many documents of each source, always the same ones; all by default."""
     mode: Literal["packed", "examples"] = "packed"
@@ -145,6 +147,7 @@ class DataConfig(Section):
             "max_documents": self.max_documents is not None,
             "tokenizer": self.tokenizer == "chars",
             "encoding_errors": self.encoding_errors == "skip",
+            "val_from": self.val_from != "end",
         }.items():
             require(
                 not (self.streaming and given),

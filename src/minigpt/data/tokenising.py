@@ -71,6 +71,7 @@ def settings(config: DataConfig) -> dict[str, Any]:
     # Later settings are absent by default: folders of earlier versions keep their key.
     later = {name: getattr(config, name) for name in ("answer_column", "document_separator")}
     later["answers_in_messages"] = config.answers_in_messages or None
+    later["val_from"] = None if config.val_from == "end" else config.val_from
     return {name: getattr(config, name) for name in names} | {
         name: value for name, value in later.items() if value is not None
     }
@@ -120,6 +121,8 @@ class Tokenising:
             if not (self.work / MANIFEST).is_file():
                 self._make_known_tokenizer()
                 documents = self._survey()
+                if not self.quiet and (parts := documents.parts()):
+                    note(f"note: {parts}")
                 tokenizer = self._tokenizer(documents)
                 dtype = token_dtype(self.config, tokenizer)
                 self._tokenise(documents, tokenizer, dtype)
