@@ -24,7 +24,7 @@ from minigpt.data.relations import Relation
 from minigpt.data.synthetic.texts import references
 from minigpt.files import write_text
 
-STORIES, HELD_OUT, QUESTIONS = 20_000, 120, 500
+STORIES, QUESTIONS = 20_000, 500
 STEPS = 500
 BOUND = 0.95
 RECIPE = [
@@ -74,25 +74,26 @@ def main(arguments: list[str]) -> None:
     """Train, ask, count; exit code 1 below the bound."""
     parser = Parser(description="Train on conversations, and count the right answers.", allow_abbrev=False)
     parser.add_argument("--steps", type=int, default=STEPS, help=f"of the training, {STEPS} by default")
+    parser.add_argument("--quick", action="store_true", help="few stories, questions and steps: does it run?")
     parser.add_argument("--write", action="store_true", help="also into benchmarks/results/answers.md")
     parser.add_argument("settings", nargs="*", help="further settings of the training, such as --data.batch_size=32")
     chosen, settings = parser.parse_known_args(arguments)
     settings += chosen.settings
+    n_stories, n_questions = (300, 20) if chosen.quick else (STORIES, QUESTIONS)
+    steps = 4 if chosen.quick else chosen.steps
     with tempfile.TemporaryDirectory(prefix="minigpt-answers-") as folder:
-        path, seconds = trained(Path(folder), chosen.steps, settings)
-        right, wrong = asked(path)
-    n_questions = right + len(wrong)
+        path, seconds = trained(Path(folder), n_stories, steps, settings)
+        right, wrong = asked(path, n_questions)
     share = right / n_questions
-    rows = [[str(chosen.steps), f"{seconds / chosen.steps:.3f}", f"{seconds:.0f}", f"{right} of {n_questions}"]]
+    rows = [[str(steps), f"{seconds / steps:.3f}", f"{seconds:.0f}", f"{right} of {n_questions}"]]
     header = ["steps", "seconds a step", "seconds", "right answers"]
     mistakes = "\n".join(f"- {question} {said!r} instead of {answer!r}" for question, answer, said in wrong[:5])
+    verdict = f"The bound is {BOUND:.0%}: {'met' if share >= BOUND else 'NOT met'}, with {share:.1%}."
     text = (
         f"# Answers: held-out questions about `references` stories\n\n{machine('cpu')}\n\n"
-        f"{STORIES:,} stories to train on, {HELD_OUT} others to ask about, each question as the first turn of a "
+        f"{n_stories:,} stories to train on, others to ask about, each question as the first turn of a "
         f"conversation; greedy. The loss is\non the answers alone. Settings: `{' '.join([*RECIPE, *settings])}`\n\n"
-        f"{Table('answers', header, rows)}\n\nThe bound is {BOUND:.0%}: "
-        f"{'met' if share >= BOUND else 'NOT met'}, with {share:.1%}.\n"
-        + (f"\nMistakes:\n\n{mistakes}\n" if wrong else "")
+        f"{Table('answers', header, rows)}\n\n{verdict}\n" + (f"\nMistakes:\n\n{mistakes}\n" if wrong else "")
     )
     print(f"\n{text}")
     if chosen.write:
@@ -101,13 +102,13 @@ def main(arguments: list[str]) -> None:
         sys.exit(1)
 
 
-def trained(folder: Path, steps: int, settings: list[str]) -> tuple[Path, float]:
+def trained(folder: Path, n_stories: int, steps: int, settings: list[str]) -> tuple[Path, float]:
     """The run, and the seconds of its steps."""
     from minigpt.cli.parsing import parse_training
     from minigpt.training.run import train
 
     source = folder / "stories.jsonl"
-    source.write_text("".join(json.dumps({"messages": each}) + "\n" for each in conversations(1, STORIES)))
+    source.write_text("".join(json.dumps({"messages": each}) + "\n" for each in conversations(1, n_stories)))
     places = [f"--data.source={source}", f"--data.dir={folder / 'data'}", f"--runs_dir={folder / 'runs'}"]
     lengths = [f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={max(1, steps // 4)}"]
     config, _ = parse_training([*places, *lengths, *RECIPE, *settings])
@@ -116,16 +117,17 @@ def trained(folder: Path, steps: int, settings: list[str]) -> tuple[Path, float]
     return run.path, time.monotonic() - began
 
 
-def asked(run: Path) -> tuple[int, list[tuple[str, str, str]]]:
+def asked(run: Path, n_questions: int) -> tuple[int, list[tuple[str, str, str]]]:
     """The number of right answers; and of the others question, answer, and the model's."""
     from minigpt.generation.generator import Writer
 
     writer = Writer.load(run)
-    held_out = [
+    every = (
         (story, question, answer)
-        for story, relations in islice(references(99), HELD_OUT)
+        for story, relations in references(99)
         for question, answer in questions(story, relations)
-    ][:QUESTIONS]
+    )
+    held_out = list(islice(every, n_questions))
     wrong = []
     for start in range(0, len(held_out), 50):
         some = held_out[start : start + 50]
