@@ -6,7 +6,7 @@ NAME ?= demo
 AGAINST = $(if $(NANOGPT),--against $(NANOGPT))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow chaos resume-grid bench bench-quick lint types format clean
+.PHONY: help demo test test-slow chaos resume-grid answers bench bench-quick lint types format clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ chaos: .venv/installed-dev ## 100 processes of many kinds of runs killed at rand
 
 resume-grid: .venv/installed-dev ## 200 ways to save, die and go on: all exact? (10 minutes)
 	$(PROOFS) benchmarks/resume_grid.py --write
+
+answers: .venv/installed-dev ## a model of questions and answers about short stories: 95 % of the held-out ones right? (minutes)
+	$(BIN)/python benchmarks/answers.py --write
 
 bench: .venv/installed-dev ## all benchmarks into benchmarks/results/ (an hour on an idle machine); NANOGPT=folder TEXT=file to compare
 	$(BIN)/python benchmarks/training.py $(AGAINST) $(if $(TEXT),--text $(TEXT)) --write

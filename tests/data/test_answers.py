@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,18 @@ import torch
 
 from minigpt.config import Config, DataConfig, GPTConfig
 from minigpt.data import tokenising
-from minigpt.data.answers import PAIR, PromptForm, encode, joined, prompt_form
+from minigpt.data.answers import CHAT, PAIR, PromptForm, encode, joined, prompt_form
 from minigpt.data.batches import IGNORED, TrainBatches, ValBatches
 from minigpt.data.peek import peek
 from minigpt.data.prepare import prepare
 from minigpt.data.shards import PreparedData, Split
+from minigpt.data.sources import rows
+from minigpt.data.sources.answers import answer_rows
+from minigpt.data.sources.names import File
 from minigpt.data.tokenizers.base import make_tokenizer
 from minigpt.data.val_prompts import val_prompts
 from minigpt.errors import UserError
+from minigpt.generation.generator import Writer
 from minigpt.model.gpt import GPT
 from minigpt.training import loss
 from minigpt.training.loss import model_loss, next_token_loss
@@ -258,3 +263,193 @@ def _counting(n_tokens: int) -> Any:
     from minigpt.data.shards import Tokens
 
     return Tokens([np.arange(1, n_tokens + 1, dtype=np.uint32)])
+
+
+TURNS = [("Hi", "Ho. é"), ("Once more?", "No.")]
+
+
+def chat(turns: list[tuple[Any, Any]] = TURNS, system: str | None = None) -> list[dict[str, Any]]:
+    opening = [] if system is None else [{"role": "system", "content": system}]
+    pairs = [({"role": "user", "content": q}, {"role": "assistant", "content": a}) for q, a in turns]
+    return opening + [message for pair in pairs for message in pair]
+
+
+CHATS = [chat([(q, a), ("Sure?", f"Yes, {a}")], "Be brief." if i % 2 else None) for i, (q, a) in enumerate(PAIRS)]
+
+
+def written_chats(folder: Path, chats: list[Any] = CHATS, ending: str = "jsonl", column: str = "messages") -> Path:
+    path, rows = folder / f"chats.{ending}", [{column: each} for each in chats]
+    if ending == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    elif ending == "json":
+        path.write_text(json.dumps(rows, indent=1))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def prepared_chats(folder: Path, chats: list[Any] = CHATS, **changes: Any) -> PreparedData:
+    source = written_chats(folder, chats)
+    return prepare(settings(source, **{"text_column": "text", "answer_column": "messages"} | changes), quiet=True)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "parquet"])
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe:300"])
+def test_of_a_conversation_the_turns_of_the_assistant_alone_are_targets(
+    tmp_path: Path, ending: str, tokenizer: str
+) -> None:
+    source = written_chats(tmp_path, ending=ending, column="talk")
+    data = prepare(settings(source, text_column="talk", answer_column="talk", tokenizer=tokenizer), quiet=True)
+    wanted = {f"{a}Yes, {a}" for _, a in PAIRS}
+    seen, end = set(), data.tokenizer.end_of_text
+    for i in range(30):
+        tokens, targets = train_batches(data, context_length=128)[i]
+        assert (targets == end).sum(dim=1).eq(2).all()
+        assert tokens[:, 0].eq(end).all()
+        seen |= set(answers_in(data, targets))
+    assert seen <= wanted
+    assert len(seen) > 12
+    read = text_of(data, tokens[0])
+    assert read.startswith(("user: What", "system: Be brief.\nuser: What"))
+    assert "\nassistant: " in read
+    assert "\nuser: Sure?\nassistant: Yes, " in read
+
+
+def test_the_gradient_of_all_turns_but_the_assistants_is_exactly_zero(tmp_path: Path) -> None:
+    data = prepared_chats(tmp_path)
+    tokens, targets = train_batches(data, context_length=128)[0]
+    logits = torch.randn(*tokens.shape, data.tokenizer.vocab_size, requires_grad=True)
+    next_token_loss(logits, targets).backward()
+    assert logits.grad is not None
+    has_gradient = (logits.grad != 0).any(dim=-1)
+    for row, found in zip(tokens, has_gradient, strict=True):
+        given = bytes(min(int(t), 255) for t in row[1:])  # bytes are tokens; the end of text, 256, becomes 255
+        wanted = np.zeros(len(row), dtype=bool)
+        for piece in given.split(b"assistant: ")[1:]:
+            start = given.index(b"assistant: " + piece) + len(b"assistant: ")
+            wanted[start : start + piece.index(b"\xff") + 1 if b"\xff" in piece else start + len(piece) + 1] = True
+        assert found.tolist() == wanted.tolist()
+
+
+def test_a_conversation_asked_again_has_the_tokens_of_training(tmp_path: Path) -> None:
+    """The form of prompts, turn by turn, makes the stored document."""
+    data = prepared_chats(tmp_path, [chat(), chat([("a", "b")]), chat([("c", "d")])])
+    form, end = prompt_form(settings("x", text_column="text", answer_column="messages")), data.tokenizer.end_of_text
+    (first, answer), (second, last) = [(form(q), a) for q, a in TURNS]
+    tokens = [*first.encode(), *answer.encode(), end, *f"{form.between}{second}{last}".encode(), end]
+    stored = [*data.train.tokens.read(0, len(data.train.tokens)), *data.val.tokens.read(0, len(data.val.tokens))]
+    assert bytes(min(t, 255) for t in tokens) in bytes(min(int(t), 255) for t in stored)
+
+
+def test_a_prompt_that_begins_with_a_system_message_needs_no_user_before_it() -> None:
+    assert CHAT("Hi") == "user: Hi\nassistant: "
+    prompt = "system: Be brief.\nuser: Hi"
+    assert CHAT(prompt) == f"{prompt}\nassistant: "
+    assert [CHAT.inside(CHAT(each)) for each in ("Hi", prompt)] == ["Hi", prompt]
+
+
+def test_default_prompts_of_conversations_are_their_first_turns(tmp_path: Path) -> None:
+    prompts = val_prompts(prepared_chats(tmp_path), 128, documents_only=True, form=CHAT)
+    assert len(prompts) == 3
+    assert {prompt.removeprefix("system: Be brief.\nuser: ") for prompt in prompts} <= {q for q, _ in PAIRS}
+
+
+def test_conversations_without_a_turn_of_the_assistant_are_left_out_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    lost = [[{"role": "user", "content": "lost"}], [], chat([("lost", " ")])]
+    source = written_chats(tmp_path, [*CHATS[:9], *lost])
+    data = prepare(settings(source, text_column="messages", answer_column="messages"))
+    assert len(data.train.document_starts) + len(data.val.document_starts) == 9
+    assert "note: 3 rows are left out: they have no prompt or no answer" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no conversation has a turn of the assistant"):
+        prepared_chats(tmp_path, lost)
+
+
+def test_content_parts_of_text_are_text_and_tools_may_speak(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "It is "}, {"type": "text", "text": "4."}]
+    talk = [
+        *chat([("2 + 2?", parts)]),
+        {"role": "tool", "content": "called"},
+        {"role": "assistant", "content": "Four."},
+    ]
+    data = prepared_chats(tmp_path, [talk, chat()], val_fraction=0.5)
+    whole = "".join(text_of(data, split.tokens.read(0, len(split.tokens))) for split in (data.train, data.val))
+    assert "user: 2 + 2?\nassistant: It is 4.\ntool: called\nassistant: Four." in whole
+
+
+@pytest.mark.parametrize(
+    ("conversation", "message"),
+    [
+        ("Hi", "line 1: 'messages' holds no conversation: not a list of messages"),
+        ([{"content": "Hi"}], "a message without the text 'role'"),
+        ([{"role": "user", "content": 3}], "a message of 'user' without the text 'content'"),
+        (chat([("Hi", [{"type": "image_url"}])]), "'assistant' has a part of type 'image_url', and only text is read"),
+        (
+            [{"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}],
+            "'assistant' without the text 'content'; its tool calls are not read, leave such rows out",
+        ),
+    ],
+)
+def test_what_is_no_conversation_of_texts_is_said_in_one_line(tmp_path: Path, conversation: Any, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        prepared_chats(tmp_path, [conversation])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_masked_and_plain_conversations_are_prepared_into_folders_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    masked = prepared_chats(tmp_path)
+    plain = prepare(settings(masked.folder.parent.parent / "chats.jsonl", text_column="messages", answer_column=None))
+    assert masked.folder != plain.folder
+    assert plain.val.answers is None
+    assert (
+        "its messages are read as lines of `role: content`; data.mode=examples with data.answer_column=messages puts "
+        "the loss on the assistant's alone" in capsys.readouterr().err
+    )
+    assert (
+        prepare(settings(masked.folder, text_column="text", answer_column="messages"), quiet=True).val.answers
+        is not None
+    )
+    with pytest.raises(UserError, match="was prepared with text, and data.answer_column=messages; give both"):
+        prepare(settings(masked.folder, text_column="q", answer_column="messages"), quiet=True)
+
+
+def test_a_document_mask_is_refused_as_it_would_hide_the_turns_before(tmp_path: Path) -> None:
+    data = settings(tmp_path, text_column="text", answer_column="messages")
+    with pytest.raises(UserError, match="end_of_text follows each answer of a conversation"):
+        Config(data=data, model=GPTConfig(document_mask=True))
+
+
+def test_the_model_reads_a_prompt_in_the_tokens_of_training() -> None:
+    """The form ends with a space, which is not healed: in training an answer's tokens begin after it."""
+    tokenizer = make_tokenizer("bpe:300", ["user: ab\nassistant: ab"], ())
+    model = GPT(GPTConfig(context_length=64, n_layer=1, n_head=1, n_embd=8, vocab_size=tokenizer.vocab_size)).eval()
+    writer = Writer(model, tokenizer, from_start=True, form=CHAT)
+    wanted = (tokenizer.end_of_text, *tokenizer.encode("user: ab\nassistant: "))
+    assert writer.generate("ab", max_new_tokens=1).prompt_tokens == wanted
+
+
+def test_a_parquet_file_of_conversations_is_told_how_to_be_masked(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    source = written_chats(tmp_path, ending="parquet")
+    prepare(settings(source, text_column="text", answer_column=None, mode="packed"))
+    assert "data.answer_column=messages puts the loss" in capsys.readouterr().err
+
+
+def test_a_file_is_read_once_for_prompts_and_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    decoded = rows._decoded
+    monkeypatch.setattr(rows, "_decoded", lambda file, errors: opened.append(file) or decoded(file, errors))
+    source = File(written(tmp_path), "jsonl")
+    assert len(list(answer_rows(source, settings(source.path)))) == len(PAIRS)
+    assert len(opened) == 1
+
+
+def test_the_peek_says_how_much_has_a_loss(tmp_path: Path) -> None:
+    data = prepared_chats(tmp_path)
+    config = dataclasses.replace(Config(), data=settings(data.folder, text_column="text", answer_column="messages"))
+    assert re.search(r"loss on \d+ answers alone, \d\d\.\d % of the text", peek(data, config))

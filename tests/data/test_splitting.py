@@ -1,11 +1,14 @@
 """The split: an honest one, from one look at all documents, that stays when others come or go."""
 
+import dataclasses
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from minigpt.config import DataConfig
+from minigpt.data.prepare import prepare
 from minigpt.data.sources.reading import Chunk
 from minigpt.data.splitting import LEFT_OUT, TRAIN, VAL, Survey, assign, cut_single_text, survey
 from minigpt.errors import UserError
@@ -170,3 +173,69 @@ def test_a_line_is_kept_whole_only_behind_the_middle_of_the_text() -> None:
 def test_a_text_too_short_to_hold_out_a_part_is_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"data\.source: the text is too short \(\d bytes\) to hold out a part of it"):
         cut(text, 0.5)
+
+
+NOVEL = "".join(f"Line {i} of a naïve text.\n" + "\n" * (i % 7 == 0) for i in range(9000))  # 240 kB
+
+
+def stretches(text: str, n_parts: int, length: int = 10**9) -> list[tuple[int, str]]:
+    """(side, text) by turns."""
+    chunks = [Chunk(text[i : i + length], i + length >= len(text)) for i in range(0, len(text), length)]
+    found, ended = [(TRAIN, "")], False
+    for side, chunk in cut_single_text(chunks, len(text.encode()), 0.1, n_parts):
+        assert (side == found[-1][0]) != ended
+        found = [*found, (side, chunk.text)] if ended else [*found[:-1], (side, found[-1][1] + chunk.text)]
+        ended = chunk.ends
+    assert ended
+    return found
+
+
+@pytest.mark.parametrize("length", [997, 20_000, 10**9])
+def test_parts_are_held_out_over_the_whole_text_each_a_document_of_its_own(length: int) -> None:
+    found = stretches(NOVEL, 5, length)
+    assert [side for side, _ in found] == [TRAIN, VAL] * 5
+    assert "".join(text for _, text in found) == NOVEL
+    parts = [len(text) for side, text in found if side == VAL]
+    assert all(0.5 <= part / (len(NOVEL) / 50) <= 1.5 for part in parts)
+    assert max(len(text) for side, text in found if side == TRAIN) < len(NOVEL) / 5
+    if length > 997:  # a chunk too short for a blank line near the cut has none
+        assert all(text.startswith("Line") and text.endswith("\n\n") for _, text in found[:-1])
+
+
+def test_one_part_is_the_end_of_the_text() -> None:
+    assert [text for _, text in stretches(NOVEL, 1)] == list(cut(NOVEL, 0.1))
+
+
+def test_parts_of_a_text_without_lines_lose_no_character() -> None:
+    text = "🙂é日" * 9000
+    found = stretches(text, 8, 1000)
+    assert "".join(part for _, part in found) == text
+    assert len(found) == 16
+
+
+def test_a_spread_val_split_is_said_and_has_its_own_folder_and_exact_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    source = tmp_path / "novel.txt"
+    source.write_text(NOVEL, encoding="utf-8")
+    config = DataConfig(source=str(source), tokenizer="bytes", val_fraction=0.1, dir=str(tmp_path / "data"))
+    spread, end = prepare(dataclasses.replace(config, val_from="spread")), prepare(config, quiet=True)
+    assert "note: held out: 3 parts of about 8 kB, spread over the text" in capsys.readouterr().err
+    assert spread.folder != end.folder
+    assert "val_from" not in end.manifest.settings  # folders of earlier versions keep their key
+    for data, n_documents in ((spread, 3), (end, 1)):
+        for split in (data.train, data.val):
+            assert len(split.document_starts) == n_documents
+            assert len(split.tokens) == split.n_bytes + n_documents  # a byte is a token, and each document has an end
+        assert data.train.n_bytes + data.val.n_bytes == len(NOVEL.encode())
+
+
+def test_a_text_too_short_for_parts_holds_out_its_end_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "a.txt").write_text(NOVEL[:9000], encoding="utf-8")
+    config = DataConfig(source=str(tmp_path / "a.txt"), tokenizer="bytes", dir=str(tmp_path / "d"), val_from="spread")
+    assert len(prepare(config).val.document_starts) == 1
+    assert "held out: the end of the text, too short for several parts of 8 kB" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"data\.val_from=spread: not with data\.streaming"):
+        dataclasses.replace(config, streaming=True)

@@ -87,7 +87,7 @@ class DataConfig(Section):
     text_column: str = "text"
     """Text column of JSON, CSV, Parquet, Arrow and hub datasets; a path such as meta.body, or '{title}\\n{body}'."""
     answer_column: str | None = None
-    """Column of answers to the prompts in text_column: the loss is on the answers alone; needs mode=examples."""
+    """Column of answers to the prompts in text_column, or `messages`: loss on answers alone; needs mode=examples."""
     document_separator: Separator | None = None
     """Splits text files into documents: line, blank_lines, a literal, /regex/, or none; by default <|endoftext|>."""
     delimiter: Delimiter | None = None
@@ -103,7 +103,9 @@ class DataConfig(Section):
     val_source: Annotated[Source, not_empty("leave it out, or name a text")] | None = None
     """Validation text; by default part of the source is held out."""
     val_fraction: Fraction = 0.05
-    """Share of the documents held out for validation; of a single document, its end."""
+    """Share of the documents held out for validation; of a single document, see val_from."""
+    val_from: Literal["end", "spread"] = "end"
+    """What of a single document is held out: its end, or up to eight parts spread over it."""
     max_documents: PositiveInt | None = None
     """Use only this many documents of each source, always the same ones; all by default."""
     mode: Literal["packed", "examples"] = "packed"
@@ -145,6 +147,7 @@ class DataConfig(Section):
             "max_documents": self.max_documents is not None,
             "tokenizer": self.tokenizer == "chars",
             "encoding_errors": self.encoding_errors == "skip",
+            "val_from": self.val_from != "end",
         }.items():
             require(
                 not (self.streaming and given),
@@ -152,6 +155,12 @@ class DataConfig(Section):
                 "packed windows, in the main process, without knowing its characters in advance; set "
                 "data.streaming=false",
             )
+
+    @property
+    def answers_in_messages(self) -> bool:
+        """Whether answer_column holds conversations, whose answers are the assistant's turns."""
+        by_default = self.answer_column == "messages" and self.text_column == DataConfig.text_column
+        return self.answer_column is not None and (by_default or self.answer_column == self.text_column)
 
     @property
     def codec(self) -> str:

@@ -88,6 +88,11 @@ class Config(Section):
         )
         shards = any(word in str(self.trainer.strategy).lower() for word in ("fsdp", "deepspeed", "modelparallel"))
         require(
+            not (self.model.document_mask and self.data.answers_in_messages),
+            "model.document_mask=True: end_of_text follows each answer of a conversation, and would hide the turns "
+            "before it; leave it out, as with data.mode=examples each row is one conversation",
+        )
+        require(
             self.optimizer.name != "muon" or not shards,
             f"optimizer.name=muon: needs whole matrices on each device, and trainer.strategy={self.trainer.strategy} "
             "shards them: use ddp, or optimizer.name=adamw",

@@ -1,6 +1,7 @@
 """Prompts and answers: where the answers lie in a document, their tokens, and the form in which a prompt is asked.
 
-A document of a pair is prompt, line break, answer. Only answers are targets, each with the end_of_text after it.
+A document of a pair is prompt, line break, answer; one of a conversation has a line `ROLE: CONTENT` for each message.
+Only answers are targets, each with the end_of_text after it.
 """
 
 from __future__ import annotations
@@ -23,24 +24,31 @@ class PromptForm(NamedTuple):
 
     before: str = ""
     after: str = ""
+    between: str | None = None
+    """Text between an answer and the form of a further prompt; None where each prompt stands alone."""
+    complete: str | None = None
+    """Beginning of prompts that name their first role themselves: `before` is not put in front of these."""
 
     def __call__(self, prompt: str) -> str:
-        return f"{self.before}{prompt}{self.after}"
+        is_complete = self.complete is not None and prompt.startswith(self.complete)
+        return f"{'' if is_complete else self.before}{prompt}{self.after}"
 
     def inside(self, text: str) -> str | None:
         """The prompt of a text in this form; None for another text."""
-        if len(text) < len(self("")) or not (text.startswith(self.before) and text.endswith(self.after)):
-            return None
-        return text.removeprefix(self.before).removesuffix(self.after)
+        prompt = text.removesuffix(self.after).removeprefix(self.before)
+        return prompt if self(prompt) == text else None
 
 
 AS_IT_IS = PromptForm()
 PAIR = PromptForm(after="\n")
+CHAT = PromptForm("user: ", "\nassistant: ", "\n", "system: ")
 
 
 def prompt_form(config: DataConfig) -> PromptForm:
     """The form of prompts for a model that was trained with this config."""
-    return AS_IT_IS if config.answer_column is None else PAIR
+    if config.answer_column is None:
+        return AS_IT_IS
+    return CHAT if config.answers_in_messages else PAIR
 
 
 def joined(parts: Iterable[tuple[str, bool]]) -> tuple[str, list[Span]]:

@@ -62,6 +62,9 @@ def _split_lines(name: str, split: Split) -> Iterator[str]:
     else:
         median = int(np.median(lengths))
         yield f"           documents have {lengths.min():,} to {lengths.max():,} tokens, {median:,} in the median"
+    if split.answers is not None:
+        share = split.n_target_bytes / max(1, split.n_bytes)
+        yield f"           loss on {len(split.answers):,} answers alone, {100 * share:.1f} % of the text"
     if len(split.sources) > 1:
         for source in split.sources:
             yield (

@@ -90,6 +90,11 @@ def _open_as_it_is(config: DataConfig) -> PreparedData:
             f"data.answer_column={config.answer_column}: {data.folder} was prepared with {asked}; give that, or name "
             "the text itself"
         )
+    if config.answers_in_messages != data.manifest.settings.get("answers_in_messages", False):
+        raise UserError(
+            f"data.text_column={config.text_column}: {data.folder} was prepared with "
+            f"{data.manifest.settings['text_column']}, and data.answer_column={asked}; give both"
+        )
     return data
 
 

@@ -15,6 +15,9 @@ from minigpt.data.sources.reading import Chunk, read
 from minigpt.errors import UserError
 
 TRAIN, VAL, LEFT_OUT = range(3)
+PART_BYTES, MOST_PARTS = 8_000, 8
+"""Least length, and most number, of the parts held out of a single text with data.val_from=spread: some 2500 tokens,
+so of many contexts only the first reaches back over a cut."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,9 @@ def assign(source: Survey, val_source: Survey | None, config: DataConfig) -> tup
         UserError: one side would be empty.
     """
     ranks, chosen = source.ranks, _chosen(source, config.max_documents)
+    if not chosen.any() and config.answer_column is not None:
+        who = "conversation has a turn of the assistant" if config.answers_in_messages else "row has prompt and answer"
+        raise UserError(f"data.source={config.source}: no {who} (data.answer_column={config.answer_column})")
     if not chosen.any():
         raise UserError(f"data.source={config.source}: no text in it, nothing but white space")
     sides = np.where(chosen, TRAIN, LEFT_OUT).astype(np.int8)
@@ -141,8 +147,21 @@ class SplitDocuments:
             )
         first = next(kept)
         single = (chunk for _, _, chunk in chain([first], kept))
-        for side, chunk in cut_single_text(single, self.n_bytes(), self.config.val_fraction):
+        for side, chunk in cut_single_text(single, self.n_bytes(), self.config.val_fraction, self._n_parts()):
             yield side, first[1], chunk
+
+    def _n_parts(self) -> int:
+        most = int(self.n_bytes() * self.config.val_fraction) // PART_BYTES
+        return 1 if self.config.val_from == "end" else max(1, min(MOST_PARTS, most))
+
+    def parts(self) -> str:
+        """What is held out of a single text with data.val_from=spread, as a line; empty for other texts."""
+        if self.config.val_from == "end" or (self.sides == VAL).any():
+            return ""
+        n_parts, held_out = self._n_parts(), self.n_bytes() * self.config.val_fraction
+        if n_parts == 1:
+            return f"held out: the end of the text, too short for several parts of {PART_BYTES / 1e3:.0f} kB"
+        return f"held out: {n_parts} parts of about {held_out / n_parts / 1e3:.0f} kB, spread over the text"
 
     def _kept(self) -> Iterator[tuple[int, int, Chunk]]:
         document = 0
@@ -162,36 +181,45 @@ def text_changed(config: DataConfig) -> UserError:
     return UserError(f"data.source={config.source}: the text changed while it was read; try again")
 
 
-def cut_single_text(chunks: Iterable[Chunk], n_bytes: int, val_fraction: float) -> Iterator[tuple[int, Chunk]]:
-    """Hold out the end of a single text, from the start of a line if there is one near the cut.
+def cut_single_text(
+    chunks: Iterable[Chunk], n_bytes: int, val_fraction: float, n_parts: int = 1
+) -> Iterator[tuple[int, Chunk]]:
+    """Hold out the end of a single text, or the ends of equal parts of it, from the start of a line near each cut.
 
     Args:
         chunks: the text.
         n_bytes: its length in UTF-8.
         val_fraction: share to hold out.
+        n_parts: number of parts; of several, a cut is rather at a blank line.
 
     Yields:
-        (TRAIN or VAL, chunk); the last chunk of each side ends its document.
+        (TRAIN or VAL, chunk), by turns; the last chunk of each stretch ends its document, so the two sides of a cut
+        are separate documents of their splits.
 
     Raises:
         UserError: the text is too short.
     """
     too_short = UserError(f"data.source: the text is too short ({n_bytes} bytes) to hold out a part of it")
-    cut = round(n_bytes * (1 - val_fraction))
-    if not 0 < cut < n_bytes:
+    starts = [round(n_bytes * (part + 1 - val_fraction) / n_parts) for part in range(n_parts)]
+    ends = [round(n_bytes * (part + 1) / n_parts) for part in range(n_parts - 1)]
+    cuts = sorted([*starts, *ends])
+    if not 0 < cuts[0] <= cuts[-1] < n_bytes:
         raise too_short
-    at = 0  # bytes before this chunk
+    most_back = round(n_bytes * min(val_fraction, 1 - val_fraction) / 2 / n_parts)
+    marks = (b"\n",) if n_parts == 1 else (b"\n\n", b"\n")
+    side, at = TRAIN, 0  # bytes before this chunk
     for chunk in chunks:
         content = chunk.text.encode()
-        if at <= cut < at + len(content):
-            earliest = cut - round(n_bytes * min(val_fraction, 1 - val_fraction) / 2)
-            here = content.rfind(b"\n", max(0, earliest - at), cut - at) + 1 or cut - at
+        done = 0
+        while cuts and at <= cuts[0] < at + len(content):
+            cut = cuts.pop(0) - at
+            found = (content.rfind(mark, max(done, cut - most_back), cut) + len(mark) for mark in marks)
+            here = next((place for place, mark in zip(found, marks, strict=True) if place >= len(mark)), cut)
             while content[here] & 0xC0 == 0x80:  # a UTF-8 continuation byte: the cut is inside a character
                 here -= 1
             if at + here == 0:
                 raise too_short
-            yield TRAIN, Chunk(content[:here].decode())
-            yield VAL, Chunk(content[here:].decode(), chunk.ends)
-        else:
-            yield (TRAIN if at < cut else VAL), chunk
+            yield side, Chunk(content[done:here].decode())
+            side, done = (VAL if side == TRAIN else TRAIN), here
+        yield side, Chunk(content[done:].decode(), chunk.ends) if done else chunk
         at += len(content)

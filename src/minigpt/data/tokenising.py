@@ -13,7 +13,8 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from itertools import islice
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,7 +31,7 @@ from minigpt.data.sources.reading import Chunk, read
 from minigpt.data.splitting import TRAIN, SplitDocuments, assign, survey, text_changed
 from minigpt.data.tokenizers.base import Tokenizer, load_tokenizer, make_tokenizer, save_tokenizer
 from minigpt.errors import UserError
-from minigpt.files import write_atomically, write_text
+from minigpt.files import note, write_atomically, write_text
 
 UNIT_BYTES = 256 << 20
 """Text of one pair of shards: the most work that a killed preparation repeats."""
@@ -69,6 +70,8 @@ def settings(config: DataConfig) -> dict[str, Any]:
     names = ("text_column", "encoding", "encoding_errors", "delimiter", "token_type", "val_fraction", "max_documents")
     # Later settings are absent by default: folders of earlier versions keep their key.
     later = {name: getattr(config, name) for name in ("answer_column", "document_separator")}
+    later["answers_in_messages"] = config.answers_in_messages or None
+    later["val_from"] = None if config.val_from == "end" else config.val_from
     return {name: getattr(config, name) for name in names} | {
         name: value for name, value in later.items() if value is not None
     }
@@ -118,6 +121,8 @@ class Tokenising:
             if not (self.work / MANIFEST).is_file():
                 self._make_known_tokenizer()
                 documents = self._survey()
+                if not self.quiet and (parts := documents.parts()):
+                    note(f"note: {parts}")
                 tokenizer = self._tokenizer(documents)
                 dtype = token_dtype(self.config, tokenizer)
                 self._tokenise(documents, tokenizer, dtype)
@@ -142,11 +147,14 @@ class Tokenising:
         """First pass: read every document, and assign it to a side."""
         path = self.work / SURVEY
         if not path.is_file():
+            skipped = count()
             with self._bar("reading", None) as bar:
                 train, val = (
-                    survey(*(_shown(read(source, self.config), bar) for source in sources))
+                    survey(*(_shown(read(source, self.config, partial(next, skipped)), bar) for source in sources))
                     for sources in (self.text.train, self.text.val)
                 )
+            if (n_skipped := next(skipped)) and not self.quiet:
+                note(f"note: {n_skipped:,} rows are left out: they have no prompt or no answer")
             sides, n_duplicates = assign(train, val if self.text.val else None, self.config)
             lengths = np.concatenate([train.documents[:, 2], val.documents[:, 2]])
 

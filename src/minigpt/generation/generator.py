@@ -255,10 +255,10 @@ class _Stream:
     def __init__(self, writer: Writer, prompt: Prompt, index: int, seed: int, stop: Sequence[str]) -> None:
         prompt = writer.form(prompt) if isinstance(prompt, str) else prompt
         tokenizer, kept, spaces = writer.tokenizer, prompt, ""
-        if isinstance(prompt, str):
+        if isinstance(prompt, str) and not any(writer.form):  # a form ends where in training an answer's tokens began
             kept = prompt.rstrip(" ") or prompt
             spaces = prompt[len(kept) :]
-        else:
+        elif not isinstance(prompt, str):
             prompt = decode(tokenizer, token_ids(tokenizer, prompt))
         tokens = encode_prompt(tokenizer, kept, writer.model.config.context_length, from_start=writer.from_start)
         self.prompt, self.seed, self.text, self.end_of_text = prompt, seed, "", tokenizer.end_of_text

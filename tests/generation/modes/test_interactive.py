@@ -1,5 +1,6 @@
 """The prompt line: what is typed is written after or obeyed, and no mistake ends or changes anything."""
 
+import dataclasses
 import os
 import pty
 import select
@@ -9,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import BYTES, LETTERS, Counting, real
+from fakes import BYTES, LETTERS, Counting, Saying, real
 from scripts import ROOT, run_script
 
 from minigpt.cli import parsing
 from minigpt.config import SampleConfig
-from minigpt.data.answers import PAIR
+from minigpt.data.answers import CHAT, PAIR
 from minigpt.errors import UserError
 from minigpt.generation.generator import Writer
 from minigpt.generation.modes.interactive import SETTINGS, Conversation
@@ -35,6 +36,56 @@ def test_each_prompt_gets_the_next_seed(capsys: pytest.CaptureFixture) -> None:
     prompts = (("ab", 7), ("ab", 8), ("/quit", 20))
     assert capsys.readouterr().out == "".join(f"{p}{text_of(p, seed=seed)}\n" for p, seed in prompts)
     assert ours.config.seed == 21
+
+
+def chatting(n_tokens: int = 64, **changes: Any) -> Conversation:
+    """A model that answers "Ho." and end of text, whatever it reads, and remembers what it read."""
+    model = Saying(BYTES, "Ho.")
+    model.config = dataclasses.replace(model.config, context_length=n_tokens)
+    writer = Writer(model, BYTES, from_start=True, form=CHAT)  # type: ignore[arg-type]
+    return Conversation(writer, SampleConfig("r", **{"max_new_tokens": 9} | changes), parsing.change)
+
+
+def read_first(ours: Conversation) -> str:
+    """What the model read before the first token of its last answer; the end of text as |."""
+    return "".join("|" if token == BYTES.end_of_text else chr(token) for token in ours.writer.model.read[0])  # type: ignore[union-attr, index]
+
+
+def test_a_conversation_goes_on_turn_by_turn_in_the_form_of_training(capsys: pytest.CaptureFixture) -> None:
+    ours, read = chatting(), []
+    for line in ("Hi", "You?", "/again", "/new", "Hi"):
+        ours.writer.model.read.clear()  # type: ignore[union-attr, operator]
+        ours.answer(line)
+        read += [read_first(ours)] if line != "/new" else []
+    first, second = "|user: Hi\nassistant: ", "|user: Hi\nassistant: Ho.|\nuser: You?\nassistant: "
+    assert read == [first, second, second, first]
+    assert capsys.readouterr().out == "assistant: Ho.\n" * 4
+
+
+def test_more_goes_on_inside_the_last_answer() -> None:
+    ours = chatting(max_new_tokens=2)
+    ours.answer("Hi")
+    ours.writer.model.read.clear()  # type: ignore[union-attr, operator]
+    ours.answer("/more")
+    assert read_first(ours) == "|user: Hi\nassistant: Ho"
+
+
+def test_the_first_turns_are_left_out_where_the_context_is_full(capsys: pytest.CaptureFixture) -> None:
+    ours = chatting()
+    for line in ("Hi", "You?", "Me?"):
+        ours.writer.model.read.clear()  # type: ignore[union-attr, operator]
+        ours.answer(line)
+    assert read_first(ours) == "|user: Me?\nassistant: "
+    assert "2 of 2 earlier turns left out: the model reads at most 64 tokens" in capsys.readouterr().err
+
+
+def test_a_prompt_that_does_not_fit_leaves_a_conversation_as_it_was() -> None:
+    ours = chatting()
+    ours.answer("Hi")
+    before = dict(vars(ours))
+    with pytest.raises(UserError, match="the prompt has 223 tokens"):
+        ours.answer("x" * 204)
+    assert vars(ours) == before
 
 
 def test_after_the_highest_seed_comes_the_lowest() -> None:
@@ -92,6 +143,7 @@ def test_settings_are_changed_as_on_the_command_line(line: str, name: str, value
         ("/", "/: no such command"),
         ("/again 5", "/again takes no value"),
         ("/more", "/more: nothing has been written yet"),
+        ("/new", "/new: with this model each prompt stands alone"),
         ("/temperature hot", "temperature=hot: expected float"),
         ("/temperature nan", "temperature=nan: must be a finite number"),
         ("/top_k 0", "top_k=0: must be at least 1"),

@@ -1,16 +1,17 @@
-"""`data.text_column` and a row -> its text: a column, a path into nested objects, a template, or chat messages."""
+"""`data.text_column`, `data.answer_column` and a row -> its text: columns, paths, templates, or chat messages."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from minigpt.data.sources.chat import render_messages
+from minigpt.config import DataConfig
+from minigpt.data.answers import PAIR
+from minigpt.data.sources.chat import Parts, render_messages
 from minigpt.files import listed
 
-DEFAULT = "text"
-"""`data.text_column` if it is not set."""
+DEFAULT = DataConfig.text_column
 MESSAGES = "messages"
 """Column of a conversation, read where the default column is missing."""
 _FIELD = re.compile(r"\{([^{}]+)\}")
@@ -18,6 +19,46 @@ _FIELD = re.compile(r"\{([^{}]+)\}")
 
 class NoTextError(ValueError):
     """A row has no text where data.text_column says."""
+
+
+class Columns(NamedTuple):
+    """What is read of each row."""
+
+    text: str
+    answer: str | None
+    in_messages: bool
+    """Whether the answers are the assistant's turns of the conversation in the answer column."""
+
+    @classmethod
+    def of(cls, config: DataConfig) -> Columns:
+        return cls(config.text_column, config.answer_column, config.answers_in_messages)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Name of each setting that is used -> its value."""
+        given = {"data.text_column": None if self.in_messages else self.text, "data.answer_column": self.answer}
+        return {name: column for name, column in given.items() if column is not None}
+
+    def parts(self, row: Mapping[str, Any]) -> Parts | None:
+        """The text of a row in parts; None without a text, or where answers are asked for, without one.
+
+        Raises:
+            NoTextError: a column is missing, or holds no text or no conversation; says which.
+        """
+        if self.answer is None:
+            text = text_of(row, self.text)
+            return None if text is None else [(text, False)]
+        prompt = None if self.in_messages else text_of(row, self.text)
+        try:
+            if self.in_messages:
+                messages = _value(row, self.answer)
+                *parts, _ = _conversation(messages, self.answer) if messages else [("", False)]
+            else:
+                answer = text_of(row, self.answer)
+                parts = [] if prompt is None else [(PAIR(prompt), False), (answer or "", True)]
+        except NoTextError as error:
+            raise NoTextError(str(error).replace("data.text_column", "data.answer_column")) from None
+        return parts if any(is_answer and text and not text.isspace() for text, is_answer in parts) else None
 
 
 def columns_of(text_column: str, names: Sequence[str], *, chat: bool = True) -> list[str] | None:
@@ -83,10 +124,7 @@ def _as_text(value: Any, column: str) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, list) and value and isinstance(value[0], Mapping):
-        try:
-            return "".join(text for text, _ in render_messages(value))
-        except ValueError as error:
-            raise NoTextError(f"{column!r} holds no conversation: {error}") from None
+        return "".join(text for text, _ in _conversation(value, column))
     raise NoTextError(f"{column!r} is {type(value).__name__}, not text")
 
 
@@ -94,3 +132,10 @@ def _in_template(value: Any, field: str) -> str:
     if isinstance(value, int | float):
         return str(value)
     return _as_text(value, field) or ""
+
+
+def _conversation(messages: Any, column: str) -> Parts:
+    try:
+        return render_messages(messages)
+    except ValueError as error:
+        raise NoTextError(f"{column!r} holds no conversation: {error}") from None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -14,12 +14,11 @@ from minigpt.data.relations import Relation, Span
 from minigpt.data.sources.answers import answer_rows, no_columns
 from minigpt.data.sources.chunking import cut_up, grouped
 from minigpt.data.sources.columns import DEFAULT, MESSAGES
-from minigpt.data.sources.encodings import HEAD
 from minigpt.data.sources.names import SYNTHETIC_DOCUMENTS, File, Source
 from minigpt.data.sources.rows import DELIMITERS, TEXT_CHUNK, Row, csv_delimiter, read_rows
 from minigpt.data.sources.scan import Scans, chunks, not_in_encoding
 from minigpt.data.sources.separators import LONGEST, USUAL, Splitter
-from minigpt.data.sources.tables import ROWS
+from minigpt.data.sources.tables import ROWS, list_columns
 from minigpt.data.synthetic.texts import SYNTHETIC
 from minigpt.errors import UserError
 
@@ -34,8 +33,13 @@ class Chunk(NamedTuple):
     """Characters [start, stop) of the answers, with data.answer_column."""
 
 
-def read(source: Source, config: DataConfig) -> Iterator[Chunk]:
+def read(source: Source, config: DataConfig, on_skip: Callable[[], None] = lambda: None) -> Iterator[Chunk]:
     """Every document of a source, except empty ones and white space.
+
+    Args:
+        source: found by `find_source`.
+        config: how to read it.
+        on_skip: called for each row that is left out because it has no prompt or no answer.
 
     Raises:
         UserError: a file cannot be read or parsed; names the file and, if known, the place.
@@ -49,8 +53,11 @@ def read(source: Source, config: DataConfig) -> Iterator[Chunk]:
         return
     if config.answer_column is not None:
         for file in source.files:
-            for joined, answers in answer_rows(file, config):
-                yield Chunk(joined, True, (), answers)
+            for found in answer_rows(file, config):
+                if found is None:
+                    on_skip()
+                else:
+                    yield Chunk(found[0], True, (), found[1])
         return
     begins = True
     for text, ends in chain.from_iterable(read_rows(file, config) for file in source.files):
@@ -114,8 +121,11 @@ def reading_notes(source: Source, config: DataConfig, scans: Scans | None = None
         plural = "" if n_replaced == 1 else "s"
         yield f"{n_replaced:,} character{plural} not in {config.encoding} replaced by U+FFFD, in {_some(replaced)}"
     yield from _separator_notes(files, config, scans)
-    if config.text_column == DEFAULT and (chats := [file for file in files[:1] if _is_chat(file)]):
-        yield f"{_some(chats)} has no column 'text': its messages are read as lines of `role: content`"
+    if config.answer_column is None and (chats := [file for file in files[:1] if _is_chat(file, config.text_column)]):
+        yield (
+            f"{_some(chats)}: its messages are read as lines of `role: content`; data.mode=examples with "
+            f"data.answer_column={MESSAGES} puts the loss on the assistant's alone"
+        )
     if utf8 := [file for file, scan in looks.items() if scan.is_utf8]:
         yield f"{_some(utf8)} is valid UTF-8, but read as {config.encoding} (data.encoding)"
 
@@ -132,11 +142,20 @@ def _separator_notes(files: Sequence[File], config: DataConfig, scans: Scans | N
         yield f"data.document_separator={config.document_separator} has no effect: it is no text file"
 
 
-def _is_chat(file: File) -> bool:
-    """Whether the first row of a JSON file has a conversation instead of the default column; False for other kinds."""
-    head = next(chunks(file), b"")[:HEAD] if file.kind == "jsonl" else b""
-    keys = set(re.findall(r'"(text|messages)"\s*:', head.decode(file.encoding, "ignore").split("\n{")[0]))
-    return keys == {MESSAGES}
+def _is_chat(file: File, text_column: str) -> bool:
+    """Whether the first row of a JSON, Parquet or Arrow file has a conversation that is read as its text."""
+    if file.kind not in {"jsonl", "parquet", "arrow"} or text_column not in {DEFAULT, MESSAGES}:
+        return False
+    if file.kind == "jsonl":
+        head = next(chunks(file), b"").decode(file.encoding, "ignore")
+        try:
+            row, _ = json.JSONDecoder().raw_decode(head.removeprefix("\ufeff").lstrip(" \t\r\n["))
+        except (ValueError, RecursionError):
+            return False
+        is_list = {name: isinstance(value, list) for name, value in row.items()} if isinstance(row, dict) else {}
+    else:
+        is_list = list_columns(file)
+    return is_list.get(MESSAGES, False) and (text_column == MESSAGES or DEFAULT not in is_list)
 
 
 def begins_separated(file: File) -> bool:

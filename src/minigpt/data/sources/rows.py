@@ -13,20 +13,23 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice, repeat
 
 from minigpt.config import DataConfig
+from minigpt.data.sources.chat import Parts
 from minigpt.data.sources.chunking import cut_up
-from minigpt.data.sources.columns import NoTextError, columns_of, text_of
+from minigpt.data.sources.columns import Columns, NoTextError, columns_of
 from minigpt.data.sources.encodings import HEAD, TextDecoder
 from minigpt.data.sources.json_rows import NotJsonError, by_line, is_json_lines, over_lines
 from minigpt.data.sources.messages import unreadable
 from minigpt.data.sources.names import File
 from minigpt.data.sources.scan import chunks, not_in_encoding, what_else
 from minigpt.data.sources.separators import Splitter
-from minigpt.data.sources.tables import LONGEST_ROW, require_column, table_rows
+from minigpt.data.sources.tables import LONGEST_ROW, required_columns, table_rows
 from minigpt.errors import UserError
 from minigpt.files import listed
 
 DELIMITERS = {"csv": ",;\t|", "tsv": "\t,;|"}
 """Possible delimiters by kind of file, the usual one first."""
+HAVE_COLUMNS = ("jsonl", *DELIMITERS, "parquet", "arrow")
+"""Kinds of files with columns."""
 HEADING_LINES = 20
 """Lines of a header at most: its quoted names may contain line breaks."""
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
@@ -49,13 +52,25 @@ def read_rows(file: File, config: DataConfig) -> Iterator[Row]:
             yield from _text_rows(file, config)
         case "python":
             yield from _python_rows(file)
-        case "jsonl":
-            yield from _json_rows(file, config.text_column, config.encoding_errors)
-        case "parquet" | "arrow":
-            for text in table_rows(file, config.text_column):
-                yield text, True
         case _:
-            yield from _csv_rows(file, config)
+            for parts in column_rows(file, config):
+                yield None if parts is None else "".join(text for text, _ in parts), True
+
+
+def column_rows(file: File, config: DataConfig) -> Iterator[Parts | None]:
+    """Rows of a file with columns in parts, see `Columns.parts`.
+
+    Raises:
+        UserError: as of `read_rows`.
+    """
+    columns = Columns.of(config)
+    match file.kind:
+        case "jsonl":
+            yield from _json_rows(file, columns, config.encoding_errors)
+        case "parquet" | "arrow":
+            yield from table_rows(file, columns)
+        case _:
+            yield from _csv_rows(file, columns, config)
 
 
 def _text_rows(file: File, config: DataConfig) -> Iterator[Row]:
@@ -81,7 +96,7 @@ def _python_rows(file: File) -> Iterator[Row]:
         return  # the encoding is broken on purpose, as in a test file of lib2to3
 
 
-def _json_rows(file: File, column: str, errors: str) -> Iterator[Row]:
+def _json_rows(file: File, columns: Columns, errors: str) -> Iterator[Parts | None]:
     head, parts = "", _decoded(file, errors)
     for part in parts:
         head += part
@@ -91,18 +106,18 @@ def _json_rows(file: File, column: str, errors: str) -> Iterator[Row]:
     try:
         for where, row, is_escaped in by_line(_lines(file, rest)) if is_json_lines(head) else over_lines(rest):
             try:
-                text = text_of(row, column)
+                found = columns.parts(row)
             except NoTextError as error:
                 raise UserError(f"data.source: {file.path}, {where}: {error}") from None
-            if text and is_escaped:  # JSON may escape a lone surrogate, which UTF-8 cannot encode
-                text = text.encode("utf-8", "replace").decode()
-            yield text, True
+            if found and is_escaped:  # JSON may escape a lone surrogate, which UTF-8 cannot encode
+                found = [(text.encode("utf-8", "replace").decode(), is_answer) for text, is_answer in found]
+            yield found
     except NotJsonError as error:
         raise UserError(f"data.source: {file.path}, {error}") from None
 
 
-def _csv_rows(file: File, config: DataConfig) -> Iterator[Row]:
-    column, delimiter = config.text_column, csv_delimiter(file, config)
+def _csv_rows(file: File, columns: Columns, config: DataConfig) -> Iterator[Parts | None]:
+    delimiter = csv_delimiter(file, config)
     # Strict: otherwise an unclosed quotation mark would join all later rows into one text.
     rows = csv.reader(_lines(file, _decoded(file, config.encoding_errors)), delimiter=delimiter, strict=True)
 
@@ -113,10 +128,8 @@ def _csv_rows(file: File, config: DataConfig) -> Iterator[Row]:
         names = next(rows, None)
         if names is None:
             return  # an empty file
-        columns = columns_of(column, names, chat=False) or [column]
-        for name in columns:
-            require_column(file, name, names, f" (fields separated by {delimiter!r}; data.delimiter sets another)")
-        i = max(map(names.index, columns))
+        hint = f" (fields separated by {delimiter!r}; data.delimiter sets another)"
+        i = max(map(names.index, required_columns(file, columns, names, hint, chat=False)))
         for row in rows:
             if row:
                 if any(row[len(names) :]):
@@ -126,7 +139,7 @@ def _csv_rows(file: File, config: DataConfig) -> Iterator[Row]:
                     )
                 if len(row) <= i:
                     raise wrong(f"no field for {names[i]!r}")
-                yield text_of(dict(zip(names, row, strict=False)), column), True
+                yield columns.parts(dict(zip(names, row, strict=False)))
     except NoTextError as error:
         raise wrong(str(error)) from None
     except csv.Error as error:
@@ -134,7 +147,7 @@ def _csv_rows(file: File, config: DataConfig) -> Iterator[Row]:
 
 
 def csv_delimiter(file: File, config: DataConfig) -> str:
-    """Delimiter of a CSV file: data.delimiter, or the first in DELIMITERS that yields data.text_column in the header.
+    """Delimiter of a CSV file: data.delimiter, or the first in DELIMITERS that yields the columns in the header.
 
     Not by `csv.Sniffer`: it counts characters in the rows, and prose misleads it.
     """
@@ -143,10 +156,13 @@ def csv_delimiter(file: File, config: DataConfig) -> str:
     csv.field_size_limit(LONGEST_ROW)
     lines = list(islice(_lines(file, _decoded(file, config.encoding_errors)), HEADING_LINES))
     headings = {character: _heading(lines, character) for character in DELIMITERS[file.kind]}
-    with_column = (
-        character for character, names in headings.items() if columns_of(config.text_column, names, chat=False)
+    wanted = Columns.of(config).settings.values()
+    with_columns = (
+        character
+        for character, names in headings.items()
+        if all(columns_of(column, names, chat=False) for column in wanted)
     )
-    return next(with_column, None) or max(headings, key=lambda character: len(headings[character]))
+    return next(with_columns, None) or max(headings, key=lambda character: len(headings[character]))
 
 
 def _heading(lines: list[str], delimiter: str) -> list[str]:

@@ -19,19 +19,21 @@ from minigpt.generation.modes.terminal import Speed, show
 
 if TYPE_CHECKING:  # imports torch, which is loaded only with a model
     from minigpt.generation.generator import Writer
-    from minigpt.generation.text import Prompt
 
 Change = Callable[[GenerationConfig, dict[str, Any]], GenerationConfig]
 """(config, settings as typed) -> the changed config, or a UserError."""
+Turn = tuple[str, str]
+"""A prompt and its answer."""
 
 HELP = """\
 Type a prompt to continue. A line that ends with \\ continues on the next one; empty lines are ignored.
 /temperature 0.7   changes a setting, /temperature shows it; /settings shows all
 /again             generates again from the same prompt, with the next seed
 /more              continues the last sample
+/new               starts a new conversation, with a model of chat messages
 /quit              quits, as Ctrl-D does; Ctrl-C stops the current sample
 //...              is a prompt that begins with one /"""
-COMMANDS = ("again", "help", "more", "quit", "settings")
+COMMANDS = ("again", "help", "more", "new", "quit", "settings")
 SETTINGS = tuple(each.name for each in dataclasses.fields(GenerationConfig))
 
 
@@ -110,12 +112,15 @@ def _line(sign: str, typed: bool) -> str:
 
 
 class Conversation:
-    """State of an interactive session: the model, current settings, and the last sample."""
+    """State of an interactive session: the model, current settings, the turns before, and the last sample."""
 
     def __init__(self, writer: Writer, config: SampleConfig, change: Change) -> None:
         self.writer, self.change, self.num_samples = writer, change, config.num_samples
         self.config = config.generation
         """Its seed is that of the next sample."""
+        self.turns: list[Turn] = []
+        """Prompts and answers before the last prompt, with a model of chat messages; of other models, prompts stand
+        alone."""
         self.prompt: str | None = None
         self.text = ""
         """The last sample, also where Ctrl-C cut it short."""
@@ -157,12 +162,16 @@ class Conversation:
                 note(HELP)
             case "settings":
                 note("\n".join(self._setting(name) for name in SETTINGS))
+            case "new" if self.writer.form.between is None:
+                raise UserError("/new: with this model each prompt stands alone")
+            case "new":
+                self.turns, self.prompt = [], None
             case _ if self.prompt is None:
                 raise UserError(f"/{word}: nothing has been written yet; type a prompt")
             case "again":
-                self.write(self.prompt)
+                self._write_samples(self.turns, self.prompt)
             case "more":
-                self._write_sample(self.prompt, self.text)
+                self._write_sample(self.turns, self.prompt, self.text)
 
     def _setting(self, name: str) -> str:
         """A setting as it can be typed."""
@@ -170,20 +179,27 @@ class Conversation:
         return f"/{name} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
 
     def write(self, prompt: str) -> None:
-        """Print num_samples continuations of a prompt."""
-        for _ in range(self.num_samples):
-            self._write_sample(prompt)
+        """Print num_samples continuations of a prompt; with a model of chat messages, its answers to the next turn."""
+        goes_on = self.writer.form.between is not None and self.prompt is not None
+        self._write_samples([*self.turns, (self.prompt, self.text)] if goes_on else [], prompt)  # type: ignore[list-item]
 
-    def _write_sample(self, prompt: str, text: str = "") -> None:
-        """Print a continuation of prompt + text; with a text, which is on the screen already, only what is new."""
-        speed = Speed()
-        texts = speed.stream(self.writer, self._still_seen(prompt, text) if text else prompt, self.config)
+    def _write_samples(self, turns: list[Turn], prompt: str) -> None:
+        for _ in range(self.num_samples):
+            self._write_sample(turns, prompt)
+
+    def _write_sample(self, turns: list[Turn], prompt: str, text: str = "") -> None:
+        """Print a continuation of turns, prompt and text; a text is on the screen already."""
+        speed, form = Speed(), self.writer.form
+        asked: str | list[int] = self._still_seen(prompt + text) if text else prompt
+        if any(form):  # token ids: as a prompt, the text would be put into the form again
+            turns, asked = self._in_form(turns, prompt, text)
+        texts = speed.stream(self.writer, asked, self.config)
         first = next(texts, "")  # raises for an invalid prompt before the session's state changes
-        self.prompt, self.text = prompt, text
+        self.turns, self.prompt, self.text = turns, prompt, text
         self.config = dataclasses.replace(self.config, seed=(self.config.seed + 1) % 2**31)
         try:
             if not text:
-                show(self.writer.form(prompt))
+                show(form(prompt) if form.between is None else form.after.lstrip())  # a conversation shows its answers
             for piece in itertools.chain([first], texts):
                 self.text += piece
                 show(piece)
@@ -191,13 +207,28 @@ class Conversation:
             print(flush=True)
             note(speed)
 
-    def _still_seen(self, prompt: str, text: str) -> Prompt:
-        """Prompt + text; where these exceed the context and overflow is slide, their last 3/4 of a context."""
+    def _in_form(self, turns: list[Turn], prompt: str, text: str) -> tuple[list[Turn], list[int]]:
+        """The last turns that leave a quarter of the context free, and the tokens of all, as in training."""
+        form, tokenizer, T = self.writer.form, self.writer.tokenizer, self.writer.model.config.context_length
+
+        def tokens_after(turns: list[Turn]) -> list[int]:
+            tokens = list[int]()
+            for asked, answer in [*turns, (prompt, text)]:
+                between = (form.between or "") if tokens else ""
+                tokens += [tokenizer.end_of_text, *tokenizer.encode(between + form(asked)), *tokenizer.encode(answer)]
+            return tokens
+
+        kept = turns
+        while kept and len(tokens_after(kept)) > 3 * T // 4:
+            kept = kept[1:]
+        if kept != turns:
+            note(f"{len(turns) - len(kept)} of {len(turns)} earlier turns left out: the model reads at most {T} tokens")
+        return kept, tokens_after(kept)
+
+    def _still_seen(self, text: str) -> str:
+        """A text; where it exceeds the context and overflow is slide, its last 3/4 of a context."""
         T = self.writer.model.config.context_length
-        if any(self.writer.form):  # token ids: as a prompt, the text would be put into the form again
-            asked, encode = self.writer.form(prompt), self.writer.tokenizer.encode
-            return [self.writer.tokenizer.end_of_text, *encode(asked), *encode(text)]
-        tokens = self.writer.tokenizer.encode(prompt + text)
+        tokens = self.writer.tokenizer.encode(text)
         if self.config.overflow == "stop" or len(tokens) < T:
-            return prompt + text
+            return text
         return self.writer.tokenizer.decode_bytes(tokens[-max(1, 3 * T // 4) :]).decode("utf-8", errors="ignore")
