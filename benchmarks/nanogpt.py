@@ -28,6 +28,7 @@ class Recipe:
     final_lr_fraction: float = 0.1
     warmup_steps: int = 100
     max_steps: int = 2000
+    dropout: float = 0.0
     seed: int = 1337
     compile: bool = False
 
@@ -39,8 +40,9 @@ def training(checkout: Path, recipe: Recipe, tokens: Path) -> Iterator[tuple[int
     sys.path.insert(0, str(checkout))
     theirs = importlib.import_module("model")
     torch.manual_seed(recipe.seed)
-    sizes = {"n_layer": recipe.n_layer, "n_head": recipe.n_head, "n_embd": recipe.n_embd, "bias": False, "dropout": 0.0}
-    model = theirs.GPT(theirs.GPTConfig(block_size=recipe.context_length, vocab_size=recipe.vocab_size, **sizes))
+    sizes = {"n_layer": recipe.n_layer, "n_head": recipe.n_head, "n_embd": recipe.n_embd, "bias": False}
+    sizes |= {"block_size": recipe.context_length, "vocab_size": recipe.vocab_size, "dropout": recipe.dropout}
+    model = theirs.GPT(theirs.GPTConfig(**sizes))
     optimizer = model.configure_optimizers(0.1, recipe.learning_rate, (0.9, 0.99), "cpu")
     fast = torch.compile(model) if recipe.compile else model
     batch = random_windows(tokens, recipe)

@@ -103,7 +103,7 @@ def test_a_run_on_a_small_text_ends_before_its_budget(story: Path, a_step_takes:
     passes = config.trainer.max_steps * per_step / len(data.train.tokens)
     assert passes == pytest.approx(budget.MOST_PASSES, rel=0.02)
     assert "before its budget" in planner.report()
-    assert config.model.n_layer == 4  # a larger model would only memorise faster
+    assert config.model.n_embd < 192  # a larger model would only memorise faster
 
 
 def test_a_budget_of_steps_sets_no_time(story: Path, a_step_takes: Any) -> None:

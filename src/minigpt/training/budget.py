@@ -18,6 +18,7 @@ from minigpt.config import Config, GPTConfig
 from minigpt.data.prepare import find_text
 from minigpt.data.shards import SCANS, PreparedData
 from minigpt.data.sources.scan import Scans
+from minigpt.data.splitting import PART_BYTES
 from minigpt.errors import UserError
 from minigpt.model.gpt import GPT
 from minigpt.training.machine import speeds
@@ -39,24 +40,34 @@ VAL_BYTES = 100_000
 
 
 class Size(NamedTuple):
-    """A model of the ladder, and the least tokens that it should be trained on."""
+    """A model of the ladder."""
 
     n_layer: int
     n_embd: int
     n_head: int
     context_length: int
     batch_size: int
-    tokens: float
 
 
 LADDER = (
-    Size(4, 192, 4, 128, 16, 0),
-    Size(6, 256, 4, 256, 16, 12e6),
-    Size(6, 384, 6, 256, 32, 60e6),
-    Size(8, 512, 8, 512, 32, 400e6),
-    Size(12, 768, 12, 1024, 16, 2e9),
+    Size(2, 64, 2, 128, 8),
+    Size(2, 96, 3, 128, 8),
+    Size(3, 128, 4, 128, 8),
+    Size(4, 160, 5, 128, 16),
+    Size(4, 192, 4, 128, 16),
+    Size(6, 256, 4, 256, 16),
+    Size(6, 384, 6, 256, 32),
+    Size(8, 512, 8, 512, 32),
+    Size(12, 768, 12, 1024, 16),
 )
-"""Larger models pay only with more training tokens. Estimates: only the first size was measured."""
+"""By parameters, ascending. Those above 192 wide were not measured."""
+SMALLEST_OF_STEPS = 4
+"""Place in LADDER of the smallest model for a budget of steps: small models only gain by their speed."""
+TOKENS_PER_PARAMETER = 3.0
+"""Training tokens for each parameter of the blocks, at least: a larger model would read too little in the time."""
+WIDTH = {"model.n_embd", "model.n_head", "model.head_dim", "model.n_kv_head"}
+WIDE = 192
+"""Width up to which any model is measured; wider ones only if the budget could hold 50 steps."""
 REGULARISED = ((2.5, 0.0, 0.3), (5, 0.0, 1.0), (12, 0.1, 1.0), (math.inf, 0.2, 1.0))
 """(Passes over the text up to which, dropout, weight decay)."""
 MOST_PASSES = 30
@@ -119,7 +130,6 @@ class Planner:
     def choose(self, section: str, **settings: Any) -> None:
         """Change those settings of a section that the user left open."""
         free = {name: value for name, value in settings.items() if f"{section}.{name}" in self.open}
-        # At once: some settings hold only together, as n_embd and n_head do.
         part = dataclasses.replace(getattr(self.config, section), **free)
         self.config = dataclasses.replace(self.config, **{section: part})
         self.chosen |= {f"{section}.{name}" for name in free}
@@ -132,14 +142,15 @@ class Planner:
         """
         n_bytes = text_bytes(self.config)
         self.most_rows = next((rows for limit, rows in SMALL_BATCHES if n_bytes < limit), sys.maxsize)
-        self._set_size(LADDER[0])
-        tokens = self._affordable(self._seconds_of_step(2048)) * self._tokens_per_step()
-        passes = tokens * BYTES_PER_TOKEN / n_bytes
+        steps, _ = self._fit(2048, n_bytes / BYTES_PER_TOKEN)
+        passes = steps * self._tokens_per_step() * BYTES_PER_TOKEN / n_bytes
         vocabulary = next(size for limit, size in VOCABULARIES if passes <= limit)
-        if n_bytes > 20e6 and tokens >= LADDER[1].tokens:
+        if n_bytes > 20e6 and self.config.model.n_embd >= WIDE:
             vocabulary = 8192 if n_bytes > 200e6 else 4096
         share = min(0.1, max(0.005, round(VAL_BYTES / n_bytes, 3)))
         self.choose("data", tokenizer=f"bpe:{vocabulary}", val_fraction=share)
+        if 2 * PART_BYTES <= share * n_bytes < math.inf:  # the end of a book is unlike the rest
+            self.choose("data", val_from="spread")
         data = self.config.data
         held_out = f"{100 * data.val_fraction:.1f} % held out" if data.val_source is None else "val_source held out"
         self.lines.append(f"text: {_size(n_bytes)}, so tokenizer {data.tokenizer}, {held_out}")
@@ -148,20 +159,14 @@ class Planner:
     def of_training(self, data: PreparedData) -> Config:
         """Model, batch, length, regularisation and validations, by the text's tokens and this machine's speed."""
         n_train = math.inf if self.config.data.streaming else len(data.train.tokens)
-        for size in reversed(LADDER):
-            self._set_size(size)
-            step_seconds = self._seconds_of_step(data.tokenizer.vocab_size)
-            steps = self._affordable(step_seconds)
-            per_step = self._tokens_per_step()
-            if steps * per_step >= size.tokens and n_train * MOST_PASSES >= size.tokens:
-                break
-        passes = steps * per_step / n_train
-        limited = passes > MOST_PASSES
-        steps = math.ceil(steps * MOST_PASSES / passes) if limited else steps
-        passes = min(passes, MOST_PASSES)
+        steps, step_seconds = self._fit(data.tokenizer.vocab_size, n_train)
+        most = math.ceil(MOST_PASSES * n_train / self._tokens_per_step()) if math.isfinite(n_train) else sys.maxsize
+        limited, steps = steps > most, min(steps, most)
+        passes = steps * self._tokens_per_step() / n_train
         _, dropout, decay = next(each for each in REGULARISED if passes <= each[0])
-        # Where time ends the run, there must be steps left: the schedule ends with the time.
-        most = math.ceil(1.3 * steps) if self.budget.seconds and not limited else steps
+        # Where time ends the run, there must be steps left: the schedule ends with the time, and a machine that was
+        # busy when it was measured may become free.
+        most = min(most, 3 * steps) if self.budget.seconds else steps
         interval = self._interval(data, steps, step_seconds)
         self.choose("model", dropout=dropout)
         self.choose("optimizer", weight_decay=decay)
@@ -169,10 +174,35 @@ class Planner:
         self._say(steps, step_seconds, passes, limited=limited)
         return dataclasses.replace(self.config, planned=sorted(self.chosen))
 
+    def _fit(self, vocab_size: int, n_train: float) -> tuple[int, float]:
+        """Set the largest size with enough tokens in the budget and the text; (steps in the budget, seconds of one)."""
+        first, *larger = LADDER if self.budget.seconds else LADDER[SMALLEST_OF_STEPS:]
+        self._set_size(first)
+        step_seconds = self._seconds_of_step(vocab_size)
+        for size in larger:
+            smaller = self.config
+            self._set_size(size)
+            if self.config == smaller:
+                continue
+            seconds = self._seconds_of_step(vocab_size)
+            tokens = min(self._affordable(seconds) * self._tokens_per_step(), n_train * MOST_PASSES)
+            n_blocks = sum(weight.numel() for weight in on_meta(self._sized(vocab_size)).blocks.parameters())
+            if tokens < TOKENS_PER_PARAMETER * n_blocks:
+                self.config = smaller
+                break
+            step_seconds = seconds
+        return self._affordable(step_seconds), step_seconds
+
     def _set_size(self, size: Size) -> None:
-        n_layer, n_embd, n_head, context_length, batch_size, _ = size
-        self.choose("model", n_layer=n_layer, n_embd=n_embd, n_head=n_head, context_length=context_length)
+        n_layer, n_embd, n_head, context_length, batch_size = size
+        self.choose("model", n_layer=n_layer, context_length=context_length)
+        if self.open >= WIDTH:  # they hold only together
+            self.choose("model", n_embd=n_embd, n_head=n_head)
         self.choose("data", batch_size=min(batch_size, self.most_rows))
+
+    def _sized(self, vocab_size: int) -> GPTConfig:
+        model = self.config.model
+        return dataclasses.replace(model, vocab_size=model.vocab_size or vocab_size)
 
     def _tokens_per_step(self) -> int:
         config = self.config
@@ -180,12 +210,12 @@ class Planner:
 
     def _seconds_of_step(self, vocab_size: int) -> float:
         """Measured with this device, precision and vocabulary; a model far too slow for the budget is not built."""
-        model = dataclasses.replace(self.config.model, vocab_size=self.config.model.vocab_size or vocab_size)
+        model = self._sized(vocab_size)
         config = dataclasses.replace(self.config, model=model)
         flops = max(speeds(self.trainer.strategy.root_device).values())
         n = sum(weight.numel() for weight in on_meta(model).parameters())
         least = 6.0 * n * self._tokens_per_step() / flops
-        if self.budget.seconds and least * 50 > self.budget.seconds and self.config.model.n_layer > LADDER[0].n_layer:
+        if self.budget.seconds and least * 50 > self.budget.seconds and model.n_embd > WIDE:
             return math.inf
         times = measure(config, self.trainer, n, flops)
         return times.micro_batch_seconds * config.trainer.accumulate_grad_batches + times.update_seconds

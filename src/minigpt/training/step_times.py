@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MEASURING_SECONDS = 2.0
 """Approximate limit for one timed step; of a slower one, only part is timed."""
+N_STEPS = (3, 12)
+"""Least and most steps; the fastest counts, since other programs may disturb some. Up to MEASURING_SECONDS / 4."""
 FLOPS_USED = 0.5
 """Fraction of a plain matrix product's speed that training reaches, roughly; used to plan the measurement only."""
 
@@ -36,7 +38,7 @@ class StepTimes:
 
 
 def measure(config: Config, trainer: L.Trainer, n_parameters: int, flops: float) -> StepTimes:
-    """Time three steps on random tokens, the first as a warm-up.
+    """Time a few steps on random tokens, the first as a warm-up; the fastest counts.
 
     If a step would take longer than MEASURING_SECONDS, fewer rows or a shorter context are timed and scaled up.
     """
@@ -64,7 +66,9 @@ def measure(config: Config, trainer: L.Trainer, n_parameters: int, flops: float)
         tokens = torch.randint(m.vocab_size or 1, (rows, length + 1), device=device)
     optimizer = make_optimizer(model, config.optimizer)
     forward_backward, update = [], []
-    for _ in range(3):
+    while len(update) < N_STEPS[0] or (
+        sum(forward_backward + update) < MEASURING_SECONDS / 4 and len(update) < N_STEPS[1]
+    ):
         kept.clear()
         begin = _now(device)
         with precision.forward_context(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
