@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "cli": FILES,
     "training": MODELS | {"command_line", "generation", "inspection", "pages"},
     "lab": MODELS | {"command_line", "generation", "inspection", "pages", "training"},
-    "api": MODELS | {"cli", "generation", "inspection", "pages", "training"},
+    "api": MODELS | {"cli", "generation", "inspection", "lab", "pages", "training"},
     "__main__": {"cli", "environment"},
 }
 """The parts of minigpt that each part may import, besides itself."""

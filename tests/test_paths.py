@@ -18,6 +18,7 @@ from minigpt.config import (
     ProofConfig,
     ReportConfig,
     SampleConfig,
+    ShareConfig,
     TrainerConfig,
 )
 from minigpt.data.relations import read_json_lines
@@ -26,6 +27,7 @@ from minigpt.data.tokenizers.base import BytesTokenizer, load_tokenizer, save_to
 from minigpt.errors import UserError
 from minigpt.files import append, write_csv, write_text
 from minigpt.inspection.snapshot import Snapshot, read_numbers
+from minigpt.lab.share import write_shared
 from minigpt.model.gpt import GPT
 from minigpt.pages.film import film
 from minigpt.pages.model_report import inspect_runs, write_inspection
@@ -59,6 +61,7 @@ CONFIGS: list[tuple[Callable[[Any], object], str]] = [
     (lambda path: InspectConfig("r", out=path), "out"),
     (lambda path: ReportConfig(path), "run"),
     (lambda path: ReportConfig("r", out=path), "out"),
+    (lambda path: ShareConfig(path), "run"),
     (lambda path: CompareConfig([path]), "recipes"),
     (lambda path: CompareConfig(["a"], out=path), "out"),
 ]
@@ -92,6 +95,7 @@ READERS: list[Callable[[Any], object]] = [
     lambda path: inspect_runs(InspectConfig(path)),
     lambda path: write_inspection(InspectConfig(path), "text"),
     lambda path: report_run(ReportConfig(path)),
+    lambda path: write_shared(ShareConfig(path)),
     lambda path: train(Config(), resume=path),
 ]
 

@@ -16,7 +16,7 @@ import yaml
 from minigpt.cli.keywords import words_of
 from minigpt.cli.parsing import parse_training
 from minigpt.cli.recipes import did_you_mean
-from minigpt.config import Config, InspectConfig
+from minigpt.config import Config, InspectConfig, ShareConfig
 from minigpt.errors import UserError
 from minigpt.pages.documents import Page, frame_html
 from minigpt.pages.report import render_report
@@ -137,6 +137,16 @@ class Run:
     def report(self) -> Page:
         """The run's losses, samples and attention as one HTML page, as `minigpt report` writes it."""
         return render_report(read_run_folder(self.path))
+
+    def share(self, out: str | Path | None = None) -> Path:
+        """Make one file for a friend, as `minigpt share`; None for NAME.safetensors in the current folder.
+
+        Raises:
+            UserError: the file exists already, or the run has no weights yet.
+        """
+        from minigpt.lab.share import write_shared
+
+        return write_shared(ShareConfig(str(self.path), None if out is None else str(out)))[0]
 
 
 def path_of(run: Run | str | Path) -> Path:

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 
 from minigpt.cli import parsing
 from minigpt.cli.variants import load_variants
-from minigpt.config import CompareConfig, Config, InspectConfig, ProofConfig, ReportConfig, SampleConfig
+from minigpt.config import CompareConfig, Config, InspectConfig, ProofConfig, ReportConfig, SampleConfig, ShareConfig
 from minigpt.errors import UserError
 from minigpt.files import reason, shown
 
@@ -103,6 +103,22 @@ def report(config: ReportConfig) -> None:
     print(shown(report_run(config)))
 
 
+def share(config: ShareConfig) -> None:
+    """Make one file of a run; or print the card of such a file, for which torch is not loaded."""
+    if not Path(config.run).is_file():
+        from minigpt.lab.share import share_run
+
+        print(shown(share_run(config)))
+        return
+    from minigpt.runs.card import read_card
+
+    if config.out is not None:
+        raise UserError(
+            f"out={config.out}: is for the file made of a run folder, and {config.run} is a file: leave --out away"
+        )
+    print(read_card(Path(config.run)))
+
+
 def prepare(config: Config) -> None:
     """Tokenise the text, and print its size and folder."""
     data = _prepared(config)
@@ -190,6 +206,9 @@ COMMANDS = {
     "sample": Command(sample, "Write text with a trained model.", SampleConfig),
     "inspect": Command(inspect, "Show what the attention of a trained model does.", InspectConfig),
     "report": Command(report, "Make one HTML file of what a run left.", ReportConfig),
+    "share": Command(
+        share, "Make one file of a run for a friend: weights, tokenizer, card; or print the card of one.", ShareConfig
+    ),
     "prepare": Command(prepare, "Tokenise a text into a folder, once; training then starts at once."),
     "peek": Command(peek, "Show what is in a text: how much, which tokens, and what a batch looks like."),
     "compare": Command(

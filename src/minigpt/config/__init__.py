@@ -5,7 +5,15 @@ is loaded. The defaults are the demo recipe (`configs/demo.yaml`) without its ti
 """
 
 from minigpt.config.attention import AttentionConfig
-from minigpt.config.commands import CompareConfig, InspectConfig, ProofConfig, ReportConfig, SampleConfig, Variant
+from minigpt.config.commands import (
+    CompareConfig,
+    InspectConfig,
+    ProofConfig,
+    ReportConfig,
+    SampleConfig,
+    ShareConfig,
+    Variant,
+)
 from minigpt.config.data import DataConfig
 from minigpt.config.model import GPTConfig, check_attention
 from minigpt.config.optimizer import OptimizerConfig
@@ -28,6 +36,7 @@ __all__ = [
     "ReportConfig",
     "SampleConfig",
     "SamplingConfig",
+    "ShareConfig",
     "TrainerConfig",
     "Variant",
     "check_attention",

@@ -1,4 +1,4 @@
-"""Settings of the other commands: sample, inspect, compare, prove_resume."""
+"""Settings of the other commands: sample, inspect, report, share, compare, prove_resume."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, NamedTuple
 
-from minigpt.config.checks import Device, PathName, PositiveInt, Rule, Section, Seed, bounds, not_empty, require
+from minigpt.config.checks import (
+    Device,
+    PathName,
+    PositiveInt,
+    Rule,
+    Section,
+    Seed,
+    bounds,
+    matches,
+    not_empty,
+    require,
+)
 from minigpt.config.run import Config
 from minigpt.config.sampling import GenerationConfig
 
@@ -116,6 +127,16 @@ class ReportConfig(Section):
     """A run folder such as runs/demo, or the folder of a W&B run, also where that is all that is left."""
     out: PathName | None = None
     """Where the report goes; when not given, report.html in the run's folder."""
+
+
+@dataclass(frozen=True)
+class ShareConfig(Section):
+    """What `minigpt share` is asked for."""
+
+    run: Annotated[PathName, not_empty("name a run folder such as runs/demo, or a shared file")]
+    """A run folder such as runs/demo; or a .safetensors file made by this command, whose card is printed."""
+    out: Annotated[PathName, matches(r"(?s:.*)\.safetensors", "name a file that ends in .safetensors")] | None = None
+    """The file to make, which must not exist yet; when not given, NAME.safetensors in the current folder."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import pickle
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from minigpt.errors import UserError
 from minigpt.files import note, reason, refuse_url, write_atomically
 from minigpt.model.gpt import GPT
 from minigpt.runs.folder import RunFolder
+from minigpt.runs.header import CHECKSUM, DAMAGED, digested, read_header, write_checksum
 
 Content = TypeVar("Content")
 Weights = tuple[dict[str, Tensor], Config, Tokenizer, int | None]
@@ -32,12 +32,7 @@ Weights = tuple[dict[str, Tensor], Config, Tokenizer, int | None]
 CHECKPOINT_KEY = "minigpt"
 """minigpt's own entry in a Lightning checkpoint: {config, tokenizer, text_fingerprint, ...}."""
 
-CHECKSUM = "sha256"
-"""Key of the checksum in a safetensors header; it covers the file with zeros in the checksum's place. In a checkpoint
-the checksum is at the end of the file, and CHECKPOINT_KEY only holds this word: a file that lost its checksum by damage
-must not pass for an old file, which had none."""
 _MARK = b"minigpt sha256 "
-_DAMAGED = "damaged: its checksum differs"
 _SHARDED = (
     "a sharded checkpoint (torch.distributed.checkpoint); opening one can run code in it, so minigpt does not: if you "
     "trust it, convert it to one file with torch.distributed.checkpoint.format_utils"
@@ -195,8 +190,24 @@ def _n_bytes(value: Any) -> int:
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors_in(value)}.values())
 
 
-def save_weights(path: str | Path, model: GPT, config: Config, tokenizer: Tokenizer, step: int | None = None) -> None:
+def save_weights(
+    path: str | Path,
+    model: GPT,
+    config: Config,
+    tokenizer: Tokenizer,
+    step: int | None = None,
+    *,
+    card: str | None = None,
+) -> None:
     """Write a self-contained safetensors file, atomically: config, tokenizer, step and checksum are in its header.
+
+    Args:
+        path: the file.
+        model: its weights are written.
+        config: of the run.
+        tokenizer: of the run.
+        step: optimizer step of the weights.
+        card: see runs/card.py; for files that are shared.
 
     Raises:
         UserError: it cannot be written; an existing file is unchanged.
@@ -210,35 +221,14 @@ def save_weights(path: str | Path, model: GPT, config: Config, tokenizer: Tokeni
         "tokenizer": json.dumps(tokenizer.to_dict()),
         CHECKSUM: "0" * 64,
         **({} if step is None else {"step": str(step)}),
+        **({} if card is None else {"card": card}),
     }
 
     def write(temporary: Path) -> None:
         save_file(state, temporary, metadata=header)
-        with temporary.open("rb+") as file:
-            place, checksum = _checksum_of_weights(file)
-            assert place is not None
-            file.seek(8 + place.start(1))
-            file.write(checksum)
+        write_checksum(temporary)
 
     write_atomically(path, write, _n_bytes(state) + _BESIDES)
-
-
-def _checksum_of_weights(file: IO[bytes]) -> tuple[re.Match[bytes] | None, bytes]:
-    """Match of the checksum in a safetensors header (which begins at byte 8), and the computed checksum."""
-    begin = file.read(8)
-    header = file.read(min(int.from_bytes(begin, "little"), 100_000_000))  # safetensors' own limit
-    place = re.search(rb'"sha256":"([0-9a-f]{64})"', header)  # in other entries the quotes have backslashes
-    if place is not None:
-        header = header[: place.start(1)] + b"0" * 64 + header[place.end(1) :]
-    return place, _digest(file, hashlib.sha256(begin + header), None).hexdigest().encode()
-
-
-def _digest(file: IO[bytes], digest: Any, n_bytes: int | None) -> Any:
-    """Update a digest with the next n_bytes of a file; None for all."""
-    while chunk := file.read(1 << 20 if n_bytes is None else min(1 << 20, n_bytes)):
-        digest.update(chunk)
-        n_bytes = None if n_bytes is None else n_bytes - len(chunk)
-    return digest
 
 
 def read_checkpoint(path: str | Path, *, mmap: bool = True) -> dict[str, Any]:
@@ -266,7 +256,7 @@ def read_checkpoint(path: str | Path, *, mmap: bool = True) -> dict[str, Any]:
         raise UserError(f"{path}: damaged or incomplete; or not a checkpoint at all") from None
     ours = content.get(CHECKPOINT_KEY) if isinstance(content, dict) else None
     if is_whole is False or (is_whole is None and isinstance(ours, dict) and "checksum" in ours):
-        raise UserError(f"{path}: {_DAMAGED}")
+        raise UserError(f"{path}: {DAMAGED}")
     if not isinstance(ours, dict):
         raise UserError(f"{path}: a checkpoint of another program, without minigpt's config and tokenizer")
     return content
@@ -276,7 +266,7 @@ def _is_whole(path: Path) -> bool | None:
     """Whether a checkpoint matches its checksum; None if it has none."""
     length = len(_comment("0" * 64))
     with path.open("rb") as file:
-        digest = _digest(file, hashlib.sha256(), max(0, path.stat().st_size - length))
+        digest = digested(file, hashlib.sha256(), max(0, path.stat().st_size - length))
         digest.update(bytes(2))  # the comment length 0 that torch wrote, before `save_checkpoint` replaced it
         end = file.read()
     return end == _comment(digest.hexdigest()) or (None if _MARK not in end else False)
@@ -305,18 +295,10 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dic
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any], Any]:
     from safetensors import SafetensorError, safe_open
 
+    header = read_header(path)
     try:
-        with path.open("rb") as file:
-            place, checksum = _checksum_of_weights(file)
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged or incomplete ({error})") from None
-    if not {"config", "tokenizer"} <= set(header):
-        raise UserError(f"{path}: weights of another program, without minigpt's config and tokenizer in the header")
-    # Files from before checksums have exactly these three entries; any other must be a checksum with a damaged key.
-    has_checksum = place is not None or bool(set(header) - {"format", "config", "tokenizer"})
-    if has_checksum and (place is None or place[1] != checksum):
-        raise UserError(f"{path}: {_DAMAGED}")
     return state, json.loads(header["config"]), json.loads(header["tokenizer"]), header.get("step")
