@@ -68,7 +68,7 @@ TOKENS_PER_PARAMETER = 3.0
 WIDTH = {"model.n_embd", "model.n_head", "model.head_dim", "model.n_kv_head"}
 WIDE = 192
 """Width up to which any model is measured; wider ones only if the budget could hold 50 steps."""
-REGULARISED = ((2.5, 0.0, 0.3), (5, 0.0, 1.0), (12, 0.1, 1.0), (math.inf, 0.2, 1.0))
+REGULARISED = ((2.5, 0.0, 0.3), (4, 0.0, 1.0), (12, 0.1, 1.0), (math.inf, 0.2, 1.0))
 """(Passes over the text up to which, dropout, weight decay)."""
 MOST_PASSES = 30
 """After this many passes even a regularised model only memorises; the run then ends before its budget."""

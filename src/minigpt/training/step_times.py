@@ -65,10 +65,9 @@ def measure(config: Config, trainer: L.Trainer, n_parameters: int, flops: float)
         model: GPT = precision.convert_module(GPT(m)).to(device)  # type: ignore[assignment]
         tokens = torch.randint(m.vocab_size or 1, (rows, length + 1), device=device)
     optimizer = make_optimizer(model, config.optimizer)
-    forward_backward, update = [], []
-    while len(update) < N_STEPS[0] or (
-        sum(forward_backward + update) < MEASURING_SECONDS / 4 and len(update) < N_STEPS[1]
-    ):
+    forward_backward, update = list[float](), list[float]()
+    least, most = N_STEPS
+    while len(update) < least or (sum(forward_backward + update) < MEASURING_SECONDS / 4 and len(update) < most):
         kept.clear()
         begin = _now(device)
         with precision.forward_context(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
