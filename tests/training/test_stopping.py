@@ -23,9 +23,9 @@ from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import read_checkpoint
 from minigpt.signals import SIGNALS
 from minigpt.training import run
-from minigpt.training.callbacks import Samples
 from minigpt.training.module import TrainingModule
 from minigpt.training.run import train
+from minigpt.training.samples import Samples
 
 # ---- in this process: at a certain moment ---------------------------------------------------------------------------
 

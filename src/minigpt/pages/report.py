@@ -25,13 +25,13 @@ from minigpt.pages.documents import (
     policy_of,
     tiles_html,
 )
-from minigpt.pages.run_record import Picture, RunRecord, Sample, read_run_folder
+from minigpt.pages.run_record import Curves, Picture, RunRecord, Sample, copied_in_words, read_run_folder
 from minigpt.pages.wandb_run import read_wandb_run
 
 LOSSES = ("train/loss", "val/loss")
 ORDER = ("val/bits_per_byte", "learning_rate", "grad_norm", "perf/tokens_per_second")
 """The small charts that come first; the others are sorted by name."""
-BOUNDED, SHARES = ("attn/max/", "attn/entropy", "attn/sink_rate"), 0.1
+BOUNDED, SHARES = ("attn/max/", "attn/entropy", "attn/sink_rate", "samples/copied_20gram_share"), 0.1
 """Prefixes of curves between 0 and 1, and the least range of their y axis, so that noise looks small."""
 MOST_CHARTS = 60
 MOST_PICTURES = 24
@@ -96,7 +96,7 @@ def render_report(record: RunRecord) -> Page:
     body = [
         _header(record),
         _section("Training", *drawn[:first], _grid(drawn[first:split])),
-        _section("Samples", _samples(record.samples)),
+        _section("Samples", _samples(record.samples, record.curves)),
         _section("Attention", _grid(drawn[split:]), _frame(record.page)),
         _section("Pictures", _pictures(record.pictures[:MOST_PICTURES])),
         _section("Not shown", paragraphs_html(missing)),
@@ -185,16 +185,23 @@ def _grid(charts: Sequence[str]) -> str:
     return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
 
 
-def _samples(samples: Sequence[Sample]) -> str:
+def _samples(samples: Sequence[Sample], curves: Curves) -> str:
     """Newest first; older ones are folded away."""
     parts: list[str] = []
     newest_first = sorted(samples, key=lambda sample: -sample.step)
     for step, group in groupby(newest_first, lambda sample: sample.step):
-        texts = f'<div class="texts">{"".join(map(_sample, group))}</div>'
+        texts = f'{_copied(curves, step)}<div class="texts">{"".join(map(_sample, group))}</div>'
         parts.append(
             f"<details><summary>step {step}</summary>{texts}</details>" if parts else f"<h3>step {step}</h3>{texts}"
         )
     return "\n".join(parts)
+
+
+def _copied(curves: Curves, step: int) -> str:
+    """How much of a step's samples is copied from the train text; runs of earlier versions do not say it."""
+    longest = curves.get("samples/longest_copied_tokens", {}).get(step)
+    share = curves.get("samples/copied_20gram_share", {}).get(step)
+    return "" if longest is None else f"<p>{copied_in_words(longest, share)}</p>"
 
 
 def _sample(sample: Sample) -> str:

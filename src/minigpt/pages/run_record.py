@@ -167,13 +167,20 @@ def _facts(rows: list[dict[str, float]]) -> dict[str, str]:
     return {"time": f"{duration(seconds[-1])} of training{seen}"} if seconds else {}
 
 
+def copied_in_words(longest_tokens: float, share: float | None) -> str:
+    """How much of a validation's samples is copied; share is that of their 20-grams, if they have any."""
+    unit = "token" if longest_tokens == 1 else "tokens in a row"
+    of_grams = "" if share is None else f", {share:.1%} of all runs of 20 tokens"
+    return f"copied from the train text: at most {longest_tokens:.0f} {unit}{of_grams}"
+
+
 def read_samples(run: Path) -> list[Sample]:
     """All samples that a run has written while it trained, in ascending order of steps."""
     return [sample for file in sorted(run.glob("samples/step_*.txt")) for sample in _samples(file)]
 
 
 def _samples(file: Path) -> list[Sample]:
-    """Parse a file of the callback `Samples` of training/callbacks.py."""
+    """Parse a file of the callback `Samples` of training/samples.py; the lines before its first sample are left out."""
     content = file.read_bytes().decode("utf-8", errors="replace")
     _, *parts = re.split(r"^──── step (\d+), prompt (.*)\n", content, flags=re.MULTILINE)
     return [

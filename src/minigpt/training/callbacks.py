@@ -1,4 +1,4 @@
-"""Callbacks that write metrics, samples and attention maps to files and loggers during training."""
+"""Callbacks that write metrics and attention maps to files and loggers during training."""
 
 from __future__ import annotations
 
@@ -15,15 +15,11 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from minigpt.config import Config
-from minigpt.data.answers import prompt_form
 from minigpt.data.relations import read_json_lines
 from minigpt.data.shards import PreparedData
 from minigpt.data.tokenising import RELATIONS
 from minigpt.errors import UserError
-from minigpt.files import shown, write_csv, write_text
-from minigpt.generation.generator import Writer
-from minigpt.generation.text import encode_prompt
-from minigpt.inspection.capture import evaluation_mode
+from minigpt.files import write_csv, write_text
 from minigpt.inspection.heads import head_table, label_heads, score_heads
 from minigpt.inspection.probes import PROBE_TOKENS, Probe, read_examples
 from minigpt.inspection.snapshot import Snapshot, history_of
@@ -51,6 +47,8 @@ COLUMNS = (
     "learning_rate",
     "grad_norm",
     "perf/tokens_per_second",
+    "samples/longest_copied_tokens",
+    "samples/copied_20gram_share",
 )
 
 
@@ -123,7 +121,7 @@ class Metrics(Callback):
             "perf/tokens_per_second": self.tokens_per_second,
         }
         # `Anomalies` reports NaN and inf; the field in metrics.csv stays empty.
-        self._write(trainer, step, {name: value for name, value in row.items() if math.isfinite(value)})
+        self.write(trainer, step, {name: value for name, value in row.items() if math.isfinite(value)})
         if math.isfinite(loss):
             self.train_loss = loss
         if trainer.progress_bar_callback is None and time.monotonic() - self._last_line > PLAIN_LINE_SECONDS:
@@ -149,7 +147,7 @@ class Metrics(Callback):
             if not math.isfinite(self.val_loss):
                 raise UserError(not_finite("val/loss", trainer.global_step, self.folder))
             row = {"val/loss": pl_module.val_loss, "val/bits_per_byte": pl_module.val_bits_per_byte}
-            self._write(trainer, trainer.global_step, row)
+            self.write(trainer, trainer.global_step, row)
             self._print_line(trainer, "   ".join(f"{name} {value:.4f}" for name, value in row.items()))
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -184,7 +182,8 @@ class Metrics(Callback):
         yield
         self._start_watch(pl_module)
 
-    def _write(self, trainer: L.Trainer, step: int, row: dict[str, float]) -> None:
+    def write(self, trainer: L.Trainer, step: int, row: dict[str, float]) -> None:
+        """Send numbers of a step to the loggers, and to the step's row of metrics.csv, by the names of `COLUMNS`."""
         log_scalars(trainer.loggers, row, step)
         if not trainer.is_global_zero:
             return
@@ -195,46 +194,6 @@ class Metrics(Callback):
             {"step": step, "tokens": tokens, "seconds": f"{self.seconds:.3f}", **row},
             self._last_row,
         )
-
-
-class Samples(Callback):
-    """Generates text from fixed prompts at each validation and writes it to a file and the loggers."""
-
-    def __init__(self, folder: RunFolder, config: Config, data: PreparedData) -> None:
-        """Raises:
-        UserError: a prompt that the tokenizer cannot encode or that exceeds the context length.
-        """
-        self.folder, self.settings, self.tokenizer = folder, config.sampling, data.tokenizer
-        self.from_start, self.prompts = config.data.mode == "examples", config.sampling.prompts or []
-        self.form = prompt_form(config.data)
-        for i, prompt in enumerate(self.prompts):
-            try:
-                encode_prompt(
-                    data.tokenizer, self.form(prompt), config.model.context_length, from_start=self.from_start
-                )
-            except UserError as error:
-                raise UserError(
-                    f"sampling.prompts[{i}]={prompt!r}: {error}; or remove sampling.prompts to use beginnings of the "
-                    "val text"
-                ) from None
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking or not self.prompts:
-            return
-        assert isinstance(pl_module, TrainingModule)
-        model = gather_model(pl_module.model)
-        if not trainer.is_global_zero:
-            return
-        with evaluation_mode(model):
-            # Each prompt gets the seed of the settings, so adding a prompt does not change another's sample.
-            writer = Writer(model, self.tokenizer, from_start=self.from_start, form=self.form)
-            texts = [sample.prompt + sample.text for sample in writer.generate_many(self.prompts, self.settings)]
-        step = trainer.global_step
-        rows = [(step, prompt, text) for prompt, text in zip(self.prompts, texts, strict=True)]
-        log_table(trainer.loggers, "samples", ("step", "prompt", "text"), rows, step)
-        content = "".join(f"──── step {step}, prompt {prompt!r}\n{text}\n\n" for _, prompt, text in rows)
-        write_text(self.folder.samples(step), content)
-        trainer.print(shown(content.split("\n\n──── ")[0].rstrip()))
 
 
 class AttentionMaps(Callback):

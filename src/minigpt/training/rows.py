@@ -61,5 +61,6 @@ def keep_rows_up_to(path: Path, columns: Sequence[str], step: int) -> dict[str, 
         rows = list(csv.DictReader(file))
     # A full disk can leave an incomplete last row.
     rows = [row for row in rows if None not in row.values() and int(row["step"]) <= step]
-    write_csv(path, columns, [[row[column] for column in columns] for row in rows])
+    rows = [{column: row.get(column, "") for column in columns} for row in rows]  # earlier versions had fewer columns
+    write_csv(path, columns, [list(row.values()) for row in rows])
     return rows[-1] if rows else {}

@@ -26,7 +26,7 @@ from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import CHECKPOINT_KEY, newest_checkpoint
 from minigpt.training.anomalies import Anomalies
 from minigpt.training.budget import Planner
-from minigpt.training.callbacks import AttentionMaps, Metrics, Samples
+from minigpt.training.callbacks import AttentionMaps, Metrics
 from minigpt.training.checkpoints import Checkpoints
 from minigpt.training.class_path import find_class
 from minigpt.training.console import announce, say_stopped, summarise
@@ -40,6 +40,7 @@ from minigpt.training.memorising import Memorising
 from minigpt.training.module import TrainingModule
 from minigpt.training.progress import ProgressBar, can_show
 from minigpt.training.resuming import begun_before, check_resume, check_text, existing, with_paths_of
+from minigpt.training.samples import Samples
 from minigpt.training.stopping import SECONDS_TO_EXIT, StopSignals
 from minigpt.training.threads import choose_threads, denormals_as_zero
 from minigpt.training.trainer import make_trainer, quieten

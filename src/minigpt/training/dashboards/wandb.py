@@ -40,7 +40,7 @@ END_SECONDS = 10
 SENT = ".wandb.synced"
 """Suffix of the file by which W&B marks an uploaded part of a run."""
 
-OWN_KEYS = ("train/*", "val/*", "attn/*", "perf/*", "samples", "learning_rate", "grad_norm")
+OWN_KEYS = ("train/*", "val/*", "attn/*", "perf/*", "samples", "samples/*", "learning_rate", "grad_norm")
 """The keys that minigpt logs, as globs for W&B."""
 
 _environment: dict[str, str | None] = {}
