@@ -6,7 +6,7 @@ NAME ?= demo
 AGAINST = $(if $(NANOGPT),--against $(NANOGPT))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow chaos resume-grid answers bench bench-quick lint types format clean
+.PHONY: help demo test test-slow chaos resume-grid answers own-text bench bench-quick lint types format clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ resume-grid: .venv/installed-dev ## 200 ways to save, die and go on: all exact? 
 
 answers: .venv/installed-dev ## a model of questions and answers about short stories: 95 % of the held-out ones right? (minutes)
 	$(BIN)/python benchmarks/answers.py --write
+
+own-text: .venv/installed-dev ## --budget on texts of one's own, against the demo's settings and nanoGPT: TEXTS="a.txt b.txt" (hours; kept run by run)
+	$(BIN)/python benchmarks/own_text.py $(TEXTS) $(AGAINST)
 
 bench: .venv/installed-dev ## all benchmarks into benchmarks/results/ (an hour on an idle machine); NANOGPT=folder TEXT=file to compare
 	$(BIN)/python benchmarks/training.py $(AGAINST) $(if $(TEXT),--text $(TEXT)) --write
