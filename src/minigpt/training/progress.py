@@ -37,7 +37,7 @@ class ProgressBar(TQDMProgressBar):
         Without it, their lines would start at the end of the bar's line.
         """
         self._terminal = sys.stdout
-        wrapped = {each: _AboveTheBar(each, self._terminal) for each in (sys.stdout, sys.stderr) if each.isatty()}
+        wrapped = {each: _AboveTheBar(each, self._terminal) for each in (sys.stdout, sys.stderr) if can_show(each)}
         loggers = [logging.root, *logging.root.manager.loggerDict.values()]
         handlers = [
             handler
@@ -72,6 +72,8 @@ class ProgressBar(TQDMProgressBar):
         return bar
 
     def init_validation_tqdm(self) -> Any:
+        if not self._terminal.isatty():  # the output of a cell cannot move up a line, so each redraw would be a new one
+            return Tqdm(disable=True)
         with contextlib.redirect_stdout(self._terminal):
             return super().init_validation_tqdm()
 
