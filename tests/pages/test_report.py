@@ -290,8 +290,12 @@ def test_in_a_notebook_the_frame_is_as_high_as_the_page_and_each_frame_on_its_ow
     for number in range(2):
         view.page.locator("iframe").nth(number).scroll_into_view_if_needed()  # browsers do not lay out what is far away
         frame = view.page.main_frame.child_frames[number]
-        frame.wait_for_function("innerHeight === document.documentElement.scrollHeight")
+        for _ in range(200):  # the page's policy forbids Playwright's own way to wait
+            if frame.evaluate("innerHeight === document.documentElement.scrollHeight"):
+                break
+            view.page.wait_for_timeout(50)
         heights.append(frame.evaluate("innerHeight"))
+        assert heights[-1] == frame.evaluate("document.documentElement.scrollHeight")
     assert heights[0] > 1150 + 400  # the attention page in the report, and more
     assert 400 < heights[1] < 1150
     view.check_clean()
