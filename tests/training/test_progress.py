@@ -139,6 +139,16 @@ def test_the_output_of_a_cell_has_one_bar_below_whole_lines(tmp_path: Path) -> N
     assert not [line for line in lines if "Validation" in line]
 
 
+def test_the_bar_of_a_resumed_run_has_its_length(tmp_path: Path) -> None:
+    config = talking(tmp_path)
+    run = train(config)
+    longer = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, max_steps=6))
+    with in_terminal() as terminal:
+        train(longer, run.path)
+    (bar,) = [line for line in terminal.lines() if "|" in line and "[" in line]
+    assert re.match(r"100%\|█+\| 6/6 \[", bar)
+
+
 def test_the_line_of_an_error_in_the_middle_of_a_validation_begins_below_the_bars(tmp_path: Path) -> None:
     with in_terminal() as terminal:
         with pytest.raises(UserError, match="this ends it"):

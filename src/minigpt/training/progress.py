@@ -77,6 +77,10 @@ class ProgressBar(TQDMProgressBar):
         with contextlib.redirect_stdout(self._terminal):
             return super().init_validation_tqdm()
 
+    def on_train_start(self, trainer: L.Trainer, *given: Any) -> None:
+        super().on_train_start(trainer, *given)
+        self.on_train_epoch_start(trainer)  # sets the bar's length; Lightning leaves it out where a run is resumed
+
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
         super().on_train_epoch_start(trainer)
         self.train_progress_bar.set_description(None)
