@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import minigpt
 from minigpt import api
@@ -118,6 +119,43 @@ def test_an_interrupted_run_is_saved_and_goes_on_in_the_same_process(
     assert list(minigpt.open_run("runs/demo").metrics["step"]) == [1, 2, 3, 4]
     resumed = minigpt.train(resume="runs/demo")
     assert list(resumed.metrics["step"]) == [1, 2, 3, 4, 5, 6]
+
+
+def finished_run(folder: Path, seed: int, bits: float | None, source: str = "story.txt") -> minigpt.Run:
+    """The files of a run that `compare` reads."""
+    folder.mkdir(parents=True)
+    config = minigpt.Config.from_dict({"seed": seed, "data": {"source": source}})
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
+    rows = [] if bits is None else [f"1,{bits}", f"2,{bits + 0.5}"]
+    (folder / "metrics.csv").write_text("\n".join(["step,val/bits_per_byte", *rows]) + "\n")
+    return minigpt.open_run(folder)
+
+
+def test_settings_are_compared_by_their_best_losses_paired_by_seed(tmp_path: Path) -> None:
+    plain = [finished_run(tmp_path / f"plain{seed}", seed, bits) for seed, bits in ((1, 2.0), (2, 3.0), (3, 4.0))]
+    other = [finished_run(tmp_path / f"other{seed}", seed, bits) for seed, bits in ((3, 3.7), (2, 2.8), (1, 1.9))]
+    table = minigpt.compare({"plain": plain, "other": other})
+    assert list(table.index) == ["plain", "other"]
+    assert list(table["bits per byte"]) == pytest.approx([3.0, 2.8])
+    assert table.loc["plain", ["difference", "interval"]].isna().all()
+    # The differences -0.1, -0.2, -0.3: their standard error is 0.1 / sqrt(3), times 4.3027.
+    assert list(table.loc["other", ["difference", "interval"]]) == pytest.approx([-0.2, 0.24842], abs=1e-4)
+
+
+def test_what_would_be_no_fair_comparison_is_refused(tmp_path: Path) -> None:
+    one, two = (finished_run(tmp_path / f"run{seed}", seed, 2.0) for seed in (1, 2))
+    other_text = finished_run(tmp_path / "text", 1, 2.0, "other.txt")
+    unfinished = finished_run(tmp_path / "unfinished", 1, None)
+    for variants, words in (
+        ({"a": [one], "b": [two]}, r"b: has seeds \[2\], and a has \[1\]: train each with the same seeds"),
+        ({"a": [one, one]}, r"a: has runs with seeds \[1, 1\]: give one or more runs, each with its own seed"),
+        ({"a": [one], "b": []}, r"b: has runs with seeds \[\]"),
+        ({"a": [one], "b": [other_text]}, "b: has another held-out text than a"),
+        ({"a": [unfinished]}, "unfinished has no validation yet"),
+        ({}, "compare: there are no runs"),
+    ):
+        with pytest.raises(minigpt.UserError, match=words):
+            minigpt.compare(variants)
 
 
 def test_a_second_run_at_the_same_time_is_refused(text: Path) -> None:

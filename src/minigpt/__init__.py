@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from pandas import DataFrame
 
     from minigpt.api import Run
     from minigpt.config import Config
     from minigpt.errors import UserError
     from minigpt.generation.generator import Writer
 
-__all__ = ["Config", "Run", "UserError", "load", "open_run", "train"]
+__all__ = ["Config", "Run", "UserError", "compare", "load", "open_run", "train"]
 __version__ = "0.1.0"
 
 
@@ -68,6 +70,25 @@ def open_run(path: str | Path) -> Run:
     from minigpt.api import open_run
 
     return open_run(path)
+
+
+def compare(variants: Mapping[str, Sequence[Run]]) -> DataFrame:
+    """Compare settings over seeds: `minigpt.compare({"plain": plain_runs, "dropout 0.2": dropout_runs})`.
+
+    Args:
+        variants: the runs of each variant, one for each seed; the first variant is what the others are compared with.
+
+    Returns:
+        A row for each variant: "bits per byte" of the runs' models (those with the best validation), the mean over the
+        seeds; "difference" to the first variant, paired by seed; "interval", half of the difference's 95 % interval
+        (Student's t), NaN for one seed.
+
+    Raises:
+        minigpt.UserError: seeds or held-out texts differ, a run has no validation, or pandas is not installed.
+    """
+    from minigpt.api import compare
+
+    return compare(variants)
 
 
 def __getattr__(name: str) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import io
+import math
 import os
+import statistics
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -18,7 +19,9 @@ from minigpt.cli.parsing import parse_training
 from minigpt.cli.recipes import did_you_mean
 from minigpt.config import Config, InspectConfig, ShareConfig
 from minigpt.errors import UserError
-from minigpt.pages.documents import Page, frame_html
+from minigpt.lab.comparison_table import paired_difference
+from minigpt.pages.documents import Page
+from minigpt.pages.figures import loss_figure
 from minigpt.pages.report import render_report
 from minigpt.pages.run_record import Sample, metric_rows, read_run_folder, read_samples
 from minigpt.runs.folder import RunFolder
@@ -31,9 +34,6 @@ if TYPE_CHECKING:  # these load torch, or are slow to import
     from minigpt.pages.model_report import Inspection
 
 _TRAINING = threading.Lock()
-_LOSSES: dict[str, dict[str, Any]] = {"train/loss": {"linewidth": 1}, "val/loss": {"marker": "o", "markersize": 4}}
-"""Style of each curve of `Run.plot`."""
-_FRAME = 'sandbox="allow-scripts" style="width:100%; height:95vh; min-height:760px; border:0"'
 
 
 class Run:
@@ -46,8 +46,8 @@ class Run:
         return f"minigpt.open_run({str(self.path)!r})"
 
     def _repr_html_(self) -> str:
-        """The report in a sandboxed frame as high as the window, for notebooks."""
-        return frame_html(self.report(), _FRAME)
+        """The report, for notebooks."""
+        return self.report()._repr_html_()
 
     @property
     def config(self) -> Config:
@@ -61,10 +61,7 @@ class Run:
         Raises:
             UserError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError:
-            raise UserError("metrics needs pandas: pip install pandas") from None
+        pandas = _pandas("metrics")
         file, steps = RunFolder(self.path).metrics, dict[int, dict[str, float]]()
         for row in metric_rows(file, []):  # runs of earlier versions have two rows for a validated step
             steps.setdefault(int(row["step"]), {}).update(row)
@@ -74,24 +71,7 @@ class Run:
 
     def plot(self) -> Figure:
         """Train and validation loss by step. A notebook shows it; elsewhere `run.plot().savefig("loss.png")`."""
-        from matplotlib.figure import Figure
-
-        class Picture(Figure):
-            def _repr_png_(self) -> bytes:
-                file = io.BytesIO()
-                self.savefig(file, format="png")
-                return file.getvalue()
-
-        figure = Picture(figsize=(7, 4), layout="constrained")
-        axes, table = figure.add_subplot(), self.metrics
-        for name, style in _LOSSES.items():
-            if name in table and len(curve := table[["step", name]].dropna()):
-                axes.plot(curve["step"], curve[name], label=name, **style)
-        axes.set(xlabel="step", ylabel="nats per token", title=self.path.name)
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend()
-        return figure
+        return loss_figure(self.metrics, self.path.name)
 
     @property
     def samples(self) -> list[Sample]:
@@ -164,6 +144,59 @@ def open_run(path: str | Path) -> Run:
     if not folder.config.is_file():
         raise UserError(f"{path}: there is no {folder.config}; name the folder of a run, such as runs/demo")
     return Run(folder.path)
+
+
+def compare(variants: Mapping[str, Sequence[Run]]) -> DataFrame:
+    """`minigpt.compare`, which documents the arguments.
+
+    Raises:
+        UserError: pandas is not installed, or the runs cannot be compared.
+    """
+    pandas = _pandas("compare")
+    if not variants:
+        raise UserError("compare: there are no runs: give each variant its own, one for each seed")
+    by_seed = {name: _bits_by_seed(name, runs) for name, runs in variants.items()}
+    texts = {name: [_text_of(run.config) for run in runs] for name, runs in variants.items()}
+    first = next(iter(variants))
+    for name in variants:
+        if by_seed[name].keys() != by_seed[first].keys():
+            seeds = f"seeds {sorted(by_seed[name])}, and {first} has {sorted(by_seed[first])}"
+            raise UserError(f"{name}: has {seeds}: train each with the same seeds")
+        if any(text != texts[first][0] for text in texts[name]):
+            raise UserError(f"{name}: has another held-out text than {first}: train both on the same text")
+    rows: dict[str, list[float | None]] = {}
+    for name, bits in by_seed.items():
+        differences = paired_difference([bits[seed] for seed in by_seed[first]], list(by_seed[first].values()))
+        rows[name] = [statistics.mean(bits.values()), *([None, None] if name == first else differences)]
+    columns = ["bits per byte", "difference", "interval"]
+    return pandas.DataFrame.from_dict(rows, orient="index", columns=columns, dtype="float64")
+
+
+def _bits_by_seed(name: str, runs: Sequence[Run]) -> dict[int, float]:
+    """The lowest validated bits per byte of each run of a variant, which are those of its model, by seed."""
+    seeds = [run.config.seed for run in runs]
+    if not runs or len(set(seeds)) < len(seeds):
+        raise UserError(f"{name}: has runs with seeds {seeds}: give one or more runs, each with its own seed")
+    found = {}
+    for seed, run in zip(seeds, runs, strict=True):
+        table = run.metrics
+        found[seed] = float(table["val/bits_per_byte"].min()) if "val/bits_per_byte" in table else math.nan
+        if math.isnan(found[seed]):
+            raise UserError(f"{name}: {run.path} has no validation yet")
+    return found
+
+
+def _text_of(config: Config) -> Any:
+    """What decides on the text that a run validates on."""
+    return config.data.sources, config.data.val_source, config.data.val_fraction
+
+
+def _pandas(what: str) -> Any:
+    try:
+        import pandas
+    except ImportError:
+        raise UserError(f"{what} needs pandas: pip install pandas") from None
+    return pandas
 
 
 def train(

@@ -8,3 +8,7 @@ class UserError(ValueError):
 
     def __str__(self) -> str:
         return " ".join(super().__str__().splitlines())  # what is quoted, as a path, may hold line breaks
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython and notebooks print for it."""
+        return [f"error: {self}"]

@@ -64,6 +64,18 @@ def test_a_notebook_shows_the_page_and_nothing_is_written(weights: Path) -> None
     assert list(weights.parent.iterdir()) == [weights]
 
 
+def test_a_head_is_drawn_with_its_tokens_and_one_that_is_not_there_is_refused(weights: Path) -> None:
+    inspection = inspect_runs(InspectConfig(run=str(weights)), "a $b$ a\n")
+    figure = inspection.plot(1, 0)
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [*"a $b$ a", "\\n"]
+    drawn = np.tril(inspection.snapshot.weights[1, 0])
+    np.testing.assert_allclose(axes.images[0].get_array().filled(0) ** 2, drawn, atol=1e-6)
+    assert figure._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="head=2: there are 2, 0 to 1"):
+        inspection.plot(0, 2)
+
+
 def test_the_page_lies_beside_the_weights_when_nothing_else_is_said(weights: Path) -> None:
     write_inspection(InspectConfig(run=str(weights)), CODE)
     assert (weights.parent / "inspection.html").is_file()

@@ -281,6 +281,27 @@ def test_the_report_works_in_a_sandboxed_frame(browser: Any, tmp_path: Path) -> 
     view.page.close()
 
 
+def test_in_a_notebook_the_frame_is_as_high_as_the_page_and_each_frame_on_its_own(browser: Any, tmp_path: Path) -> None:
+    pages = [render_report(RECORD), render_page(history(), title="demo")]
+    path = tmp_path / "notebook.html"
+    path.write_text(f'<html data-ready="1">{"".join(page._repr_html_() for page in pages)}', encoding="utf-8")
+    view = Report(browser, path)
+    heights = []
+    for number in range(2):
+        view.page.locator("iframe").nth(number).scroll_into_view_if_needed()  # browsers do not lay out what is far away
+        frame = view.page.main_frame.child_frames[number]
+        for _ in range(200):  # the page's policy forbids Playwright's own way to wait
+            if frame.evaluate("innerHeight === document.documentElement.scrollHeight"):
+                break
+            view.page.wait_for_timeout(50)
+        heights.append(frame.evaluate("innerHeight"))
+        assert heights[-1] == frame.evaluate("document.documentElement.scrollHeight")
+    assert heights[0] > 1150 + 400  # the attention page in the report, and more
+    assert 400 < heights[1] < 1150
+    view.check_clean()
+    view.page.close()
+
+
 @pytest.mark.parametrize("width", [340, 500, 1200, 1900])
 def test_the_layout_never_scrolls_sideways(width: int, show: Any) -> None:
     wordy = Sample(40, "x" * 300, "x" * 300 + " " + "y\t" * 300)

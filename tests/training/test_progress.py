@@ -127,6 +127,28 @@ def test_lines_stand_above_the_bar_and_the_bar_fits(columns: int, tmp_path: Path
     assert lines[lines.index(bar) + 1] == ""
 
 
+def test_the_output_of_a_cell_has_one_bar_below_whole_lines(tmp_path: Path) -> None:
+    cell = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    with contextlib.redirect_stdout(cell):
+        train(talking(tmp_path))
+    assert "\x1b" not in cell.getvalue()  # moves of a terminal's cursor
+    lines = [line.rpartition("\r")[2] for line in cell.getvalue().split("\n")]  # as a notebook shows them
+    assert [line.split()[1] for line in lines if line.startswith("step ")] == ["2/4", "4/4"]
+    assert "──── step 2, prompt '1 plus'" in lines
+    assert len([line for line in lines if "%|" in line]) == 1
+    assert not [line for line in lines if "Validation" in line]
+
+
+def test_the_bar_of_a_resumed_run_has_its_length(tmp_path: Path) -> None:
+    config = talking(tmp_path)
+    run = train(config)
+    longer = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, max_steps=6))
+    with in_terminal() as terminal:
+        train(longer, run.path)
+    (bar,) = [line for line in terminal.lines() if "|" in line and "[" in line]
+    assert re.match(r"100%\|█+\| 6/6 \[", bar)
+
+
 def test_the_line_of_an_error_in_the_middle_of_a_validation_begins_below_the_bars(tmp_path: Path) -> None:
     with in_terminal() as terminal:
         with pytest.raises(UserError, match="this ends it"):

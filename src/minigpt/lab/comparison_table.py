@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt import markdown
+from minigpt.markdown import table as markdown_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ def format_table(rows: Sequence[ComparisonRow], in_bits: bool = False) -> str:
     }
     if len(rows) < 2:
         del columns["difference"]
-    table = markdown.table(list(columns), [[cell(row) for cell in columns.values()] for row in rows])
+    table = markdown_table(list(columns), [[cell(row) for cell in columns.values()] for row in rows])
     return f"{table}\n\n{_legend(unit, len(rows[0].val_loss))}" if len(rows) > 1 else table
 
 

@@ -29,6 +29,16 @@ _STYLES = {
 # everything that is not ASCII (U+2028 and U+2029 end a line in JavaScript).
 _RISKY = {character: f"\\u{ord(character):04x}" for character in "<>&"}
 
+_NOTEBOOK_FRAME = 'sandbox="allow-scripts" class="minigpt" style="width:100%; height:95vh; min-height:760px; border:0"'
+_FOLLOW_HEIGHT = """<script>
+addEventListener("message", (event) => {
+  const height = Number(event.data?.minigptHeight);
+  for (const frame of document.querySelectorAll("iframe.minigpt"))
+    if (height > 0 && frame.contentWindow === event.source)
+      Object.assign(frame.style, { height: `${height}px`, minHeight: 0 });
+});
+</script>"""
+
 
 class Page(str):
     """An HTML document; a notebook shows it as the last expression of a cell."""
@@ -36,8 +46,11 @@ class Page(str):
     __slots__ = ()
 
     def _repr_html_(self) -> str:
-        """The document in a sandboxed frame, which may run its script and nothing else."""
-        return frame_html(self, 'sandbox="allow-scripts" width="100%" height="760"')
+        """The document in a sandboxed frame, which may run its script and nothing else.
+
+        The frame is as high as its content, which page.js tells it; without scripts, as high as the window.
+        """
+        return frame_html(self, _NOTEBOOK_FRAME) + _FOLLOW_HEIGHT
 
 
 def document(name: str, title: str, *, policy: str | None = None, **parts: str) -> Page:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +23,12 @@ from minigpt.inspection.snapshot import Snapshot
 from minigpt.markdown import table
 from minigpt.pages.attention import Labels, render_page
 from minigpt.pages.documents import Page
+from minigpt.pages.figures import head_figure
 from minigpt.runs.folder import RunFolder, name_of
 from minigpt.runs.loading import LoadedModel, load_model
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS = ("induction", "duplicate_token", "previous_token", "current_token", "first_token", "entropy")
 """Scores in the table; the page has all of them."""
@@ -35,9 +40,19 @@ MEASURED = 8192
 class Inspection:
     """Results of an inspection; a notebook shows the page."""
 
-    page: Page
-    table: str
+    page: Page = field(repr=False)
+    table: str = field(repr=False)
     """Heads, relations and numbers of the model, as Markdown."""
+    snapshot: Snapshot = field(repr=False)
+    """Weights and scores of every head."""
+
+    def plot(self, layer: int, head: int) -> Figure:
+        """The weights of one head as a picture, where no page can be shown: in a paper, or on GitHub.
+
+        Raises:
+            UserError: there is no such layer or head.
+        """
+        return head_figure(self.snapshot, layer, head)
 
     def _repr_html_(self) -> str:
         return self.page._repr_html_()
@@ -77,7 +92,7 @@ def inspect_runs(config: InspectConfig, text: str | None = None) -> Inspection:
         parts += ["A - B", _head_table(differences, labels=[], signed=True)]
     labels = label_heads(seen.snapshot.scores)
     page = render_page([seen.snapshot], title=title, links=probe.links, labels=[labels] if labels else (), other=other)
-    return Inspection(page, "\n\n".join(part for part in parts if part))
+    return Inspection(page, "\n\n".join(part for part in parts if part), seen.snapshot)
 
 
 def write_inspection(config: InspectConfig, text: str | None) -> str:

@@ -37,7 +37,7 @@ class ProgressBar(TQDMProgressBar):
         Without it, their lines would start at the end of the bar's line.
         """
         self._terminal = sys.stdout
-        wrapped = {each: _AboveTheBar(each, self._terminal) for each in (sys.stdout, sys.stderr) if each.isatty()}
+        wrapped = {each: _AboveTheBar(each, self._terminal) for each in (sys.stdout, sys.stderr) if can_show(each)}
         loggers = [logging.root, *logging.root.manager.loggerDict.values()]
         handlers = [
             handler
@@ -72,8 +72,14 @@ class ProgressBar(TQDMProgressBar):
         return bar
 
     def init_validation_tqdm(self) -> Any:
+        if not self._terminal.isatty():  # the output of a cell cannot move up a line, so each redraw would be a new one
+            return Tqdm(disable=True)
         with contextlib.redirect_stdout(self._terminal):
             return super().init_validation_tqdm()
+
+    def on_train_start(self, trainer: L.Trainer, *given: Any) -> None:
+        super().on_train_start(trainer, *given)
+        self.on_train_epoch_start(trainer)  # sets the bar's length; Lightning leaves it out where a run is resumed
 
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
         super().on_train_epoch_start(trainer)

@@ -97,6 +97,11 @@ function onResize(draw) {
   }).observe(document.body);
 }
 
+// The frame around the page in a notebook follows its height, see documents.py.
+if (parent !== window) {
+  new ResizeObserver(() => parent.postMessage({ minigptHeight: Math.ceil(root.getBoundingClientRect().height) }, "*")).observe(root);
+}
+
 // Runs main. An open document in a frame delays the load event, for which programs that print or capture a page wait.
 function start(main) {
   const frame = document.body.appendChild(make("iframe", { hidden: true }));
