@@ -188,7 +188,7 @@ def _bits_by_seed(name: str, runs: Sequence[Run]) -> dict[int, float]:
 
 def _text_of(config: Config) -> Any:
     """What decides on the text that a run validates on."""
-    return config.data.sources, config.data.val_source, config.data.val_fraction
+    return config.data.sources, config.data.val_source, config.data.val_fraction, config.data.val_from
 
 
 def _pandas(what: str) -> Any:

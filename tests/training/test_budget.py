@@ -86,6 +86,23 @@ def test_what_is_given_wins_even_if_it_is_the_default(story: Path, a_step_takes:
     assert planned("--data.source=story.txt", "--budget=10m")[0].data.tokenizer == "bpe:512"
 
 
+def test_a_given_width_keeps_its_number_of_heads(story: Path, a_step_takes: Any) -> None:
+    a_step_takes(0.0001)
+    config, _ = planned("--data.source=story.txt", "--budget=2h", "--model.n_embd=40")
+    assert (config.model.n_embd, config.model.n_head) == (40, 4)
+
+
+def test_a_short_budget_takes_a_model_that_it_can_give_enough_tokens(story: Path, monkeypatch: Any) -> None:
+    def timed(config: Config, *_: Any) -> StepTimes:
+        return StepTimes(1e-3 * config.model.n_layer * config.model.n_embd / 8, 0.0, 0, 1.0)
+
+    monkeypatch.setattr(budget, "measure", timed)
+    monkeypatch.setattr(budget, "speeds", lambda _: {"float32": 1e14})
+    widths = [planned("--data.source=story.txt", f"--budget={time}")[0].model.n_embd for time in ("10s", "30s", "2m")]
+    assert widths == sorted(widths)
+    assert len(set(widths)) > 1
+
+
 def test_more_passes_take_a_smaller_vocabulary_and_more_regularisation(story: Path, a_step_takes: Any) -> None:
     a_step_takes(0.5)
     short, _ = planned("--data.source=story.txt", "--budget=10s")

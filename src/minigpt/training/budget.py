@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     import lightning as L
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-VOCABULARIES = ((1.5, 2048), (4.0, 1024), (math.inf, 512))
-"""(Passes over the text up to which, size of the byte-level BPE): a small vocabulary overfits later, a large one reads
-more text in a step."""
+VOCABULARIES = ((5.0, 2048), (8.0, 1024), (math.inf, 512))
+"""(Passes over a text of 1 MB up to which, size of the byte-level BPE): a small vocabulary overfits later, a large one
+reads more text in a step. Of another size the limits change with its root: 300 kB allow half as many passes."""
 BYTES_PER_TOKEN = 3.0
 """Of a vocabulary of 2048, about, before the text is tokenised."""
 SMALL_BATCHES = ((300_000, 4), (2_000_000, 8))
@@ -68,7 +68,7 @@ TOKENS_PER_PARAMETER = 3.0
 WIDTH = {"model.n_embd", "model.n_head", "model.head_dim", "model.n_kv_head"}
 WIDE = 192
 """Width up to which any model is measured; wider ones only if the budget could hold 50 steps."""
-REGULARISED = ((2.5, 0.0, 0.3), (4, 0.0, 1.0), (12, 0.1, 1.0), (math.inf, 0.2, 1.0))
+REGULARISED = ((2.5, 0.0, 0.3), (6, 0.0, 1.0), (15, 0.1, 1.0), (math.inf, 0.2, 1.0))
 """(Passes over the text up to which, dropout, weight decay)."""
 MOST_PASSES = 30
 """After this many passes even a regularised model only memorises; the run then ends before its budget."""
@@ -144,7 +144,7 @@ class Planner:
         self.most_rows = next((rows for limit, rows in SMALL_BATCHES if n_bytes < limit), sys.maxsize)
         steps, _ = self._fit(2048, n_bytes / BYTES_PER_TOKEN)
         passes = steps * self._tokens_per_step() * BYTES_PER_TOKEN / n_bytes
-        vocabulary = next(size for limit, size in VOCABULARIES if passes <= limit)
+        vocabulary = next(size for limit, size in VOCABULARIES if passes <= limit * (n_bytes / 1e6) ** 0.5)
         if n_bytes > 20e6 and self.config.model.n_embd >= WIDE:
             vocabulary = 8192 if n_bytes > 200e6 else 4096
         share = min(0.1, max(0.005, round(VAL_BYTES / n_bytes, 3)))
