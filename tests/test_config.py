@@ -26,6 +26,7 @@ from minigpt.config import (
     ReportConfig,
     SampleConfig,
     SamplingConfig,
+    ShareConfig,
     TrainerConfig,
 )
 from minigpt.config.checks import Section
@@ -35,6 +36,7 @@ SECTIONS: list[type] = [
     Config,
     GPTConfig,
     InspectConfig,
+    ShareConfig,
     DataConfig,
     OptimizerConfig,
     GenerationConfig,
@@ -250,7 +252,7 @@ def test_settings_at_the_edge_are_taken(section: type, settings: dict[str, Any])
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_finite_number_of_every_section_is_checked(section: type) -> None:
-    required = {"run": "r"} if section is SampleConfig else {}
+    required = {"run": "r"} if section in {SampleConfig, ShareConfig} else {}
     for name, wanted in get_type_hints(section).items():
         if name != "SECTION" and "float" in str(wanted):
             value = [NAN] if "list" in str(wanted) else NAN

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import re
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -76,8 +77,8 @@ SHARE_OF_VALIDATION = 0.15
 """Largest share of the time for validations, their samples and attention maps."""
 SECONDS_OF_VALIDATION = 1.5
 """Of one validation's samples and attention maps, about, besides its loss."""
-OTHER_SECONDS = 4.0
-"""Of a run outside its steps: starting, and the scores of all heads at the end."""
+OTHER_SECONDS = 8.0
+"""Of a run outside its steps and its text: loading torch, and the scores of all heads at the end."""
 
 
 class Budget(NamedTuple):
@@ -103,6 +104,7 @@ class Planner:
         self.open = set(config.open_settings)
         if config.initial_weights is not None:  # they come with their model and tokenizer
             self.open -= {key for key in self.open if key.startswith("model.")} - {"model.dropout"} | {"data.tokenizer"}
+        self.began = time.monotonic()
         self.most_rows = sys.maxsize
         self.chosen: set[str] = set()
         self.lines: list[str] = []
@@ -160,15 +162,20 @@ class Planner:
         """Model, batch, length, regularisation and validations, by the text's tokens and this machine's speed."""
         n_train = math.inf if self.config.data.streaming else len(data.train.tokens)
         steps, step_seconds = self._fit(data.tokenizer.vocab_size, n_train)
-        most = math.ceil(MOST_PASSES * n_train / self._tokens_per_step()) if math.isfinite(n_train) else sys.maxsize
-        limited, steps = steps > most, min(steps, most)
-        passes = steps * self._tokens_per_step() / n_train
+        per_step = self._tokens_per_step()
+        most = math.ceil(MOST_PASSES * n_train / per_step) if math.isfinite(n_train) else sys.maxsize
+        passes = min(steps, most) * per_step / n_train
         _, dropout, decay = next(each for each in REGULARISED if passes <= each[0])
+        self.choose("model", dropout=dropout)
+        if self.config.model.dropout:  # takes time of its own: a CPU's fused attention has none
+            step_seconds = self._seconds_of_step(data.tokenizer.vocab_size)
+            steps = self._affordable(step_seconds)
+        limited, steps = steps > most, min(steps, most)
+        passes = steps * per_step / n_train
         # Where time ends the run, there must be steps left: the schedule ends with the time, and a machine that was
         # busy when it was measured may become free.
         most = min(most, 3 * steps) if self.budget.seconds else steps
         interval = self._interval(data, steps, step_seconds)
-        self.choose("model", dropout=dropout)
         self.choose("optimizer", weight_decay=decay)
         self.choose("trainer", max_steps=most, max_time=self._max_time(), val_check_interval=interval)
         self._say(steps, step_seconds, passes, limited=limited)
@@ -223,14 +230,22 @@ class Planner:
     def _affordable(self, step_seconds: float) -> int:
         if self.budget.steps is not None:
             return self.budget.steps
+        return (
+            0
+            if math.isinf(step_seconds)
+            else max(1, int(self._seconds_left() * (1 - SHARE_OF_VALIDATION) / step_seconds))
+        )
+
+    def _seconds_left(self) -> float:
+        """Of the budget for training: without what preparing the text took, but at least half of it."""
         assert self.budget.seconds is not None
-        usable = max(0.3 * self.budget.seconds, self.budget.seconds - OTHER_SECONDS) * (1 - SHARE_OF_VALIDATION)
-        return 0 if math.isinf(step_seconds) else max(1, int(usable / step_seconds))
+        spent = time.monotonic() - self.began + OTHER_SECONDS
+        return max(1.0, 0.5 * self.budget.seconds, self.budget.seconds - spent)
 
     def _max_time(self) -> str | None:
         if self.budget.seconds is None:
             return None
-        seconds = round(max(1.0, 0.5 * self.budget.seconds, self.budget.seconds - OTHER_SECONDS))
+        seconds = round(self._seconds_left())
         minutes, seconds = divmod(seconds, 60)
         hours, minutes = divmod(minutes, 60)
         days, hours = divmod(hours, 24)
