@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,11 @@ SECONDS = {"30s": 30, "1m": 60, "5m": 300, "20m": 1200}
 CONTENDERS = ("budget", "demo", "nanoGPT")
 VAL_BYTES = 50_000
 """Least held-out bytes: a tenth of a small text would be a noisy measure."""
+TEXTS = """The texts are not in the project. bible.txt: the first 150 kB of Debian's `bible-kjv` without verse numbers
+(`bible -f gen1:1-rev22:21`). russian.txt: 1.1 MB of Debian's `fortunes-ru`. faq.txt: 11 MB, the pages of Debian's
+`anarchism` without their markup. A tenth of each is held out, or 50 kB. The time of `budget` and `demo` is that of the
+whole command but for what comes before and after training (8 to 18 seconds here, most of it preparing the text); later
+versions count preparing in the budget. nanoGPT's time is that of its steps alone."""
 SHAKESPEARE_CHAR = nanogpt.Recipe(
     n_layer=6, n_head=6, n_embd=384, context_length=256, batch_size=64, dropout=0.2, max_steps=5000
 )
@@ -127,9 +131,14 @@ def nats(model: Any, tokens: Any, T: int) -> float:
     return total
 
 
-def results(runs: list[Run], texts: dict[str, Path], against: Path | None, store: Path) -> Iterator[tuple[Run, Any]]:
-    """Each run's result: kept, or made now."""
-    kept = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
+def kept_in(store: Path) -> dict[str, dict[str, Any]]:
+    """All results by the run's fields, joined by spaces."""
+    return json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
+
+
+def make_missing(runs: list[Run], texts: dict[str, Path], against: Path | None, store: Path) -> None:
+    """Make and keep each run that has no result yet."""
+    kept = kept_in(store)
     with tempfile.TemporaryDirectory(prefix="minigpt-own-text-") as name:
         for number, run in enumerate(runs, 1):
             key = " ".join(map(str, dataclasses.astuple(run)))
@@ -144,17 +153,16 @@ def results(runs: list[Run], texts: dict[str, Path], against: Path | None, store
                 kept[key] = made | {"machine": machine("cpu")}
                 lines = ",\n".join(f"{json.dumps(each)}: {json.dumps(kept[each])}" for each in sorted(kept))
                 write_text(store, f"{{\n{lines}\n}}\n")
-            yield run, kept[key]
 
 
-def table(done: list[tuple[Run, dict[str, Any]]]) -> Table:
+def table(kept: dict[str, dict[str, Any]]) -> Table:
     """A row for each text and budget: medians over the seeds, and differences of medians."""
-    groups: dict[tuple[str, int, str], dict[str, list[dict[str, Any]]]] = {}
-    for run, result in done:
-        group = groups.setdefault((run.text, run.n_bytes, run.budget), {})
-        group.setdefault(run.contender, []).append(result)
+    groups: dict[tuple[int, str, str], dict[str, list[dict[str, Any]]]] = {}
+    for key, result in kept.items():
+        text, n_bytes, budget, contender, _ = key.rsplit(" ", 4)
+        groups.setdefault((int(n_bytes), text, budget), {}).setdefault(contender, []).append(result)
     rows = []
-    for (text, n_bytes, budget), group in groups.items():
+    for (n_bytes, text, budget), group in sorted(groups.items(), key=lambda each: (each[0][0], SECONDS[each[0][2]])):
         ours, demo, theirs = (group.get(name, []) for name in CONTENDERS)
         row = [f"{text}, {n_bytes / 1e6:.2f} MB", budget, _cell(ours, "best"), _cell(ours, "last")]
         row += [_cell(demo, "best"), _cell(demo, "last"), _cell(theirs, "last")]
@@ -201,10 +209,12 @@ def main(arguments: list[str]) -> None:
         for text, path in texts.items()
         for contender in wanted
     ]
-    done = list(results(runs, texts, chosen.against, chosen.store))
-    print(table(done))
+    make_missing(runs, texts, chosen.against, chosen.store)
+    made = table(kept_in(chosen.store))
+    print(made)
     if chosen.store == RESULTS / "own_text.json":
-        write_text(RESULTS / "own_text.md", f"# A text of one's own\n\n{machine('cpu')}\n\n{table(done)}\n")
+        where = "The machine and the commit of each run are in the JSON beside this file, with what the budget chose."
+        write_text(RESULTS / "own_text.md", f"# A text of one's own\n\n{where}\n\n{made}\n\n{TEXTS}\n")
 
 
 if __name__ == "__main__":
