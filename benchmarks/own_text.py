@@ -24,6 +24,7 @@ import nanogpt
 from harness import RESULTS, Parser, Table, checkout, machine
 
 from minigpt.cli import program
+from minigpt.config.trainer import as_max_time
 from minigpt.errors import UserError
 from minigpt.files import write_text
 
@@ -68,15 +69,13 @@ def split(path: Path, folder: Path) -> tuple[Path, Path]:
 
 def train_ours(run: Run, train: Path, val: Path, folder: Path) -> dict[str, Any]:
     """By the command line, in a process of its own; as its user waits for it."""
-    seconds = SECONDS[run.budget]
     name = f"{run.contender}-{run.text}-{run.budget}-{run.seed}"
     words = ["--data.source", train, "--data.val_source", val, "--seed", run.seed, "--name", name]
     words += ["--trainer.logger", "false", "--runs_dir", folder / "runs", "--data.dir", folder / name]
     if run.contender == "budget":
         words += ["--budget", run.budget]
     else:
-        days = f"00:{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-        words = ["demo", *words, "--trainer.max_time", days, "--trainer.max_steps", 10**6]
+        words = ["demo", *words, "--trainer.max_time", as_max_time(SECONDS[run.budget]), "--trainer.max_steps", 10**6]
     began = time.perf_counter()
     command = [sys.executable, "-m", "minigpt", "train", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)

@@ -88,7 +88,7 @@ def test_every_similarity_is_in_the_table() -> None:
 def test_every_setting_on_the_nanogpt_page_exists() -> None:
     page = (ROOT / "docs" / "from_nanogpt.md").read_text(encoding="utf-8")
     known = set(settings_of(Config)) | set(settings_of(SampleConfig)) | set(settings_of(CompareConfig))
-    # nanoGPT's own in the column beside, and what is no setting of a config
+    # nanoGPT's own names in the other column, and options that are not settings
     others = {"start", "eval_only", "init_from", "out_dir", "batch_size", "standalone", "nproc_per_node"}
     others |= {"section.name", "resume", "from", "help"}
     assert set(re.findall(r"--([a-z_][\w.]*)", page)) - known - others == set()

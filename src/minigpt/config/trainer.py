@@ -61,6 +61,12 @@ NoLoop = Annotated[
 ]
 
 
+def as_max_time(seconds: float) -> str:
+    """Whole seconds in the format of `max_time`, DD:HH:MM:SS; the inverse of `max_time_seconds`."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 1440:02}:{minutes // 60 % 24:02}:{minutes % 60:02}:{rest:02}"
+
+
 @dataclass(frozen=True)
 class TrainerConfig(Section):
     """Arguments of Lightning's Trainer; help lines name Lightning's default where this one differs."""

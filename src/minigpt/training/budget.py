@@ -10,12 +10,14 @@ import math
 import re
 import sys
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from minigpt.config import Config, GPTConfig
+from minigpt.config.trainer import as_max_time
 from minigpt.data.prepare import find_text
 from minigpt.data.shards import SCANS, PreparedData
 from minigpt.data.sources.scan import Scans
@@ -23,7 +25,7 @@ from minigpt.data.splitting import PART_BYTES
 from minigpt.errors import UserError
 from minigpt.model.gpt import GPT
 from minigpt.training.machine import speeds
-from minigpt.training.step_times import measure
+from minigpt.training.step_times import StepTimes, measure
 
 if TYPE_CHECKING:
     import lightning as L
@@ -106,6 +108,8 @@ class Planner:
             self.open -= {key for key in self.open if key.startswith("model.")} - {"model.dropout"} | {"data.tokenizer"}
         self.began = time.monotonic()
         self.most_rows = sys.maxsize
+        self.measured: dict[str, StepTimes] = {}
+        """Of each model and batch size: both stages ask for most of them."""
         self.chosen: set[str] = set()
         self.lines: list[str] = []
 
@@ -177,7 +181,8 @@ class Planner:
         most = min(most, 3 * steps) if self.budget.seconds else steps
         interval = self._interval(data, steps, step_seconds)
         self.choose("optimizer", weight_decay=decay)
-        self.choose("trainer", max_steps=most, max_time=self._max_time(), val_check_interval=interval)
+        max_time = as_max_time(round(self._seconds_left())) if self.budget.seconds else None
+        self.choose("trainer", max_steps=most, max_time=max_time, val_check_interval=interval)
         self._say(steps, step_seconds, passes, limited=limited)
         return dataclasses.replace(self.config, planned=sorted(self.chosen))
 
@@ -219,37 +224,33 @@ class Planner:
         """Measured with this device, precision and vocabulary; a model far too slow for the budget is not built."""
         model = self._sized(vocab_size)
         config = dataclasses.replace(self.config, model=model)
-        flops = max(speeds(self.trainer.strategy.root_device).values())
         n = sum(weight.numel() for weight in on_meta(model).parameters())
-        least = 6.0 * n * self._tokens_per_step() / flops
+        least = 6.0 * n * self._tokens_per_step() / self.flops
         if self.budget.seconds and least * 50 > self.budget.seconds and model.n_embd > WIDE:
             return math.inf
-        times = measure(config, self.trainer, n, flops)
+        key = repr((model, config.data.batch_size))
+        if key not in self.measured:
+            self.measured[key] = measure(config, self.trainer, n, self.flops)
+        times = self.measured[key]
         return times.micro_batch_seconds * config.trainer.accumulate_grad_batches + times.update_seconds
+
+    @cached_property
+    def flops(self) -> float:
+        """Floating-point operations per second of this device's fastest precision."""
+        return max(speeds(self.trainer.strategy.root_device).values())
 
     def _affordable(self, step_seconds: float) -> int:
         if self.budget.steps is not None:
             return self.budget.steps
-        return (
-            0
-            if math.isinf(step_seconds)
-            else max(1, int(self._seconds_left() * (1 - SHARE_OF_VALIDATION) / step_seconds))
-        )
+        if math.isinf(step_seconds):
+            return 0
+        return max(1, int(self._seconds_left() * (1 - SHARE_OF_VALIDATION) / step_seconds))
 
     def _seconds_left(self) -> float:
         """Of the budget for training: without what preparing the text took, but at least half of it."""
         assert self.budget.seconds is not None
         spent = time.monotonic() - self.began + OTHER_SECONDS
         return max(1.0, 0.5 * self.budget.seconds, self.budget.seconds - spent)
-
-    def _max_time(self) -> str | None:
-        if self.budget.seconds is None:
-            return None
-        seconds = round(self._seconds_left())
-        minutes, seconds = divmod(seconds, 60)
-        hours, minutes = divmod(minutes, 60)
-        days, hours = divmod(hours, 24)
-        return f"{days:02}:{hours:02}:{minutes:02}:{seconds:02}"
 
     def _interval(self, data: PreparedData, steps: int, step_seconds: float) -> int:
         """Micro-batches between validations: up to twenty in a run, as far as their share of the time allows."""

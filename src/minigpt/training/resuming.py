@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from minigpt.command_line import command
 from minigpt.config import Config
+from minigpt.config.trainer import as_max_time
 from minigpt.data.shards import PreparedData
 from minigpt.errors import UserError
 from minigpt.runs.folder import RunFolder
@@ -75,7 +76,7 @@ class Reached:
         if limit and self._is_time_up(config):
             why.append(f"trainer.max_time={config.trainer.max_time} is used up at step {self.step}")
         if limit and self.seconds > (limit / 2 if arguments else limit - 1):  # twice the steps take twice the time
-            arguments += ["--trainer.max_time", _max_time(limit * max(2, math.ceil(self.seconds / limit + 0.5)))]
+            arguments += ["--trainer.max_time", as_max_time(limit * max(2, math.ceil(self.seconds / limit + 0.5)))]
         if self._was_stopped(config, before):
             stoppers, others = _stoppers(config)
             if self.memorised and config.stop_when_memorising:
@@ -111,12 +112,6 @@ def _stoppers(config: Config) -> tuple[list[str], list[dict[str, Any]]]:
         else:
             others.append(value)
     return names, others
-
-
-def _max_time(seconds: float) -> str:
-    """Seconds in the format of trainer.max_time, DD:HH:MM:SS."""
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 1440:02}:{minutes // 60 % 24:02}:{minutes % 60:02}:{rest:02}"
 
 
 def go_on(folder: RunFolder, config: Config, reached: Reached) -> str:

@@ -22,7 +22,7 @@ class NoTextError(ValueError):
 
 
 class Columns(NamedTuple):
-    """What is read of each row."""
+    """The columns that make a row's document."""
 
     text: str
     answer: str | None

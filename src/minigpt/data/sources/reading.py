@@ -39,7 +39,7 @@ def read(source: Source, config: DataConfig, on_skip: Callable[[], None] = lambd
     Args:
         source: found by `find_source`.
         config: how to read it.
-        on_skip: called for each row that is left out because it has no prompt or no answer.
+        on_skip: called for each skipped row, one without a prompt or an answer.
 
     Raises:
         UserError: a file cannot be read or parsed; names the file and, if known, the place.
