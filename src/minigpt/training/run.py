@@ -90,6 +90,8 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
         if is_auto:
             config = config.as_planned_before(Config.from_dict(content[CHECKPOINT_KEY]["config"]))
         config = with_paths_of(config, content)
+    before = content.get(CHECKPOINT_KEY, {})
+    choose_threads(before.get("n_threads"))  # before a budget measures with them
     config, planner = Planner.of(config, checked) if resume is None else (config, None)
     config = config if planner is None else planner.of_text()
     data = open_data(config.data)
@@ -102,8 +104,6 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
     config = filled_in(config, data) if resume is None else _checked(config, content, RunFolder(resume), data)
     if planner is not None:
         print(shown(planner.report()), flush=True)
-    before = content.get(CHECKPOINT_KEY, {})
-    choose_threads(before.get("n_threads"))
     content.clear()  # frees memory: Lightning reads the file itself
     if resume is not None:
         folder = RunFolder(resume)
