@@ -16,7 +16,7 @@ HEAVY = {"lightning", "pytorch_lightning", "wandb"}
 
 LOWEST = {"errors", "environment"}
 FILES = LOWEST | {"config", "cores", "files", "markdown", "signals"}
-MODELS = FILES | {"data", "model", "runs"}
+MODELS = FILES | {"data", "interop", "model", "runs"}
 MAY_IMPORT = {
     "errors": set(),
     "environment": set(),
@@ -27,11 +27,12 @@ MAY_IMPORT = {
     "signals": {"errors"},
     "data": FILES,
     "model": FILES,
-    "runs": FILES | {"data", "model"},
+    # Below runs: a model of another program is read wherever a run is.
+    "interop": FILES | {"data", "model"},
+    "runs": FILES | {"data", "interop", "model"},
     "generation": MODELS,
     "inspection": MODELS | {"generation"},
     "pages": MODELS | {"generation", "inspection"},
-    "interop": MODELS,
     "command_line": set(),
     "cli": FILES,
     "training": MODELS | {"command_line", "generation", "inspection", "pages"},

@@ -1,0 +1,1 @@
+"""Other programs' weights and tokenizers, in and out."""
