@@ -22,16 +22,24 @@ TAKEN = [
     {"mlp": "swiglu", "mlp_hidden": 40, "bias": True, "head_dim": 10},
     {"softmax_temperature": 2.0, "logit_softcap": 4.0, "window": [5, 2], "n_kv_head": 2, "position": "alibi"},
     {"norm": "layernorm", "qk_norm": True, "n_kv_head": 1, "bias": True},
+    {
+        "qkv_bias": True,
+        "norm_eps": 1e-3,
+        "rotary_fraction": 0.5,
+        "rotary_scaling": {"rope_type": "linear", "factor": 3},
+    },
 ]
 
 
 def test_the_usual_kinds_are_taken_and_others_are_left_to_the_model() -> None:
     assert can_decode(make({}))
-    assert len(TAKEN) == 14
+    assert len(TAKEN) == 15
     for kind in KINDS:
         plain = kind.get("similarity", "scaled_dot") == "scaled_dot" and not kind.get("document_mask")
         assert can_decode(make(kind)) == plain
     assert not can_decode(make({}).double())
+    assert not can_decode(make({"block": "parallel"}))
+    assert not can_decode(make({"qk_norm_per_head": False}))
 
 
 @pytest.mark.parametrize("columns", [False, True])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from minigpt.config import GPTConfig
 from minigpt.inspection.circuits import copying, symmetry
-from minigpt.model.gpt import GPT
+from minigpt.model.gpt import GPT, PostNormBlock
 
 TINY: dict[str, Any] = {"vocab_size": 61, "context_length": 8, "n_layer": 2, "n_head": 4, "n_embd": 16}
 
@@ -34,6 +34,12 @@ def folded(norm: nn.Module, vectors: Tensor) -> Tensor:
     return vectors * norm.weight.double()
 
 
+def norms_around(block: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The norm of what attention reads, and of what it writes."""
+    around = (block.attn_norm, nn.Identity())
+    return around[::-1] if isinstance(block, PostNormBlock) else around
+
+
 def parts(model: GPT, layer: int, head: int) -> dict[str, Tensor]:
     """(D, C) rows of one head's query, key and value, as far as there are, and (C, D) of its output."""
     config, attention = model.config, model.blocks[layer].attn
@@ -54,6 +60,8 @@ KINDS = [
     for norm, bias in (("rmsnorm", False), ("layernorm", True))
     for extra in ({}, {"n_kv_head": 2}, {"qk_norm": False, "head_dim": 6, "n_kv_head": 1})
 ]
+KINDS.append({"tie_embeddings": False, "norm": "rmsnorm", "bias": False, "block": "post_norm", "n_kv_head": 2})
+KINDS.append(KINDS[-1] | {"block": "parallel", "qk_norm_per_head": False})
 each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind.values())))
 
 
@@ -69,7 +77,8 @@ def test_copying_is_that_of_the_matrix_from_tokens_to_logits(kind: dict[str, Any
     for layer, block in enumerate(model.blocks):
         for head in range(4):
             part = parts(model, layer, head)
-            written = folded(block.attn_norm, embedding) @ part["value"].T @ part["proj"].T  # (V, C)
+            before, after = norms_around(block)
+            written = folded(after, folded(before, embedding) @ part["value"].T @ part["proj"].T)  # (V, C)
             eigenvalues = torch.linalg.eigvals(folded(model.final_norm, written) @ unembedding.T)  # of (V, V)
             expected = eigenvalues.real.sum() / eigenvalues.abs().sum()
             # the large matrix has 61 - D eigenvalues that should be zero and are not quite
@@ -84,9 +93,14 @@ def test_symmetry_is_that_of_the_matrix_from_channels_to_channels(kind: dict[str
     for layer, block in enumerate(model.blocks):
         for head in range(4):
             part, eye = parts(model, layer, head), torch.eye(16, dtype=torch.float64)
-            stream = folded(block.attn_norm, eye)  # (C, C), a row for each channel
-            query = folded(block.attn.q_norm, stream @ part["query"].T)
-            key = folded(block.attn.k_norm, stream @ part["key"].T)
+            stream = folded(norms_around(block)[0], eye)  # (C, C), a row for each channel
+            query, key = stream @ part["query"].T, stream @ part["key"].T
+            if model.config.qk_norm_per_head:
+                query, key = folded(block.attn.q_norm, query), folded(block.attn.k_norm, key)
+            else:
+                D, n_shared = query.shape[1], 4 // model.config.kv_heads
+                query = query * block.attn.q_norm.weight.double()[head * D : (head + 1) * D]
+                key = key * block.attn.k_norm.weight.double()[head // n_shared * D : (head // n_shared + 1) * D]
             M = query @ key.T  # (C, C): score of what is in one channel for what is in another
             even, odd = (M + M.T) / 2, (M - M.T) / 2
             expected = (even.square().sum() - odd.square().sum()) / M.square().sum()

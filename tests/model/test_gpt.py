@@ -32,6 +32,13 @@ CHOICES = [
         (4, 2),
     )
 ] + [{"mlp": mlp} for mlp in MLPS if mlp not in {"swiglu", "gelu"}]
+OF_OTHERS: list[dict[str, Any]] = [
+    {"block": "post_norm", "qk_norm_per_head": False, "n_kv_head": 2},
+    {"block": "parallel", "rotary_fraction": 0.25, "norm": "layernorm", "bias": True, "mlp": "gelu_exact"},
+    {"qk_norm": False, "qkv_bias": True, "norm_eps": 1e-5, "rotary_scaling": {"rope_type": "linear", "factor": 2.0}},
+]
+"""What models of other programs need: OLMo 2, GPT-NeoX, Qwen2."""
+CHOICES += OF_OTHERS
 POSITIONS = ("rotary", "learned", "sinusoidal", "alibi", "none")
 
 
@@ -61,8 +68,9 @@ KINDS = built(
 """Every kind of attention with every kind of position, windows and grouped heads."""
 ONE_OF_EACH = built([{"similarity": s, "position": p} for s in SIMILARITIES for p in ("rotary", "learned")])
 FAMILIES = {"modern": GPTConfig(**TINY), "gpt2": GPTConfig.gpt2_family(**TINY)}
-LEARNERS = FAMILIES | {mlp: GPTConfig(**TINY, mlp=mlp) for mlp in MLPS if mlp not in {"swiglu", "gelu"}}
-"""Both families, and every MLP that neither has."""
+LEARNERS = FAMILIES | {str(choice["block"]): GPTConfig(**TINY, **choice) for choice in OF_OTHERS if "block" in choice}
+LEARNERS |= {mlp: GPTConfig(**TINY, mlp=mlp) for mlp in MLPS if mlp not in {"swiglu", "gelu"}}
+"""Both families, and every block and MLP that neither has."""
 
 
 def name_of(choice: dict[str, Any]) -> str:

@@ -37,6 +37,10 @@ class GPTConfig(Section):
     """Position encoding: rotary (RoPE), learned or sinusoidal embeddings, alibi (linear score bias), or none."""
     rotary_base: Annotated[float, bounds(ge=1)] = 10_000.0
     """RoPE base (theta); the longest wavelength is about 2 pi times this, in tokens."""
+    rotary_fraction: Annotated[float, bounds(gt=0, le=1)] = 1.0
+    """Share of each head's channels that RoPE rotates (partial rotary); 0.25 in GPT-NeoX."""
+    rotary_scaling: dict[str, Any] | None = None
+    """RoPE for longer contexts, as Hugging Face writes it: rope_type linear, llama3 or yarn, factor, and its others."""
     similarity: Literal["scaled_dot", "cosine", "gaussian", "hopfield", "symmetric", "uniform", "linear", "hard"] = (
         "scaled_dot"
     )
@@ -58,13 +62,21 @@ class GPTConfig(Section):
     end_of_text: NonNegativeInt | None = None
     """Token id that separates documents for document_mask; the tokenizer's by default."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    """Norm before attention, before the MLP and before the output head."""
+    """Norm of each block's two halves and before the output head."""
+    norm_eps: PositiveFloat | None = None
+    """Added to the norm's variance or mean square; 1e-5 for layernorm and 1e-6 for rmsnorm by default."""
+    block: Literal["pre_norm", "post_norm", "parallel"] = "pre_norm"
+    """pre_norm normalizes what a half reads, post_norm what it writes (OLMo 2); parallel adds both at once (NeoX)."""
     mlp: Literal["swiglu", "gelu", "gelu_exact"] = "swiglu"
     """MLP activation: swiglu, gelu (tanh approximation, GPT-2's), or gelu_exact (erf, nanoGPT's)."""
     qk_norm: bool = True
     """Normalize queries and keys per head (QK-norm), so that only its learned gains can make scores grow."""
+    qk_norm_per_head: bool = True
+    """Normalize each head on its own; false normalizes the channels of all heads together (OLMo 2)."""
     bias: bool = False
     """Use biases in linear layers and LayerNorm."""
+    qkv_bias: bool | None = None
+    """Use biases in the projection to queries, keys and values; as bias by default (Qwen2 has these alone)."""
     tie_embeddings: bool = False
     """Tie the output head to the token embedding (weight tying)."""
     dropout: Annotated[float, bounds(ge=0, lt=1)] = 0.0
@@ -91,11 +103,32 @@ class GPTConfig(Section):
             self.position != "rotary" or self.width_per_head % 2 == 0,
             f"model.position=rotary rotates pairs of channels: the head width {self.width_per_head} must be even",
         )
+        self._check_rotary()
+        require(
+            self.qk_norm_per_head or self.qk_norm,
+            "model.qk_norm_per_head=false: says how model.qk_norm normalizes, which is off: leave it out",
+        )
         require(
             not isinstance(self.window, list) or 0 < len(self.window) <= self.n_layer,
             f"model.window={self.window}: a pattern has 1 to {self.n_layer} entries, for {self.n_layer} layers",
         )
         self._check_similarity()
+
+    def _check_rotary(self) -> None:
+        given = {"rotary_fraction": self.rotary_fraction != 1, "rotary_scaling": self.rotary_scaling is not None}
+        for name in given:
+            require(
+                not given[name] or self.position == "rotary",
+                f"model.{name}={getattr(self, name)}: only model.position=rotary uses it, not {self.position}",
+            )
+        n_rotated = self.rotary_fraction * self.width_per_head
+        require(
+            self.rotary_fraction == 1 or (n_rotated >= 2 and n_rotated % 2 == 0),
+            f"model.rotary_fraction={self.rotary_fraction}: of {self.width_per_head} channels it rotates "
+            f"{n_rotated:g}; an even number is needed",
+        )
+        if self.rotary_scaling is not None:
+            check_rotary_scaling(self.rotary_scaling)
 
     def _check_similarity(self) -> None:
         for name, users in {
@@ -152,6 +185,11 @@ class GPTConfig(Section):
             return self.mlp_hidden
         return 4 * self.n_embd if self.mlp != "swiglu" else 64 * math.ceil(8 * self.n_embd / 192)
 
+    @property
+    def eps(self) -> float:
+        """Added to the norm's variance or mean square. The defaults are those of GPT-2 and of the first Llama."""
+        return self.norm_eps or (1e-5 if self.norm == "layernorm" else 1e-6)
+
     @classmethod
     def gpt2_family(cls, **overrides: Any) -> GPTConfig:
         """GPT-2's architecture (Radford et al. 2019), by default the smallest size: 124,439,808 parameters."""
@@ -169,6 +207,40 @@ class GPTConfig(Section):
             "tie_embeddings": True,
         }
         return cls(**(settings | overrides))
+
+
+ROTARY_SCALINGS: dict[str, tuple[set[str], set[str]]] = {
+    "linear": ({"factor"}, set()),
+    "llama3": ({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}, set()),
+    "yarn": (
+        {"factor", "original_max_position_embeddings"},
+        {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"},
+    ),
+}
+"""Kind of RoPE scaling -> its required and its optional keys."""
+
+
+def check_rotary_scaling(scaling: dict[str, Any]) -> None:
+    """Refuse a kind, a key or a value that `rotary_table` does not know.
+
+    Raises:
+        UserError: naming it.
+    """
+    name, kind = f"model.rotary_scaling={scaling}", scaling.get("rope_type")
+    require(kind in ROTARY_SCALINGS, f"{name}: rope_type must be {', '.join(ROTARY_SCALINGS)}")
+    required, optional = ROTARY_SCALINGS[str(kind)]
+    require(scaling.keys() >= required, f"{name}: {kind} needs {', '.join(sorted(required - scaling.keys()))}")
+    unknown = ", ".join(map(str, scaling.keys() - required - optional - {"rope_type"}))
+    require(not unknown, f"{name}: {kind} does not know {unknown}")
+    for key, value in scaling.items():
+        if key == "truncate":
+            require(isinstance(value, bool), f"{name}: truncate must be true or false")
+        elif key != "rope_type" and not (value is None and key in optional):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            require(is_number and 0 < value < math.inf, f"{name}: {key} must be a positive number")
+    if kind == "llama3":
+        is_above = scaling["high_freq_factor"] > scaling["low_freq_factor"]
+        require(is_above, f"{name}: high_freq_factor must be above low_freq_factor")
 
 
 def check_attention(

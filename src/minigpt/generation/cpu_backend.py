@@ -65,6 +65,8 @@ def obstacle(model: GPT) -> str | None:
         return f"the weights are {str(weight.dtype).removeprefix('torch.')}, not float32"
     if config.similarity != "scaled_dot" or config.document_mask:
         return f"the model has similarity={config.similarity}, document_mask={config.document_mask}"
+    if config.block != "pre_norm" or not config.qk_norm_per_head:
+        return f"the model has block={config.block}, qk_norm_per_head={str(config.qk_norm_per_head).lower()}"
     if any(type(block.mlp) not in _MLPS for block in model.blocks):
         return f"the model has mlp={config.mlp}"
     return None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.model.attention import Attention
-from minigpt.model.gpt import GPT, Block
+from minigpt.model.gpt import GPT, Block, PostNormBlock
 
 
 @torch.no_grad()
@@ -32,9 +32,10 @@ def copying(model: GPT) -> Tensor:
     head = embedding if model.config.tie_embeddings else _exact(model.lm_head.weight)[:V]
     back = embedding.T @ head @ _linear_part(model.final_norm, model.config.n_embd)  # (C, C): output to logits to input
     layers = []
-    for attention, norm in _layers(model):
+    for attention, norm, norm_after in _layers(model):
         reads = _projection(attention, "value") @ norm  # (H, D, C)
-        writes = _exact(attention.proj.weight).unflatten(1, (attention.n_head, -1)).transpose(0, 1)  # (H, C, D)
+        proj = norm_after @ _exact(attention.proj.weight)
+        writes = proj.unflatten(1, (attention.n_head, -1)).transpose(0, 1)  # (H, C, D)
         eigenvalues = torch.linalg.eigvals(reads @ back @ writes)
         layers.append(eigenvalues.real.sum(-1) / eigenvalues.abs().sum(-1))
     return torch.stack(layers)
@@ -52,32 +53,36 @@ def symmetry(model: GPT) -> Tensor:
         key projection or the weights are all zero.
     """
     layers = []
-    for attention, norm in _layers(model):
+    for attention, norm, _ in _layers(model):
         names = attention.similarity.projections
         if "key" not in names:
             layers.append(torch.full((attention.n_head,), torch.nan, dtype=torch.float64))
             continue
-        D = attention.head_dim
-        key = query = _linear_part(attention.k_norm, D) @ _projection(attention, "key") @ norm  # (H, D, C)
+        key = query = _projection(attention, "key") @ norm  # (H, D, C)
         if "query" in names:
-            query = _linear_part(attention.q_norm, D) @ _projection(attention, "query") @ norm
+            query = _projection(attention, "query") @ norm
         across = key @ query.mT  # (H, D, D)
         size = ((query @ query.mT) * (key @ key.mT)).sum((-2, -1))
         layers.append((across * across.mT).sum((-2, -1)) / size)
     return torch.stack(layers)
 
 
-def _layers(model: GPT) -> Iterator[tuple[Attention, Tensor]]:
-    """Each layer's attention, and the (C, C) matrix of the norm before it."""
+def _layers(model: GPT) -> Iterator[tuple[Attention, Tensor, Tensor]]:
+    """Each layer's attention, and the (C, C) matrices of the norms before it and after it."""
+    C = model.config.n_embd
     for block in model.blocks:
         assert isinstance(block, Block)
-        yield block.attn, _linear_part(block.attn_norm, model.config.n_embd)
+        norm, none = _linear_part(block.attn_norm, C), torch.eye(C, dtype=torch.float64)
+        yield block.attn, *((none, norm) if isinstance(block, PostNormBlock) else (norm, none))
 
 
 def _projection(attention: Attention, name: str) -> Tensor:
-    """(H, D, C) query, key or value projection of each head; shared ones are repeated."""
-    parts = _exact(attention.qkv.weight).unflatten(0, (-1, attention.head_dim)).split(attention.n_projected)
-    part = parts[("query", "key", "value").index(name)]
+    """(H, D, C) query, key or value projection of each head, with QK-norm's gains; shared ones are repeated."""
+    D, which = attention.head_dim, ("query", "key", "value").index(name)
+    part = _exact(attention.qkv.weight).split([n * D for n in attention.n_projected])[which]  # (n D, C)
+    norm = (attention.q_norm, attention.k_norm, nn.Identity())[which]
+    width = D if attention.qk_norm_per_head else len(part)
+    part = (_linear_part(norm, width) @ part.unflatten(0, (-1, width))).reshape(-1, D, part.shape[1])
     return part.repeat_interleave(attention.n_head // len(part), dim=0)
 
 

@@ -6,7 +6,8 @@ rotary positions. Other similarities and masks, ALiBi, softcap and grouped heads
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from minigpt.config import GPTConfig
 from minigpt.model.cache import LayerCache
 from minigpt.model.variants.attend import AttentionSpec, attend_variant, missing_query_and_key
 from minigpt.model.variants.graphs import Causal, Full, Graph
+from minigpt.model.variants.positions import scaled_frequencies
 from minigpt.model.variants.similarities import SIMILARITIES, ScaledDot
 
 
@@ -34,15 +36,18 @@ class Attention(nn.Module):
         # A similarity has no weights for what it does not read: `uniform` has values only.
         self.n_projected = [n if name in self.similarity.projections else 0 for name, n in n_heads.items()]
         # One weight for queries, keys and values: one large matrix product is faster than three small ones.
-        self.qkv = nn.Linear(config.n_embd, sum(self.n_projected) * self.head_dim, bias=config.bias)
+        qkv_bias = config.bias if config.qkv_bias is None else config.qkv_bias
+        self.qkv = nn.Linear(config.n_embd, sum(self.n_projected) * self.head_dim, bias=qkv_bias)
         # Named proj, as in the MLP: `GPT` initialises both by this name, as both write to the residual stream.
         self.proj = nn.Linear(self.n_head * self.head_dim, config.n_embd, bias=config.bias)
         # QK-norm (Dehghani et al. 2023, https://arxiv.org/abs/2302.05442): only the gains can make scores grow, so
         # fewer heads saturate their softmax, and training survives higher learning rates (Wortsman et al. 2023,
         # https://arxiv.org/abs/2309.14322).
         n_query, n_key, _ = self.n_projected
-        self.q_norm = make_norm(config, self.head_dim) if config.qk_norm and n_query else nn.Identity()
-        self.k_norm = make_norm(config, self.head_dim) if config.qk_norm and n_key else nn.Identity()
+        D, self.qk_norm_per_head = self.head_dim, config.qk_norm_per_head
+        width = (D, D) if self.qk_norm_per_head else (n_query * D, n_key * D)
+        self.q_norm = make_norm(config, width[0]) if config.qk_norm and n_query else nn.Identity()
+        self.k_norm = make_norm(config, width[1]) if config.qk_norm and n_key else nn.Identity()
         # Called with the query, key and value of each forward pass and its kind of attention; see inspection.capture.
         self.hooks: list[Callable[[Tensor, Tensor, Tensor, AttentionSpec], None]] = []
 
@@ -68,9 +73,13 @@ class Attention(nn.Module):
         n_query, n_key, n_value = self.n_projected
         # Split before the heads are: the backward pass then joins the three gradients for qkv in one copy.
         query, key, value = self.qkv(x).split([n_query * D, n_key * D, n_value * D], dim=-1)  # (B, T, n D) each
+        if not self.qk_norm_per_head:
+            query, key = self.q_norm(query), self.k_norm(key)
         # Heads become a batch axis, as the kernel attends within each head on its own.
-        query = self.q_norm(query.view(B, T, n_query, D).transpose(1, 2))  # (B, H, T, D)
-        key = self.k_norm(key.view(B, T, n_key, D).transpose(1, 2))  # (B, H_kv, T, D)
+        query = query.view(B, T, n_query, D).transpose(1, 2)  # (B, H, T, D)
+        key = key.view(B, T, n_key, D).transpose(1, 2)  # (B, H_kv, T, D)
+        if self.qk_norm_per_head:
+            query, key = self.q_norm(query), self.k_norm(key)
         value = value.view(B, T, n_value, D).transpose(1, 2)  # (B, H_kv, T, D)
         if not n_query:  # similarity symmetric or uniform
             query, key = missing_query_and_key(key, value, H)
@@ -108,19 +117,37 @@ class Attention(nn.Module):
         return self.proj(gathered.transpose(1, 2).reshape(B, T, H * D))  # (B, T, C)
 
 
-def rotary_table(context_length: int, head_dim: int, base: float) -> Tensor:
+def rotary_table(
+    context_length: int,
+    head_dim: int,
+    base: float,
+    fraction: float = 1.0,
+    scaling: Mapping[str, Any] | None = None,
+) -> Tensor:
     """Cosines and sines of every position, for `rotate`.
 
     Channel pair (i, i + D/2) turns by base ** (-2i / D) radians per token: the first pairs tell neighbours apart, the
     last ones barely turn within the context.
 
+    Args:
+        context_length: number of positions, T.
+        head_dim: D.
+        base: theta.
+        fraction: the first pairs, this share of all, turn as if they were the whole head; the others do not turn.
+        scaling: stretches the wavelengths for longer contexts; see `GPTConfig.rotary_scaling`.
+
     Returns:
         (2, T, D) float32: the cosine of each channel, then its sine, negative in the first half.
     """
+    n_rotated = round(fraction * head_dim)
     # In float64: in float32, the angle of position 100,000 would be off by up to 0.004 radians.
-    frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)  # (D / 2,)
-    angles = torch.arange(context_length, dtype=torch.float64)[:, None] * frequencies  # (T, D / 2)
-    cos, sin = angles.cos(), angles.sin()
+    frequencies = base ** (-torch.arange(0, n_rotated, 2, dtype=torch.float64) / n_rotated)
+    length = 1.0
+    if scaling is not None:
+        frequencies, length = scaled_frequencies(frequencies, base, scaling)
+    angles = torch.arange(context_length, dtype=torch.float64)[:, None] * frequencies  # (T, n_rotated / 2)
+    n_still = (head_dim - n_rotated) // 2
+    cos, sin = F.pad(length * angles.cos(), (0, n_still), value=1.0), F.pad(length * angles.sin(), (0, n_still))
     # Pairs are (i, i + D/2) as in Llama and GPT-NeoX, not neighbours as in the paper: halves are contiguous in memory.
     return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)]).float()
 

@@ -26,10 +26,9 @@ VOCABULARY_MULTIPLE = 64
 def make_norm(config: GPTConfig, width: int) -> nn.Module:
     """The config's norm over the last axis: LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019)."""
     # RMSNorm is the default: it neither subtracts the mean nor adds a bias, and trains as well (arXiv:1910.07467).
-    # The eps are those of GPT-2 and of the first Llama.
     if config.norm == "layernorm":
-        return nn.LayerNorm(width, eps=1e-5, bias=config.bias)
-    return RMSNorm(width, eps=1e-6)
+        return nn.LayerNorm(width, eps=config.eps, bias=config.bias)
+    return RMSNorm(width, eps=config.eps)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -123,6 +122,42 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
+class PostNormBlock(Block):
+    """Attention and MLP read the stream as it is, and their updates are normalised (OLMo 2, arXiv:2501.00656)."""
+
+    def forward(
+        self,
+        x: Tensor,
+        graph: Graph,
+        rotary: Tensor | None,
+        key_bias: Tensor | None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """As `Block.forward`."""
+        x = x + self.dropout(self.attn_norm(self.attn(x, graph, rotary, key_bias, cache)))
+        return x + self.dropout(self.mlp_norm(self.mlp(x)))
+
+
+class ParallelBlock(Block):
+    """Attention and MLP read the same stream, each through its own norm (GPT-NeoX, arXiv:2204.06745)."""
+
+    def forward(
+        self,
+        x: Tensor,
+        graph: Graph,
+        rotary: Tensor | None,
+        key_bias: Tensor | None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """As `Block.forward`."""
+        update = self.attn(self.attn_norm(x), graph, rotary, key_bias, cache)
+        return x + self.dropout(update) + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+BLOCKS: dict[str, type[Block]] = {"pre_norm": Block, "post_norm": PostNormBlock, "parallel": ParallelBlock}
+"""The blocks by their names in GPTConfig.block."""
+
+
 class GPT(nn.Module):
     """A decoder-only transformer (Radford et al. 2019), in GPT-2's form or a modern one; see `GPTConfig`.
 
@@ -146,7 +181,7 @@ class GPT(nn.Module):
         if config.position == "learned":  # GPT-2's; the default, rotary, has no weights: it turns queries and keys
             self.position_embedding = nn.Embedding(config.context_length, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.blocks = nn.ModuleList(BLOCKS[config.block](config) for _ in range(config.n_layer))
         # The stream has grown with every update; normalised, the head's logits start at the same size at any depth.
         self.final_norm = make_norm(config, config.n_embd)
         # Tied to the embedding (Press and Wolf 2017, arXiv:1608.05859), as in GPT-2, the head saves V C parameters.
@@ -158,8 +193,9 @@ class GPT(nn.Module):
         self.sinusoidal: Tensor | None
         self.slopes: Tensor | None
         T, D = config.context_length, config.width_per_head
+        rotary = (config.rotary_base, config.rotary_fraction, config.rotary_scaling)
         for name, table in {
-            "rotary": rotary_table(T, D, config.rotary_base) if config.position == "rotary" else None,
+            "rotary": rotary_table(T, D, *rotary) if config.position == "rotary" else None,
             "sinusoidal": sinusoidal_table(T, config.n_embd) if config.position == "sinusoidal" else None,
             "slopes": alibi_slopes(config.n_head) if config.position == "alibi" else None,
         }.items():

@@ -18,7 +18,7 @@ from minigpt.runs.loading import LoadedModel, load_model
 
 OWN = {"dropout"}
 """Model settings that the new run sets itself: not taken over."""
-FREE = {"context_length", "document_mask", "end_of_text", "window", "rotary_base"}
+FREE = {"context_length", "document_mask", "end_of_text", "window", "rotary_base", "rotary_scaling"}
 """Model settings that change no weights: taken over unless another value is given."""
 
 

@@ -1,14 +1,16 @@
 """Rotations, vectors and biases against their formulas, and what they let a score depend on."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
+from minigpt.config import GPTConfig
 from minigpt.model.attention import rotary_table, rotate
 from minigpt.model.variants.attend import attention_weights
 from minigpt.model.variants.graphs import Causal
-from minigpt.model.variants.positions import alibi_bias, alibi_slopes, sinusoidal_table
+from minigpt.model.variants.positions import alibi_bias, alibi_slopes, scaled_frequencies, sinusoidal_table
 from minigpt.model.variants.similarities import ScaledDot
 
 
@@ -46,6 +48,60 @@ def test_rotation_turns_channel_i_with_channel_i_plus_half() -> None:
     turned = rotate(x, rotary_table(2, 4, 100.0))[0, 0, 1]
     expected = [3 * math.cos(1), 5 * math.cos(0.1), 3 * math.sin(1), 5 * math.sin(0.1)]
     torch.testing.assert_close(turned, torch.tensor(expected))
+
+
+def test_a_fraction_of_the_pairs_turns_as_a_head_of_that_width_and_the_rest_stands_still() -> None:
+    table, small = rotary_table(7, 16, 100.0, fraction=0.25), rotary_table(7, 4, 100.0)
+    torch.testing.assert_close(table.unflatten(-1, (2, 8))[..., :2], small.unflatten(-1, (2, 2)))
+    x = torch.randn(1, 1, 7, 16)
+    still = [i for i in range(16) if i % 8 >= 2]
+    torch.testing.assert_close(rotate(x, table)[..., still], x[..., still])
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "linear", "factor": 4.0},
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+        {
+            "rope_type": "yarn",
+            "factor": 40.0,
+            "original_max_position_embeddings": 128,
+            "beta_fast": 16.0,
+            "beta_slow": 2.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.7,
+            "truncate": False,
+        },
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "attention_factor": 1.5},
+    ],
+    ids=lambda scaling: f"{scaling['rope_type']}-{len(scaling)}",
+)
+def test_frequencies_for_longer_contexts_are_those_of_transformers(scaling: dict[str, Any]) -> None:
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = LlamaConfig(
+        hidden_size=64,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        rope_parameters=scaling | {"rope_theta": 10_000.0},
+    )
+    expected, length = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](config, torch.device("cpu"))
+    plain = 10_000.0 ** (-torch.arange(0, 32, 2, dtype=torch.float64) / 32)
+    frequencies, found = scaled_frequencies(plain, 10_000.0, scaling)
+    torch.testing.assert_close(frequencies.float(), expected.float())
+    assert found == pytest.approx(length)
+    GPTConfig(rotary_scaling=scaling)
+    cosines, _ = rotary_table(300, 32, 10_000.0, scaling=scaling)
+    torch.testing.assert_close(cosines[299, :16].double(), length * (299 * frequencies).cos())
 
 
 def test_rows_may_count_their_positions_each_on_its_own() -> None:
