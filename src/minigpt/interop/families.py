@@ -19,7 +19,7 @@ from minigpt.interop.family import Family
 from minigpt.interop.fields import shown
 from minigpt.interop.layernorm_families import LAYERNORM_FAMILIES
 from minigpt.interop.rms_families import RMS_FAMILIES
-from minigpt.interop.weights import Translation, biased
+from minigpt.interop.weights import Translation
 
 FAMILIES = (*RMS_FAMILIES, *LAYERNORM_FAMILIES)
 """Of several classes that fit equally well, the first is written."""
@@ -33,11 +33,6 @@ class Export:
     """config.json."""
     family: Family
     _translation: Translation
-
-    @property
-    def n_zero_biases(self) -> int:
-        """Kinds of modules that have a bias there and none here."""
-        return len(set(self._translation.biases) - biased(self._translation.config))
 
     def tensors(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Our state_dict -> their names and tensors, one after the other, without the vocabulary's padding.
@@ -90,21 +85,23 @@ def exported(config: GPTConfig) -> Export:
     """The class of transformers that computes exactly what a config says.
 
     Raises:
-        UserError: none does; the message names the settings without counterpart, and the nearest that have one.
+        UserError: none does; the message names the settings without counterpart, and the nearest values that have one.
     """
     if config.similarity == "uniform":  # nothing to normalise
         config = dataclasses.replace(config, qk_norm=False, qk_norm_per_head=True)
-    misfits = {family.architecture: family.misfits(config) for family in FAMILIES}
-    fitting = [family for family in FAMILIES if not misfits[family.architecture]]
-    if fitting:
-        # Of several, the one with the fewest biases of zero.
-        written = [(family, family.write(config)) for family in fitting]
-        found = [Export(values, family, family.translation(config, values)) for family, values in written]
-        return min(found, key=lambda export: export.n_zero_biases)
-    nearest = min(misfits, key=lambda architecture: len(misfits[architecture]))
-    said = ", ".join(f"model.{each.setting}={shown(each.value)}" for each in misfits[nearest])
-    wanted = ", ".join(f"model.{each.setting}={each.nearest}" for each in misfits[nearest])
-    raise UserError(f"{said}: no class of transformers computes that; the nearest, {nearest}, needs {wanted}")
+    misfits = {family: family.misfits(config) for family in FAMILIES}
+    fewest = min(map(len, misfits.values()))
+    nearest = [family for family in FAMILIES if len(misfits[family]) == fewest]
+    if fewest == 0:
+        family = min(nearest, key=lambda family: family.n_zero_biases(config))
+        values = family.write(config)
+        return Export(values, family, family.translation(config, values))
+    ways = dict[str, str]()
+    for family in nearest:
+        needs = [f"model.{m.setting}={m.nearest} instead of {shown(m.value)}" for m in misfits[family]]
+        ways.setdefault(" and ".join(needs), family.architecture)
+    said = ", or ".join(f"{needs} ({architecture})" for needs, architecture in list(ways.items())[:3])
+    raise UserError(f"no class of transformers computes this model: that needs {said}")
 
 
 def imported(config: Mapping[str, Any]) -> Import:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from minigpt.config import GPTConfig
-from minigpt.interop.fields import LARGEST, Fields, refused
+from minigpt.interop.fields import LARGEST, Fields, refused, shown
 from minigpt.interop.rotary import rotary_to_ours, rotary_to_theirs
 from minigpt.interop.weights import Names, Translation, biased
 from minigpt.interop.windows import NO_WINDOWS, Windows, as_pattern, windows_of
@@ -31,7 +31,7 @@ class Misfit(NamedTuple):
     """What the class could say."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
     """One class of transformers. Everything is said once, and read in both directions."""
 
@@ -70,8 +70,7 @@ class Family:
         """The settings that the class cannot say; none if it computes exactly what we do."""
 
         def say(name: str, nearest: object) -> Misfit:
-            shown = {None: "null", True: "true", False: "false"}.get(nearest, nearest)  # type: ignore[call-overload]
-            return Misfit(name, getattr(config, name), str(shown))
+            return Misfit(name, getattr(config, name), nearest if isinstance(nearest, str) else shown(nearest))
 
         found = [say(name, value) for name, value in self.ours.items() if getattr(config, name) != value]
         for name, values in self.switches.values():
@@ -106,6 +105,11 @@ class Family:
             yield say("n_embd", f"a multiple of {config.n_head}")
         if "mlp_hidden" not in self.keys and config.mlp_width != 4 * config.n_embd:
             yield say("mlp_hidden", None)
+
+    def n_zero_biases(self, config: GPTConfig) -> int:
+        """Modules that get a bias of zero because they share a flag with one that has a bias."""
+        has = biased(config)
+        return sum(len(set(names) - has) for flag, names in self.biases.items() if flag and not has.isdisjoint(names))
 
     def write(self, config: GPTConfig) -> dict[str, Any]:
         """The class's config.json."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from itertools import islice
@@ -10,7 +11,6 @@ from pathlib import Path
 import psutil
 import torch
 
-from minigpt.config import GPTConfig
 from minigpt.errors import UserError
 from minigpt.files import reason, write_text
 from minigpt.interop.families import Import, exported, imported
@@ -27,7 +27,7 @@ Shape = tuple[int, ...]
 DTYPE_NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
-def read_folder(path: Path) -> tuple[GPTConfig, GPT]:
+def read_folder(path: Path) -> GPT:
     """A model of transformers' as ours, in float32 and eval mode.
 
     No memory is taken before all shapes are known to fit, and nothing but the tensors of one module is held twice.
@@ -50,7 +50,7 @@ def read_folder(path: Path) -> tuple[GPTConfig, GPT]:
         raise UserError(str(error) if str(path) in str(error) else f"{file}: {error}") from None
     except (RuntimeError, MemoryError, ArithmeticError) as error:
         raise UserError(f"{file}: no model can be made of this ({reason(error)})") from None
-    return found.config, model.eval()
+    return model.eval()
 
 
 def _model_without_memory(found: Import, stored: Mapping[str, Stored]) -> GPT:
@@ -94,7 +94,13 @@ def _fill(model: GPT, found: Import, stored: Mapping[str, Stored]) -> None:
     assert not parameters, parameters.keys()
 
 
-def write_folder(out: Path, model: GPT, dtype: torch.dtype = torch.float32, shard_bytes: int = 5 * 10**9) -> None:
+def write_folder(
+    out: Path,
+    model: GPT,
+    dtype: torch.dtype = torch.float32,
+    shard_bytes: int = 5 * 10**9,
+    end_of_text: int | None = None,
+) -> None:
     """Write a model of ours as transformers reads it: config.json, generation_config.json and model.safetensors.
 
     config.json is written last, and an older one deleted first: without it no program takes the folder for a model.
@@ -104,11 +110,12 @@ def write_folder(out: Path, model: GPT, dtype: torch.dtype = torch.float32, shar
         model: its weights are converted and written one at a time.
         dtype: of the files: torch.float32, bfloat16 or float16.
         shard_bytes: larger models are written as several files and their index.
+        end_of_text: the token id that ends a text, as the tokenizer has it.
 
     Raises:
         UserError: no class computes the model exactly, or a file cannot be written.
     """
-    export = exported(model.config)
+    export = exported(dataclasses.replace(model.config, end_of_text=end_of_text))
     state = {name: each.detach() for name, each in model.state_dict().items()}
     meta = {name: each.to("meta") for name, each in state.items()}
     shapes = {name: tuple(each.shape) for name, each in export.tensors(meta)}

@@ -5,6 +5,8 @@ transformers 5 writes `rope_parameters`; earlier versions, vLLM and llama.cpp re
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from minigpt.config import GPTConfig
@@ -19,7 +21,7 @@ def rotary_to_theirs(config: GPTConfig, partial_key: str | None) -> dict[str, An
     """The entries of a config.json. Args: partial_key is the class's older name for the rotated share, if any."""
     scaling = STANDS_STILL if config.position == "none" else config.rotary_scaling
     theta = config.rotary_base
-    partial = {} if partial_key is None else {"partial_rotary_factor": config.rotary_fraction}
+    partial = {} if partial_key is None else {"partial_rotary_factor": _share(config)}
     entries: dict[str, Any] = {
         "rope_parameters": {"rope_type": "default", "rope_theta": theta, **(scaling or {}), **partial},
         "rope_theta": theta,
@@ -28,7 +30,7 @@ def rotary_to_theirs(config: GPTConfig, partial_key: str | None) -> dict[str, An
         # Over `rope_parameters` in transformers 5, so it says all that they say.
         entries["rope_scaling"] = entries["rope_parameters"]
     if partial_key is not None:
-        entries[partial_key] = config.rotary_fraction
+        entries[partial_key] = _share(config)
     if partial_key == "rotary_pct":  # GPT-NeoX' own names
         entries["rotary_emb_base"] = theta
     return entries
@@ -42,6 +44,8 @@ def rotary_to_ours(fields: Fields, context_length: int, head_dim: int, partial_k
     """
     where = "rope_scaling" if fields.mapping("rope_scaling") else "rope_parameters"
     said = fields.mapping(where)
+    if any(isinstance(value, Mapping) for value in said.values()):
+        raise refused(where, said, "positions that differ between layers have no counterpart")
     theta_key = "rotary_emb_base" if partial_key == "rotary_pct" else "rope_theta"
     # The newer place comes first.
     merged = Fields({**fields.values, **said}, fields.defaults)
@@ -70,3 +74,10 @@ def rotary_to_ours(fields: Fields, context_length: int, head_dim: int, partial_k
         if value is not None:
             scaling[key] = value
     return {"position": "none"} if scaling == STANDS_STILL else settings | {"rotary_scaling": scaling}
+
+
+def _share(config: GPTConfig) -> float:
+    """The rotated share of a head, such that int(D share) is the number of channels: transformers rounds down."""
+    D = config.width_per_head
+    n = round(D * config.rotary_fraction)
+    return n / D if int(D * (n / D)) == n else math.nextafter(n / D, 1)

@@ -195,8 +195,10 @@ class Translation:
                         missing.append(name)
                     else:
                         found[name] = there
+                    if len(missing) == 20:  # a hostile config asks for millions
+                        raise UserError(f"the weights lack tensors of the config: {listed(missing)}")
         if missing:
-            raise UserError(f"the weights lack {len(missing)} tensors of the config: {listed(missing)}")
+            raise UserError(f"the weights lack tensors of the config: {listed(missing)}")
         unknown = sorted(known - set(found.values()) - {name for name in known if self._is_buffer(name)})
         if unknown:
             raise UserError(
