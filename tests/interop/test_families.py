@@ -121,8 +121,6 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
 QUICK = {
     "a pattern of windows",
     "symmetric",
-    "no positions",
-    "uniform",
     "llama, biases, temperature",
     "llama 3's scaling",
     "a width that the heads do not divide",
@@ -209,7 +207,21 @@ HUGGING_FACE: dict[str, tuple[str, dict[str, Any]]] = {
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 
 
-@pytest.mark.parametrize(("kind", "settings"), HUGGING_FACE.values(), ids=HUGGING_FACE)
+QUICK_OF_THEIRS = {
+    "attention_bias without mlp_bias",
+    "qwen2's windows from a layer on",
+    "gpt-neo's windows",
+    "pythia",
+    "softmax_scale",
+    "query_pre_attn_scalar",
+}
+THEIRS = [
+    pytest.param(*row, id=name, marks=() if name in QUICK_OF_THEIRS else pytest.mark.slow)
+    for name, row in HUGGING_FACE.items()
+]
+
+
+@pytest.mark.parametrize(("kind", "settings"), THEIRS)
 def test_a_model_of_transformers_computes_the_same_here(kind: str, settings: dict[str, Any], tmp_path: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -68,9 +68,7 @@ def _model_without_memory(found: Import, stored: Mapping[str, Stored]) -> GPT:
         if there.shape != shape:
             raise UserError(f"{name} in {there.file.name} is {_size(there.shape)}; the config says {_size(shape)}")
         if not there.is_float:
-            raise UserError(
-                f"{name} in {there.file.name} holds no floating-point numbers: quantised weights are not read"
-            )
+            raise UserError(f"{name} in {there.file.name} is not floating-point: quantised weights are not read")
     return model
 
 
