@@ -121,7 +121,7 @@ class GPTConfig(Section):
                 not given[name] or self.position == "rotary",
                 f"model.{name}={getattr(self, name)}: only model.position=rotary uses it, not {self.position}",
             )
-        n_rotated = self.rotary_fraction * self.width_per_head
+        n_rotated = round(self.rotary_fraction * self.width_per_head, 6)  # 30 / 44 of 44 is above 30 by rounding
         require(
             self.rotary_fraction == 1 or (n_rotated >= 2 and n_rotated % 2 == 0),
             f"model.rotary_fraction={self.rotary_fraction}: of {self.width_per_head} channels it rotates "

@@ -192,13 +192,7 @@ class GPT(nn.Module):
         self.rotary: Tensor | None
         self.sinusoidal: Tensor | None
         self.slopes: Tensor | None
-        T, D = config.context_length, config.width_per_head
-        rotary = (config.rotary_base, config.rotary_fraction, config.rotary_scaling)
-        for name, table in {
-            "rotary": rotary_table(T, D, *rotary) if config.position == "rotary" else None,
-            "sinusoidal": sinusoidal_table(T, config.n_embd) if config.position == "sinusoidal" else None,
-            "slopes": alibi_slopes(config.n_head) if config.position == "alibi" else None,
-        }.items():
+        for name, table in position_tables(config).items():
             self.register_buffer(name, table, persistent=False)
         self._initialise()
         # After the initialisation, so that padding does not change the random numbers of any weight.
@@ -321,6 +315,17 @@ class GPT(nn.Module):
         if document_ids.is_floating_point() or document_ids.dtype == torch.bool:
             raise ValueError(f"document_ids is {document_ids.dtype}: give whole numbers, as torch.int64")
         return document_ids if cache is None else cache.extend_document_ids(document_ids)
+
+
+def position_tables(config: GPTConfig) -> dict[str, Tensor | None]:
+    """What the model computes from the config alone: the buffers for the positions of a whole context, by name."""
+    T, D = config.context_length, config.width_per_head
+    rotary = (config.rotary_base, config.rotary_fraction, config.rotary_scaling)
+    return {
+        "rotary": rotary_table(T, D, *rotary) if config.position == "rotary" else None,
+        "sinusoidal": sinusoidal_table(T, config.n_embd) if config.position == "sinusoidal" else None,
+        "slopes": alibi_slopes(config.n_head) if config.position == "alibi" else None,
+    }
 
 
 def _graph(document_ids: Tensor | None, window: int | None, start: int, T: int, device: torch.device) -> Graph:
