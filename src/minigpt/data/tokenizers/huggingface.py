@@ -18,11 +18,14 @@ from minigpt.cores import in_threads
 from minigpt.data.sources.chunking import grouped
 from minigpt.data.tokenizers.bpe import MAX_VOCAB_SIZE, byte_symbols, unused_token, well_formed
 from minigpt.data.tokenizers.huggingface_checks import (
+    BYTE_TOKENS,
     check_model,
     check_steps,
     fallback_bytes,
+    keeping_unmatched,
     read_vocabulary,
     uses_byte_fallback,
+    without_merges_to,
 )
 from minigpt.errors import UserError
 
@@ -69,14 +72,18 @@ class HuggingFaceTokenizer:
         from tokenizers import Tokenizer  # only here: the other tokenizers do not need it
 
         try:
+            saved = {**saved, "pre_tokenizer": keeping_unmatched(saved.get("pre_tokenizer"))}
             vocab, added = read_vocabulary(saved)
             end = _end_of_text(vocab, added, end_of_text)
             added = _within(added, vocab_size)
             # Special in any case, so that no text is encoded to it.
             added[end] = _PLAIN | added.get(end, {"id": vocab.get(end), "content": end}) | {"special": True}
             tokens = list(added.values())
-            self._saved = {**saved, "added_tokens": tokens, "truncation": None, "padding": None}
-            check_model(saved["model"], vocab, {token["content"] for token in tokens if token["special"]})
+            special = {token["content"] for token in tokens if token["special"]}
+            fallback = uses_byte_fallback(saved)
+            model = without_merges_to(saved["model"], special) if fallback else saved["model"]
+            self._saved = {**saved, "added_tokens": tokens, "model": model, "truncation": None, "padding": None}
+            check_model(model, vocab, special | BYTE_TOKENS if fallback else special)
             plain = [token for token in tokens if not token["special"]]
             self.lossless = check_steps(saved) and not any(t.get("lstrip") or t.get("rstrip") for t in plain)
         except (AttributeError, KeyError, TypeError, RecursionError) as error:
@@ -90,7 +97,7 @@ class HuggingFaceTokenizer:
         self.end_of_text = ids[end]
         self._given = {"end_of_text": end_of_text if end not in ENDS_OF_TEXT else None, "vocab_size": vocab_size}
         self.vocab_size = _vocab_size(max(ids.values()) + 1, vocab_size)
-        self._bytes = _bytes_of_tokens(ids, self.vocab_size, set(added), fallback=uses_byte_fallback(saved))
+        self._bytes = _bytes_of_tokens(ids, self.vocab_size, set(added), fallback=fallback)
         restored = self.decode_bytes(self.encode(_PROBE))
         if restored != _PROBE.encode() and (self.lossless or (not plain and restored != b" " + _PROBE.encode())):
             raise UserError("decoding does not restore the encoded text")

@@ -16,7 +16,8 @@ from minigpt.errors import UserError
 
 SPACE = "▁"
 """U+2581, SentencePiece's character for a space."""
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+BYTE_TOKENS = frozenset(f"<0x{byte:02X}>" for byte in range(256))
+"""The tokens of single bytes in a SentencePiece-style BPE."""
 _NOT_IN_UTF8 = frozenset({0xC0, 0xC1, *range(0xF5, 0x100)})
 """Bytes that no text has in UTF-8; GPT-NeoX has no tokens for some."""
 _MAX_PATTERN = 10_000
@@ -24,8 +25,8 @@ _MAX_PATTERN = 10_000
 
 def fallback_bytes(name: str) -> bytes:
     """Bytes of a token of a SentencePiece-style BPE: one byte for <0x0A>, else its text with spaces for "▁"."""
-    if byte := _BYTE_TOKEN.fullmatch(name):
-        return bytes([int(byte[1], 16)])
+    if name in BYTE_TOKENS:
+        return bytes([int(name[3:5], 16)])
     return name.replace(SPACE, " ").encode()
 
 
@@ -57,8 +58,8 @@ def read_vocabulary(saved: dict[str, Any]) -> tuple[dict[str, int], dict[str, di
         if owner.setdefault(token, name) != name or vocab.get(name, token) != token:
             raise UserError(f"the tokens {name!r:.40} and {owner[token]!r:.40} share an id, or one of them has two")
     if uses_byte_fallback(saved):
-        if missing := [byte for byte in range(256) if f"<0x{byte:02X}>" not in vocab]:
-            raise UserError(f"has no token <0x{missing[0]:02X}>: its byte_fallback would lose characters")
+        if missing := BYTE_TOKENS - vocab.keys():
+            raise UserError(f"has no token {min(missing)}: its byte_fallback would lose characters")
     else:
         _check_byte_symbols(vocab, added)
     return vocab, added
@@ -74,28 +75,37 @@ def _check_byte_symbols(vocab: dict[str, int], added: dict[str, dict[str, Any]])
             raise UserError(f"the token {name!r:.40} is not made of bytes: it is not a byte-level BPE")
 
 
+def without_merges_to(model: dict[str, Any], special: set[str]) -> dict[str, Any]:
+    """A SentencePiece-style model that makes no special token, and no byte such as <0x0A>, of their names in a text.
+
+    SentencePiece never does. Converted files list a merge wherever two tokens together are a third.
+    """
+    merges = [merge for merge in model["merges"] if "".join(_pair(merge)) not in special | BYTE_TOKENS]
+    return {**model, "merges": merges}
+
+
+def _pair(merge: Any) -> list[str]:
+    """The two tokens of a merge: in one string in files before 2024, a list since."""
+    pair: list[str] = merge.split(" ") if isinstance(merge, str) else merge
+    if len(pair) != 2:
+        raise UserError(f"the merge {merge!r:.40} does not join two tokens")
+    return pair
+
+
 def check_model(model: dict[str, Any], vocab: dict[str, int], special: set[str]) -> None:
-    """Refuse invalid merges, BPE dropout, word affixes, and tokens that text must not be encoded to but could."""
+    """Refuse invalid merges, BPE dropout, word affixes, and special tokens that text could be encoded to."""
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             raise UserError(f"its model has {name}={model[name]!r:.40}, which does not decode to exact bytes")
     made = set()
     for merge in model["merges"]:
-        pair = merge.split(" ") if isinstance(merge, str) else merge  # a string in files before 2024, a list since
-        if len(pair) != 2:
-            raise UserError(f"the merge {merge!r:.40} does not join two tokens")
+        pair = _pair(merge)
         if unknown := [name for name in (*pair, pair[0] + pair[1]) if name not in vocab]:
             raise UserError(f"a merge names {unknown[0]!r:.40}, which is not in the vocabulary")
         made.add(pair[0] + pair[1])
     for name in special & vocab.keys():
         if len(name) == 1 or name in made or model.get("ignore_merges"):
             raise UserError(f"the special token {name!r:.40} could be encoded from text")
-    if model.get("byte_fallback") and (
-        bytes_made := [
-            name for name in vocab if _BYTE_TOKEN.fullmatch(name) and (name in made or model.get("ignore_merges"))
-        ]
-    ):
-        raise UserError(f"the byte token {bytes_made[0]} could be encoded from the text {bytes_made[0]!r}")
 
 
 def check_steps(saved: dict[str, Any]) -> bool:
@@ -114,6 +124,19 @@ def check_steps(saved: dict[str, Any]) -> bool:
         )
     _check_splits(saved, ("ByteLevel", "Split", "Digits", "Punctuation"))
     return not _check_normalizers(saved, ("NFC",)) and not byte_level[0].get("add_prefix_space", True)
+
+
+def keeping_unmatched(step: Any) -> Any:
+    """A pre-tokenizer in which a Split that removes what its pattern does not match keeps it as a word of its own.
+
+    OLMo 2's tokenizer.json is such, as tiktoken does the same. Their patterns match all text, so no id changes.
+    """
+    match step:
+        case {"type": "Sequence"}:
+            return {**step, "pretokenizers": [keeping_unmatched(part) for part in step["pretokenizers"]]}
+        case {"type": "Split", "behavior": "Removed", "invert": True}:
+            return {**step, "behavior": "Isolated", "invert": False}
+    return step
 
 
 def _check_normalizers(saved: dict[str, Any], known: tuple[str, ...]) -> int:
