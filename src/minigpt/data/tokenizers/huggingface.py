@@ -75,7 +75,7 @@ class HuggingFaceTokenizer:
             saved = {**saved, "pre_tokenizer": keeping_unmatched(saved.get("pre_tokenizer"))}
             vocab, added = read_vocabulary(saved)
             end = _end_of_text(vocab, added, end_of_text)
-            added = _within(added, vocab_size)
+            added = _within(added, vocab_size, end)
             # Special in any case, so that no text is encoded to it.
             added[end] = _PLAIN | added.get(end, {"id": vocab.get(end), "content": end}) | {"special": True}
             tokens = list(added.values())
@@ -96,7 +96,10 @@ class HuggingFaceTokenizer:
             raise UserError("the tokenizers library gives its added tokens other ids than the file")
         self.end_of_text = ids[end]
         self._given = {"end_of_text": end_of_text if end not in ENDS_OF_TEXT else None, "vocab_size": vocab_size}
-        self.vocab_size = _vocab_size(max(ids.values()) + 1, vocab_size)
+        needed = max(ids.values()) + 1
+        self.vocab_size = needed if vocab_size is None else vocab_size
+        if self.vocab_size < needed:
+            raise UserError(f"has ids up to {needed - 1}, but vocab_size is {vocab_size}: needs at least {needed}")
         self._bytes = _bytes_of_tokens(ids, self.vocab_size, set(added), fallback=fallback)
         restored = self.decode_bytes(self.encode(_PROBE))
         if restored != _PROBE.encode() and (self.lossless or (not plain and restored != b" " + _PROBE.encode())):
@@ -136,21 +139,14 @@ def _end_of_text(vocab: dict[str, int], added: dict[str, dict[str, Any]], given:
     return found
 
 
-def _within(added: dict[str, dict[str, Any]], vocab_size: int | None) -> dict[str, dict[str, Any]]:
+def _within(added: dict[str, dict[str, Any]], vocab_size: int | None, end: str) -> dict[str, dict[str, Any]]:
     """The added tokens without the special ones for which the model has no row, such as Gemma 3's image token."""
     if vocab_size is None:
         return dict(added)
-    return {name: token for name, token in added.items() if token["id"] < vocab_size or not token["special"]}
-
-
-def _vocab_size(needed: int, given: int | None) -> int:
-    if given is None:
-        return needed
-    if type(given) is not int or not needed <= given <= MAX_VOCAB_SIZE:
-        raise UserError(
-            f"has ids up to {needed - 1}, but vocab_size is {given!r:.40}: needs {needed} to {MAX_VOCAB_SIZE}"
-        )
-    return given
+    if type(vocab_size) is not int or not 0 < vocab_size <= MAX_VOCAB_SIZE:
+        raise UserError(f"vocab_size is {vocab_size!r:.40}: needs an integer from 1 to {MAX_VOCAB_SIZE}")
+    kept = {name: token for name, token in added.items() if token["id"] < vocab_size or not token["special"]}
+    return kept | {name: token for name, token in added.items() if name == end}
 
 
 def _bytes_of_tokens(ids: dict[str, int], vocab_size: int, added: set[str], *, fallback: bool) -> list[bytes]:
