@@ -11,7 +11,17 @@ from jsonargparse import ArgumentParser
 
 from minigpt.cli import parsing
 from minigpt.cli.variants import load_variants
-from minigpt.config import CompareConfig, Config, InspectConfig, ProofConfig, ReportConfig, SampleConfig, ShareConfig
+from minigpt.config import (
+    CompareConfig,
+    Config,
+    ExportConfig,
+    ImportConfig,
+    InspectConfig,
+    ProofConfig,
+    ReportConfig,
+    SampleConfig,
+    ShareConfig,
+)
 from minigpt.errors import UserError
 from minigpt.files import reason, shown
 
@@ -119,6 +129,20 @@ def share(config: ShareConfig) -> None:
     print(read_card(Path(config.run)))
 
 
+def export(config: ExportConfig) -> None:
+    """Write a model in another program's format."""
+    from minigpt.lab.export import export_run
+
+    print(shown(export_run(config)))
+
+
+def import_(config: ImportConfig) -> None:
+    """Make a run folder of another program's model."""
+    from minigpt.lab.importing import import_model
+
+    print(shown(import_model(config)))
+
+
 def prepare(config: Config) -> None:
     """Tokenise the text, and print its size and folder."""
     data = _prepared(config)
@@ -209,6 +233,8 @@ COMMANDS = {
     "share": Command(
         share, "Make one file of a run for a friend: weights, tokenizer, card; or print the card of one.", ShareConfig
     ),
+    "export": Command(export, "Write a model for other programs: transformers, vLLM, llama.cpp, Ollama.", ExportConfig),
+    "import": Command(import_, "Make a run of another program's model, as hf:gpt2 or a folder.", ImportConfig),
     "prepare": Command(prepare, "Tokenise a text into a folder, once; training then starts at once."),
     "peek": Command(peek, "Show what is in a text: how much, which tokens, and what a batch looks like."),
     "compare": Command(

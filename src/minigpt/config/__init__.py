@@ -7,6 +7,8 @@ is loaded. The defaults are the demo recipe (`configs/demo.yaml`) without its ti
 from minigpt.config.attention import AttentionConfig
 from minigpt.config.commands import (
     CompareConfig,
+    ExportConfig,
+    ImportConfig,
     InspectConfig,
     ProofConfig,
     ReportConfig,
@@ -28,8 +30,10 @@ __all__ = [
     "CompareConfig",
     "Config",
     "DataConfig",
+    "ExportConfig",
     "GPTConfig",
     "GenerationConfig",
+    "ImportConfig",
     "InspectConfig",
     "OptimizerConfig",
     "ProofConfig",

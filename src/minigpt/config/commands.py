@@ -1,11 +1,11 @@
-"""Settings of the other commands: sample, inspect, report, share, compare, prove_resume."""
+"""Settings of the other commands: sample, inspect, report, share, export, import, compare, prove_resume."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from minigpt.config.checks import (
     Device,
@@ -137,6 +137,46 @@ class ShareConfig(Section):
     """A run folder such as runs/demo; or a .safetensors file made by this command, whose card is printed."""
     out: Annotated[PathName, matches(r"(?s:.*)\.safetensors", "name a file that ends in .safetensors")] | None = None
     """The file to make, which must not exist yet; when not given, NAME.safetensors in the current folder."""
+
+
+@dataclass(frozen=True)
+class ExportConfig(Section):
+    """What `minigpt export` is asked for."""
+
+    run: Run
+    """A run folder such as runs/demo, a .ckpt or .safetensors file, or another program's model, as hf:gpt2."""
+    to: Literal["hf", "gguf", "safetensors"] = "hf"
+    """hf: a folder for transformers, vLLM, TransformerLens; gguf: a file for llama.cpp, Ollama; safetensors: a file."""
+    out: FileName | None = None
+    """Folder to make, which must not exist yet; when not given, NAME-hf, NAME-gguf or NAME-safetensors."""
+    dtype: Literal["float32", "bfloat16", "float16", "q8_0"] = "float32"
+    """Type of the weights: float32 or float16 for any file, bfloat16 for hf and safetensors, q8_0 (8 bits) for gguf."""
+    check: bool = False
+    """Load the result with transformers, and compare logits, token ids and 200 greedy tokens."""
+    push_to_hub: Annotated[str, matches(r"[\w.-]+(/[\w.-]+)?", "give a name on the hub, as you/story-gpt")] | None = (
+        None
+    )
+    """Upload the folder to the hub as this model; log in with `hf auth login` first."""
+    private: bool = False
+    """Make the model on the hub private, if it is new."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        wrong = {"gguf": {"bfloat16"}, "hf": {"q8_0"}, "safetensors": {"q8_0"}}[self.to]
+        require(self.dtype not in wrong, f"dtype={self.dtype}: not for --to {self.to}; give float32 or float16")
+        require(not self.private or self.push_to_hub, "private: only --push_to_hub uses it; leave it out")
+
+
+@dataclass(frozen=True)
+class ImportConfig(Section):
+    """What `minigpt import` is asked for."""
+
+    model: Annotated[PathName, not_empty("name a folder, or a model on the hub such as hf:gpt2")]
+    """The folder of a model in Hugging Face's format, or its name on the hub: hf:gpt2, hf:Qwen/Qwen3-0.6B@main."""
+    out: FileName | None = None
+    """Run folder to make, which must not exist yet; when not given, runs/NAME."""
+    context_length: PositiveInt | None = None
+    """Maximum sequence length in tokens, at most the model's own, which is the default."""
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,14 @@ Shape = tuple[int, ...]
 DTYPE_NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
-def read_folder(path: Path) -> GPT:
+def read_folder(path: Path, context_length: int | None = None) -> GPT:
     """A model of transformers' as ours, in float32 and eval mode.
 
     No memory is taken before all shapes are known to fit, and nothing but the tensors of one module is held twice.
+
+    Args:
+        path: the folder.
+        context_length: less than the model's own, which is the default; for positions without weights.
 
     Raises:
         UserError: a file is missing or damaged, the config has no counterpart here, or the weights do not fit it.
@@ -38,7 +42,7 @@ def read_folder(path: Path) -> GPT:
     file = path / CONFIG
     try:
         values = read_json(file)
-        found = imported(values)
+        found = _shortened(imported(values), context_length)
         stored = stored_tensors(path)
         model = _model_without_memory(found, stored)
         _check_memory(model)
@@ -51,6 +55,16 @@ def read_folder(path: Path) -> GPT:
     except (RuntimeError, MemoryError, ArithmeticError) as error:
         raise UserError(f"{file}: no model can be made of this ({reason(error)})") from None
     return model.eval()
+
+
+def _shortened(found: Import, context_length: int | None) -> Import:
+    config = found.config
+    if context_length is None or context_length == config.context_length:
+        return found
+    if context_length > config.context_length or config.position == "learned":
+        only = "its positions have weights" if config.position == "learned" else "no more"
+        raise UserError(f"context_length={context_length}: the model has {config.context_length:,} tokens, {only}")
+    return dataclasses.replace(found, config=dataclasses.replace(config, context_length=context_length))
 
 
 def _model_without_memory(found: Import, stored: Mapping[str, Stored]) -> GPT:

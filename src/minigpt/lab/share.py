@@ -73,7 +73,7 @@ def write_shared(config: ShareConfig) -> tuple[Path, LoadedModel, Card]:
         raise UserError(f"{file}: already exists; remove it, or name another file as --out FILE.safetensors")
     loaded = load_model(run.path)
     shared = public(loaded.config)
-    card = _card(run, name, loaded, shared)
+    card = card_of(run, name, loaded, shared)
     save_weights(file, loaded.model, shared, loaded.tokenizer, loaded.step, card=card.to_json())
     return file, loaded, card
 
@@ -119,7 +119,8 @@ def _like(given: Any, names: list[str]) -> Any:
     return names if isinstance(given, list) else names[0] if names else None
 
 
-def _card(run: RunFolder, name: str, loaded: LoadedModel, shared: Config) -> Card:
+def card_of(run: RunFolder, name: str, loaded: LoadedModel, shared: Config) -> Card:
+    """The card of a run's best weights, from the files that the run left; `shared` is its `public` config."""
     rows: dict[int, dict[str, float]] = {}
     for row in metric_rows(run.metrics, []):
         finite = {key: value for key, value in row.items() if math.isfinite(value)}

@@ -1,4 +1,4 @@
-"""Inspect one or two trained models: the attention page, and tables for the terminal."""
+"""Inspect a trained model, two, or the checkpoints of one: the attention page, and tables for the terminal."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from minigpt.inspection.heads import FEWEST_LINKS, HeadScores, label_heads, scor
 from minigpt.inspection.probes import Probe, read_examples
 from minigpt.inspection.relations import Link, RelationScore, within
 from minigpt.inspection.snapshot import Snapshot
+from minigpt.interop.hub import PREFIX, series_of
 from minigpt.markdown import table
 from minigpt.pages.attention import Labels, render_page
 from minigpt.pages.documents import Page
@@ -59,25 +60,32 @@ class Inspection:
 
 
 def inspect_runs(config: InspectConfig, text: str | None = None) -> Inspection:
-    """Inspect the model of a run, or compare two.
+    """Inspect the model of a run, compare two, or follow another program's training over its checkpoints.
 
     Args:
-        config: names the runs, and a file of texts with relations if there is one.
+        config: names the runs, and a file of texts with relations if there is one. For a series of checkpoints, see
+            `series_of`: the page has their steps, and the table is that of the last.
         text: text to inspect; when None, the texts of that file, or else the text inspected during training.
 
     Raises:
         UserError: there is no such run, no text, or the two models cannot be compared.
     """
-    loaded = load_model(config.run, config.device)
+    (path, _), *later = series_of(config.run)
+    if later and config.compare is not None:
+        raise UserError(f"--compare {config.compare}: {config.run} is a series of checkpoints; name one of them")
+    loaded = load_model(path, config.device)
     tokens, known = _tokens(loaded, config, text)
     context_length = loaded.config.model.context_length
     probe = Probe.of(loaded.tokenizer, tokens, context_length, config.max_tokens, MEASURED, known)
     seen = score_heads(loaded.model, loaded.tokenizer, probe, loaded.step or 0, everything=True)
-    title, other = name_of(config.run), []
+    title, other, frames = name_of(config.run), [], [seen.snapshot]
+    for path, _ in later:
+        seen = _second(load_model(path, config.device), loaded, probe, path)
+        frames.append(seen.snapshot)
     parts = _tables(seen)
     if config.compare is not None:
         second = load_model(config.compare, config.device)
-        seen_too = _second(second, loaded, probe)
+        seen_too = _second(second, loaded, probe, f"--compare {second.path}")
         names = title, name_of(config.compare)
         if names[0] == names[1]:
             names = config.run, config.compare
@@ -90,8 +98,8 @@ def inspect_runs(config: InspectConfig, text: str | None = None) -> Inspection:
         differences = {name: a[name] - b[name] for name in a if name in b}
         parts = [headings[0], *parts, headings[1], *_tables(seen_too)]
         parts += ["A - B", _head_table(differences, labels=[], signed=True)]
-    labels = label_heads(seen.snapshot.scores)
-    page = render_page([seen.snapshot], title=title, links=probe.links, labels=[labels] if labels else (), other=other)
+    labels = [label_heads(frame.scores) for frame in frames]
+    page = render_page(frames, title=title, links=probe.links, labels=labels if all(labels) else (), other=other)
     return Inspection(page, "\n\n".join(part for part in parts if part), seen.snapshot)
 
 
@@ -157,19 +165,17 @@ def _tokens(loaded: LoadedModel, config: InspectConfig, text: str | None) -> tup
     return [*start, *loaded.tokenizer.encode(text)], None
 
 
-def _second(loaded: LoadedModel, first: LoadedModel, probe: Probe) -> HeadScores:
+def _second(loaded: LoadedModel, first: LoadedModel, probe: Probe, name: str) -> HeadScores:
     sizes = [(each.model.config.n_layer, each.model.config.n_head) for each in (first, loaded)]
     if sizes[0] != sizes[1]:
         raise UserError(
-            f"--compare {loaded.path}: has {sizes[1][0]} layers of {sizes[1][1]} heads instead of {sizes[0][0]} of "
+            f"{name}: has {sizes[1][0]} layers of {sizes[1][1]} heads instead of {sizes[0][0]} of "
             f"{sizes[0][1]}; only models of the same shape can be compared"
         )
     if loaded.tokenizer.to_dict() != first.tokenizer.to_dict():
-        raise UserError(f"--compare {loaded.path}: has another tokenizer; compare models with the same tokenizer")
+        raise UserError(f"{name}: has another tokenizer; compare models with the same tokenizer")
     if len(probe.tokens) > loaded.model.config.context_length:
-        raise UserError(
-            f"--compare {loaded.path}: has a context of {loaded.model.config.context_length} tokens; set --max_tokens"
-        )
+        raise UserError(f"{name}: has a context of {loaded.model.config.context_length} tokens; set --max_tokens")
     T = loaded.model.config.context_length
     links = tuple(within(own, 0, T) for own in probe.window_links)
     second = replace(probe, windows=probe.windows[:, : T + 1], window_links=links)
@@ -199,4 +205,6 @@ def _tokens_of_run(loaded: LoadedModel, run: Path) -> list[int]:
 
 
 def _folder(run: Path) -> Path:
+    if str(run).startswith(PREFIX):
+        return Path()
     return run if run.is_dir() else run.parent

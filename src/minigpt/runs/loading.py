@@ -11,17 +11,20 @@ import json
 import os
 import pickle
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from minigpt.config import Config
+from minigpt.config import Config, DataConfig
 from minigpt.data.tokenizers.base import Tokenizer, tokenizer_from_dict
 from minigpt.errors import UserError
 from minigpt.files import note, reason, refuse_url, write_atomically
+from minigpt.interop.folder import read_folder
+from minigpt.interop.hub import is_foreign, local_folder, series_of
+from minigpt.interop.tokenizer_folder import read_tokenizer
 from minigpt.model.gpt import GPT
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.header import CHECKSUM, DAMAGED, digested, read_header, write_checksum
@@ -51,16 +54,33 @@ class LoadedModel:
     """Optimizer step of the weights; None if the file does not say."""
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedModel:
-    """Load a model from a run folder (its best weights), or from minigpt's `.ckpt` or `.safetensors` file.
+def load_model(
+    path: str | Path, device: str | torch.device = "cpu", *, context_length: int | None = None
+) -> LoadedModel:
+    """Load a model from a run folder (its best weights), from minigpt's `.ckpt` or `.safetensors` file, or another's.
+
+    Args:
+        path: of one of these; or the folder of a model in Hugging Face's format, or its name on the hub as hf:gpt2.
+        device: where the model goes.
+        context_length: less than that of another program's model.
 
     Raises:
-        UserError: the path does not exist, is another program's file, or is damaged or incomplete.
+        UserError: the path does not exist, is a file of another program that is not supported, or is damaged or
+            incomplete.
     """
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:  # an unknown name, or a build without that device
         raise UserError(f"device={device}: not available here ({str(error).splitlines()[0]})") from None
+    loaded = _load_foreign(path, context_length) if is_foreign(path) else _load_own(path)
+    try:
+        model = loaded.model.to(device)
+    except (RuntimeError, NotImplementedError) as error:
+        raise UserError(f"device={device}: cannot hold the model ({str(error).splitlines()[0]})") from None
+    return replace(loaded, model=model.eval())
+
+
+def _load_own(path: str | Path) -> LoadedModel:
     file, (state, config, tokenizer, step) = first_intact(weights_files(path), _read_weights)
     try:
         model = GPT(config.model)
@@ -68,11 +88,19 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedMo
     except (RuntimeError, MemoryError, OverflowError) as error:
         why = (str(error) or type(error).__name__).splitlines()[-1].strip()
         raise UserError(f"{file}: its weights do not fit its config ({why})") from None
-    try:
-        model = model.to(device)
-    except (RuntimeError, NotImplementedError) as error:
-        raise UserError(f"device={device}: cannot hold the model ({str(error).splitlines()[0]})") from None
-    return LoadedModel(model.eval(), tokenizer, config, file, step)
+    return LoadedModel(model, tokenizer, config, file, step)
+
+
+def _load_foreign(path: str | Path, context_length: int | None) -> LoadedModel:
+    """A model of another program, with a config of its model settings and tokenizer, else the defaults."""
+    (name, step), *others = series_of(path)
+    if others:
+        raise UserError(f"{path}: names several checkpoints; name one, or use `minigpt inspect`, which shows a series")
+    folder = local_folder(name)
+    model = read_folder(folder, context_length)
+    tokenizer = read_tokenizer(folder, model.config.vocab_size)
+    data = DataConfig(tokenizer=str(folder / "tokenizer.json"))
+    return LoadedModel(model, tokenizer, Config(model=model.config, data=data), folder, step)
 
 
 def weights_files(path: str | Path) -> list[Path]:
