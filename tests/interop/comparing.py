@@ -53,7 +53,7 @@ def logits_of(theirs: Any, tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def greedy(model: GPT, prompt: Tensor, n: int = 60) -> list[int]:
+def greedy(model: GPT, prompt: Tensor, n: int = 60) -> Tensor:
     cache = KVCache(model.config, 1, prompt.shape[1] + n)
     tokens, new = prompt, prompt
     for _ in range(n):
@@ -61,13 +61,7 @@ def greedy(model: GPT, prompt: Tensor, n: int = 60) -> list[int]:
         cache.position += new.shape[1]
         new = logits[:, -1].argmax(-1, keepdim=True)
         tokens = torch.cat([tokens, new], dim=1)
-    return tokens[0].tolist()
-
-
-def greedy_by_transformers(theirs: Any, prompt: Tensor, n: int = 60) -> list[int]:
-    mask = torch.ones_like(prompt)
-    found = theirs.generate(prompt, attention_mask=mask, do_sample=False, max_new_tokens=n, min_new_tokens=n)
-    return found[0].tolist()
+    return tokens
 
 
 def same(first: GPT, second: GPT) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from minigpt.interop.family import Family
+from minigpt.interop.layouts import FOR_EACH_HEAD, FOR_EACH_KEY_HEAD, QKV_BY_HEAD, SAME, TRANSPOSED
 from minigpt.interop.names import (
     ATTENTION,
     GELU,
@@ -17,7 +18,7 @@ from minigpt.interop.names import (
     gpt2_names,
     llama_names,
 )
-from minigpt.interop.weights import FOR_EACH_HEAD, FOR_EACH_KEY_HEAD, QKV_BY_HEAD, SAME, TRANSPOSED, Names
+from minigpt.interop.weights import Names
 from minigpt.interop.windows import ATTENTION_TYPES, EVERY_LAYER
 
 LAYERNORM_FAMILIES = (

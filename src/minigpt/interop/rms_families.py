@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from minigpt.interop.family import Family
+from minigpt.interop.layouts import LESS_ONE, OVER_ROOT_WIDTH, SAME
 from minigpt.interop.names import (
     ATTENTION,
     GATED_MLP,
@@ -17,7 +18,6 @@ from minigpt.interop.names import (
     SWIGLU,
     llama_names,
 )
-from minigpt.interop.weights import LESS_ONE, OVER_ROOT_WIDTH, SAME
 from minigpt.interop.windows import EVERY_LAYER, LAYER_TYPES, window_size
 
 RMS_FAMILIES = (

@@ -11,51 +11,8 @@ from torch import Tensor
 from minigpt.config import GPTConfig
 from minigpt.errors import UserError
 from minigpt.files import listed
+from minigpt.interop.layouts import HALVES, SAME, SPLIT_QKV, Layout, qkv_sizes
 from minigpt.model.variants.positions import sinusoidal_table
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a tensor of ours lies in theirs; a bias lies as the rows of its weight do."""
-
-    pack: Callable[[GPTConfig, Tensor], Sequence[Tensor]]
-    unpack: Callable[[GPTConfig, Sequence[Tensor]], Tensor]
-
-
-def _qkv_sizes(config: GPTConfig) -> list[int]:
-    return [n * config.width_per_head for n in (config.n_head, config.kv_heads, config.kv_heads)]
-
-
-def _by_head(config: GPTConfig, x: Tensor) -> Tensor:
-    """GPT-NeoX' rows: query, key and value of the first head, then those of the second; (3 H D, ...) -> the same."""
-    return x.unflatten(0, (3, config.n_head, -1)).transpose(0, 1).flatten(0, 2)
-
-
-def _by_kind(config: GPTConfig, x: Tensor) -> Tensor:
-    return x.unflatten(0, (config.n_head, 3, -1)).transpose(0, 1).flatten(0, 2)
-
-
-def _transposed(x: Tensor) -> Tensor:
-    return x.T if x.ndim == 2 else x
-
-
-def _all_the_same(config: GPTConfig, tensors: Sequence[Tensor]) -> Tensor:
-    if any(not torch.equal(tensor, tensors[0]) for tensor in tensors):
-        raise UserError("the heads of a layer have different QK-norms; minigpt has one for all of them")
-    return tensors[0]
-
-
-SAME = Layout(lambda config, x: [x], lambda config, xs: xs[0])
-TRANSPOSED = Layout(lambda config, x: [_transposed(x)], lambda config, xs: _transposed(xs[0]))  # GPT-2's Conv1D
-SPLIT_QKV = Layout(lambda config, x: x.split(_qkv_sizes(config)), lambda config, xs: torch.cat(list(xs)))
-QKV_BY_HEAD = Layout(lambda config, x: [_by_head(config, x)], lambda config, xs: _by_kind(config, xs[0]))
-HALVES = Layout(lambda config, x: x.chunk(2), lambda config, xs: torch.cat(list(xs)))  # gate, then up
-FOR_EACH_HEAD = Layout(lambda config, x: [x] * config.n_head, _all_the_same)
-FOR_EACH_KEY_HEAD = Layout(lambda config, x: [x] * config.kv_heads, _all_the_same)
-# The Gemmas multiply by 1 + weight, and the embedding by sqrt(C).
-LESS_ONE = Layout(lambda config, x: [x - 1], lambda config, xs: xs[0] + 1)
-OVER_ROOT_WIDTH = Layout(lambda config, x: [x / config.n_embd**0.5], lambda config, xs: xs[0] * config.n_embd**0.5)
-
 
 QK_NORMS = ("attn.q_norm", "attn.k_norm")
 
@@ -87,6 +44,11 @@ class Part:
     layout: Layout
     our_bias: bool
     their_bias: bool
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What they store of it."""
+        return ("weight", "bias") if self.their_bias else ("weight",)
 
 
 @dataclass(frozen=True)
@@ -151,7 +113,7 @@ class Translation:
 
     def _packed(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         for part in self.parts():
-            for kind in ("weight", "bias") if part.their_bias else ("weight",):
+            for kind in part.kinds:
                 tensor = self._turned(part, _complete(self.config, state, f"{part.ours}.{kind}"), inverse=False)
                 for name, each in zip(part.theirs, part.layout.pack(self.config, tensor), strict=True):
                     yield f"{name}.{kind}", each
@@ -169,7 +131,7 @@ class Translation:
         found = self.find(names)
         self._check_tied_head(get, found, names)
         for part in self.parts():
-            for kind in ("weight", "bias") if part.their_bias else ("weight",):
+            for kind in part.kinds:
                 tensor = part.layout.unpack(self.config, [get(found[f"{name}.{kind}"]) for name in part.theirs])
                 yield f"{part.ours}.{kind}", self._turned(part, tensor, inverse=True)
             if part.our_bias and not part.their_bias:
@@ -184,19 +146,14 @@ class Translation:
         if self.config.n_layer > len(names):  # before a loop over layers that are not there
             raise UserError(f"the weights have {len(names)} tensors, too few for {self.config.n_layer} layers")
         known, found, missing = set(names), dict[str, str](), list[str]()
-        for part in self.parts():
-            for kind in ("weight", "bias") if part.their_bias else ("weight",):
-                for name in (f"{each}.{kind}" for each in part.theirs):
-                    spellings = [name, name.removeprefix(f"{self.names.prefix}.")]
-                    if part.name == "lm_head":
-                        spellings = [f"{head}.weight" for head in self.names.head]
-                    there = next((spelling for spelling in spellings if spelling in known), None)
-                    if there is None:
-                        missing.append(name)
-                    else:
-                        found[name] = there
-                    if len(missing) == 20:  # a hostile config asks for millions
-                        raise UserError(f"the weights lack tensors of the config: {listed(missing)}")
+        for name, spellings in self._their_names():
+            there = next((spelling for spelling in spellings if spelling in known), None)
+            if there is not None:
+                found[name] = there
+            elif len(missing) < 20:
+                missing.append(name)
+            else:  # a hostile config asks for millions
+                break
         if missing:
             raise UserError(f"the weights lack tensors of the config: {listed(missing)}")
         unknown = sorted(known - set(found.values()) - {name for name in known if self._is_buffer(name)})
@@ -205,6 +162,16 @@ class Translation:
                 f"the weights have {len(unknown)} tensors that the config has no place for: {listed(unknown)}"
             )
         return found
+
+    def _their_names(self) -> Iterator[tuple[str, list[str]]]:
+        """Each of their names, and how files may spell it."""
+        for part in self.parts():
+            for kind in part.kinds:
+                for name in (f"{each}.{kind}" for each in part.theirs):
+                    if part.name == "lm_head":
+                        yield name, [f"{head}.weight" for head in self.names.head]
+                    else:
+                        yield name, [name, name.removeprefix(f"{self.names.prefix}.")]
 
     def _check_tied_head(self, get: Callable[[str], Tensor], found: Mapping[str, str], names: Collection[str]) -> None:
         """Files of a tied model may hold the head too. transformers does not tie one that differs."""
@@ -234,7 +201,7 @@ class Translation:
             return x * factor if part.name == "attn.q_norm" and factor != 1 else x
         if part.name != "attn.qkv" or (order is None and (on_norm or factor == 1)):
             return x
-        query, key, value = x.split(_qkv_sizes(config))
+        query, key, value = x.split(qkv_sizes(config))
         if factor != 1 and not on_norm:
             query = query * factor
         if order is not None:
@@ -286,10 +253,8 @@ def _complete(config: GPTConfig, state: Mapping[str, Tensor], name: str) -> Tens
         if config.position == "sinusoidal":
             return sinusoidal_table(config.context_length, config.n_embd)
         return torch.zeros(config.context_length, config.n_embd)
-    if kind == "weight" and part.endswith(("attn.q_norm", "attn.k_norm")):
-        # `symmetric` norms its one projection as a key, `uniform` has none.
-        key_norm = state.get(name.replace("q_norm", "k_norm"))
-        return torch.ones(config.width_per_head) if key_norm is None else key_norm
+    if name.endswith("attn.q_norm.weight"):  # `symmetric` norms its one projection as a key
+        return state[name.replace("q_norm", "k_norm")]
     assert kind == "bias", name
     return torch.zeros(len(state[f"{part}.weight"]))
 
@@ -299,7 +264,7 @@ def _complete_qkv(config: GPTConfig, state: Mapping[str, Tensor], part: str, kin
     x = state.get(f"{part}.{kind}")
     if x is None:
         x = torch.zeros(len(state[f"{part}.weight"]))
-    n_query, n_key, _ = _qkv_sizes(config)
+    n_query, n_key, _ = qkv_sizes(config)
     if config.similarity == "symmetric":
         return torch.cat([x[:n_key], x])
     if config.similarity == "uniform":
