@@ -69,6 +69,12 @@ def _check(pieces: list[tuple[str, float, int]], trainer: dict[int, Any], normal
         raise UserError("it has no byte fallback and would lose characters; train with byte_fallback=true")
     if any(len(piece) > _LONGEST_PIECE for piece, _, kind in pieces if kind == _NORMAL):
         raise UserError(f"a piece has more than {_LONGEST_PIECE} characters")
+    marked = [piece for piece, _, kind in pieces if kind == _USER_DEFINED]
+    if marked and (normalizer.get(_DUMMY_PREFIX, 1) or any(SPACE in piece for piece in marked)):
+        raise UserError(
+            f"it has the user-defined symbol {marked[0]!r:.40}, beside which SentencePiece treats spaces otherwise "
+            "than for `tokenizers`: save a tokenizer.json with transformers"
+        )
     known = {_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE}
     if other := next((piece for piece, _, kind in pieces if kind not in known), None):
         raise UserError(f"the piece {other!r:.40} is of a type that is not supported")

@@ -125,7 +125,8 @@ def chars_of(content: dict[str, Any]) -> CharsTokenizer | None:
     if not isinstance(vocab, dict) or not all(len(name) == 1 for name in vocab):
         return None
     tokenizer = CharsTokenizer("".join(vocab))
-    return tokenizer if _chars(tokenizer) == content else None
+    # transformers adds a post_processor, which concerns only the special tokens that it may put around a text.
+    return tokenizer if _chars(tokenizer) == {**content, "post_processor": None} else None
 
 
 def _byte_level(

@@ -112,8 +112,9 @@ def _optional_json(path: Path) -> dict[str, Any]:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    file = _read(path)
     try:
-        content = json.loads(_read(path).decode("utf-8"))
+        content = json.loads(file.decode("utf-8"))
     except (ValueError, RecursionError):  # RecursionError: deeply nested brackets
         raise UserError(f"{path}: not a JSON file") from None
     if not isinstance(content, dict):
