@@ -12,7 +12,7 @@ from minigpt.config import GPTConfig
 from minigpt.data.tokenizers.base import Tokenizer, decode
 from minigpt.data.tokenizers.bpe import well_formed
 from minigpt.errors import UserError
-from minigpt.files import reason, refuse_url, visible, write_atomically
+from minigpt.files import reason, refuse_url, write_atomically
 from minigpt.interop.gguf_tokenizer import Vocabulary, vocabulary
 from minigpt.interop.gguf_weights import architecture, weights
 from minigpt.model.gpt import GPT
@@ -87,7 +87,7 @@ def modelfile(gguf_name: str, model: GPTConfig, tokenizer: Tokenizer) -> str:
     Raises:
         UserError: a Modelfile cannot say that name.
     """
-    if "/" in gguf_name or visible(gguf_name) != gguf_name or gguf_name != gguf_name.strip():
+    if not gguf_name.isprintable() or "/" in gguf_name or gguf_name != gguf_name.strip() or not gguf_name:
         raise UserError(f"{gguf_name!r}: an Ollama Modelfile cannot name this file: rename it, as model.gguf")
     end = decode(tokenizer, [tokenizer.end_of_text])
     return (
@@ -114,7 +114,7 @@ def _require_gguf(path: Path) -> None:
 
 def _describe(writer: GGUFWriter, config: GPTConfig, name: str, dtype: GGUFDtype) -> None:
     """The sizes and settings that llama.cpp builds the model from."""
-    from gguf import GGML_QUANT_VERSION, LlamaFileType, RopeScalingType
+    from gguf import GGML_QUANT_VERSION, LlamaFileType
 
     types = {"float32": "ALL_F32", "float16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
     writer.add_name(name)
@@ -126,18 +126,30 @@ def _describe(writer: GGUFWriter, config: GPTConfig, name: str, dtype: GGUFDtype
     writer.add_feed_forward_length(config.mlp_width)
     writer.add_head_count(config.n_head)
     if config.norm == "layernorm":
-        writer.add_layer_norm_eps(1e-5)
+        writer.add_layer_norm_eps(config.eps)
         return
     writer.add_head_count_kv(config.kv_heads)
     writer.add_key_length(config.width_per_head)
     writer.add_value_length(config.width_per_head)
+    writer.add_layer_norm_rms_eps(config.eps)
+    writer.add_vocab_size(config.vocab_size or 0)
+    _describe_rotary(writer, config)
+
+
+def _describe_rotary(writer: GGUFWriter, config: GPTConfig) -> None:
+    from gguf import RopeScalingType
+
     writer.add_rope_dimension_count(config.width_per_head)
     writer.add_rope_freq_base(config.rotary_base)
+    scaling = config.rotary_scaling or {"rope_type": "linear", "factor": 1.0}
     if config.position == "none":
-        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(NO_POSITIONS)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_vocab_size(config.vocab_size or 0)
+        scaling = {"rope_type": "linear", "factor": NO_POSITIONS}
+    if scaling["rope_type"] == "llama3":  # the tensor rope_freqs.weight says it
+        return
+    writer.add_rope_scaling_type(RopeScalingType(scaling["rope_type"]))
+    writer.add_rope_scaling_factor(scaling["factor"])
+    if scaling["rope_type"] == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
 
 
 def _add_vocabulary(writer: GGUFWriter, vocab: Vocabulary, end_of_text: int) -> None:

@@ -44,7 +44,7 @@ class Vocabulary(NamedTuple):
     pre: str
     """Name of the split pattern."""
     tokens: list[str]
-    """In order of ids. GPT-2's printable stand-ins for bytes, but special and added tokens as text."""
+    """In order of ids: GPT-2's printable stand-ins for bytes, but special and added tokens as text."""
     types: list[int]
     merges: list[str]
     """Two tokens with a space between them, first merges first."""
@@ -54,7 +54,8 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
     """A tokenizer in llama.cpp's terms, padded to the rows of the model's embedding.
 
     Raises:
-        UserError: llama.cpp would split text otherwise, or the model has fewer rows than the tokenizer has tokens.
+        UserError: llama.cpp would split text otherwise, two tokens look alike there, or the model has fewer rows than
+            the tokenizer has tokens.
     """
     match tokenizer:
         case BytesTokenizer():
@@ -70,11 +71,15 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
     if len(found.tokens) > vocab_size:
         raise UserError(f"model.vocab_size={vocab_size}: the tokenizer has {len(found.tokens)} tokens")
     padding = range(len(found.tokens), vocab_size)
-    return found._replace(
+    found = found._replace(
         tokens=[*found.tokens, *map(unused_token, padding)],
         types=[*found.types, *(UNUSED for _ in padding)],
         merges=found.merges or [_UNREACHABLE],
     )
+    if len(set(found.tokens)) < vocab_size:  # llama.cpp aborts
+        twice = next(token for i, token in enumerate(found.tokens) if token in found.tokens[:i])
+        raise UserError(f"the tokenizer has two tokens that a GGUF writes as {twice!r:.60}: train with another one")
+    return found
 
 
 def _of_bytes() -> Vocabulary:
@@ -126,6 +131,8 @@ def merges_of(ranks: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
 def _of_huggingface(tokenizer: HuggingFaceTokenizer) -> Vocabulary:
     saved = tokenizer.to_dict()["tokenizer"]
     pre = _pre_tokenizer(_pattern(saved["pre_tokenizer"]))
+    if saved.get("normalizer"):
+        note("note: llama.cpp does not normalize text to NFC, as this tokenizer does; text in NFC is the same")
     tokens = list(map(unused_token, range(tokenizer.vocab_size)))
     types = [UNUSED] * tokenizer.vocab_size
     for name, token in saved["model"]["vocab"].items():
@@ -169,7 +176,7 @@ def _pre_tokenizer(pattern: str) -> str:
             "GPT-2, Llama 3 or Qwen, or with data.tokenizer bpe:N"
         )
     if pattern in DIFFERENCES:
-        note(f"note: llama.cpp splits {DIFFERENCES[pattern]} otherwise than this tokenizer; other texts are the same")
+        note(f"note: llama.cpp may split {DIFFERENCES[pattern]} otherwise; other texts are the same")
     return PRE_TOKENIZERS[pattern]
 
 

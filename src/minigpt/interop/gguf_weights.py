@@ -12,6 +12,7 @@ from minigpt.config import GPTConfig
 from minigpt.errors import UserError
 from minigpt.model.attention import Attention
 from minigpt.model.gpt import GPT
+from minigpt.model.variants.positions import scaled_frequencies
 
 Weights = Iterator[tuple[str, Tensor]]
 Linear = tuple[Tensor, Tensor | None]
@@ -22,11 +23,12 @@ _ANY: dict[str, tuple[Any, ...]] = {
     "hopfield_steps": (1,),
     "window": (None,),
     "logit_softcap": (None,),
+    "block": ("pre_norm",),
 }
-_MODERN = _ANY | {"position": ("rotary", "none"), "mlp": ("swiglu",)}
+_MODERN = _ANY | {"position": ("rotary", "none"), "rotary_fraction": (1.0,), "mlp": ("swiglu",)}
 ARCHITECTURES: dict[str, dict[str, tuple[Any, ...]]] = {
     "gpt2": _ANY | {"position": ("learned", "sinusoidal", "none"), "mlp": ("gelu",), "qk_norm": (False,)},
-    "qwen3": _MODERN | {"bias": (False,)},
+    "qwen3": _MODERN | {"bias": (False,), "qkv_bias": (None, False), "qk_norm_per_head": (True,)},
     "llama": _MODERN,
 }
 """llama.cpp's architecture -> setting -> the values that it has a counterpart for, the nearest one first."""
@@ -56,7 +58,22 @@ def architecture(config: GPTConfig) -> str:
                 f"model.{setting}={_yaml(value)}: llama.cpp's {name} has no counterpart; the nearest that works is "
                 f"model.{setting}={_yaml(values[0])}"
             )
+    _check_scaling(config.rotary_scaling, name)
     return name
+
+
+def _check_scaling(scaling: dict[str, Any] | None, name: str) -> None:
+    """Refuse scalings of RoPE that llama.cpp has no counterpart for."""
+    if scaling is None:
+        return
+    kind, shown = scaling["rope_type"], f"model.rotary_scaling={scaling}"
+    if kind == "llama3" and name != "llama":
+        raise UserError(f"{shown}: llama.cpp's {name} has no counterpart of llama3; the nearest that works is yarn")
+    defaults = {"attention_factor": None, "beta_fast": 32, "beta_slow": 1, "truncate": True}
+    others = scaling.keys() - {"rope_type", "factor", "original_max_position_embeddings"}
+    changed = sorted(key for key in others if scaling[key] not in (None, defaults.get(key)))
+    if kind == "yarn" and changed:
+        raise UserError(f"{shown}: llama.cpp reads no {', '.join(changed)}; without it there is a counterpart")
 
 
 def _yaml(value: object) -> str:
@@ -74,6 +91,8 @@ def weights(model: GPT) -> Weights:
     yield "token_embd.weight", _float32(model.token_embedding.weight[:V])
     if name == "gpt2":
         yield "position_embd.weight", _positions(model)
+    if config.rotary_scaling and config.rotary_scaling["rope_type"] == "llama3":
+        yield "rope_freqs.weight", _slower(config)
     for i, block in enumerate(model.blocks):
         for part, weight in _gpt2_block(block, config) if name == "gpt2" else _modern_block(block, config, name):
             yield f"blk.{i}.{part}", weight
@@ -92,6 +111,14 @@ def _positions(model: GPT) -> Tensor:
         assert model.sinusoidal is not None
         return _float32(model.sinusoidal)
     return torch.zeros(config.context_length, config.n_embd)
+
+
+def _slower(config: GPTConfig) -> Tensor:
+    """(D/2,): what Llama 3's scaling divides the frequency of each pair of channels by."""
+    D, base = config.width_per_head, config.rotary_base
+    frequencies = base ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
+    assert config.rotary_scaling is not None
+    return (frequencies / scaled_frequencies(frequencies, base, config.rotary_scaling)[0]).float()
 
 
 def _gpt2_block(block: Any, config: GPTConfig) -> Weights:
