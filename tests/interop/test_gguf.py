@@ -21,9 +21,9 @@ from minigpt.data.tokenizers.base import BytesTokenizer, CharsTokenizer, Tokeniz
 from minigpt.data.tokenizers.bpe import END_OF_TEXT, SPLITS, BPETokenizer, byte_symbols
 from minigpt.data.tokenizers.huggingface import HuggingFaceTokenizer
 from minigpt.errors import UserError
+from minigpt.interop.gguf_families import gguf_tensors
 from minigpt.interop.gguf_file import modelfile, write_gguf
 from minigpt.interop.gguf_tokenizer import PRE_TOKENIZERS, vocabulary
-from minigpt.interop.gguf_weights import weights
 from minigpt.model.gpt import GPT
 
 TEXT = "Мама мыла раму, and the cat didn't see 1234 of them.\n\nWhat's that?  It is a 東京 tower!\n" * 2
@@ -222,7 +222,7 @@ def test_transformers_reads_the_same_model(tmp_path, name):
 def test_matrices_are_stored_in_the_type_asked_for_and_all_else_in_float32(tmp_path, name, dtype):
     model = make(**MODELS[name] | {"mlp_hidden": 48})
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(write(tmp_path, model, dtype=dtype)).tensors}
-    ours = dict(weights(model))
+    ours = dict(gguf_tensors(model))
     assert stored.keys() == ours.keys()
     for each, tensor in stored.items():
         is_matrix = ours[each].ndim == 2 and each != "position_embd.weight"
@@ -261,7 +261,7 @@ def test_a_file_says_what_llama_cpp_builds_the_model_and_the_tokenizer_from(tmp_
         "qwen3.vocab_size": 320,
         "qwen3.rope.dimension_count": 24,
         "qwen3.rope.freq_base": 10_000.0,
-        "qwen3.rope.scaling.type": "linear",
+        "qwen3.rope.scaling.type": "none",
         "qwen3.rope.scaling.factor": 1.0,
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "llama-bpe",
@@ -280,14 +280,18 @@ def test_a_file_says_what_llama_cpp_builds_the_model_and_the_tokenizer_from(tmp_
         ),
         ({"window": [None, 8], "qk_norm": False}, r"model.window=\[None, 8\]: llama.cpp's llama has no counterpart"),
         ({"bias": True}, "model.bias=true: llama.cpp's qwen3 has no counterpart; .* is model.bias=false"),
-        ({"qkv_bias": True}, "model.qkv_bias=true: llama.cpp's qwen3 .* model.qkv_bias=null"),
+        ({"qkv_bias": True}, "model.qkv_bias=true: llama.cpp's qwen3 .* model.qkv_bias=false"),
         ({"qk_norm_per_head": False}, "model.qk_norm_per_head=false: llama.cpp's qwen3 .* model.qk_norm_per_head=true"),
+        (
+            {"mlp": "gelu", "block": "post_norm"},
+            "model.block=post_norm, model.mlp=gelu: .* model.block=pre_norm, model.mlp=swiglu$",
+        ),
         ({"similarity": "cosine"}, "model.similarity=cosine: .* model.similarity=scaled_dot"),
         ({"similarity": "hopfield"}, "model.hopfield_steps=2: .* model.hopfield_steps=1"),
         ({"logit_softcap": 50.0}, "model.logit_softcap=50.0: .* model.logit_softcap=null"),
         ({"position": "alibi"}, "model.position=alibi: .* model.position=rotary"),
         ({"position": "learned"}, "model.position=learned: .* model.position=rotary"),
-        ({"rotary_fraction": 0.5}, "model.rotary_fraction=0.5: .* model.rotary_fraction=1.0"),
+        ({"rotary_fraction": 0.5}, "model.rotary_fraction=0.5: .* model.rotary_fraction=1"),
         ({"block": "parallel"}, "model.block=parallel: .* model.block=pre_norm"),
         ({"mlp": "gelu"}, "model.mlp=gelu: llama.cpp's qwen3 .* model.mlp=swiglu"),
         (GPT2 | {"mlp": "gelu_exact"}, "model.mlp=gelu_exact: llama.cpp's gpt2 .* model.mlp=gelu"),
@@ -340,9 +344,9 @@ def test_a_tokenizer_that_llama_cpp_cannot_say_is_refused(tmp_path, capsys):
 
 def test_no_weight_is_in_memory_twice_for_longer_than_its_own_layer():
     model, alive = make(n_layer=4).bfloat16(), list[weakref.ref[torch.Tensor]]()
-    size = sum(weight.nbytes for _, weight in weights(model))
+    size = sum(weight.nbytes for _, weight in gguf_tensors(model))
     largest = 0
-    for _, weight in weights(model):
+    for _, weight in gguf_tensors(model):
         alive.append(weakref.ref(weight))
         largest = max(largest, sum(each.nbytes for ref in alive if (each := ref()) is not None))
     assert largest < size / 4

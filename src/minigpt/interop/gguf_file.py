@@ -13,8 +13,9 @@ from minigpt.data.tokenizers.base import Tokenizer, decode
 from minigpt.data.tokenizers.bpe import well_formed
 from minigpt.errors import UserError
 from minigpt.files import reason, refuse_url, write_atomically
+from minigpt.interop.family import READ_AS, Family
+from minigpt.interop.gguf_families import gguf_family, gguf_tensors, rotary_scaling
 from minigpt.interop.gguf_tokenizer import Vocabulary, vocabulary
-from minigpt.interop.gguf_weights import architecture, weights
 from minigpt.model.gpt import GPT
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 GGUFDtype = Literal["float32", "float16", "q8_0"]
 
 MAGIC = b"GGUF"
-NO_POSITIONS = 1e12
-"""Factor by which the rotary positions of a model without positions are divided: no angle differs from 0 then."""
 
 
 def write_gguf(path: Path, model: GPT, tokenizer: Tokenizer, name: str, dtype: GGUFDtype) -> None:
@@ -47,19 +46,19 @@ def write_gguf(path: Path, model: GPT, tokenizer: Tokenizer, name: str, dtype: G
     if dtype not in get_args(GGUFDtype):
         raise UserError(f"dtype={dtype}: a GGUF file is written in {', '.join(get_args(GGUFDtype))}")
     _require_gguf(path)
-    config = model.config
+    family, config = gguf_family(model.config)
     assert config.vocab_size is not None  # GPT refuses that
-    arch, vocab = architecture(config), vocabulary(tokenizer, config.vocab_size)
-    plan = {each: (tuple(weight.shape), _stored_as(each, weight.shape, dtype)) for each, weight in weights(model)}
+    vocab = vocabulary(tokenizer, config.vocab_size)
+    plan = {each: (tuple(weight.shape), _stored_as(each, weight.shape, dtype)) for each, weight in gguf_tensors(model)}
     n_bytes = sum(_n_bytes(shape, kind) for shape, kind in plan.values())
     n_bytes += sum(len(text.encode()) + 16 for text in (*vocab.tokens, *vocab.merges))
 
     def write(temporary: Path) -> None:
         from gguf import GGUFWriter
 
-        writer = GGUFWriter(temporary, arch)
+        writer = GGUFWriter(temporary, family.model_type)
         try:
-            _describe(writer, config, well_formed(name), dtype)
+            _describe(writer, family, config, well_formed(name), dtype)
             _add_vocabulary(writer, vocab, tokenizer.end_of_text)
             for each, (shape, kind) in plan.items():
                 writer.add_tensor_info(each, shape, np.dtype(np.float32), _n_bytes(shape, kind), kind)
@@ -112,7 +111,7 @@ def _require_gguf(path: Path) -> None:
         raise UserError(f"{path}: {reason(error)}") from None
 
 
-def _describe(writer: GGUFWriter, config: GPTConfig, name: str, dtype: GGUFDtype) -> None:
+def _describe(writer: GGUFWriter, family: Family, config: GPTConfig, name: str, dtype: GGUFDtype) -> None:
     """The sizes and settings that llama.cpp builds the model from."""
     from gguf import GGML_QUANT_VERSION, LlamaFileType
 
@@ -120,36 +119,24 @@ def _describe(writer: GGUFWriter, config: GPTConfig, name: str, dtype: GGUFDtype
     writer.add_name(name)
     writer.add_file_type(LlamaFileType[types[dtype]])
     writer.add_quantization_version(GGML_QUANT_VERSION)
-    writer.add_context_length(config.context_length)
-    writer.add_embedding_length(config.n_embd)
-    writer.add_block_count(config.n_layer)
-    writer.add_feed_forward_length(config.mlp_width)
-    writer.add_head_count(config.n_head)
-    if config.norm == "layernorm":
-        writer.add_layer_norm_eps(config.eps)
-        return
-    writer.add_head_count_kv(config.kv_heads)
-    writer.add_key_length(config.width_per_head)
-    writer.add_value_length(config.width_per_head)
-    writer.add_layer_norm_rms_eps(config.eps)
-    writer.add_vocab_size(config.vocab_size or 0)
-    _describe_rotary(writer, config)
+    for ours, theirs in family.keys.items():
+        value = getattr(config, READ_AS.get(ours, ours))
+        add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
+        add(f"{family.model_type}.{theirs}", value)
+    if "rotary" in family.positions:
+        writer.add_value_length(config.width_per_head)
+        _describe_rotary(writer, config)
 
 
 def _describe_rotary(writer: GGUFWriter, config: GPTConfig) -> None:
     from gguf import RopeScalingType
 
     writer.add_rope_dimension_count(config.width_per_head)
-    writer.add_rope_freq_base(config.rotary_base)
-    scaling = config.rotary_scaling or {"rope_type": "linear", "factor": 1.0}
-    if config.position == "none":
-        scaling = {"rope_type": "linear", "factor": NO_POSITIONS}
-    if scaling["rope_type"] == "llama3":  # the tensor rope_freqs.weight says it
-        return
+    scaling = rotary_scaling(config)
     writer.add_rope_scaling_type(RopeScalingType(scaling["rope_type"]))
-    writer.add_rope_scaling_factor(scaling["factor"])
+    writer.add_rope_scaling_factor(scaling.get("factor", 1.0))
     if scaling["rope_type"] == "yarn":
-        writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
+        writer.add_rope_scaling_orig_ctx_len(int(scaling["original_max_position_embeddings"]))
 
 
 def _add_vocabulary(writer: GGUFWriter, vocab: Vocabulary, end_of_text: int) -> None:
@@ -195,9 +182,10 @@ def _converted(model: GPT, plan: Plan) -> Iterator[np.ndarray]:
 
     half = float(np.finfo(np.float16).max)
     largest = {GGMLQuantizationType.F16: half, GGMLQuantizationType.Q8_0: half * 127}
-    for name, weight in weights(model):
+    for name, weight in gguf_tensors(model):
         kind = plan[name][1]
         limit = largest.get(kind, float(np.finfo(np.float32).max))
-        if not weight.abs().max() <= limit:  # also for NaN
+        low, high = map(float, weight.aminmax())  # NaN if one is NaN, which no comparison holds for
+        if not (-limit <= low and high <= limit):
             raise UserError(f"{name}: has weights that are NaN or beyond {limit:.0e}, the range of {kind.name}")
         yield quants.quantize(weight.contiguous().numpy(), kind)
