@@ -84,9 +84,9 @@ class Family:
         if not self.windows.fits(windows_of(config)):
             found.append(say("window", self.windows.nearest))
         found += self._misfits_of_sizes(config, say)
-        has, lacks = biased(config), biased(config) - {name for names in self.biases.values() for name in names}
+        lacks = biased(config) - {name for names in self.biases.values() for name in names}
         if lacks and not self.drops_biases:
-            found.append(say("qkv_bias" if lacks == {"attn.qkv"} != has else "bias", False))
+            found.append(say("qkv_bias" if lacks == {"attn.qkv"} else "bias", False))
         # Every class has queries and keys to make these of; what the others compute, none has.
         if config.similarity not in {"scaled_dot", "symmetric", "uniform", "hopfield"}:
             found.append(say("similarity", "scaled_dot"))
