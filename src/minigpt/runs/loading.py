@@ -23,6 +23,7 @@ from minigpt.data.tokenizers.base import Tokenizer, tokenizer_from_dict
 from minigpt.errors import UserError
 from minigpt.files import note, reason, refuse_url, write_atomically
 from minigpt.model.gpt import GPT
+from minigpt.runs.adapters import merged_state
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.header import CHECKSUM, DAMAGED, digested, read_header, write_checksum
 
@@ -289,7 +290,7 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dic
     prefix = "model."
     state = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
     ours = content[CHECKPOINT_KEY]
-    return state, ours["config"], ours["tokenizer"], content.get("global_step")
+    return merged_state(state), ours["config"], ours["tokenizer"], content.get("global_step")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any], Any]:
