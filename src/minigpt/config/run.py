@@ -64,6 +64,8 @@ class Config(Section):
     """Random seed of weight initialization, dropout and data order."""
     initial_weights: Annotated[PathName, not_empty("name a run folder such as runs/demo, or a file")] | None = None
     """Start from the weights, model settings and tokenizer of this run, checkpoint or safetensors file; also --from."""
+    lora: PositiveInt | None = None
+    """Train low-rank adapters (LoRA) of this rank on the frozen weights of --from, such as 8; null trains all."""
     compile: bool | None = None
     """Use torch.compile, which takes about a minute; null compiles on a GPU for runs of 1000 steps or more."""
     checkpoint_every_n_steps: PositiveInt | None = None
@@ -85,6 +87,10 @@ class Config(Section):
             "-" not in self.data.sources or self.trainer.devices in {"auto", "1", 1},
             f"data.source=-: only one process can read standard input, and trainer.devices={self.trainer.devices}: "
             "save the text to a file",
+        )
+        require(
+            self.lora is None or self.initial_weights is not None,
+            f"lora={self.lora}: adapters need trained weights to start from: add --from RUN",
         )
         shards = any(word in str(self.trainer.strategy).lower() for word in ("fsdp", "deepspeed", "modelparallel"))
         require(

@@ -26,6 +26,7 @@ from minigpt.interop.folder import read_folder
 from minigpt.interop.hub import is_foreign, local_folder, series_of
 from minigpt.interop.tokenizer_folder import read_tokenizer
 from minigpt.model.gpt import GPT
+from minigpt.runs.adapters import merged_state
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.header import CHECKSUM, DAMAGED, digested, read_header, write_checksum
 
@@ -317,7 +318,7 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dic
     prefix = "model."
     state = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
     ours = content[CHECKPOINT_KEY]
-    return state, ours["config"], ours["tokenizer"], content.get("global_step")
+    return merged_state(state), ours["config"], ours["tokenizer"], content.get("global_step")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any], Any]:

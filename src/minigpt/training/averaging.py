@@ -34,9 +34,11 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Average in the weights after a step; the first ones are copied."""
+        """Average in the weights after a step; the first ones and frozen ones are copied."""
         for average, current in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
-            average.copy_(self.decay * average + (1 - self.decay) * current if self.n_averaged else current)
+            # Frozen weights are copied: the rounded sum would not be exactly theirs.
+            averages = self.n_averaged and current.requires_grad
+            average.copy_(self.decay * average + (1 - self.decay) * current if averages else current)
         self.n_averaged += 1
 
     def swap_in(self) -> None:

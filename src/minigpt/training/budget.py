@@ -24,6 +24,7 @@ from minigpt.data.sources.scan import Scans
 from minigpt.data.splitting import PART_BYTES
 from minigpt.errors import UserError
 from minigpt.model.gpt import GPT
+from minigpt.training.finetuning import PASSES, is_pretrained, warmup_steps
 from minigpt.training.machine import speeds
 from minigpt.training.step_times import StepTimes, measure
 
@@ -75,6 +76,8 @@ REGULARISED = ((2.5, 0.0, 0.3), (6, 0.0, 1.0), (15, 0.1, 1.0), (math.inf, 0.2, 1
 """(Passes over the text up to which, dropout, weight decay)."""
 MOST_PASSES = 30
 """After this many passes even a regularised model only memorises; the run then ends before its budget."""
+TUNING_ROWS, ENOUGH_STEPS = (1, 2, 4, 8), 50
+"""Rows of a batch for a pretrained model, whose rows are long, and the steps to aim for in budget and passes."""
 SHARE_OF_VALIDATION = 0.15
 """Largest share of the time for validations, their samples and attention maps."""
 SECONDS_OF_VALIDATION = 1.5
@@ -106,6 +109,8 @@ class Planner:
         self.open = set(config.open_settings)
         if config.initial_weights is not None:  # they come with their model and tokenizer
             self.open -= {key for key in self.open if key.startswith("model.")} - {"model.dropout"} | {"data.tokenizer"}
+        self.tunes = is_pretrained(config)
+        self.most_passes = PASSES if self.tunes else MOST_PASSES
         self.began = time.monotonic()
         self.most_rows = sys.maxsize
         self.measured: dict[str, StepTimes] = {}
@@ -167,7 +172,7 @@ class Planner:
         n_train = math.inf if self.config.data.streaming else len(data.train.tokens)
         steps, step_seconds = self._fit(data.tokenizer.vocab_size, n_train)
         per_step = self._tokens_per_step()
-        most = math.ceil(MOST_PASSES * n_train / per_step) if math.isfinite(n_train) else sys.maxsize
+        most = math.ceil(self.most_passes * n_train / per_step) if math.isfinite(n_train) else sys.maxsize
         passes = min(steps, most) * per_step / n_train
         _, dropout, decay = next(each for each in REGULARISED if passes <= each[0])
         self.choose("model", dropout=dropout)
@@ -181,6 +186,8 @@ class Planner:
         most = min(most, 3 * steps) if self.budget.seconds else steps
         interval = self._interval(data, steps, step_seconds)
         self.choose("optimizer", weight_decay=decay)
+        if self.tunes:
+            self.choose("optimizer", warmup_steps=warmup_steps(steps))
         max_time = as_max_time(round(self._seconds_left())) if self.budget.seconds else None
         self.choose("trainer", max_steps=most, max_time=max_time, val_check_interval=interval)
         self._say(steps, step_seconds, passes, limited=limited)
@@ -188,6 +195,8 @@ class Planner:
 
     def _fit(self, vocab_size: int, n_train: float) -> tuple[int, float]:
         """Set the largest size with enough tokens in the budget and the text; (steps in the budget, seconds of one)."""
+        if self.tunes:
+            return self._fit_rows(vocab_size, n_train)
         first, *larger = LADDER if self.budget.seconds else LADDER[SMALLEST_OF_STEPS:]
         self._set_size(first)
         step_seconds = self._seconds_of_step(vocab_size)
@@ -204,6 +213,20 @@ class Planner:
                 break
             step_seconds = seconds
         return self._affordable(step_seconds), step_seconds
+
+    def _fit_rows(self, vocab_size: int, n_train: float) -> tuple[int, float]:
+        """For a pretrained model: the most rows that leave enough steps in the budget and the text; else as `_fit`."""
+        self.choose("data", batch_size=1)
+        seconds = self._seconds_of_step(vocab_size)  # more rows take at most as many times this
+
+        def steps(rows: int) -> float:
+            in_budget = self._affordable(rows * seconds) if self.budget.seconds else math.inf
+            return min(in_budget, self.most_passes * n_train / (rows * self._tokens_per_step()))
+
+        rows = max((rows for rows in TUNING_ROWS if steps(rows) >= ENOUGH_STEPS), default=1)
+        self.choose("data", batch_size=rows)
+        seconds = self._seconds_of_step(vocab_size)
+        return self._affordable(seconds), seconds
 
     def _set_size(self, size: Size) -> None:
         n_layer, n_embd, n_head, context_length, batch_size = size
@@ -226,7 +249,7 @@ class Planner:
         config = dataclasses.replace(self.config, model=model)
         n = sum(weight.numel() for weight in on_meta(model).parameters())
         least = 6.0 * n * self._tokens_per_step() / self.flops
-        if self.budget.seconds and least * 50 > self.budget.seconds and model.n_embd > WIDE:
+        if self.budget.seconds and least * 50 > self.budget.seconds and model.n_embd > WIDE and self.open >= WIDTH:
             return math.inf
         key = repr((model, config.data.batch_size))
         if key not in self.measured:
@@ -267,7 +290,7 @@ class Planner:
             f"model: {model.n_layer} layers, {model.n_embd} wide, context {model.context_length}: a step of "
             f"{config.data.batch_size} x {model.context_length} tokens takes {step_seconds:.2g} s here"
         )
-        ends = f"the run ends after {MOST_PASSES} passes, before its budget; " if limited else ""
+        ends = f"the run ends after {self.most_passes} passes, before its budget; " if limited else ""
         self.lines.append(
             f"length: about {steps} steps, {passes:.1f} passes over the text, so {ends}dropout {model.dropout}, weight "
             f"decay {config.optimizer.weight_decay}; validation every {n_micro} micro-batches"

@@ -18,6 +18,8 @@ from minigpt.signals import SIGNALS
 from minigpt.training.callbacks import seconds_of_training
 from minigpt.training.checkpoints import Checkpoints
 from minigpt.training.dashboards import finish_dashboards
+from minigpt.training.finetuning import described
+from minigpt.training.lora import trained_parameters
 from minigpt.training.module import TrainingModule
 from minigpt.training.resuming import Reached, go_on
 from minigpt.training.stopping import requeue
@@ -38,13 +40,22 @@ def announce(trainer: L.Trainer, module: TrainingModule, batches: Any, folder: R
     until = f"{config.trainer.max_steps} steps" + (f" or {config.trainer.max_time}" if config.trainer.max_time else "")
     said = (
         f"text    {source}; {data.val} held out\n{mixture}"
-        f"model   {module.model.n_parameters:,} parameters, {config.model.n_layer} layers of {config.model.n_head} "
+        f"model   {_parameters(module)}, {config.model.n_layer} layers of {config.model.n_head} "
         f"heads, {config.model.n_embd} wide, context {config.model.context_length}, "
         f"vocabulary {config.model.vocab_size}\n"
+        f"{described(config)}"
         f"train   {until} on {trainer.num_devices} {trainer.strategy.root_device.type}, {trainer.precision}, "
         f"{torch.get_num_threads()} threads -> {folder.path}"
     )
     print(shown(said), flush=True)
+
+
+def _parameters(module: TrainingModule) -> str:
+    n, rank = module.model.n_parameters, module.run_config.lora
+    if rank is None:
+        return f"{n:,} parameters"
+    trained = trained_parameters(module.model)
+    return f"{n - trained:,} frozen parameters, {trained:,} that train (LoRA of rank {rank})"
 
 
 def say_stopped(code: Any, trainer: L.Trainer, config: Config, folder: RunFolder) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from minigpt.errors import UserError
 from minigpt.model.gpt import GPT
+from minigpt.runs.adapters import merged_state, without_adapters
 from minigpt.training.lightning_compat import set_data_parallel_size, started_processes
 
 if TYPE_CHECKING:  # the import takes half a second, and unsharded runs do not need it
@@ -168,12 +169,14 @@ def is_sharded(model: GPT) -> bool:
 
 
 def gather_model(model: GPT) -> GPT:
-    """The model; if it is sharded, on rank 0 an unsharded copy. Collective: every rank must call it.
+    """The plain model, to read or save: a copy if it has adapters; if it is sharded, on rank 0 an unsharded copy.
+
+    Collective: every rank must call it.
 
     A sharded model's forward pass on rank 0 alone would wait for the other ranks forever.
     """
     if not is_sharded(model):
-        return model
+        return without_adapters(model)
     state = {}
     for name, value in model.state_dict().items():
         gathered = gather(value)
@@ -182,7 +185,7 @@ def gather_model(model: GPT) -> GPT:
     if not state:
         return model
     copy = GPT(model.config).to(next(iter(state.values())).device)
-    copy.load_state_dict(state)
+    copy.load_state_dict(merged_state(state))
     return copy.train(model.training)
 
 

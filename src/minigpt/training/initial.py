@@ -15,6 +15,7 @@ from minigpt.data.tokenizers.base import load_tokenizer, save_tokenizer
 from minigpt.errors import UserError
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import LoadedModel, load_model
+from minigpt.training.finetuning import with_defaults
 
 OWN = {"dropout"}
 """Model settings that the new run sets itself: not taken over."""
@@ -31,6 +32,7 @@ def taken_over(config: Config) -> tuple[Config, dict[str, Tensor] | None]:
     if config.initial_weights is None:
         return config, None
     loaded = load_model(config.initial_weights)
+    config = with_defaults(config, loaded.config.model)
     model = _model_settings(config, loaded.config.model)
     data = dataclasses.replace(config.data, tokenizer=_tokenizer(config, loaded))
     planned = None if config.budget is None else config.planned

@@ -53,6 +53,7 @@ class TrainingModule(L.LightningModule):
         data: PreparedData,
         on_bad_step: Callable[[TrainingModule], Path | None] | None = None,
         initial: dict[str, Tensor] | None = None,
+        adapt: Callable[[GPT], None] | None = None,
     ) -> None:
         """Initialise the weights from the seed, or take `initial`.
 
@@ -62,6 +63,7 @@ class TrainingModule(L.LightningModule):
             on_bad_step: called on every rank when a loss or gradient is NaN or infinite, with the gradients still in
                 place. It raises to end the run, returns a checkpoint to roll back to, or None to skip the step.
             initial: weights of another run to start from.
+            adapt: changes the model before it is trained or resumed, as LoRA does.
         """
         super().__init__()
         self.run_config, self.data, self.on_bad_step = config, data, on_bad_step
@@ -69,6 +71,8 @@ class TrainingModule(L.LightningModule):
         self.model = GPT(config.model)
         if initial is not None:
             self.model.load_state_dict(initial)
+        if adapt is not None:
+            adapt(self.model)
         # Compile the loss function rather than the module: parameter names get no "_orig_mod." prefix, and samples and
         # probes use the uncompiled model.
         loss = functools.partial(model_loss, self.model)

@@ -265,7 +265,7 @@ def _may_change(name: str, now: Any, before: Any) -> bool:
     # Another optimizer cannot use the saved state; name and runs_dir have no effect on an existing folder.
     return name in {"data.dir", "data.num_workers"} or (
         section not in {"model", "data"}
-        and name not in {"optimizer.name", "seed", "name", "runs_dir", "initial_weights"}
+        and name not in {"optimizer.name", "seed", "name", "runs_dir", "initial_weights", "lora"}
     )
 
 

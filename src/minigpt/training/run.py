@@ -35,6 +35,7 @@ from minigpt.training.distributed import end_started
 from minigpt.training.initial import check_tokenizer, taken_over
 from minigpt.training.lightning_compat import is_rank_zero, is_started_by_lightning
 from minigpt.training.loaders import make_loaders
+from minigpt.training.lora import adapters_of
 from minigpt.training.machine import free_disk
 from minigpt.training.memorising import Memorising
 from minigpt.training.module import TrainingModule
@@ -155,7 +156,7 @@ def _put_together(
     callbacks = make_callbacks(config, folder, data, stop)
     trainer = make_trainer(config, folder, callbacks)
     anomalies = next(callback for callback in callbacks if isinstance(callback, Anomalies))
-    module = TrainingModule(config, data, anomalies.on_bad_step, initial)
+    module = TrainingModule(config, data, anomalies.on_bad_step, initial, adapters_of(config))
     return trainer, module, make_loaders(config, data, trainer, seen)
 
 
@@ -199,10 +200,11 @@ def check_before_text(config: Config) -> L.Trainer:
         A trainer without logger and without minigpt's callbacks: device, precision and world size on this machine.
 
     Raises:
-        UserError: runs_dir is not writable, or Lightning refuses a setting.
+        UserError: runs_dir is not writable, peft is missing, or Lightning refuses a setting.
     """
     runs_dir = Path(config.runs_dir)
     free_disk(runs_dir, "runs_dir")
+    adapters_of(config)
     check_loggers(config)  # a logger is built later, since it needs the run's folder
     check_callbacks([find_class(value) for value in config.trainer.callbacks or []], config.trainer)
     silent = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, logger=False))

@@ -10,6 +10,7 @@ import torch
 
 from minigpt.config import Config
 from minigpt.model.gpt import GPT
+from minigpt.training.lora import adapters_of
 from minigpt.training.loss import CHUNK_LOGITS, model_loss
 from minigpt.training.optimizer import make_optimizer
 
@@ -62,7 +63,10 @@ def measure(config: Config, trainer: L.Trainer, n_parameters: int, flops: float)
 
     precision = trainer.precision_plugin
     with torch.random.fork_rng(devices=[]), precision.module_init_context():
-        model: GPT = precision.convert_module(GPT(m)).to(device)  # type: ignore[assignment]
+        model = GPT(m)
+        if (adapt := adapters_of(config)) is not None:
+            adapt(model)
+        model = precision.convert_module(model).to(device)  # type: ignore[assignment]
         tokens = torch.randint(m.vocab_size or 1, (rows, length + 1), device=device)
     optimizer = make_optimizer(model, config.optimizer)
     forward_backward, update = list[float](), list[float]()
