@@ -237,13 +237,14 @@ def test_matrices_are_stored_in_the_type_asked_for_and_all_else_in_float32(tmp_p
 
 def test_a_file_says_what_llama_cpp_builds_the_model_and_the_tokenizer_from(tmp_path):
     tokenizer = TOKENIZERS["bpe"]
-    model = make(320, **MODELS["qwen3"])
+    model = make(320, **MODELS["qwen3"] | {"rotary_base": 500})
     fields = gguf.GGUFReader(write(tmp_path, model, tokenizer, "q8_0")).fields
     said = {name: field.contents() for name, field in fields.items() if not name.startswith("GGUF.")}
     assert len(said.pop("tokenizer.ggml.merges")) == 43
     names, types = said.pop("tokenizer.ggml.tokens"), said.pop("tokenizer.ggml.token_type")
     assert names[299:301] == [END_OF_TEXT, "<|unused_300|>"]
     assert types == [1] * 299 + [3] + [5] * 20
+    assert isinstance(said["qwen3.rope.freq_base"], float)
     assert said == {
         "general.architecture": "qwen3",
         "general.name": "a model",
@@ -260,7 +261,7 @@ def test_a_file_says_what_llama_cpp_builds_the_model_and_the_tokenizer_from(tmp_
         "qwen3.attention.layer_norm_rms_epsilon": pytest.approx(1e-6),
         "qwen3.vocab_size": 320,
         "qwen3.rope.dimension_count": 24,
-        "qwen3.rope.freq_base": 10_000.0,
+        "qwen3.rope.freq_base": 500.0,
         "qwen3.rope.scaling.type": "none",
         "qwen3.rope.scaling.factor": 1.0,
         "tokenizer.ggml.model": "gpt2",

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 GGUFDtype = Literal["float32", "float16", "q8_0"]
 
 MAGIC = b"GGUF"
+FRACTIONS = {"norm_eps", "rotary_base"}
+"""Settings that llama.cpp reads as floating point, though a YAML file may say 10000."""
 
 
 def write_gguf(path: Path, model: GPT, tokenizer: Tokenizer, name: str, dtype: GGUFDtype) -> None:
@@ -120,9 +122,8 @@ def _describe(writer: GGUFWriter, family: Family, config: GPTConfig, name: str, 
     writer.add_file_type(LlamaFileType[types[dtype]])
     writer.add_quantization_version(GGML_QUANT_VERSION)
     for ours, theirs in family.keys.items():
-        value = getattr(config, READ_AS.get(ours, ours))
-        add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
-        add(f"{family.model_type}.{theirs}", value)
+        add = writer.add_float32 if ours in FRACTIONS else writer.add_uint32
+        add(f"{family.model_type}.{theirs}", getattr(config, READ_AS.get(ours, ours)))
     if "rotary" in family.positions:
         writer.add_value_length(config.width_per_head)
         _describe_rotary(writer, config)

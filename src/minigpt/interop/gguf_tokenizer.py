@@ -5,8 +5,6 @@ llama.cpp knows split patterns by name only, so a tokenizer with another pattern
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 from minigpt.data.tokenizers.base import BytesTokenizer, CharsTokenizer, Tokenizer
@@ -14,6 +12,7 @@ from minigpt.data.tokenizers.bpe import END_OF_TEXT, SPLITS, BPETokenizer, byte_
 from minigpt.data.tokenizers.huggingface import HuggingFaceTokenizer
 from minigpt.errors import UserError
 from minigpt.files import note
+from minigpt.interop.tokenizer_files import last_pair
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 """llama.cpp's types of tokens: from text; special; found in text before it is split; without use."""
@@ -104,33 +103,17 @@ def _of_bpe(tokenizer: BPETokenizer) -> Vocabulary:
     pre = _pre_tokenizer(tokenizer.pattern)
     special = sorted(tokenizer.special_tokens, key=tokenizer.special_tokens.__getitem__)
     tokens = [*map(_symbols, tokenizer.ranks), *special]
-    merges = [f"{_symbols(left)} {_symbols(right)}" for left, right in merges_of(tokenizer.ranks)]
+    ranks = {token: rank for rank, token in enumerate(tokenizer.ranks)}
+    # A token that no merge makes is reached as a whole word only: tiktoken looks words up first, and so does llama-bpe.
+    # GPT-2's tables have no such tokens.
+    pairs = filter(None, (last_pair(token, ranks) for token in tokenizer.ranks if len(token) > 1))
+    merges = [f"{_symbols(left)} {_symbols(right)}" for left, right in pairs]
     return Vocabulary(pre, tokens, [NORMAL] * len(tokenizer.ranks) + [CONTROL] * len(special), merges)
-
-
-def merges_of(ranks: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """The two tokens that each token is merged from, in merge order.
-
-    A table of ranks does not say. But encoding a token's own bytes with the earlier ranks alone ends with these two. A
-    token that ends otherwise is reached as a whole word only, and has no merge.
-    """
-    order = {token: rank for rank, token in enumerate(ranks)}
-    for rank, token in enumerate(ranks):
-        parts = [token[i : i + 1] for i in range(len(token))]
-        while len(parts) > 2:
-            pairs = [order.get(left + right, rank) for left, right in pairwise(parts)]
-            first = min(pairs)
-            if first >= rank:
-                break
-            i = pairs.index(first)
-            parts[i : i + 2] = [parts[i] + parts[i + 1]]
-        if len(parts) == 2:
-            yield parts[0], parts[1]
 
 
 def _of_huggingface(tokenizer: HuggingFaceTokenizer) -> Vocabulary:
     saved = tokenizer.to_dict()["tokenizer"]
-    pre = _pre_tokenizer(_pattern(saved["pre_tokenizer"]))
+    pre = _pre_tokenizer(_pattern(saved.get("pre_tokenizer")))
     if saved.get("normalizer"):
         note("note: llama.cpp does not normalize text to NFC, as this tokenizer does; text in NFC is the same")
     tokens = list(map(unused_token, range(tokenizer.vocab_size)))
@@ -144,7 +127,7 @@ def _of_huggingface(tokenizer: HuggingFaceTokenizer) -> Vocabulary:
     return Vocabulary(pre, tokens, types, merges)
 
 
-def _pattern(pre_tokenizer: dict[str, Any]) -> str:
+def _pattern(pre_tokenizer: Any) -> str:
     """The pattern of a tokenizer.json that splits text with one pattern only.
 
     Raises:

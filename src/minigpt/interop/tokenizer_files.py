@@ -63,7 +63,7 @@ def _bpe(tokenizer: BPETokenizer) -> dict[str, Any]:
     symbol = {byte: character for character, byte in byte_symbols().items()}
     names = ["".join([symbol[byte] for byte in token]) for token in tokenizer.ranks]
     ranks = {token: rank for rank, token in enumerate(tokenizer.ranks)}
-    pairs = [_last_pair(token, ranks) for token in tokenizer.ranks if len(token) > 1]
+    pairs = [last_pair(token, ranks) for token in tokenizer.ranks if len(token) > 1]
     merges = [[names[ranks[first]], names[ranks[second]]] for first, second in filter(None, pairs)]
     split = {
         "type": "Split",
@@ -77,7 +77,7 @@ def _bpe(tokenizer: BPETokenizer) -> dict[str, Any]:
     return content
 
 
-def _last_pair(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes] | None:
+def last_pair(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes] | None:
     """The two tokens that BPE joins last to make this one; None if it never does.
 
     tiktoken keeps ranks, not merges: it joins the neighbours whose bytes together have the lowest rank. Inside a token
