@@ -267,7 +267,7 @@ def test_settings_at_the_edge_are_taken(section: type, settings: dict[str, Any])
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_finite_number_of_every_section_is_checked(section: type) -> None:
-    required = {"run": "r"} if section in {SampleConfig, ShareConfig} else {}
+    required = {"run": "r"} if section in {ExportConfig, SampleConfig, ShareConfig} else {}
     for name, wanted in get_type_hints(section).items():
         if name != "SECTION" and "float" in str(wanted):
             value = [NAN] if "list" in str(wanted) else NAN

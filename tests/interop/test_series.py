@@ -30,7 +30,8 @@ def test_checkpoints_of_another_program_are_one_page_with_their_steps(tmp_path: 
         checkpoint(tmp_path / f"step{step}", step // 10)
     found = inspect_runs(InspectConfig(run=str(tmp_path)), "The cat sat on the mat, the cat sat on")
     assert found.snapshot.step == 1000, "the last"
-    assert [frame["step"] for frame in unpacked(found.page)["frames"]] == [0, 20, 1000]
+    data = json.loads(found.page.split('"application/json">')[1].split("</script>")[0])
+    assert [run["steps"] for run in data["runs"]] == [[0, 20, 1000]]
     shutil.rmtree(tmp_path / "step20")
     checkpoint(tmp_path / "step20", 1, n_layer=1)
     with pytest.raises(UserError, match="step20: has 1 layers of 4 heads instead of 2 of 4"):

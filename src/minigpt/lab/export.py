@@ -69,13 +69,14 @@ def _write_hf(folder: Path, loaded: LoadedModel, config: ExportConfig, card: Car
         write_text(folder / name, json.dumps(content, ensure_ascii=False, indent=2))
     write_folder(folder, loaded.model, getattr(torch, config.dtype), end_of_text=tokenizer.end_of_text)
     write_text(folder / "README.md", hub_card(card, config.push_to_hub or f"./{card.name}-hf"))
-    return ["open it with", "  transformers-cli chat DIR, vllm serve DIR, or in Python:", *_in_python("DIR")]
+    return ["open it with", "  vllm serve DIR", "or in Python with", *_in_python("DIR")]
 
 
 def _write_gguf(folder: Path, loaded: LoadedModel, config: ExportConfig, card: Card) -> list[str]:
     from minigpt.interop.gguf_file import modelfile, write_gguf  # gguf is slow to import
 
     file = folder / f"{card.name}.gguf"
+    assert config.dtype != "bfloat16"  # the config refuses that
     write_gguf(file, loaded.model, loaded.tokenizer, card.name, config.dtype)
     write_text(folder / "Modelfile", modelfile(file.name, loaded.config.model, loaded.tokenizer))
     name = shlex.quote(card.name)
