@@ -60,7 +60,8 @@ def test_everything_that_is_needed_on_any_system_is_pinned() -> None:
 
 def test_every_package_that_is_imported_is_declared() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
-    requirements = (*PROJECT["project"]["dependencies"], *extras["tensorboard"], *extras["pandas"])
+    optional = (text for name in ("tensorboard", "pandas", "lora", "check") for text in extras[name])
+    requirements = (*PROJECT["project"]["dependencies"], *optional)
     declared = {canonicalize_name(Requirement(text).name) for text in requirements}
     packages = importlib.metadata.packages_distributions()
     paths = [*(ROOT / "src").rglob("*.py"), *ROOT.glob("*.py")]
