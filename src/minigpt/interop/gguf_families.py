@@ -13,9 +13,10 @@ from minigpt.config import GPTConfig
 from minigpt.errors import UserError
 from minigpt.interop.family import Family
 from minigpt.interop.fields import shown
+from minigpt.interop.layouts import SAME, SPLIT_QKV, Layout
 from minigpt.interop.names import ATTENTION, GATED_MLP, LAYER, MLP, NORMS, RMS
 from minigpt.interop.rotary import STANDS_STILL
-from minigpt.interop.weights import SAME, SPLIT_QKV, Layout, Names, Translation, biased
+from minigpt.interop.weights import Names, Translation, biased
 from minigpt.model.gpt import GPT
 from minigpt.model.variants.positions import scaled_frequencies
 
