@@ -100,6 +100,10 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
         ROTARY_GELU
         | {"block": "parallel", "rotary_scaling": {"rope_type": "linear", "factor": 2.0}, "softmax_temperature": 2.0},
     ),
+    "gpt_neox, a share that is no round number": (
+        "GPTNeoXForCausalLM",
+        ROTARY_GELU | {"n_head": 2, "n_embd": 140, "rotary_fraction": 58 / 70},
+    ),
     "stablelm": ("StableLmForCausalLM", {"norm": "layernorm", "qk_norm": False}),
     "stablelm, QK-norm, partial": (
         "StableLmForCausalLM",
