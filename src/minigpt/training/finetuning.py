@@ -10,6 +10,7 @@ import yaml
 
 from minigpt.config import Config, GPTConfig
 from minigpt.errors import UserError
+from minigpt.interop.hub import is_foreign
 from minigpt.runs.folder import RunFolder
 
 FULL_RATE, LORA_RATE = 5e-5, 5e-4
@@ -59,12 +60,11 @@ def is_pretrained(config: Config) -> bool:
     path, seen = config.initial_weights, set[str]()
     while path is not None and path not in seen:
         seen.add(path)
-        folder = Path(path) if Path(path).is_dir() else Path(path).parent
-        run = RunFolder(folder)
-        if path.startswith("hf:"):
+        if is_foreign(path):
             return True
+        run = _run_of(Path(path))
         if not run.config.is_file():
-            return (folder / "config.json").is_file()
+            return False
         if not run.metrics.exists() and not run.last.parent.exists():  # made by `minigpt import`
             return True
         path = _initial_weights(run)
@@ -98,6 +98,13 @@ def _with(config: Config, chosen: dict[str, Any]) -> Config:
         sections.setdefault(section, {})[name] = value
     parts = {section: dataclasses.replace(getattr(config, section), **each) for section, each in sections.items()}
     return dataclasses.replace(config, **parts, planned=still_open)
+
+
+def _run_of(path: Path) -> RunFolder:
+    """The run that a path names, or one of whose files: model.safetensors, or those in checkpoints/."""
+    if path.is_dir():
+        return RunFolder(path)
+    return RunFolder(path.parent.parent if path.parent.name == "checkpoints" else path.parent)
 
 
 def _initial_weights(run: RunFolder) -> str | None:
