@@ -16,6 +16,8 @@ from minigpt.runs.folder import RunFolder
 FULL_RATE, LORA_RATE = 5e-5, 5e-4
 """Of AdamW, for weights that were trained on much more than this text. The first is usual for GPT-2's size; LoRA's best
 rate is ten times as high at any size (Schulman et al. 2025, https://thinkingmachines.ai/blog/lora)."""
+OWN_LORA_RATE = 2e-2
+"""Of adapters on a small model of one's own, the best of three (docs/recipes.md)."""
 WARMUP_STEPS = 10
 """AdamW's first updates have full size whatever the gradient's; at most a tenth of the run."""
 PASSES = 4
@@ -45,7 +47,8 @@ def with_defaults(config: Config, source: GPTConfig) -> Config:
     chosen = dict[str, Any]()
     if "optimizer.name" in is_open or config.optimizer.name == "adamw":
         chosen["optimizer.name"] = "adamw"
-        chosen["optimizer.learning_rate"] = FULL_RATE if config.lora is None else LORA_RATE
+        lora = LORA_RATE if pretrained else OWN_LORA_RATE
+        chosen["optimizer.learning_rate"] = FULL_RATE if config.lora is None else lora
     if pretrained:
         chosen |= {"optimizer.weight_decay": 0.0, "model.dropout": 0.0}
         if source.position != "learned":  # those are as many as the context is long
