@@ -91,7 +91,8 @@ def test_weights_are_pretrained_where_another_program_or_the_run_before_had_them
         own: False,
         f"{own}/checkpoints/last.ckpt": False,
         own_run(tmp_path, own): False,
-        own_run(tmp_path, own_run(tmp_path, "hf:gpt2")): True,
+        own_run(tmp_path, (tuned := own_run(tmp_path, "hf:gpt2"))): True,
+        f"{tuned}/checkpoints/last.ckpt": True,
         own_run(tmp_path, str(tmp_path / "runs" / "own-5")): False,  # of itself
     }
     assert {path: is_pretrained(Config(initial_weights=path)) for path in found} == found

@@ -14,7 +14,7 @@ from small_runs import PowerCutError, small_settings, small_text, train_and_die
 from test_resume import assert_same_run
 
 from minigpt.cli import parsing
-from minigpt.config import Config, GPTConfig, OptimizerConfig
+from minigpt.config import Config, GPTConfig
 from minigpt.errors import UserError
 from minigpt.inspection import circuits
 from minigpt.model.gpt import GPT
@@ -23,6 +23,7 @@ from minigpt.runs.adapters import merged_state, without_adapters
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import load_model, read_checkpoint
 from minigpt.training import run
+from minigpt.training.finetuning import OWN_LORA_RATE
 from minigpt.training.initial import taken_over
 from minigpt.training.lora import add_adapters, trained_parameters
 from minigpt.training.module import TrainingModule
@@ -207,8 +208,7 @@ def test_adapters_need_weights_to_start_from() -> None:
 def test_adapters_take_adamw_where_no_optimizer_is_given_and_refuse_muon(first: RunFolder) -> None:
     arguments = ["--from", str(first.path), "--lora", "8"]
     optimizer = taken_over(parsing.parse_training(arguments)[0])[0].optimizer
-    assert optimizer.name == "adamw"
-    assert optimizer.learning_rate < OptimizerConfig().learning_rate
+    assert (optimizer.name, optimizer.learning_rate) == ("adamw", OWN_LORA_RATE)
     with pytest.raises(UserError, match=r"lora=8: adapters train with AdamW, not optimizer.name=muon"):
         taken_over(parsing.parse_training([*arguments, "--optimizer.name", "muon"])[0])
 

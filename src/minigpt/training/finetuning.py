@@ -10,11 +10,14 @@ import yaml
 
 from minigpt.config import Config, GPTConfig
 from minigpt.errors import UserError
+from minigpt.interop.hub import is_foreign
 from minigpt.runs.folder import RunFolder
 
 FULL_RATE, LORA_RATE = 5e-5, 5e-4
 """Of AdamW, for weights that were trained on much more than this text. The first is usual for GPT-2's size; LoRA's best
 rate is ten times as high at any size (Schulman et al. 2025, https://thinkingmachines.ai/blog/lora)."""
+OWN_LORA_RATE = 2e-2
+"""Of adapters on a small model of one's own, the best of three (docs/recipes.md)."""
 WARMUP_STEPS = 10
 """AdamW's first updates have full size whatever the gradient's; at most a tenth of the run."""
 PASSES = 4
@@ -44,7 +47,8 @@ def with_defaults(config: Config, source: GPTConfig) -> Config:
     chosen = dict[str, Any]()
     if "optimizer.name" in is_open or config.optimizer.name == "adamw":
         chosen["optimizer.name"] = "adamw"
-        chosen["optimizer.learning_rate"] = FULL_RATE if config.lora is None else LORA_RATE
+        lora = LORA_RATE if pretrained else OWN_LORA_RATE
+        chosen["optimizer.learning_rate"] = FULL_RATE if config.lora is None else lora
     if pretrained:
         chosen |= {"optimizer.weight_decay": 0.0, "model.dropout": 0.0}
         if source.position != "learned":  # those are as many as the context is long
@@ -59,12 +63,11 @@ def is_pretrained(config: Config) -> bool:
     path, seen = config.initial_weights, set[str]()
     while path is not None and path not in seen:
         seen.add(path)
-        folder = Path(path) if Path(path).is_dir() else Path(path).parent
-        run = RunFolder(folder)
-        if path.startswith("hf:"):
+        if is_foreign(path):
             return True
+        run = _run_of(Path(path))
         if not run.config.is_file():
-            return (folder / "config.json").is_file()
+            return False
         if not run.metrics.exists() and not run.last.parent.exists():  # made by `minigpt import`
             return True
         path = _initial_weights(run)
@@ -98,6 +101,13 @@ def _with(config: Config, chosen: dict[str, Any]) -> Config:
         sections.setdefault(section, {})[name] = value
     parts = {section: dataclasses.replace(getattr(config, section), **each) for section, each in sections.items()}
     return dataclasses.replace(config, **parts, planned=still_open)
+
+
+def _run_of(path: Path) -> RunFolder:
+    """The run that a path names, or one of whose files: model.safetensors, or those in checkpoints/."""
+    if path.is_dir():
+        return RunFolder(path)
+    return RunFolder(path.parent.parent if path.parent.name == "checkpoints" else path.parent)
 
 
 def _initial_weights(run: RunFolder) -> str | None:
