@@ -26,6 +26,12 @@ def test_metrics_alone_are_enough(tmp_path: Path) -> None:
     assert (record.settings, record.samples, record.page, record.missing) == ({}, [], None, [])
 
 
+def test_a_run_with_weights_says_how_it_opens_in_other_programs(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    said = read_run_folder(run_with(tmp_path)).facts["in other programs"]
+    assert said.startswith(f"minigpt export {tmp_path} (transformers")
+
+
 def test_numbers_of_the_attention_are_curves_too(tmp_path: Path) -> None:
     run = run_with(tmp_path)
     for step in (5, 10):

@@ -10,6 +10,7 @@ import contextlib
 import csv
 import math
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,7 +88,7 @@ def read_run_folder(path: str | Path) -> RunRecord:
     return RunRecord(
         name=name,
         settings=settings,
-        facts=_facts(rows),
+        facts=_facts(rows) | (_elsewhere(path) if run.weights.is_file() else {}),
         curves=curves_of([*((int(row["step"]), row) for row in rows), *_numbers(run)]),
         samples=read_samples(path),
         page=page,
@@ -158,6 +159,11 @@ def _number(text: object) -> float | None:
         return float(text) if isinstance(text, str) else None
     except ValueError:
         return None
+
+
+def _elsewhere(path: Path) -> dict[str, str]:
+    command = f"minigpt export {shlex.quote(str(path))}"
+    return {"in other programs": f"{command} (transformers, vLLM, TransformerLens), with --to gguf (llama.cpp, Ollama)"}
 
 
 def _facts(rows: list[dict[str, float]]) -> dict[str, str]:
