@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import lightning as L
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-VOCABULARIES = ((5.0, 2048), (8.0, 1024), (math.inf, 512))
+VOCABULARIES = ((15.0, 2048), (40.0, 1024), (math.inf, 512))
 """(Passes over a text of 1 MB up to which, size of the byte-level BPE): a small vocabulary overfits later, a large one
 reads more text in a step. Of another size the limits change with its root: 300 kB allow half as many passes."""
 BYTES_PER_TOKEN = 3.0
