@@ -103,6 +103,20 @@ def test_a_short_budget_takes_a_model_that_it_can_give_enough_tokens(story: Path
     assert len(set(widths)) > 1
 
 
+def test_where_a_small_model_would_read_a_text_often_a_larger_one_reads_it_less(story: Path, monkeypatch: Any) -> None:
+    def timed(config: Config, *_: Any) -> StepTimes:
+        return StepTimes(1e-6 * config.model.n_layer * config.model.n_embd**2, 0.0, 0, 1.0)
+
+    monkeypatch.setattr(budget, "measure", timed)
+    monkeypatch.setattr(budget, "speeds", lambda _: {"float32": 1e14})
+    widths = []
+    for n_train in (100_000, 10_000_000):
+        planner = Planner(parse_training([f"--data.source={story}", "--budget=1m"])[0], on_one())
+        planner._fit(2048, n_train)
+        widths.append(planner.config.model.n_embd)
+    assert widths == [128, 96]
+
+
 def test_more_passes_take_a_smaller_vocabulary_and_more_regularisation(story: Path, a_step_takes: Any) -> None:
     a_step_takes(0.5)
     short, _ = planned("--data.source=story.txt", "--budget=10s")

@@ -67,8 +67,10 @@ LADDER = (
 """By parameters, ascending. Those above 192 wide were not measured."""
 SMALLEST_OF_STEPS = 4
 """Place in LADDER of the smallest model for a budget of steps: small models only gain by their speed."""
-TOKENS_PER_PARAMETER = 3.0
-"""Training tokens for each parameter of the blocks, at least: a larger model would read too little in the time."""
+TOKENS_PER_PARAMETER, OF_A_SMALL_TEXT = 3.0, 1.0
+"""Training tokens for each parameter of the blocks, at least: a larger model would read too little in the time. The
+second number where a smaller model would read the text more than ENOUGH_PASSES times, and so learn little more."""
+ENOUGH_PASSES = 5
 WIDTH = {"model.n_embd", "model.n_head", "model.head_dim", "model.n_kv_head"}
 WIDE = 192
 """Width up to which any model is measured; wider ones only if the budget could hold 50 steps."""
@@ -200,6 +202,7 @@ class Planner:
         first, *larger = LADDER if self.budget.seconds else LADDER[SMALLEST_OF_STEPS:]
         self._set_size(first)
         step_seconds = self._seconds_of_step(vocab_size)
+        passes = self._affordable(step_seconds) * self._tokens_per_step() / n_train
         for size in larger:
             smaller = self.config
             self._set_size(size)
@@ -208,10 +211,10 @@ class Planner:
             seconds = self._seconds_of_step(vocab_size)
             tokens = min(self._affordable(seconds) * self._tokens_per_step(), n_train * MOST_PASSES)
             n_blocks = sum(weight.numel() for weight in on_meta(self._sized(vocab_size)).blocks.parameters())
-            if tokens < TOKENS_PER_PARAMETER * n_blocks:
+            if tokens < n_blocks * (TOKENS_PER_PARAMETER if passes <= ENOUGH_PASSES else OF_A_SMALL_TEXT):
                 self.config = smaller
                 break
-            step_seconds = seconds
+            step_seconds, passes = seconds, tokens / n_train
         return self._affordable(step_seconds), step_seconds
 
     def _fit_rows(self, vocab_size: int, n_train: float) -> tuple[int, float]:
