@@ -36,7 +36,7 @@ def check_export(folder: Path, loaded: LoadedModel, config: ExportConfig) -> str
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     file = next((each.name for each in folder.glob("*.gguf")), None)
-    named = {} if file is None else {"gguf_file": file}
+    named: dict[str, Any] = {} if file is None else {"gguf_file": file}
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # bars of tqdm
             settings: Any = transformers.AutoConfig.from_pretrained(folder, **named)

@@ -60,7 +60,7 @@ class BytesTokenizer:
 
     vocab_size = 257
     end_of_text = 256
-    begin_of_text = None
+    begin_of_text: int | None = None
     lossless = True
 
     def encode(self, text: str) -> list[int]:
@@ -79,7 +79,7 @@ class BytesTokenizer:
 class CharsTokenizer:
     """Each character of a fixed alphabet is a token."""
 
-    begin_of_text = None
+    begin_of_text: int | None = None
     lossless = True
 
     def __init__(self, alphabet: str) -> None:
