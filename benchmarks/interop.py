@@ -34,6 +34,8 @@ class Used(NamedTuple):
     """What a process took."""
 
     seconds: float
+    cpu_seconds: float
+    """Of all its threads: what it would take alone on one core, however busy the machine is."""
     anonymous_bytes: int
     """Largest sum of the memory that belongs to no file."""
     resident_bytes: int
@@ -66,7 +68,7 @@ def measured(command: Sequence[str | Path], folder: Path) -> Used:
     thread.join()
     if process.returncode:
         raise UserError(f"{' '.join(map(str, command))}: {(folder / 'said.txt').read_text()[-500:]}")
-    return Used(seconds, max(anonymous), usage.ru_maxrss << 10)
+    return Used(seconds, usage.ru_utime + usage.ru_stime, max(anonymous), usage.ru_maxrss << 10)
 
 
 def make_gpt2(folder: Path, sizes: dict[str, int]) -> int:
@@ -106,6 +108,7 @@ def gpt2(chosen: Namespace) -> Iterator[Block]:
         [
             name,
             f"{each.seconds:.1f}",
+            f"{each.cpu_seconds:.1f}",
             f"{each.anonymous_bytes / 1e6:,.0f}",
             f"{(each.anonymous_bytes - base) / n_bytes:.2f}",
             f"{each.resident_bytes / 1e6:,.0f}",
@@ -114,7 +117,14 @@ def gpt2(chosen: Namespace) -> Iterator[Block]:
     ]
     yield Table(
         f"weights of {n_bytes / 1e6:,.0f} MB in float32, and GPT-2's tokenizer",
-        ["command", "seconds", "peak of anonymous memory, MB", "beyond the first row, in weights", "peak RSS, MB"],
+        [
+            "command",
+            "seconds",
+            "CPU seconds",
+            "peak of anonymous memory, MB",
+            "beyond the first row, in weights",
+            "peak RSS, MB",
+        ],
         rows,
     )
 
