@@ -51,7 +51,7 @@ bench-quick: .venv/installed-dev ## all benchmarks with few rounds, in ten minut
 	$(BIN)/python benchmarks/generation.py $(AGAINST) --quick
 
 interop: .venv/installed-dev ## GPT-2 small's sizes in and out of other programs' formats: time and memory (5 minutes)
-	$(BIN)/python benchmarks/interop.py --write
+	$(BIN)/python benchmarks/other_programs.py --write
 
 notebook: .venv/installed-dev ## execute docs/your-text.ipynb and keep its outputs in it (five minutes on an idle machine)
 	$(BIN)/python tests/notebooks.py docs/your-text.ipynb

