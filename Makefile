@@ -6,7 +6,7 @@ NAME ?= demo
 AGAINST = $(if $(NANOGPT),--against $(NANOGPT))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow chaos resume-grid answers own-text bench bench-quick notebook lint types format clean
+.PHONY: help demo test test-slow chaos resume-grid answers own-text bench bench-quick interop notebook lint types format clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ bench-quick: .venv/installed-dev ## all benchmarks with few rounds, in ten minut
 	$(BIN)/python benchmarks/inspection.py --quick
 	$(BIN)/python benchmarks/loss.py --quick
 	$(BIN)/python benchmarks/generation.py $(AGAINST) --quick
+
+interop: .venv/installed-dev ## GPT-2 small's sizes in and out of other programs' formats: time and memory (5 minutes)
+	$(BIN)/python benchmarks/other_programs.py --write
 
 notebook: .venv/installed-dev ## execute docs/your-text.ipynb and keep its outputs in it (five minutes on an idle machine)
 	$(BIN)/python tests/notebooks.py docs/your-text.ipynb

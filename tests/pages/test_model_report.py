@@ -13,10 +13,12 @@ from minigpt.config import Config, GPTConfig, InspectConfig
 from minigpt.data.relations import Relation, to_json_line
 from minigpt.data.tokenizers.base import BytesTokenizer, CharsTokenizer
 from minigpt.errors import UserError
+from minigpt.inspection import heads
 from minigpt.inspection.heads import FEWEST_LINKS
 from minigpt.inspection.relations import RelationScore
 from minigpt.inspection.snapshot import Snapshot
 from minigpt.model.gpt import GPT
+from minigpt.pages import model_report
 from minigpt.pages.model_report import inspect_runs, relation_lines, write_inspection
 from minigpt.runs.folder import name_of
 from minigpt.runs.loading import load_model, save_weights
@@ -230,3 +232,21 @@ def test_the_command_writes_the_page_of_standard_input(weights: Path, tmp_path: 
     assert "| head | label" in done.stdout
     assert load_model(weights).path == weights
     assert (weights.parent / "inspection.html").is_file()
+
+
+def test_a_large_model_is_scored_on_less_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = GPT(GPTConfig(vocab_size=257, context_length=16, n_layer=2, n_head=2, n_embd=16))
+    save_weights(tmp_path / "a.safetensors", model, Config(model=model.config), BytesTokenizer())
+    config = InspectConfig(run=str(tmp_path / "a.safetensors"), max_tokens=8)
+    text = "the cat sat on the mat; " * 10
+    assert "The model is large" not in inspect_runs(config, text).table
+    one = 2 * 2 * 2 * 8 * (sum(weight.numel() for weight in model.blocks.parameters()) + 257 * 16)
+    monkeypatch.setattr(heads, "ABLATION_OPERATIONS", 2 * one)
+    monkeypatch.setattr(model_report, "MOST_WEIGHTS", 4 * 10 * 30)  # of four heads: windows of 17, so of the context
+    seen = inspect_runs(config, text)
+    assert "The model is large: heads are scored on 16 of 239 tokens." in seen.table
+    assert "the loss without each head is of 2 random sequences, not 4." in seen.table
+    monkeypatch.setattr(heads, "ABLATION_OPERATIONS", one / 2)
+    seen = inspect_runs(config, text)
+    assert "the loss without each head is left out; --device cuda has it." in seen.table
+    assert "ablation" not in seen.snapshot.scores

@@ -164,6 +164,7 @@ class ExportConfig(Section):
         super().__post_init__()
         wrong = {"gguf": {"bfloat16"}, "hf": {"q8_0"}, "safetensors": {"q8_0"}}[self.to]
         require(self.dtype not in wrong, f"dtype={self.dtype}: not for --to {self.to}; give float32 or float16")
+        require(not self.check or self.to != "safetensors", "check: only minigpt opens --to safetensors; leave it out")
         require(not self.private or self.push_to_hub, "private: only --push_to_hub uses it; leave it out")
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from minigpt.config import GenerationConfig
 from minigpt.data.answers import AS_IT_IS, PromptForm, prompt_form
-from minigpt.data.tokenizers.base import Tokenizer, decode
+from minigpt.data.tokenizers.base import Tokenizer, decode, first_token
 from minigpt.errors import UserError
 from minigpt.generation.cpu_backend import CPUDecode, can_decode
 from minigpt.generation.engine import CompiledDecode, Reader, Row, Watch, generate
@@ -192,7 +192,7 @@ class Writer:
         n_bytes = len(text.encode(errors="replace") if isinstance(text, str) else self.tokenizer.decode_bytes(own))
         if not n_bytes:
             raise UserError("the text is empty: there is nothing to predict")
-        chances = self._log_probabilities([self.tokenizer.end_of_text, *tokens])
+        chances = self._log_probabilities([first_token(self.tokenizer), *tokens])
         total = -math.fsum(chances)
         return Score(total / len(tokens), total / math.log(2) / n_bytes, tuple(tokens), tuple(chances))
 

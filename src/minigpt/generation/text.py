@@ -10,7 +10,7 @@ from typing import SupportsIndex
 import numpy as np
 from torch import Tensor
 
-from minigpt.data.tokenizers.base import Tokenizer
+from minigpt.data.tokenizers.base import Tokenizer, first_token
 from minigpt.errors import UserError
 from minigpt.generation.sampling import Mask
 
@@ -37,14 +37,19 @@ def token_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, context_length: int, *, from_start: bool = False) -> list[int]:
-    """Token ids of a prompt; end-of-text is prepended to an empty one, and with `from_start` to any text.
+    """Token ids of a prompt, as the model expects its beginning.
+
+    Before a text comes the tokenizer's begin-of-text, if it has one; else end-of-text before an empty prompt. With
+    `from_start` end-of-text comes before any text.
 
     Raises:
         UserError: the prompt is longer than the context, or has a character unknown to the tokenizer.
     """
     tokens = token_ids(tokenizer, prompt)
-    if (from_start and isinstance(prompt, str)) or not tokens:
+    if from_start and isinstance(prompt, str):
         tokens = [tokenizer.end_of_text, *tokens]
+    elif not tokens or (isinstance(prompt, str) and tokenizer.begin_of_text is not None):
+        tokens = [first_token(tokenizer), *tokens]
     if len(tokens) > context_length:
         raise UserError(
             f"the prompt has {len(tokens)} tokens, but the model reads at most {context_length}: "

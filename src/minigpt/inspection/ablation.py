@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,22 +44,42 @@ def ablation(model: GPT, tokens: Tensor, positions: slice = slice(None)) -> Tens
     Returns:
         (n_layer, n_head) float32 on the CPU, nats per token.
     """
+    changes = torch.zeros(model.config.n_layer, model.config.n_head)
+    targets = tokens[:, 1:][:, positions]
     with evaluation_mode(model):
-        baseline = _loss(model, tokens, positions)
-        layers = [module for module in model.modules() if isinstance(module, Attention)]
-        changes = torch.zeros(len(layers), model.config.n_head)
-        for layer, attention in enumerate(layers):
+        inputs = _block_inputs(model, tokens[:, :-1])
+        baseline = _loss_from(model, 0, inputs, targets, positions)
+        for layer, block in enumerate(model.blocks):
+            attention = block.attn
+            assert isinstance(attention, Attention)
             for head in range(attention.n_head):
                 with without_head(attention, head):
-                    changes[layer, head] = _loss(model, tokens, positions) - baseline
+                    changes[layer, head] = _loss_from(model, layer, inputs, targets, positions) - baseline
     return changes
+
+
+def _block_inputs(model: GPT, tokens: Tensor) -> list[tuple[Any, ...]]:
+    """Arguments of each block in a forward pass: layers before an ablated head need not run again."""
+    inputs = list[tuple[Any, ...]]()
+    with contextlib.ExitStack() as stack:
+        for block in model.blocks:
+            handle = block.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments))
+            stack.callback(handle.remove)
+        model.hidden(tokens)
+    return inputs
+
+
+def _loss_from(model: GPT, layer: int, inputs: list[tuple[Any, ...]], targets: Tensor, positions: slice) -> float:
+    """Mean loss at some positions, computed from the input of a layer on."""
+    x = inputs[layer][0]
+    for block, (_, *others) in zip(model.blocks[layer:], inputs[layer:], strict=True):
+        x = block(x, *others)
+    logits = model.logits(model.final_norm(x[:, positions])).float()
+    each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    return float(each.cpu().double().mean())  # on the CPU, since MPS has no float64
 
 
 def losses(model: GPT, tokens: Tensor) -> Tensor:
     """Cross-entropy of each prediction: (B, T + 1) ids to (B, T) losses in nats."""
     logits = model(tokens[:, :-1]).float()
     return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(tokens[:, 1:].shape)
-
-
-def _loss(model: GPT, tokens: Tensor, positions: slice) -> float:
-    return float(losses(model, tokens)[:, positions].cpu().double().mean())  # on the CPU, since MPS has no float64

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from minigpt.data.tokenizers.base import Tokenizer
+from minigpt.data.tokenizers.base import Tokenizer, first_token
 from minigpt.inspection import capture, statistics
 from minigpt.inspection.ablation import ablation
 from minigpt.inspection.circuits import copying, symmetry
@@ -24,6 +24,8 @@ from minigpt.model.gpt import GPT
 
 MOST_REPEATED, N_REPEATED = 64, 4
 """Most tokens in a random sequence that is repeated, and number of such sequences."""
+ABLATION_OPERATIONS = 3e12
+"""Most floating-point operations for the ablation of all heads on a CPU: a minute on one core."""
 
 TEXT_STATISTICS: Mapping[str, Statistic] = {
     "entropy": statistics.entropy,
@@ -57,6 +59,8 @@ class HeadScores:
     snapshot: Snapshot
     relations: dict[str, RelationScore]
     """Scores of every head for each relation in the probe's windows."""
+    n_ablated: int = 0
+    """Number of the N_REPEATED sequences on which heads were ablated; large models have fewer, or none."""
 
 
 def score_heads(model: GPT, tokenizer: Tokenizer, probe: Probe, step: int, *, everything: bool = False) -> HeadScores:
@@ -70,7 +74,7 @@ def score_heads(model: GPT, tokenizer: Tokenizer, probe: Probe, step: int, *, ev
         everything: also compute the expensive scores; see `costly_scores`.
     """
     snapshot = capture.probe(model, tokenizer, probe.tokens, step)
-    scores, numbers = measure_repeated(model, tokenizer.end_of_text)
+    scores, numbers = measure_repeated(model, first_token(tokenizer))
     relations: dict[str, RelationScore] = {}
     if len(probe.windows):
         windows = probe.windows.to(next(model.parameters()).device)
@@ -81,13 +85,14 @@ def score_heads(model: GPT, tokenizer: Tokenizer, probe: Probe, step: int, *, ev
         if (score := in_context_score(found.losses)) is not None:
             numbers["icl_score"] = score
     numbers |= summary(scores)
+    n_ablated = affordable_sequences(model) if everything else 0
     if everything:
-        scores |= costly_scores(model, tokenizer.end_of_text, snapshot.weights)
+        scores |= costly_scores(model, first_token(tokenizer), snapshot.weights, n_ablated)
     single = {name: score.astype(np.float32) for name, score in scores.items()}
-    return HeadScores(replace(snapshot, scores=single, numbers=numbers), relations)
+    return HeadScores(replace(snapshot, scores=single, numbers=numbers), relations, n_ablated)
 
 
-def measure_repeated(model: GPT, end_of_text: int) -> tuple[dict[str, Heads], dict[str, float]]:
+def measure_repeated(model: GPT, start: int) -> tuple[dict[str, Heads], dict[str, float]]:
     """Score heads on repeated random tokens, where only attention to the first copy lowers the loss.
 
     Returns:
@@ -98,23 +103,23 @@ def measure_repeated(model: GPT, end_of_text: int) -> tuple[dict[str, Heads], di
     if not period:
         return {}, {}
     wanted = {"induction": statistics.induction(period, 1), "duplicate_token": statistics.duplicate_token(period, 1)}
-    found = measure(model, repeated_tokens(model, end_of_text, period), wanted)
+    found = measure(model, repeated_tokens(model, start, period), wanted)
     # The first token of the second copy is not predictable yet, so the first token of each copy is skipped.
     copies = {"first_copy_loss": found.losses[:, 1:period], "second_copy_loss": found.losses[:, period + 1 :]}
     return {name: found.scores[name] for name in wanted}, {name: float(each.mean()) for name, each in copies.items()}
 
 
 def repeated_period(model: GPT) -> int:
-    """Most tokens, up to MOST_REPEATED, whose two copies after end_of_text fit the context; 0 if fewer than two."""
+    """Most tokens, up to MOST_REPEATED, whose two copies after the first token fit the context; 0 if fewer than two."""
     period = min(MOST_REPEATED, model.config.context_length // 2)
     return period if period >= 2 else 0
 
 
-def repeated_tokens(model: GPT, end_of_text: int, period: int) -> Tensor:
-    """(N_REPEATED, 1 + 2 period) ids: end_of_text, random tokens, and the same tokens again."""
-    choices = torch.tensor([token for token in range(model.config.vocab_size or 0) if token != end_of_text])
+def repeated_tokens(model: GPT, start: int, period: int) -> Tensor:
+    """(N_REPEATED, 1 + 2 period) ids: a first token, random tokens, and the same tokens again."""
+    choices = torch.tensor([token for token in range(model.config.vocab_size or 0) if token != start])
     copy = choices[torch.randint(len(choices), (N_REPEATED, period), generator=torch.Generator().manual_seed(0))]
-    first = torch.full((N_REPEATED, 1), end_of_text)
+    first = torch.full((N_REPEATED, 1), start)
     return torch.cat([first, copy, copy], dim=1).to(next(model.parameters()).device)
 
 
@@ -129,17 +134,33 @@ def in_context_score(each: Tensor) -> float | None:
     return float(each[:, -tenth:].double().mean() - each[:, tenth : 2 * tenth].double().mean())
 
 
-def costly_scores(model: GPT, end_of_text: int, weights: Weights) -> dict[str, Heads]:
+def affordable_sequences(model: GPT) -> int:
+    """On how many sequences heads can be ablated within ABLATION_OPERATIONS, 0 to N_REPEATED; all on a GPU."""
+    config, period = model.config, repeated_period(model)
+    if next(model.parameters()).device.type != "cpu":
+        return N_REPEATED
+    in_blocks = sum(weight.numel() for weight in model.blocks.parameters())
+    in_head = (config.vocab_size or 0) * config.n_embd
+    # Two operations a weight and token: on average half of the blocks on both copies, and the head on the second.
+    one = 2 * config.n_layer * config.n_head * period * (in_blocks + in_head)
+    return int(min(N_REPEATED, ABLATION_OPERATIONS // max(one, 1)))
+
+
+def costly_scores(model: GPT, start: int, weights: Weights, n_ablated: int = N_REPEATED) -> dict[str, Heads]:
     """`copying` and `symmetry` from the model's weights, `redundancy`, and `ablation`, which runs the model per head.
 
-    Args: weights are the (n_layer, n_head, T, T) attention weights of any text.
+    Args:
+        model: not modified.
+        start: token before repeated ones.
+        weights: (n_layer, n_head, T, T) attention weights of any text.
+        n_ablated: sequences on which heads are ablated; without any there is no such score.
     """
     layers = torch.from_numpy(weights)[:, None]
     scores = {"copying": copying(model), "symmetry": symmetry(model)}
     scores["redundancy"] = torch.stack([statistics.redundancy(layer) for layer in layers])
-    if period := repeated_period(model):
+    if (period := repeated_period(model)) and n_ablated:
         # Only the second copy: its loss depends on the heads that attend to the first.
-        tokens = repeated_tokens(model, end_of_text, period)
+        tokens = repeated_tokens(model, start, period)[:n_ablated]
         scores["ablation"] = ablation(model, tokens, slice(period + 1, None))
     return {name: score.double().numpy() for name, score in scores.items()}
 

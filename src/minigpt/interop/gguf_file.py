@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from minigpt.config import GPTConfig
-from minigpt.data.tokenizers.base import Tokenizer, decode
+from minigpt.data.tokenizers.base import Tokenizer, decode, first_token
 from minigpt.data.tokenizers.bpe import well_formed
 from minigpt.errors import UserError
 from minigpt.files import reason, refuse_url, write_atomically
@@ -61,7 +61,7 @@ def write_gguf(path: Path, model: GPT, tokenizer: Tokenizer, name: str, dtype: G
         writer = GGUFWriter(temporary, family.model_type)
         try:
             _describe(writer, family, config, well_formed(name), dtype)
-            _add_vocabulary(writer, vocab, tokenizer.end_of_text)
+            _add_vocabulary(writer, vocab, tokenizer)
             for each, (shape, kind) in plan.items():
                 writer.add_tensor_info(each, shape, np.dtype(np.float32), _n_bytes(shape, kind), kind)
             writer.write_header_to_file()
@@ -140,16 +140,16 @@ def _describe_rotary(writer: GGUFWriter, config: GPTConfig) -> None:
         writer.add_rope_scaling_orig_ctx_len(int(scaling["original_max_position_embeddings"]))
 
 
-def _add_vocabulary(writer: GGUFWriter, vocab: Vocabulary, end_of_text: int) -> None:
+def _add_vocabulary(writer: GGUFWriter, vocab: Vocabulary, tokenizer: Tokenizer) -> None:
     writer.add_tokenizer_model("gpt2")  # byte-level BPE
     writer.add_tokenizer_pre(vocab.pre)
     writer.add_token_list(vocab.tokens)
     writer.add_token_types(vocab.types)
     writer.add_token_merges(vocab.merges)
     # llama.cpp takes token 11 for one that is not given.
-    writer.add_bos_token_id(end_of_text)
-    writer.add_eos_token_id(end_of_text)
-    writer.add_add_bos_token(False)  # llama-bpe puts one before each prompt otherwise
+    writer.add_bos_token_id(first_token(tokenizer))
+    writer.add_eos_token_id(tokenizer.end_of_text)
+    writer.add_add_bos_token(tokenizer.begin_of_text is not None)  # llama-bpe has one before each prompt by default
 
 
 Plan = dict[str, tuple[tuple[int, ...], "GGMLQuantizationType"]]

@@ -23,6 +23,14 @@ def is_foreign(path: str | Path) -> bool:
     return str(path).startswith(PREFIX) or ((folder / CONFIG).is_file() and not (folder / "config.yaml").is_file())
 
 
+def model_name(path: str | Path) -> str:
+    """Name of a model for files made of it: gpt2 of hf:gpt2@main, small of runs/small and of small.safetensors."""
+    if str(path).startswith(PREFIX):
+        name, _, revision = str(path).removeprefix(PREFIX).rpartition("/")[2].partition("@")
+        return f"{name}-{revision}" if revision else name
+    return Path(path).resolve().name.removesuffix(".safetensors")
+
+
 def series_of(path: str | Path) -> list[tuple[str, int | None]]:
     """The models that a path names, each with the step in its name: one, or several checkpoints of one training.
 

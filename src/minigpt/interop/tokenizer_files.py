@@ -55,7 +55,8 @@ def _content(tokenizer: Tokenizer) -> tuple[dict[str, Any], str, str]:
             content: dict[str, Any] = tokenizer.to_dict()["tokenizer"]
             names = {token["content"]: token["id"] for token in content["added_tokens"]}
             end = next(name for name, token in names.items() if token == tokenizer.end_of_text)
-            return content, end, next((name for name in _BEGINS_OF_TEXT if name in names), end)
+            begin = next((name for name, token in names.items() if token == tokenizer.begin_of_text), None)
+            return content, end, begin or next((name for name in _BEGINS_OF_TEXT if name in names), end)
     raise UserError(f"a tokenizer of the kind {type(tokenizer).__name__} has no tokenizer.json")
 
 

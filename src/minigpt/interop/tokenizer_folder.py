@@ -40,6 +40,8 @@ def read_tokenizer(folder: Path, vocab_size: int | None = None) -> Tokenizer:
         raise UserError(f"{folder}: has no tokenizer: needs {', '.join(readers)} (with merges.txt beside vocab.json)")
     content = readers[path.name](path)
     end = _eos(folder)
+    if path.name != "tokenizer.json":
+        content["post_processor"] = _begin(folder, content)
     try:
         if (chars := chars_of(content)) is not None:
             if vocab_size not in (None, chars.vocab_size):
@@ -67,6 +69,19 @@ def _eos(folder: Path) -> str | int | None:
         if value is not None:
             raise UserError(f"{folder / name}: {key} is {value!r:.40}: needs the name or id of a token")
     return None
+
+
+def _begin(folder: Path, content: dict[str, Any]) -> dict[str, Any] | None:
+    """The post_processor for add_bos_token, which transformers heeds only where there is no tokenizer.json."""
+    config = _optional_json(folder / "tokenizer_config.json")
+    name = config.get("bos_token")
+    name = name.get("content") if isinstance(name, dict) else name
+    added = {token["content"]: token["id"] for token in content["added_tokens"]}
+    if config.get("add_bos_token") is not True or not isinstance(name, str) or name not in added:
+        return None
+    bos, text = {"SpecialToken": {"id": name, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    ids = {name: {"id": name, "ids": [added[name]], "tokens": [name]}}
+    return {"type": "TemplateProcessing", "single": [bos, text], "pair": [bos, text, text], "special_tokens": ids}
 
 
 def _gpt2_content(path: Path) -> dict[str, Any]:

@@ -17,8 +17,7 @@ from minigpt.config import ExportConfig
 from minigpt.errors import UserError
 from minigpt.files import note, reason, write_text
 from minigpt.interop.folder import write_folder
-
-# from minigpt.interop.gguf_file import modelfile, write_gguf
+from minigpt.interop.hub import model_name
 from minigpt.interop.tokenizer_files import hugging_face_files
 from minigpt.lab.export_check import check_export
 from minigpt.lab.share import card_of, public
@@ -34,7 +33,7 @@ def export_run(config: ExportConfig) -> str:
         UserError: no such model, a setting without a counterpart in the other program, the folder exists already or
             cannot be written, a failed check, or the hub refuses.
     """
-    name = Path(config.run.removeprefix("hf:").partition("@")[0]).resolve().name.removesuffix(".safetensors")
+    name = model_name(config.run)
     out = Path(f"{name}-{config.to}" if config.out is None else config.out)
     if os.path.lexists(out):
         raise UserError(f"{out}: already exists; remove it, or name another folder with --out")
@@ -159,8 +158,8 @@ def push(folder: Path, name: str, *, private: bool = False) -> str:
         raise UserError(f"push_to_hub={name}: log in first, with `hf auth login`; {folder} is complete") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
-        hint = "log in with `hf auth login`" if status == 401 else "is it yours, and may your token write?"
-        raise UserError(f"push_to_hub={name}: the hub answers {status}; {hint} {folder} is complete") from None
-    except (OSError, ValueError) as error:
+        hint = "log in with `hf auth login`;" if status == 401 else "is it yours, and may your token write?"
+        raise UserError(f"push_to_hub={name}: the hub answers {status}: {hint} {folder} is complete") from None
+    except Exception as error:  # no connection, of whichever HTTP library the hub's client uses; a name it refuses
         raise UserError(f"push_to_hub={name}: {reason(error)}; {folder} is complete") from None
     return f"-> {api.endpoint}/{where}"

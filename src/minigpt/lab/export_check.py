@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,6 @@ def check_export(folder: Path, loaded: LoadedModel, config: ExportConfig) -> str
     Raises:
         UserError: transformers is not installed or cannot open the folder, or the two differ.
     """
-    if config.to == "safetensors":
-        raise UserError("check: no other program opens --to safetensors; leave it out")
     try:
         import transformers
     except ImportError:
@@ -36,26 +36,38 @@ def check_export(folder: Path, loaded: LoadedModel, config: ExportConfig) -> str
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     file = next((each.name for each in folder.glob("*.gguf")), None)
-    named = {} if file is None else {"gguf_file": file}
+    named: dict[str, Any] = {} if file is None else {"gguf_file": file}
     try:
-        theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **named).eval()
-        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, **named)
+        with contextlib.redirect_stderr(io.StringIO()):  # bars of tqdm
+            settings: Any = transformers.AutoConfig.from_pretrained(folder, **named)
+            if file is not None:  # the sizes that transformers does not take from a GGUF file
+                model = loaded.config.model
+                settings.head_dim, settings.n_inner = model.width_per_head, model.mlp_width
+                settings.n_positions = model.context_length
+            named |= {"config": settings, "dtype": torch.float32}
+            theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, **named).eval()
+            # It reads the tokenizer of any GGUF file as GPT-2's, which says nothing about llama.cpp.
+            tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder) if file is None else None
     except Exception as error:  # whatever the other program raises, the user needs its words
         raise UserError(f"check: transformers cannot open {folder} ({str(error).splitlines()[0]:.200})") from None
     prompt = torch.tensor([[loaded.tokenizer.end_of_text]])
     n = min(N_TOKENS, loaded.config.model.context_length - 1)
     ours = _greedy(loaded.model, prompt, n)
-    settings = {"do_sample": False, "min_new_tokens": n, "max_new_tokens": n, "pad_token_id": 0}
-    other = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), eos_token_id=None, **settings)
+    greedy = {"do_sample": False, "min_new_tokens": n, "max_new_tokens": n, "pad_token_id": 0}
+    other = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), eos_token_id=None, **greedy)
     with torch.inference_mode():
         difference = float((loaded.model(ours) - theirs(ours).logits).abs().max())
     same = int((ours == other)[0].long().cumprod(0).sum()) - 1
-    text = _text(loaded, ours[0, 1:].tolist())
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"] == loaded.tokenizer.encode(text)
     said = (
         f"check by transformers {transformers.__version__}: logits differ by at most {difference:.1e}, {same} of {n} "
-        f"greedy tokens are equal, token ids are {'equal' if ids else 'different'}"
+        f"greedy tokens are equal"
     )
+    ids = True
+    if tokenizer is not None:
+        text = _text(loaded, ours[0, 1:].tolist())
+        begin = [] if loaded.tokenizer.begin_of_text is None else [loaded.tokenizer.begin_of_text]
+        ids = tokenizer(text)["input_ids"] == [*begin, *loaded.tokenizer.encode(text)]
+        said += f", token ids are {'equal' if ids else 'different'}"
     if config.dtype == "float32" and (difference > TOLERANCE or same < n or not ids):
         raise UserError(f"{said}: {folder} is not the same model")
     return said

@@ -13,7 +13,7 @@ from minigpt.config import ImportConfig
 from minigpt.data.tokenizers.base import save_tokenizer
 from minigpt.errors import UserError
 from minigpt.files import write_text
-from minigpt.interop.hub import is_foreign
+from minigpt.interop.hub import is_foreign, model_name
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import load_model, save_weights
 
@@ -29,8 +29,7 @@ def import_model(config: ImportConfig) -> str:
             f"{config.model}: not a model of another program: name a folder with a config.json, or a model on the hub "
             "as hf:gpt2"
         )
-    name = config.model.removeprefix("hf:").replace("@", "-").rstrip("/").rpartition("/")[2]
-    out = Path("runs") / name if config.out is None else Path(config.out)
+    out = Path("runs") / model_name(config.model) if config.out is None else Path(config.out)
     if os.path.lexists(out):
         raise UserError(f"{out}: already exists; remove it, or name another folder with --out")
     loaded = load_model(config.model, context_length=config.context_length)

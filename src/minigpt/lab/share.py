@@ -19,6 +19,7 @@ from minigpt.data.shards import Manifest
 from minigpt.data.sources.names import MANIFEST
 from minigpt.data.tokenizers.tiktoken_tables import TIKTOKEN_NAMES
 from minigpt.errors import UserError
+from minigpt.interop.hub import model_name
 from minigpt.pages.run_record import Sample, metric_rows, read_samples
 from minigpt.runs.card import Card
 from minigpt.runs.folder import RunFolder
@@ -67,7 +68,7 @@ def write_shared(config: ShareConfig) -> tuple[Path, LoadedModel, Card]:
         UserError: no run, a run without weights, or the file exists already or cannot be written.
     """
     run = RunFolder(config.run)
-    name = run.path.resolve().name
+    name = model_name(config.run)
     file = Path(f"{name}.safetensors" if config.out is None else config.out)
     if os.path.lexists(file):
         raise UserError(f"{file}: already exists; remove it, or name another file as --out FILE.safetensors")

@@ -9,6 +9,7 @@ from pathlib import Path
 from minigpt.config import GenerationConfig
 from minigpt.errors import UserError
 from minigpt.generation.generator import Completion, Writer
+from minigpt.interop.hub import is_foreign
 from minigpt.pages.documents import Page, document, facts_html, paragraphs_html
 from minigpt.pages.run_record import Curves, curves_of, metric_rows
 from minigpt.pages.tokens import ENDS, mean, n_kept, scale_html, settings_text, tokens_html
@@ -36,6 +37,8 @@ def film(
     Raises:
         UserError: no checkpoint, none that can be opened, or a prompt that does not fit.
     """
+    if is_foreign(run):
+        raise UserError(f"{run}: is another program's model; a film shows the checkpoints of a run trained here")
     folder, config, notes = RunFolder(run), config or GenerationConfig(), list[str]()
     of_metrics: list[str] = []
     curves = curves_of((int(row["step"]), row) for row in metric_rows(folder.metrics, of_metrics))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -16,7 +17,7 @@ from minigpt.data.relations import read_json_lines
 from minigpt.data.tokenizers.base import decode
 from minigpt.errors import UserError
 from minigpt.files import require_page, write_text
-from minigpt.inspection.heads import FEWEST_LINKS, HeadScores, label_heads, score_heads
+from minigpt.inspection.heads import FEWEST_LINKS, N_REPEATED, HeadScores, label_heads, score_heads
 from minigpt.inspection.probes import Probe, read_examples
 from minigpt.inspection.relations import Link, RelationScore, within
 from minigpt.inspection.snapshot import Snapshot
@@ -35,6 +36,8 @@ COLUMNS = ("induction", "duplicate_token", "previous_token", "current_token", "f
 """Scores in the table; the page has all of them."""
 MEASURED = 8192
 """Maximum number of tokens on which heads are scored."""
+MOST_WEIGHTS = 2e8
+"""Maximum number of attention weights, of all heads together, from which scores are computed: half a minute."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +78,14 @@ def inspect_runs(config: InspectConfig, text: str | None = None) -> Inspection:
         raise UserError(f"--compare {config.compare}: {config.run} is a series of checkpoints; name one of them")
     loaded = load_model(path, config.device)
     tokens, known = _tokens(loaded, config, text)
-    context_length = loaded.config.model.context_length
-    probe = Probe.of(loaded.tokenizer, tokens, context_length, config.max_tokens, MEASURED, known)
+    length, measured = _bounds(loaded, config.max_tokens)
+    probe = Probe.of(loaded.tokenizer, tokens, length, config.max_tokens, measured, known)
     seen = score_heads(loaded.model, loaded.tokenizer, probe, loaded.step or 0, everything=True)
     title, other, frames = name_of(config.run), [], [seen.snapshot]
     for path, _ in later:
         seen = _second(load_model(path, config.device), loaded, probe, path)
         frames.append(seen.snapshot)
-    parts = _tables(seen)
+    parts = [*_tables(seen), _left_out(seen, probe, len(tokens) - 1)]
     if config.compare is not None:
         second = load_model(config.compare, config.device)
         seen_too = _second(second, loaded, probe, f"--compare {second.path}")
@@ -111,6 +114,28 @@ def write_inspection(config: InspectConfig, text: str | None) -> str:
     out = Path(config.out) if config.out else _folder(Path(config.run)) / "inspection.html"
     write_text(out, inspection.page)
     return f"{inspection.table}\n\n-> {out} (open it in a browser)"
+
+
+def _bounds(loaded: LoadedModel, max_tokens: int) -> tuple[int, int]:
+    """Longest window and number of tokens on which heads are scored: less than all for large models."""
+    config = loaded.model.config
+    most = MOST_WEIGHTS / (config.n_layer * config.n_head)
+    T = min(config.context_length, max(math.isqrt(int(most)), max_tokens))
+    return T, min(MEASURED, int(most / T))
+
+
+def _left_out(seen: HeadScores, probe: Probe, n_tokens: int) -> str:
+    """What was not measured, or on less, because the model is large."""
+    lines, B, T = list[str](), len(probe.windows), probe.windows.shape[1] - 1
+    if T and (B + 1) * T <= min(n_tokens, MEASURED):  # another window would have been scored
+        lines.append(f"The model is large: heads are scored on {B * T:,} of {n_tokens:,} tokens.")
+    if seen.n_ablated < N_REPEATED:
+        lines.append(
+            f"The model is large: the loss without each head is of {seen.n_ablated} random sequences, not {N_REPEATED}."
+            if seen.n_ablated
+            else "The model is large: the loss without each head is left out; --device cuda has it."
+        )
+    return "\n".join(lines)
 
 
 def _tables(seen: HeadScores) -> list[str]:
@@ -161,8 +186,8 @@ def _tokens(loaded: LoadedModel, config: InspectConfig, text: str | None) -> tup
         return _tokens_of_run(loaded, Path(config.run)), None
     if not text:
         raise UserError("the text is empty: give one as --text or --file")
-    start = [loaded.tokenizer.end_of_text] if loaded.config.data.mode == "examples" else []
-    return [*start, *loaded.tokenizer.encode(text)], None
+    start = loaded.tokenizer.end_of_text if loaded.config.data.mode == "examples" else loaded.tokenizer.begin_of_text
+    return [*([] if start is None else [start]), *loaded.tokenizer.encode(text)], None
 
 
 def _second(loaded: LoadedModel, first: LoadedModel, probe: Probe, name: str) -> HeadScores:

@@ -69,6 +69,7 @@ def load_model(
         UserError: the path does not exist, is a file of another program that is not supported, or is damaged or
             incomplete.
     """
+    refuse_url(path, "a checkpoint")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:  # an unknown name, or a build without that device

@@ -26,6 +26,8 @@ class Tokenizer(Protocol):
 
     vocab_size: int
     end_of_text: int
+    begin_of_text: int | None
+    """Token that a prompt begins with, as Llama's <s>; None: the prompts of its models begin with their text."""
     lossless: bool
     """Whether `decode(encode(text)) == text`. False for a Hugging Face tokenizer that normalises text or adds a space
     before it. All tokenizers encode a lone surrogate, which is not valid in UTF-8, as "?"."""
@@ -43,6 +45,11 @@ class Tokenizer(Protocol):
         """Plain types, from which `tokenizer_from_dict` restores the tokenizer."""
 
 
+def first_token(tokenizer: Tokenizer) -> int:
+    """The token before a document's first: `begin_of_text` where there is one, else the end of the text before it."""
+    return tokenizer.end_of_text if tokenizer.begin_of_text is None else tokenizer.begin_of_text
+
+
 def decode(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
     """Text of the tokens; invalid UTF-8, such as half a character, becomes U+FFFD."""
     return tokenizer.decode_bytes(tokens).decode("utf-8", errors="replace")
@@ -53,6 +60,7 @@ class BytesTokenizer:
 
     vocab_size = 257
     end_of_text = 256
+    begin_of_text: int | None = None
     lossless = True
 
     def encode(self, text: str) -> list[int]:
@@ -71,6 +79,7 @@ class BytesTokenizer:
 class CharsTokenizer:
     """Each character of a fixed alphabet is a token."""
 
+    begin_of_text: int | None = None
     lossless = True
 
     def __init__(self, alphabet: str) -> None:

@@ -55,6 +55,7 @@ THREAD_CHARACTERS = 1 << 16
 class BPETokenizer:
     """Byte-level byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019), served by tiktoken."""
 
+    begin_of_text: int | None = None
     lossless = True
 
     def __init__(self, pattern: str, ranks: Sequence[bytes], special_tokens: dict[str, int]) -> None:

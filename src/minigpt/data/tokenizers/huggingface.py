@@ -101,9 +101,17 @@ class HuggingFaceTokenizer:
         if self.vocab_size < needed:
             raise UserError(f"has ids up to {needed - 1}, but vocab_size is {vocab_size}: needs at least {needed}")
         self._bytes = _bytes_of_tokens(ids, self.vocab_size, set(added), fallback=fallback)
+        self.begin_of_text = self._begin_of_text({token["id"] for token in tokens if token["special"]})
         restored = self.decode_bytes(self.encode(_PROBE))
         if restored != _PROBE.encode() and (self.lossless or (not plain and restored != b" " + _PROBE.encode())):
             raise UserError("decoding does not restore the encoded text")
+
+    def _begin_of_text(self, special: set[int]) -> int | None:
+        """What the file's post_processor puts before a text; other programs begin each prompt with it."""
+        with _its_errors("the post_processor of the tokenizer fails"):
+            tokens = self._tokenizer.encode("a", add_special_tokens=True).ids
+        # Its ids are the file's own claim: they may be beyond the vocabulary.
+        return tokens[0] if tokens[0] in special else None
 
     def encode(self, text: str) -> list[int]:
         with _its_errors(_GAVE_UP):
