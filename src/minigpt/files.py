@@ -7,6 +7,7 @@ import csv
 import errno
 import os
 import re
+import shlex
 import shutil
 import socket
 import sys
@@ -51,6 +52,21 @@ def shown(text: object, stream: TextIO | None = None) -> str:
     """Text for a stream (default stdout): `visible` in a terminal, unchanged in a file or a pipe."""
     stream = stream or sys.stdout
     return visible(str(text)) if stream.isatty() else str(text)
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether a path is a file: False, too, for one that is too long or may not be read, at which Path raises."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: str | Path) -> bool:
+    """As `is_file`, of a folder."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def typed(path: str | Path) -> str:
+    """A path as it is typed in a shell: quoted where it must be, and never taken for an option."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 def note(text: object) -> None:

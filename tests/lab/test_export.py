@@ -106,7 +106,7 @@ def test_gpt2s_family_passes_the_check_of_gguf(capsys: pytest.CaptureFixture[str
 def test_safetensors_in_half_precision_opens_here(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     dispatch(["export", str(run.path), "--to=safetensors", "--dtype=bfloat16", "--out=a b"])
     line = capsys.readouterr().out.splitlines()[-1]
-    assert line == "  minigpt sample 'a b'/model.safetensors"
+    assert line == "  minigpt sample 'a b/model.safetensors'"
     stored, own = load_file("a b/model.safetensors"), load_model(run.path).model.state_dict()
     assert all(torch.equal(stored[name], own[name].bfloat16()) for name in own)
     assert minigpt.load("a b/model.safetensors").generate("1", max_new_tokens=3).text

@@ -59,9 +59,9 @@ def test_an_imported_model_is_a_run_that_writes_is_inspected_shared_and_trained_
     capsys: pytest.CaptureFixture[str], theirs: Path, imported: str
 ) -> None:
     assert capsys.readouterr().out.splitlines() == [
-        f"{imported}: 0.0 million parameters, 2 layers of 4 heads, a context of 64 tokens",
+        f"{imported}: 38,368 parameters, 2 layers of 4 heads, a context of 64 tokens",
         f"  minigpt sample {imported}",
-        f"  minigpt inspect {imported}",
+        f"  minigpt inspect {imported} --text 'The cat sat on the mat, the cat sat on'",
         f"  minigpt train --from {imported} --data.source story.txt",
     ]
     assert sorted(file.name for file in Path(imported).iterdir()) == [

@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from minigpt.errors import UserError
-from minigpt.files import reason
+from minigpt.files import is_folder, reason
 
 FOLDERS = (Path("configs"), Path(__file__).parents[1] / "recipes", Path(__file__).parents[3] / "configs")
 """The user's recipes, the package's (a link to the checkout's), and the checkout's where a system has no such links."""
@@ -39,6 +39,8 @@ def find_recipe(given: str, option: str = "") -> Path:
         raise UserError(f"{given}: not a recipe; a text is named by --data.source {given}")
     if given in named and not path.is_file():
         return named[given]
+    if not option and (is_folder(path) or given.startswith("hf:")):
+        raise UserError(f"{given}: not a recipe; to start from the weights of a model, write --from {given}")
     try:
         path.open("rb").close()
         return path

@@ -25,6 +25,8 @@ from minigpt.config.sampling import GenerationConfig
 Run = Annotated[PathName, not_empty("name a run folder such as runs/demo, or a checkpoint")]
 FileName = Annotated[PathName, not_empty("name a file")]
 Length = Annotated[int, bounds(ge=1, le=256)]
+HUB_NAME = r"(?a:(?!.*(--|\.\.|\.git$))(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b)"
+"""Names of models that the Hugging Face hub has, as gpt2 and Qwen/Qwen3-0.6B."""
 
 
 @dataclass(frozen=True)
@@ -153,9 +155,7 @@ class ExportConfig(Section):
     """Type of the weights: float32 or float16 for any file, bfloat16 for hf and safetensors, q8_0 (8 bits) for gguf."""
     check: bool = False
     """Load the result with transformers, and compare logits, token ids and 200 greedy tokens."""
-    push_to_hub: Annotated[str, matches(r"[\w.-]+(/[\w.-]+)?", "give a name on the hub, as you/story-gpt")] | None = (
-        None
-    )
+    push_to_hub: Annotated[str, matches(HUB_NAME, "give a name on the hub, as you/story-gpt")] | None = None
     """Upload the folder to the hub as this model; log in with `hf auth login` first."""
     private: bool = False
     """Make the model on the hub private, if it is new."""

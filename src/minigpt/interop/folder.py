@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -51,7 +52,8 @@ def read_folder(path: Path, context_length: int | None = None) -> GPT:
             setattr(model, name, table)
         _fill(model, found, stored)
     except UserError as error:
-        raise UserError(str(error) if str(path) in str(error) else f"{file}: {error}") from None
+        names_a_file = str(error).startswith((f"{path}:", f"{path}{os.sep}"))
+        raise UserError(str(error) if names_a_file else f"{file}: {error}") from None
     except (RuntimeError, MemoryError, ArithmeticError) as error:
         raise UserError(f"{file}: no model can be made of this ({reason(error)})") from None
     return model.eval()
@@ -82,7 +84,10 @@ def _model_without_memory(found: Import, stored: Mapping[str, Stored]) -> GPT:
         if there.shape != shape:
             raise UserError(f"{name} in {there.file.name} is {_size(there.shape)}; the config says {_size(shape)}")
         if not there.is_float:
-            raise UserError(f"{name} in {there.file.name} is not floating-point: quantised weights are not read")
+            raise UserError(
+                f"{name} in {there.file.name} is not floating-point: quantised weights are not read; save "
+                "them as float32, float16 or bfloat16"
+            )
     return model
 
 

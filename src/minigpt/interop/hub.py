@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 
+from minigpt.config.commands import HUB_NAME
 from minigpt.errors import UserError
-from minigpt.files import reason
+from minigpt.files import is_file, is_folder, reason
 from minigpt.interop.folder import CONFIG
 
 PREFIX = "hf:"
 SMALL_FILES = ("*.json", "merges.txt", "tokenizer.model")
 WEIGHTS = (("*.safetensors",), ("pytorch_model*.bin",))
 """Weights files by preference: pickles only where there is nothing else."""
-_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
 def is_foreign(path: str | Path) -> bool:
     """Whether a path names another program's model: hf:NAME, or a folder with Hugging Face's config.json."""
     folder = Path(path)
-    return str(path).startswith(PREFIX) or ((folder / CONFIG).is_file() and not (folder / "config.yaml").is_file())
+    has_config = is_file(folder / CONFIG) and not is_file(folder / "config.yaml")
+    return str(path).startswith(PREFIX) or has_config
 
 
 def model_name(path: str | Path) -> str:
@@ -28,7 +32,7 @@ def model_name(path: str | Path) -> str:
     if str(path).startswith(PREFIX):
         name, _, revision = str(path).removeprefix(PREFIX).rpartition("/")[2].partition("@")
         return f"{name}-{revision}" if revision else name
-    return Path(path).resolve().name.removesuffix(".safetensors")
+    return Path(os.path.realpath(path)).name.removesuffix(".safetensors")
 
 
 def series_of(path: str | Path) -> list[tuple[str, int | None]]:
@@ -39,10 +43,12 @@ def series_of(path: str | Path) -> list[tuple[str, int | None]]:
     Raises:
         UserError: of several revisions one has no step in its name.
     """
-    name, _, revisions = str(path).partition("@")
+    name, at, revisions = str(path).partition("@")
     if name.startswith(PREFIX):
-        paths = [f"{name}@{revision}" for revision in revisions.split(",")] if revisions else [name]
-    elif is_foreign(path) or not Path(path).is_dir():
+        if at and not all(revisions.split(",")):
+            raise UserError(f"{path}: a revision is missing; write {name}@main, or {name} alone")
+        paths = [f"{name}@{revision}" for revision in revisions.split(",")] if at else [name]
+    elif is_foreign(path) or not is_folder(path):
         paths = [str(path)]
     else:
         paths = [str(each.parent) for each in Path(path).glob(f"*/{CONFIG}") if _step(each.parent.name) is not None]
@@ -66,7 +72,7 @@ def local_folder(path: str | Path) -> Path:
     name, _, revision = str(path).removeprefix(PREFIX).partition("@")
     if not str(path).startswith(PREFIX):
         return Path(path)
-    if not _NAME.fullmatch(name):
+    if not re.fullmatch(HUB_NAME, name):
         raise UserError(f"{path}: not a name on the hub, as hf:gpt2 or hf:Qwen/Qwen3-0.6B")
     return _downloaded(str(path), name, revision or None)
 
@@ -94,11 +100,13 @@ def _downloaded(path: str, name: str, revision: str | None) -> Path:
     except RevisionNotFoundError:
         raise UserError(f"{path}: the model has no revision {revision}") from None
     except (LocalEntryNotFoundError, OSError, HfHubHTTPError) as error:  # OSError: no connection
-        raise UserError(_unreachable(path, name, error)) from None
+        raise UserError(_unreachable(path, name, revision, error)) from None
 
 
-def _unreachable(path: str, name: str, error: Exception) -> str:
+def _unreachable(path: str, name: str, revision: str | None, error: Exception) -> str:
+    of_revision = f" --revision {shlex.quote(revision)}" if revision else ""
     return (
-        f"{path}: the hub cannot be reached, and the model was not downloaded before ({reason(error):.100}): on a "
-        f"machine with a network run `hf download {name} --local-dir {name.rpartition('/')[2]}`, and name that folder"
+        f"{path}: the hub cannot be reached, and the model was not downloaded before "
+        f"({shorten(reason(error), 100, placeholder=' …')}): on a machine with a network run "
+        f"`hf download {name}{of_revision} --local-dir {shlex.quote(model_name(path))}`, and name that folder"
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minigpt.errors import UserError
-from minigpt.files import listed, reason, write_atomically
+from minigpt.files import is_file, listed, reason, write_atomically
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 """Names in safetensors of the types that are read; the first three are written."""
@@ -56,7 +56,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
         UserError: there are none, a file is damaged, or an index does not fit its files or leaves the folder.
     """
     for name, read in (("model.safetensors", _from_safetensors), ("pytorch_model.bin", _from_pickle)):
-        if (folder / name).is_file():
+        if is_file(folder / name):
             return read(folder / name)
         index = folder / f"{name}.index.json"
         if index.is_file():
@@ -73,7 +73,7 @@ def _from_index(index: Path, read: Callable[[Path], dict[str, Stored]]) -> dict[
         # A name, not a path: an index must not reach outside its folder.
         if name in {"", ".", ".."} or set(name) & {"/", "\\", "\0", ":"}:
             raise UserError(f"{index}: {name!r} is not the name of a file beside it")
-        if not (index.parent / name).is_file():
+        if not is_file(index.parent / name):
             raise UserError(f"{index}: {name} is missing; download it into the same folder")
         tensors = read(index.parent / name)
         if twice := sorted(tensors.keys() & found.keys()):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import torch
 
 from minigpt.config import ExportConfig
 from minigpt.errors import UserError
-from minigpt.files import note, reason, write_text
+from minigpt.files import note, reason, typed, write_text
 from minigpt.interop.folder import write_folder
 from minigpt.interop.hub import model_name
 from minigpt.interop.tokenizer_files import hugging_face_files
@@ -45,7 +44,7 @@ def export_run(config: ExportConfig) -> str:
     except OSError as error:
         raise UserError(f"{out}: cannot be made ({reason(error)})") from None
     try:
-        lines = WRITERS[config.to](part, loaded, config, card)
+        lines = WRITERS[config.to](part, out, loaded, config, card)
         part.chmod(0o755)  # mkdtemp's folders are private
         part.rename(out)
     except OSError as error:
@@ -54,7 +53,7 @@ def export_run(config: ExportConfig) -> str:
         shutil.rmtree(part, ignore_errors=True)
     n_bytes = sum(file.stat().st_size for file in out.iterdir())
     said = [f"{out}: {n_bytes / 1e6:.1f} MB: {', '.join(sorted(file.name for file in out.iterdir()))}"]
-    said += [line.replace("DIR", shlex.quote(str(out))) for line in lines]
+    said += lines
     if config.check:
         said.append(check_export(out, loaded, config))
     if config.push_to_hub is not None:
@@ -62,51 +61,52 @@ def export_run(config: ExportConfig) -> str:
     return "\n".join(said)
 
 
-def _write_hf(folder: Path, loaded: LoadedModel, config: ExportConfig, card: Card) -> list[str]:
+def _write_hf(folder: Path, out: Path, loaded: LoadedModel, config: ExportConfig, card: Card) -> list[str]:
     tokenizer = loaded.tokenizer
     for name, content in hugging_face_files(tokenizer, loaded.config.model.context_length).items():
         write_text(folder / name, json.dumps(content, ensure_ascii=False, indent=2))
     write_folder(folder, loaded.model, getattr(torch, config.dtype), end_of_text=tokenizer.end_of_text)
-    write_text(folder / "README.md", hub_card(card, config.push_to_hub or f"./{card.name}-hf"))
-    return ["open it with", "  vllm serve DIR", "or in Python with", *_in_python("DIR")]
+    write_text(folder / "README.md", hub_card(card, config.push_to_hub or f"./{out.name}"))
+    return ["open it with", f"  vllm serve {typed(out)}", "or in Python with", *_in_python(str(out))]
 
 
-def _write_gguf(folder: Path, loaded: LoadedModel, config: ExportConfig, card: Card) -> list[str]:
+def _write_gguf(folder: Path, out: Path, loaded: LoadedModel, config: ExportConfig, card: Card) -> list[str]:
     from minigpt.interop.gguf_file import modelfile, write_gguf  # gguf is slow to import
 
     file = folder / f"{card.name}.gguf"
     assert config.dtype != "bfloat16"  # the config refuses that
     write_gguf(file, loaded.model, loaded.tokenizer, card.name, config.dtype)
     write_text(folder / "Modelfile", modelfile(file.name, loaded.config.model, loaded.tokenizer))
-    name = shlex.quote(card.name)
+    name = typed(card.name)
     return [
         "open it with",
-        f"  llama-cli -no-cnv -m DIR/{shlex.quote(file.name)}",
-        f"  cd DIR && ollama create {name} -f Modelfile && ollama run {name}",
+        f"  llama-cli -no-cnv -m {typed(out / file.name)}",
+        f"  cd {typed(out)} && ollama create {name} -f Modelfile && ollama run {name}",
     ]
 
 
-def _write_safetensors(folder: Path, loaded: LoadedModel, config: ExportConfig, card: Card) -> list[str]:
+def _write_safetensors(folder: Path, out: Path, loaded: LoadedModel, config: ExportConfig, card: Card) -> list[str]:
     model = loaded.model.to(getattr(torch, config.dtype))
     shared = public(loaded.config)
     save_weights(folder / "model.safetensors", model, shared, loaded.tokenizer, loaded.step, card=card.to_json())
-    return ["open it with", "  minigpt sample DIR/model.safetensors"]
+    return ["open it with", f"  minigpt sample {typed(out / 'model.safetensors')}"]
 
 
-WRITERS: dict[str, Callable[[Path, LoadedModel, ExportConfig, Card], list[str]]] = {
+WRITERS: dict[str, Callable[[Path, Path, LoadedModel, ExportConfig, Card], list[str]]] = {
     "hf": _write_hf,
     "gguf": _write_gguf,
     "safetensors": _write_safetensors,
 }
-"""What --to names -> a function that writes into a folder and returns the lines to print."""
+"""What --to names -> a function that writes into a folder, later renamed to `out`, and returns the lines to print."""
 
 
 def _in_python(name: str) -> list[str]:
+    quoted = json.dumps(name, ensure_ascii=False)
     return [
         "    from transformers import AutoModelForCausalLM, AutoTokenizer",
-        f'    tokenizer, model = (c.from_pretrained("{name}") for c in (AutoTokenizer, AutoModelForCausalLM))',
+        f"    tokenizer, model = (c.from_pretrained({quoted}) for c in (AutoTokenizer, AutoModelForCausalLM))",
         '    tokens = tokenizer("Once upon a time", return_tensors="pt")',
-        "    print(tokenizer.decode(model.generate(**tokens, max_new_tokens=100, do_sample=True)[0]))",
+        "    print(tokenizer.decode(model.generate(**tokens, max_new_tokens=40, do_sample=True)[0]))",
     ]
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import yaml
 
-from minigpt.config import ImportConfig
+from minigpt.config import Config, ImportConfig
 from minigpt.data.tokenizers.base import save_tokenizer
 from minigpt.errors import UserError
-from minigpt.files import write_text
+from minigpt.files import typed, write_text
 from minigpt.interop.hub import is_foreign, model_name
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import load_model, save_weights
@@ -30,6 +30,10 @@ def import_model(config: ImportConfig) -> str:
             "as hf:gpt2"
         )
     out = Path("runs") / model_name(config.model) if config.out is None else Path(config.out)
+    try:
+        Config(name=out.name, runs_dir=str(out.parent))
+    except UserError as error:
+        raise UserError(f"{error}; name another run folder with --out") from None
     if os.path.lexists(out):
         raise UserError(f"{out}: already exists; remove it, or name another folder with --out")
     loaded = load_model(config.model, context_length=config.context_length)
@@ -46,10 +50,10 @@ def import_model(config: ImportConfig) -> str:
     model = loaded.config.model
     return "\n".join(
         [
-            f"{run.path}: {loaded.model.n_parameters / 1e6:.1f} million parameters, {model.n_layer} layers of "
-            f"{model.n_head} heads, a context of {model.context_length:,} tokens",
-            f"  minigpt sample {run.path}",
-            f"  minigpt inspect {run.path}",
-            f"  minigpt train --from {run.path} --data.source story.txt",
+            f"{run.path}: {loaded.model.n_parameters:,} parameters, {model.n_layer} layers of {model.n_head} heads, "
+            f"a context of {model.context_length:,} tokens",
+            f"  minigpt sample {typed(run.path)}",
+            f"  minigpt inspect {typed(run.path)} --text 'The cat sat on the mat, the cat sat on'",
+            f"  minigpt train --from {typed(run.path)} --data.source story.txt",
         ]
     )

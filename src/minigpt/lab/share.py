@@ -8,7 +8,6 @@ import importlib.metadata
 import math
 import os
 import re
-import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +18,7 @@ from minigpt.data.shards import Manifest
 from minigpt.data.sources.names import MANIFEST
 from minigpt.data.tokenizers.tiktoken_tables import TIKTOKEN_NAMES
 from minigpt.errors import UserError
+from minigpt.files import typed
 from minigpt.interop.hub import model_name
 from minigpt.pages.run_record import Sample, metric_rows, read_samples
 from minigpt.runs.card import Card
@@ -47,7 +47,7 @@ def share_run(config: ShareConfig) -> str:
         readable.append(f"{_of(len(card.samples), 'sample')} with prompts")
     if loaded.config.data.tokenizer not in {"bytes", *TIKTOKEN_NAMES}:
         readable.append(f"the {card.vocab_size:,} tokens of the tokenizer, words of the text among them")
-    name = shlex.quote(f"./{file}" if str(file).startswith("-") else str(file))
+    name = typed(file)
     return "\n".join(
         [
             f"{file}: {file.stat().st_size / 1e6:.1f} MB: the best weights of {config.run}"

@@ -32,7 +32,10 @@ def read_header(path: Path) -> dict[str, str]:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged or incomplete ({error})") from None
     if not {"config", "tokenizer"} <= set(header):
-        raise UserError(f"{path}: weights of another program, without minigpt's config and tokenizer in the header")
+        raise UserError(
+            f"{path}: weights of another program, without minigpt's config and tokenizer in the header: "
+            "name the folder that has its config.json"
+        )
     # Files from before checksums have exactly these three entries; any other must be a checksum with a damaged key.
     has_checksum = place is not None or bool(set(header) - {"format", "config", "tokenizer"})
     if has_checksum and (place is None or place[1] != checksum):

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +20,10 @@ import torch
 from torch import Tensor
 
 from minigpt.config import Config, DataConfig
+from minigpt.config.commands import HUB_NAME
 from minigpt.data.tokenizers.base import Tokenizer, tokenizer_from_dict
 from minigpt.errors import UserError
-from minigpt.files import note, reason, refuse_url, write_atomically
+from minigpt.files import is_file, note, reason, refuse_url, write_atomically
 from minigpt.interop.folder import read_folder
 from minigpt.interop.hub import is_foreign, local_folder, series_of
 from minigpt.interop.tokenizer_folder import read_tokenizer
@@ -35,6 +37,9 @@ Weights = tuple[dict[str, Tensor], Config, Tokenizer, int | None]
 
 CHECKPOINT_KEY = "minigpt"
 """minigpt's own entry in a Lightning checkpoint: {config, tokenizer, text_fingerprint, ...}."""
+
+UNKNOWN_TEXT = "an unknown text"
+"""`data.source` of a model of another program: its files do not say what it was trained on."""
 
 _MARK = b"minigpt sha256 "
 _SHARDED = (
@@ -101,7 +106,7 @@ def _load_foreign(path: str | Path, context_length: int | None) -> LoadedModel:
     folder = local_folder(name)
     model = read_folder(folder, context_length)
     tokenizer = read_tokenizer(folder, model.config.vocab_size)
-    data = DataConfig(tokenizer=str(folder / "tokenizer.json"))
+    data = DataConfig(source=UNKNOWN_TEXT, tokenizer=str(folder / "tokenizer.json"))
     return LoadedModel(model, tokenizer, Config(model=model.config, data=data), folder, step)
 
 
@@ -113,18 +118,37 @@ def weights_files(path: str | Path) -> list[Path]:
     """
     refuse_url(path, "a checkpoint")
     path = Path(path)
-    if path.is_file():
+    if is_file(path):
         return [path]
-    if not path.exists():
-        known = sorted(str(p.parent) for p in Path("runs").glob("*/config.yaml"))
-        raise UserError(f"{path}: no such run or checkpoint" + (f"; there are {', '.join(known)}" if known else ""))
+    try:
+        path.stat()
+    except (FileNotFoundError, ValueError):  # ValueError: a zero byte
+        raise UserError(f"{path}: no such run or checkpoint{_there_are(path)}") from None
+    except OSError as error:  # too long, or no permission
+        raise UserError(f"{path}: {reason(error)}") from None
     if (path / ".metadata").exists():
         raise UserError(f"{path}: {_SHARDED}")
     run = RunFolder(path)
     files = [file for file in (run.weights, run.best, run.last, *run.all_earlier.values()) if file.exists()]
     if not files:
-        raise UserError(f"{path}: holds no model.safetensors and no checkpoints/*.ckpt yet; is it a run folder?")
+        raise UserError(f"{path}: {_no_weights(path)}")
     return files
+
+
+def _there_are(path: Path) -> str:
+    """Runs to choose from; and, for a name that is no path, how one on the hub is written."""
+    known = sorted(str(p.parent) for p in Path("runs").glob("*/config.yaml"))
+    said = f"; there are {', '.join(known)}" if known else ""
+    is_name = re.fullmatch(HUB_NAME, str(path)) and not path.suffix and path.parent.parts[:1] != ("runs",)
+    return said + (f"; a model on the hub is written hf:{path}" if is_name else "")
+
+
+def _no_weights(path: Path) -> str:
+    if (path / "adapter_config.json").is_file():
+        return "adapters of peft without their model: merge them with merge_and_unload(), and save that model"
+    if len(steps := series_of(path)) > 1:
+        return f"holds {len(steps)} checkpoints; name one, such as {steps[-1][0]}, or use `minigpt inspect`"
+    return "holds no model.safetensors and no checkpoints/*.ckpt yet; is it a run folder?"
 
 
 def newest_checkpoint(run: RunFolder, *, quiet: bool = False) -> tuple[Path, dict[str, Any]]:
@@ -309,9 +333,18 @@ def _read_weights(path: Path) -> Weights:
         state, config, tokenizer, step = read(path)
         return state, Config.from_dict(config), tokenizer_from_dict(tokenizer), None if step is None else int(step)
     except UserError as error:
-        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+        said = str(error) if str(path) in str(error) else f"{path}: {error}"
+        raise UserError(f"{said}{_of_another_program(path)}") from None
     except (KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a model of minigpt's ({type(error).__name__}: {error})") from None
+
+
+def _of_another_program(path: Path) -> str:
+    """What to do about a file that is part of another program's model."""
+    if path.suffix == ".gguf":
+        return "; GGUF files are written, not read: name the model's folder or, as hf:NAME, its name on the hub"
+    is_part = path.suffix not in {".ckpt", ".safetensors"} and is_foreign(path.parent)
+    return f"; name the folder of its model, {path.parent}" if is_part else ""
 
 
 def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any], Any]:
