@@ -1,6 +1,8 @@
 """What a user may mistype about other programs' models: one line with a remedy, and lines that work as printed."""
 
 import json
+import re
+import resource
 import shlex
 from pathlib import Path
 
@@ -10,11 +12,13 @@ from comparing import small_model
 from safetensors.torch import load_file, save_file
 
 from minigpt.cli.main import dispatch
+from minigpt.config import Config, GPTConfig
 from minigpt.data.tokenizers.base import BytesTokenizer
 from minigpt.errors import UserError
 from minigpt.files import write_text
 from minigpt.interop.folder import read_folder, write_folder
 from minigpt.interop.tokenizer_files import hugging_face_files
+from minigpt.training.finetuning import with_defaults
 
 SAMPLE = ["--prompt=a", "--max_new_tokens=2"]
 
@@ -125,6 +129,28 @@ def test_the_lines_printed_open_a_folder_of_any_name(out: str, capsys: pytest.Ca
     assert asked == [out, out]
     card = Path(out, "README.md").read_text(encoding="utf-8")
     assert f"from_pretrained({json.dumps(f'./{out}', ensure_ascii=False)})" in card
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["export theirs --out=out", "export theirs --to=safetensors --out=out", "import theirs --out=out", "share theirs"],
+)
+def test_a_full_disk_gets_one_line_that_names_the_file_and_leaves_nothing(command: str) -> None:
+    before, (soft, hard) = sorted(Path().iterdir()), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, hard))  # Python ignores SIGXFSZ, so that writing fails
+    try:
+        said = refusal(*command.split())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert re.match(r"(out/model|theirs)\.safetensors: could not be written \(file too large", said), said
+    assert sorted(Path().iterdir()) == before
+
+
+def test_adapters_are_not_larger_than_the_model() -> None:
+    width = small_model({}).config.n_embd
+    with pytest.raises(UserError, match=f"lora={width + 1}: the model is {width} wide"):
+        with_defaults(Config(initial_weights="theirs", lora=width + 1), GPTConfig(n_embd=width))
+    assert with_defaults(Config(initial_weights="theirs", lora=width), GPTConfig(n_embd=width)).lora == width
 
 
 def test_an_imported_folders_name_is_one_of_a_run_or_refused_with_the_option(theirs: Path) -> None:

@@ -47,6 +47,8 @@ def export_run(config: ExportConfig) -> str:
         lines = WRITERS[config.to](part, out, loaded, config, card)
         part.chmod(0o755)  # mkdtemp's folders are private
         part.rename(out)
+    except UserError as error:
+        raise UserError(str(error).replace(str(part), str(out))) from None
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({reason(error)})") from None
     finally:

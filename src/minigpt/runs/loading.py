@@ -266,6 +266,7 @@ def save_weights(
     Raises:
         UserError: it cannot be written; an existing file is unchanged.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -279,7 +280,11 @@ def save_weights(
     }
 
     def write(temporary: Path) -> None:
-        save_file(state, temporary, metadata=header)
+        try:
+            save_file(state, temporary, metadata=header)
+        except SafetensorError as error:  # its only word for a full disk: "... (os error 28)"
+            number = re.search(r"os error (\d+)", str(error))
+            raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))) from None
         write_checksum(temporary)
 
     write_atomically(path, write, _n_bytes(state) + _BESIDES)

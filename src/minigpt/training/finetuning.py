@@ -36,11 +36,16 @@ def with_defaults(config: Config, source: GPTConfig) -> Config:
     Args: the config; the model settings of the weights.
 
     Raises:
-        UserError: adapters with a given optimizer that is not for them.
+        UserError: adapters of a rank above the model's width, or with a given optimizer that is not for them.
     """
     is_open = set(config.open_settings)
     if config.lora is not None and config.optimizer.name == "muon" and "optimizer.name" not in is_open:
         raise UserError(f"lora={config.lora}: adapters train with AdamW, not optimizer.name=muon: leave it out")
+    if config.lora is not None and config.lora > source.n_embd:
+        raise UserError(
+            f"lora={config.lora}: the model is {source.n_embd} wide, and adapters of a higher rank have more weights than "
+            "the model: give 8, say"
+        )
     pretrained = is_pretrained(config)
     if not pretrained and config.lora is None:
         return config
