@@ -43,8 +43,8 @@ def with_defaults(config: Config, source: GPTConfig) -> Config:
         raise UserError(f"lora={config.lora}: adapters train with AdamW, not optimizer.name=muon: leave it out")
     if config.lora is not None and config.lora > source.n_embd:
         raise UserError(
-            f"lora={config.lora}: the model is {source.n_embd} wide, and adapters of a higher rank have more weights than "
-            "the model: give 8, say"
+            f"lora={config.lora}: the model is {source.n_embd} wide, and adapters of a higher rank have more weights "
+            "than the model: give 8, say"
         )
     pretrained = is_pretrained(config)
     if not pretrained and config.lora is None:
