@@ -39,7 +39,7 @@ def find_recipe(given: str, option: str = "") -> Path:
         raise UserError(f"{given}: not a recipe; a text is named by --data.source {given}")
     if given in named and not path.is_file():
         return named[given]
-    if not option and (is_folder(path) or given.startswith("hf:")):
+    if given and not option and (is_folder(path) or given.startswith("hf:")):
         raise UserError(f"{given}: not a recipe; to start from the weights of a model, write --from {given}")
     try:
         path.open("rb").close()
