@@ -51,13 +51,15 @@ def measured(command: Sequence[str | Path], folder: Path) -> Used:
     began = time.perf_counter()
     with (folder / "said.txt").open("w") as said:
         process = subprocess.Popen(list(map(str, command)), cwd=folder, stdout=said, stderr=subprocess.STDOUT)
-    anonymous, ended = [0], threading.Event()
+    anonymous, resident, ended = [0], [0], threading.Event()
 
     def watch() -> None:
         status = Path(f"/proc/{process.pid}/status")
         while not ended.wait(0.01) and status.exists():
-            lines = status.read_text().splitlines()
-            anonymous.append(next((int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon")), 0))
+            for line in status.read_text().splitlines():
+                # VmHWM is the largest resident set since exec; that of wait4 counts the parent's memory at the fork.
+                if line.startswith(("RssAnon", "VmHWM")):
+                    (anonymous if line.startswith("RssAnon") else resident).append(int(line.split()[1]) << 10)
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -68,7 +70,7 @@ def measured(command: Sequence[str | Path], folder: Path) -> Used:
     thread.join()
     if process.returncode:
         raise UserError(f"{' '.join(map(str, command))}: {(folder / 'said.txt').read_text()[-500:]}")
-    return Used(seconds, usage.ru_utime + usage.ru_stime, max(anonymous), usage.ru_maxrss << 10)
+    return Used(seconds, usage.ru_utime + usage.ru_stime, max(anonymous), max(resident))
 
 
 def make_gpt2(folder: Path, sizes: dict[str, int]) -> int:

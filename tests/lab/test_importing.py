@@ -8,7 +8,7 @@ import pytest
 import torch
 from interop.comparing import opened_by_transformers, small_model
 from small_runs import small_text
-from tokenizer_families import family
+from tokenizer_families import family, trained_sentencepiece
 
 import minigpt
 from minigpt.cli.main import dispatch
@@ -140,6 +140,24 @@ def test_a_text_begins_with_what_the_tokenizers_file_adds(tmp_path: Path) -> Non
         if expected is not None or not content["post_processor"]:
             ids = AutoTokenizer.from_pretrained(tmp_path)("return")["input_ids"]
             assert (ids[0] if ids[0] == begin else None) == expected
+
+
+@pytest.mark.parametrize(("adds", "expected"), [(True, 1), (False, None), (None, None)])
+def test_a_text_begins_as_the_settings_beside_a_sentencepiece_model_say(
+    adds: bool | None, expected: int | None, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer.model").write_bytes(trained_sentencepiece())
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(config | ({} if adds is None else {"add_bos_token": adds}))
+    )
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    tokenizer = read_tokenizer(tmp_path)
+    assert begins(tokenizer) == expected
+    before = [] if expected is None else [expected]
+    assert AutoTokenizer.from_pretrained(tmp_path)("return")["input_ids"] == [*before, *tokenizer.encode("return")]
 
 
 def test_an_exported_model_begins_its_texts_as_before(theirs: Path, imported: str) -> None:
