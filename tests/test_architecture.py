@@ -1,6 +1,7 @@
 """The layout: imports point one way and in no circle, the spine imports no leaf, and what is light stays light."""
 
 import ast
+import functools
 import graphlib
 import subprocess
 import sys
@@ -81,8 +82,13 @@ def part_of(path: Path) -> str:
 
 def imported(path: Path) -> set[str]:
     """The modules that a file imports anywhere in it, as dotted names; `from a import b` counts as `a.b` too."""
+    return imported_in(path.read_text(encoding="utf-8"), path)
+
+
+@functools.cache
+def imported_in(source: str, path: Path) -> set[str]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -108,15 +114,13 @@ def test_every_part_has_a_rule() -> None:
     assert PARTS <= set(MAY_IMPORT)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_down(path: Path) -> None:
-    if path == PACKAGE / "__init__.py":
-        assert parts_imported(path) == {"api", "config", "errors", "generation"}
-        return
-    part = part_of(path)
-    if path.name == "__main__.py" or path.parts[-2:] == ("cli", "commands.py"):
-        return  # a program puts the parts together
-    assert parts_imported(path) - {part} <= MAY_IMPORT[part]
+def test_imports_point_down() -> None:
+    first = PACKAGE / "__init__.py"
+    assert parts_imported(first) == {"api", "config", "errors", "generation"}
+    programs = {first, PACKAGE / "__main__.py", PACKAGE / "cli" / "commands.py"}  # they put the parts together
+    for path in set(MODULES) - programs:
+        part = part_of(path)
+        assert parts_imported(path) - {part} <= MAY_IMPORT[part], path
 
 
 def graph_of(package: Path) -> dict[str, set[str]]:
@@ -182,10 +186,13 @@ def test_every_branch_of_the_spine_is_still_one() -> None:
         assert {part for part in parts if not any(is_within(leaf, part) for leaf in leaves_of(module))} == set(), module
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_only_training_knows_lightning_and_dashboards(path: Path) -> None:
-    top_level = {name.split(".")[0] for name in imported(path)}
-    assert part_of(path) in {"training", "lab"} or not top_level & HEAVY
+def top_level(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imported(path)}
+
+
+def test_only_training_knows_lightning_and_dashboards() -> None:
+    know = {path for path in MODULES if top_level(path) & HEAVY}
+    assert {part_of(path) for path in know} <= {"training", "lab"}, know
 
 
 def private_names_of_others(tree: ast.AST) -> set[str]:
@@ -211,32 +218,34 @@ def test_the_finder_of_private_names_sees_each_kind_of_touch() -> None:
     assert found == {"_read", "_set", "_foreign", "_named", "_called"}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_only_one_module_touches_what_lightning_does_not_promise(path: Path) -> None:
+def test_only_one_module_touches_what_lightning_does_not_promise() -> None:
     """What each touch there is for, and that it still works: tests/training/test_lightning_compat.py."""
-    if part_of(path) in {"training", "lab"} and path.name != "lightning_compat.py":
+    others = [path for path in MODULES if part_of(path) in {"training", "lab"} and path.name != "lightning_compat.py"]
+    assert others
+    for path in others:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        assert not private_names_of_others(tree)
+        assert not private_names_of_others(tree), path
         attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-        assert not attributes & {"fit_loop", "epoch_loop", "val_loop", "batch_progress", "scaler", "procs"}
+        assert not attributes & {"fit_loop", "epoch_loop", "val_loop", "batch_progress", "scaler", "procs"}, path
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "training").rglob("*.py")), ids=lambda path: path.name)
-def test_only_the_module_writes_into_itself(path: Path) -> None:
+def test_only_the_module_writes_into_itself() -> None:
     """Callbacks observe: one optimizer step is read in training/module.py."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            assert ast.unparse(node.value) not in {"module", "pl_module", "trainer.lightning_module"}, ast.unparse(node)
+    modules = {"module", "pl_module", "trainer.lightning_module"}
+    for path in (PACKAGE / "training").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                assert ast.unparse(node.value) not in modules, f"{path}: {ast.unparse(node)}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_the_package_does_not_import_scripts_tests_or_benchmarks(path: Path) -> None:
-    assert not {name.split(".")[0] for name in imported(path)} & {"train", "sample", "tests", "benchmarks", "scripts"}
+def test_the_package_does_not_import_scripts_tests_or_benchmarks() -> None:
+    foreign = {"train", "sample", "tests", "benchmarks", "scripts"}
+    assert [path for path in MODULES if top_level(path) & foreign] == []
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_every_module_begins_with_a_line_that_says_what_it_is(path: Path) -> None:
-    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+def test_every_module_begins_with_a_line_that_says_what_it_is() -> None:
+    unsaid = [path for path in MODULES if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))]
+    assert unsaid == []
 
 
 def test_no_script_at_the_top_hides_a_module_of_the_standard_library() -> None:

@@ -27,6 +27,8 @@ NOT_TYPED = {
 }
 SLOW = re.compile(r"minigpt (prove-resume|compare)")
 """Minutes of trainings in processes of their own; `make test-slow` types these too."""
+SMALLER = "--model.n_layer 1 --model.n_head 2 --model.n_embd 32 --data.batch_size 4"
+"""What the quick suite adds to a budget; `make test-slow` has it choose all by itself."""
 RECIPES_COMPARED = ("scaled_dot.yaml", "uniform.yaml")
 
 
@@ -43,8 +45,9 @@ def python_blocks(page: str) -> list[str]:
     return re.findall(r"```python\n((?:import minigpt|from transformers import [^\n]+)\n.*?)```", text, re.DOTALL)
 
 
-def clone(folder: Path) -> None:
-    """What a fresh clone has; recipes with fewer steps and less text, and two of those that are compared."""
+def clone(folder: Path, cold: bool) -> None:
+    """What a fresh clone has; recipes with fewer, smaller steps and less text, and two of those that are compared."""
+    tiny_steps, steps, batch_size = (60, 4, 16) if cold else (40, 2, 4)
     for name in ("train.py", "sample.py", "README.md", "Makefile", "pyproject.toml", "constraints.txt", "src"):
         (folder / name).symlink_to(ROOT / name)
     for recipe in (ROOT / "configs").rglob("*.yaml"):
@@ -52,11 +55,14 @@ def clone(folder: Path) -> None:
             continue
         settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
         trainer = settings.setdefault("trainer", {})
-        trainer["max_steps"] = min(trainer.get("max_steps", 600), 60 if recipe.stem == "tiny" else 4)
-        trainer["val_check_interval"] = min(trainer.get("val_check_interval", 200), trainer["max_steps"])
+        trainer["max_steps"] = min(trainer.get("max_steps", 600), tiny_steps if recipe.stem == "tiny" else steps)
+        trainer["val_check_interval"] = trainer["max_steps"]
         trainer.pop("max_time", None)
-        if settings.setdefault("data", {}).get("source", "python_stdlib") == "python_stdlib":
-            settings["data"].setdefault("max_documents", 40)
+        data = settings.setdefault("data", {})
+        data["batch_size"] = min(data.get("batch_size", 16), batch_size)
+        if data.get("source", "python_stdlib") == "python_stdlib":
+            data.setdefault("max_documents", 40)
+        settings.setdefault("sampling", {}).setdefault("max_new_tokens", 16)
         target = folder / recipe.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(yaml.safe_dump(settings), encoding="utf-8")
@@ -66,13 +72,14 @@ def typed(line: str, cold: bool) -> str:
     """The line as the shell gets it: `make` takes the tests' environment and installs nothing."""
     python = Path(sys.executable if cold else ready_python())
     if not cold:
-        line = line.replace("--budget 30s", "--budget '8 steps'")
+        smaller = "" if "--from" in line else f" {SMALLER}"
+        line = line.replace("--budget 30s", f"--budget '2 steps'{smaller}")
     return re.sub(r"^make ", f"make -o .venv/installed BIN={python.parent} ", line)
 
 
 @cold_too
 def test_every_command_runs_in_the_order_in_which_a_reader_types_it(cold: bool, tmp_path: Path) -> None:
-    clone(tmp_path)
+    clone(tmp_path, cold)
     for page in PAGES:
         for line in shell_lines(page):
             if line in NOT_TYPED or (SLOW.search(line) and not cold):

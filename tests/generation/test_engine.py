@@ -81,15 +81,15 @@ def written_slowly(model: GPT, prompt: Sequence[int], seed: int = 0, **settings:
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_with_the_cache_the_same_tokens_are_drawn_as_without_also_past_the_context(kind: dict[str, Any]) -> None:
     model = make(kind)
-    for seed, prompt in enumerate(PROMPTS):
-        settings = {"max_new_tokens": 34, "temperature": float(seed % 2), "top_k": None}
+    for seed, (prompt, n) in enumerate(zip(PROMPTS, (34, 12, 12, 14), strict=True)):  # the first and last go past it
+        settings = {"max_new_tokens": n, "temperature": float(seed % 2), "top_k": None}
         assert written(model, [prompt], seed, **settings) == [written_slowly(model, prompt, seed, **settings)]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_a_row_is_the_same_in_a_batch_of_unequal_prompts_as_alone(kind: dict[str, Any]) -> None:
     model = make(kind)
-    settings = {"max_new_tokens": 40, "temperature": 1.0, "top_k": None}
+    settings = {"max_new_tokens": 24, "temperature": 1.0, "top_k": None}
     alone = [written(model, [prompt], i, **settings)[0] for i, prompt in enumerate(PROMPTS)]
     assert written(model, PROMPTS, 0, **settings) == alone
 
@@ -110,7 +110,7 @@ def test_with_a_draft_the_same_tokens_are_drawn_in_fewer_passes(
         drafts.append(len(draft))
         return draft
 
-    settings: dict[str, Any] = {"max_new_tokens": 40, "temperature": temperature, "top_k": None}
+    settings: dict[str, Any] = {"max_new_tokens": 24, "temperature": temperature, "top_k": None}
     plain = written(model, PROMPTS, 0, **settings)
     monkeypatch.setattr(engine, "prompt_lookup_draft", guess)
     assert written(model, PROMPTS, 0, **settings, draft_tokens=5) == plain

@@ -140,7 +140,7 @@ def test_one_batch_is_learned_by_heart(family: str) -> None:
     model = make(LEARNERS[family])
     optimizer = make_optimizer(model, OptimizerConfig(learning_rate=1e-2, weight_decay=0.0))
     tokens = torch.randint(61, (4, 25))
-    for _ in range(120):
+    for _ in range(60):
         loss = next_token_loss(model(tokens[:, :-1]), tokens[:, 1:])
         optimizer.zero_grad()
         loss.backward()
@@ -153,7 +153,7 @@ def test_every_kind_of_attention_learns_one_batch_by_heart(choice: dict[str, Any
     model = make(GPTConfig(**TINY, **choice))
     optimizer = make_optimizer(model, OptimizerConfig(learning_rate=1e-2, weight_decay=0.0))
     tokens = torch.randint(61, (4, 25))
-    for _ in range(150):
+    for _ in range(60):
         loss = next_token_loss(model(tokens[:, :-1]), tokens[:, 1:])
         optimizer.zero_grad()
         loss.backward()

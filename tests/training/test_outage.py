@@ -207,7 +207,8 @@ def test_a_run_goes_offline_when_nobody_answers_at_its_start(failure: str, user:
     ],
 )
 def test_a_service_that_dies_later_loses_nothing(moment: str, failure: str, user: LoggedIn, tmp_path: Path) -> None:
-    user.environment["WANDB_FINISH_TIMEOUT"] = "3"
+    # Where the run waits for the failure, the end has nothing more to wait for.
+    user.environment["WANDB_FINISH_TIMEOUT"] = "1" if moment == "in the middle" else "3"
     trace = tmp_path / "failed"
     pause = {"class_path": "fake_wandb.PauseUntil", "init_args": {"step": 8, "file": str(trace)}}
     with FakeWandb(failure, moment, trace) as service:

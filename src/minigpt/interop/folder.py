@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
-import psutil
 import torch
 
 from minigpt.errors import UserError
@@ -96,6 +95,8 @@ def _size(shape: Shape) -> str:
 
 
 def _check_memory(model: GPT) -> None:
+    import psutil  # not at the top: loading.py imports this module for each `minigpt sample`
+
     needed, available = sum(each.nbytes for each in model.parameters()), psutil.virtual_memory().available
     if needed > available:
         raise UserError(f"the model needs {needed / 1e9:,.1f} GB of memory; {available / 1e9:,.1f} GB are available")
