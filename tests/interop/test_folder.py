@@ -195,7 +195,7 @@ def test_a_model_larger_than_the_memory_is_refused(written: Path, monkeypatch: p
     class Memory:
         available = 1000
 
-    monkeypatch.setattr(folder_module.psutil, "virtual_memory", Memory)
+    monkeypatch.setattr("psutil.virtual_memory", Memory)
     assert "needs 0.0 GB of memory; 0.0 GB are available" in refusal(written)
 
 
