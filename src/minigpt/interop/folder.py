@@ -14,10 +14,11 @@ import torch
 from minigpt.errors import UserError
 from minigpt.files import reason, write_text
 from minigpt.interop.families import Import, exported, imported
+from minigpt.interop.hub import CONFIG
 from minigpt.interop.tensor_files import Stored, read_json, stored_tensors, write_safetensors
 from minigpt.model.gpt import GPT, position_tables
 
-CONFIG, GENERATION_CONFIG, WEIGHTS = "config.json", "generation_config.json", "model.safetensors"
+GENERATION_CONFIG, WEIGHTS = "generation_config.json", "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 
 LARGEST_TABLE = 2**25

@@ -12,9 +12,9 @@ from textwrap import shorten
 from minigpt.config.commands import HUB_NAME
 from minigpt.errors import UserError
 from minigpt.files import is_file, is_folder, reason
-from minigpt.interop.folder import CONFIG
 
 PREFIX = "hf:"
+CONFIG = "config.json"
 SMALL_FILES = ("*.json", "merges.txt", "tokenizer.model")
 WEIGHTS = (("*.safetensors",), ("pytorch_model*.bin",))
 """Weights files by preference: pickles only where there is nothing else."""

@@ -24,9 +24,7 @@ from minigpt.config.commands import HUB_NAME
 from minigpt.data.tokenizers.base import Tokenizer, tokenizer_from_dict
 from minigpt.errors import UserError
 from minigpt.files import is_file, note, reason, refuse_url, write_atomically
-from minigpt.interop.folder import read_folder
 from minigpt.interop.hub import is_foreign, local_folder, series_of
-from minigpt.interop.tokenizer_folder import read_tokenizer
 from minigpt.model.gpt import GPT
 from minigpt.runs.adapters import merged_state
 from minigpt.runs.folder import RunFolder
@@ -100,6 +98,9 @@ def _load_own(path: str | Path) -> LoadedModel:
 
 def _load_foreign(path: str | Path, context_length: int | None) -> LoadedModel:
     """A model of another program, with a config of its model settings and tokenizer, else the defaults."""
+    from minigpt.interop.folder import read_folder  # a tenth of a second that one's own models need not wait
+    from minigpt.interop.tokenizer_folder import read_tokenizer
+
     (name, step), *others = series_of(path)
     if others:
         raise UserError(f"{path}: names several checkpoints; name one, or use `minigpt inspect`, which shows a series")
