@@ -5,6 +5,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from minigpt.errors import UserError
 from minigpt.interop.hub import is_foreign, local_folder, series_of
@@ -49,7 +50,7 @@ def test_weights_in_pickles_are_downloaded_only_where_there_are_no_others(
 ) -> None:
     asked: list[Any] = []
 
-    def snapshot_download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+    def snapshot_download(name: str, *, revision: str | None, allow_patterns: list[str], **_: Any) -> str:
         asked.append((name, revision, allow_patterns[-1]))
         return str(tmp_path)
 
@@ -59,3 +60,20 @@ def test_weights_in_pickles_are_downloaded_only_where_there_are_no_others(
     (tmp_path / "model.safetensors").touch()
     local_folder("hf:a/b")
     assert asked[2:] == [("a/b", None, "*.safetensors")]
+
+
+def test_weights_are_downloaded_once_not_their_copies_for_other_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_model = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json"]
+    others = ["consolidated.safetensors", "onnx/model.safetensors", "onnx/config.json", "README.md", "tf_model.h5"]
+    taken: list[str] = []
+
+    def snapshot_download(name: str, *, revision: str | None, **patterns: list[str]) -> str:
+        taken.extend(filter_repo_objects([*of_model, *others], **patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    (tmp_path / "model-00001-of-00002.safetensors").touch()
+    local_folder("hf:a/b")
+    assert taken == of_model

@@ -18,6 +18,8 @@ CONFIG = "config.json"
 SMALL_FILES = ("*.json", "merges.txt", "tokenizer.model")
 WEIGHTS = (("*.safetensors",), ("pytorch_model*.bin",))
 """Weights files by preference: pickles only where there is nothing else."""
+COPIES = ("*/*", "consolidated*")
+"""Files that hold the weights once more, for other programs (onnx/, original/, Mistral's own format)."""
 
 
 def is_foreign(path: str | Path) -> bool:
@@ -88,7 +90,10 @@ def _downloaded(path: str, name: str, revision: str | None) -> Path:
     )
 
     def fetch(patterns: Sequence[str]) -> Path:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+        folder = huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(COPIES)
+        )
+        return Path(folder)
 
     try:
         folder = fetch([*SMALL_FILES, *WEIGHTS[0]])
