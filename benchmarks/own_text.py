@@ -36,9 +36,8 @@ TEXTS = """The texts are not in the project. bible.txt: the first 150 kB of Debi
 (`bible -f gen1:1-rev22:21`). russian.txt: 1.1 MB of Debian's `fortunes-ru`. faq.txt: 11 MB, the pages of Debian's
 `anarchism` without their markup. A tenth of each is held out, or 50 kB. The time of `budget` and `demo` is that of the
 whole command but for what comes before and after training (8 to 18 seconds here, most of it preparing the text); later
-versions count preparing in the budget. nanoGPT's time is that of its steps alone. The runs of 5 minutes were made in
-pairs, `budget` on one core and `demo` on the other at the same time, beside other work: about 1 to 2 minutes of a quiet
-machine. Runs of 20 minutes are missing."""
+versions count preparing in the budget. nanoGPT's time is that of its steps alone. Bible's
+runs of 5 minutes were made at the same time, on one core each, beside other work. Runs of 20 minutes are missing."""
 SHAKESPEARE_CHAR = nanogpt.Recipe(
     n_layer=6, n_head=6, n_embd=384, context_length=256, batch_size=64, dropout=0.2, max_steps=5000
 )
