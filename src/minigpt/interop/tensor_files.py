@@ -30,22 +30,35 @@ class Stored(NamedTuple):
     file: Path
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_bounded(path: Path, most_bytes: int) -> bytes:
+    """The content of a file of at most so many bytes.
+
+    Raises:
+        UserError: missing, unreadable or larger.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(most_bytes + 1)
+    except OSError as error:
+        raise UserError(f"{path}: {reason(error)}") from None
+    if len(content) > most_bytes:
+        raise UserError(f"{path}: is larger than {most_bytes >> 20} MiB")
+    return content
+
+
+def read_json(path: Path, most_bytes: int = LARGEST_JSON_BYTES) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
         UserError: missing, too large, or no JSON object.
     """
+    content = read_bounded(path, most_bytes)
     try:
-        if path.stat().st_size > LARGEST_JSON_BYTES:
-            raise UserError(f"{path}: {path.stat().st_size:,} bytes is too much for a file of settings")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {reason(error)}") from None
+        value = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError):  # not UTF-8, not JSON, a number of thousands of digits, nested without end
-        raise UserError(f"{path}: not valid JSON") from None
+        raise UserError(f"{path}: not a JSON file") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object")
+        raise UserError(f"{path}: is not a JSON object")
     return value
 
 

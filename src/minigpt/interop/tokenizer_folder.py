@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 from minigpt.data.tokenizers.base import MAX_FILE_BYTES, Tokenizer
 from minigpt.data.tokenizers.huggingface import HuggingFaceTokenizer
 from minigpt.errors import UserError
-from minigpt.files import reason
 from minigpt.interop.sentencepiece_model import sentencepiece_content
+from minigpt.interop.tensor_files import read_bounded, read_json
 from minigpt.interop.tokenizer_files import chars_of
 
 _GPT2_CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast")
@@ -96,7 +95,7 @@ def _gpt2_content(path: Path) -> dict[str, Any]:
         )
     vocab, merges_path = _json(path), folder / "merges.txt"
     try:
-        lines = _read(merges_path).decode("utf-8").split("\n")
+        lines = read_bounded(merges_path, MAX_FILE_BYTES).decode("utf-8").split("\n")
     except UnicodeDecodeError:
         raise UserError(f"{merges_path}: is not UTF-8") from None
     merges = [line.rstrip("\r").split(" ") for line in lines if line.strip() and not line.startswith("#version")]
@@ -117,7 +116,7 @@ def _gpt2_content(path: Path) -> dict[str, Any]:
 
 def _sentencepiece_content(path: Path) -> dict[str, Any]:
     try:
-        return sentencepiece_content(_read(path))
+        return sentencepiece_content(read_bounded(path, MAX_FILE_BYTES))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -127,22 +126,4 @@ def _optional_json(path: Path) -> dict[str, Any]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    file = _read(path)
-    try:
-        content = json.loads(file.decode("utf-8"))
-    except (ValueError, RecursionError):  # RecursionError: deeply nested brackets
-        raise UserError(f"{path}: not a JSON file") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: is not a JSON object")
-    return content
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"{path}: {reason(error)}") from None
-    if len(content) > MAX_FILE_BYTES:
-        raise UserError(f"{path}: is larger than {MAX_FILE_BYTES >> 20} MiB")
-    return content
+    return read_json(path, MAX_FILE_BYTES)
