@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from minigpt.data.tokenizers.base import BytesTokenizer, CharsTokenizer, Tokenizer
-from minigpt.data.tokenizers.bpe import END_OF_TEXT, SPLITS, BPETokenizer, byte_symbols, unused_token
+from minigpt.data.tokenizers.bpe import END_OF_TEXT, SPLITS, BPETokenizer, unused_token
 from minigpt.data.tokenizers.huggingface import HuggingFaceTokenizer
 from minigpt.errors import UserError
 from minigpt.files import note
-from minigpt.interop.tokenizer_files import last_pair
+from minigpt.interop.tokenizer_files import last_pairs, stand_ins
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 """llama.cpp's types of tokens: from text; special; found in text before it is split; without use."""
@@ -83,7 +83,7 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
 
 def _of_bytes() -> Vocabulary:
     """Each byte's stand-in, and no merges. Any split pattern does; llama.cpp does not tidy spaces with Qwen2's."""
-    symbols = _symbols(bytes(range(256)))
+    symbols = stand_ins(bytes(range(256)))
     return Vocabulary("qwen2", [*symbols, END_OF_TEXT], [NORMAL] * 256 + [CONTROL], [])
 
 
@@ -93,7 +93,7 @@ def _of_characters(alphabet: str) -> Vocabulary:
     No pattern splits a character, and no merge crosses from one into the next: a character never begins with a
     continuation byte. llama.cpp drops characters outside the alphabet.
     """
-    tokens = [_symbols(character.encode()) for character in alphabet]
+    tokens = [stand_ins(character.encode()) for character in alphabet]
     steps = {(token[:i], token[i]): None for token in tokens for i in range(1, len(token))}
     types = [NORMAL] * len(tokens) + [CONTROL]
     return Vocabulary("qwen2", [*tokens, END_OF_TEXT], types, [" ".join(step) for step in steps])
@@ -102,12 +102,10 @@ def _of_characters(alphabet: str) -> Vocabulary:
 def _of_bpe(tokenizer: BPETokenizer) -> Vocabulary:
     pre = _pre_tokenizer(tokenizer.pattern)
     special = sorted(tokenizer.special_tokens, key=tokenizer.special_tokens.__getitem__)
-    tokens = [*map(_symbols, tokenizer.ranks), *special]
-    ranks = {token: rank for rank, token in enumerate(tokenizer.ranks)}
+    tokens = [*map(stand_ins, tokenizer.ranks), *special]
     # A token that no merge makes is reached as a whole word only: tiktoken looks words up first, and so does llama-bpe.
     # GPT-2's tables have no such tokens.
-    pairs = filter(None, (last_pair(token, ranks) for token in tokenizer.ranks if len(token) > 1))
-    merges = [f"{_symbols(left)} {_symbols(right)}" for left, right in pairs]
+    merges = [f"{stand_ins(left)} {stand_ins(right)}" for left, right in filter(None, last_pairs(tokenizer))]
     return Vocabulary(pre, tokens, [NORMAL] * len(tokenizer.ranks) + [CONTROL] * len(special), merges)
 
 
@@ -161,10 +159,3 @@ def _pre_tokenizer(pattern: str) -> str:
     if pattern in DIFFERENCES:
         note(f"note: llama.cpp may split {DIFFERENCES[pattern]} otherwise; other texts are the same")
     return PRE_TOKENIZERS[pattern]
-
-
-def _symbols(token: bytes) -> str:
-    return token.decode("latin-1").translate(_STAND_INS)
-
-
-_STAND_INS = {byte: symbol for symbol, byte in byte_symbols().items()}

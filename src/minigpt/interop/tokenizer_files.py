@@ -17,6 +17,7 @@ from minigpt.errors import UserError
 
 _BEGINS_OF_TEXT = ("<s>", "<bos>", "<|begin_of_text|>", "<｜begin▁of▁sentence｜>")
 """Names of the token that Llama, Gemma, Llama 3 and DeepSeek put before a text."""
+_STAND_INS = {byte: character for character, byte in byte_symbols().items()}
 _ANY_CHARACTER = r"[\s\S]"
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 
@@ -61,11 +62,9 @@ def _content(tokenizer: Tokenizer) -> tuple[dict[str, Any], str, str]:
 
 
 def _bpe(tokenizer: BPETokenizer) -> dict[str, Any]:
-    symbol = {byte: character for character, byte in byte_symbols().items()}
-    names = ["".join([symbol[byte] for byte in token]) for token in tokenizer.ranks]
-    ranks = {token: rank for rank, token in enumerate(tokenizer.ranks)}
-    pairs = [last_pair(token, ranks) for token in tokenizer.ranks if len(token) > 1]
-    merges = [[names[ranks[first]], names[ranks[second]]] for first, second in filter(None, pairs)]
+    names = list(map(stand_ins, tokenizer.ranks))
+    pairs = last_pairs(tokenizer)
+    merges = [[stand_ins(first), stand_ins(second)] for first, second in filter(None, pairs)]
     split = {
         "type": "Split",
         "pattern": {"Regex": _for_oniguruma(tokenizer.pattern)},
@@ -78,7 +77,18 @@ def _bpe(tokenizer: BPETokenizer) -> dict[str, Any]:
     return content
 
 
-def last_pair(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes] | None:
+def stand_ins(token: bytes) -> str:
+    """A token as GPT-2 writes it: a printable character for each byte."""
+    return token.decode("latin-1").translate(_STAND_INS)
+
+
+def last_pairs(tokenizer: BPETokenizer) -> list[tuple[bytes, bytes] | None]:
+    """The last pair of each token of several bytes, in the order of ranks: the merges of the BPE."""
+    ranks = {token: rank for rank, token in enumerate(tokenizer.ranks)}
+    return [_last_pair(token, ranks) for token in tokenizer.ranks if len(token) > 1]
+
+
+def _last_pair(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes] | None:
     """The two tokens that BPE joins last to make this one; None if it never does.
 
     tiktoken keeps ranks, not merges: it joins the neighbours whose bytes together have the lowest rank. Inside a token
