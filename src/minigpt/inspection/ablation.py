@@ -74,12 +74,15 @@ def _loss_from(model: GPT, layer: int, inputs: list[tuple[Any, ...]], targets: T
     x = inputs[layer][0]
     for block, (_, *others) in zip(model.blocks[layer:], inputs[layer:], strict=True):
         x = block(x, *others)
-    logits = model.logits(model.final_norm(x[:, positions])).float()
-    each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    each = _cross_entropy(model.logits(model.final_norm(x[:, positions])), targets)
     return float(each.cpu().double().mean())  # on the CPU, since MPS has no float64
 
 
 def losses(model: GPT, tokens: Tensor) -> Tensor:
     """Cross-entropy of each prediction: (B, T + 1) ids to (B, T) losses in nats."""
-    logits = model(tokens[:, :-1]).float()
-    return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(tokens[:, 1:].shape)
+    return _cross_entropy(model(tokens[:, :-1]), tokens[:, 1:])
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """(B, T, V) logits and (B, T) targets -> (B, T) nats."""
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
