@@ -6,7 +6,6 @@ family.py; weights.py has the layouts.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from minigpt.config import GPTConfig
 from minigpt.errors import UserError
-from minigpt.interop.family import Family
+from minigpt.interop.family import Family, without_idle_settings
 from minigpt.interop.fields import shown
 from minigpt.interop.layernorm_families import LAYERNORM_FAMILIES
 from minigpt.interop.rms_families import RMS_FAMILIES
@@ -87,8 +86,7 @@ def exported(config: GPTConfig) -> Export:
     Raises:
         UserError: none does; the message names the settings without counterpart, and the nearest values that have one.
     """
-    if config.similarity == "uniform":  # nothing to normalise
-        config = dataclasses.replace(config, qk_norm=False, qk_norm_per_head=True)
+    config = without_idle_settings(config)
     misfits = {family: family.misfits(config) for family in FAMILIES}
     fewest = min(map(len, misfits.values()))
     nearest = [family for family in FAMILIES if len(misfits[family]) == fewest]

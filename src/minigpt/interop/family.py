@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,9 +18,14 @@ READ_AS = {"n_kv_head": "kv_heads", "head_dim": "width_per_head", "mlp_hidden": 
 
 NEVER = {"quantization_config": None, "num_experts": None, "num_local_experts": None, "is_encoder_decoder": False}
 """Entries of any family that change the mathematics, and the only value that is read."""
-
-
 NEEDED = "minigpt needs it; is this the config.json of a model?"
+
+
+def without_idle_settings(config: GPTConfig) -> GPTConfig:
+    """The config without QK-norm where there are no queries and keys to normalise."""
+    return (
+        dataclasses.replace(config, qk_norm=False, qk_norm_per_head=True) if config.similarity == "uniform" else config
+    )
 
 
 class Misfit(NamedTuple):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
+import psutil
 import torch
 
 from minigpt.errors import UserError
@@ -96,8 +97,6 @@ def _size(shape: Shape) -> str:
 
 
 def _check_memory(model: GPT) -> None:
-    import psutil  # not at the top: loading.py imports this module for each `minigpt sample`
-
     needed, available = sum(each.nbytes for each in model.parameters()), psutil.virtual_memory().available
     if needed > available:
         raise UserError(f"the model needs {needed / 1e9:,.1f} GB of memory; {available / 1e9:,.1f} GB are available")
@@ -163,9 +162,7 @@ def _json(value: object) -> str:
     return json.dumps(value, indent=2) + "\n"
 
 
-def _shards(
-    shapes: Mapping[str, tuple[int, ...]], item_bytes: int, shard_bytes: int
-) -> list[dict[str, tuple[int, ...]]]:
+def _shards(shapes: Mapping[str, Shape], item_bytes: int, shard_bytes: int) -> list[dict[str, Shape]]:
     """Tensors in their order, as many to a file as fit; a larger one has a file of its own."""
     shards, used = [dict[str, Shape]()], 0
     for name, shape in shapes.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from minigpt.config import GPTConfig
 from minigpt.errors import UserError
-from minigpt.interop.family import Family
+from minigpt.interop.family import Family, without_idle_settings
 from minigpt.interop.fields import shown
 from minigpt.interop.layouts import SAME, SPLIT_QKV, Layout
 from minigpt.interop.names import ATTENTION, GATED_MLP, LAYER, MLP, NORMS, RMS
@@ -98,8 +97,7 @@ def gguf_family(config: GPTConfig) -> tuple[Family, GPTConfig]:
     Raises:
         UserError: none does; the message names the settings and the nearest values that have a counterpart.
     """
-    if config.similarity == "uniform":  # nothing to normalise
-        config = dataclasses.replace(config, qk_norm=False, qk_norm_per_head=True)
+    config = without_idle_settings(config)
     name = "gpt2" if config.norm == "layernorm" else "qwen3" if config.qk_norm else "llama"
     family = GGUF_FAMILIES[name]
     if misfits := family.misfits(config):

@@ -46,10 +46,12 @@ GELU_MLP = {"mlp.up": "mlp.up_proj", "mlp.proj": "mlp.down_proj"}
 
 
 def llama_names(inside: Mapping[str, str], **others: Any) -> Names:
+    """Llama's names, with those of a layer's modules that are `inside`."""
     return Names("model", LLAMA_OUTSIDE, "model.layers.{i}", {**LLAMA_ATTENTION, **inside}, **others)
 
 
 def gpt2_names(inside: Mapping[str, str], **others: Any) -> Names:
+    """GPT-2's names; `inside` has those of a layer's attention."""
     outside = {"token_embedding": "wte", "position_embedding": "wpe", "final_norm": "ln_f"}
     both = {"attn_norm": "ln_1", **inside, "mlp_norm": "ln_2", "mlp.up": "mlp.c_fc", "mlp.proj": "mlp.c_proj"}
     named = {ours: f"transformer.{theirs}" for ours, theirs in outside.items()}

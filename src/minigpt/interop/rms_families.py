@@ -20,6 +20,14 @@ from minigpt.interop.names import (
 )
 from minigpt.interop.windows import EVERY_LAYER, LAYER_TYPES, window_size
 
+QWEN2_DEFAULTS = {
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "num_key_value_heads": 32,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+
 RMS_FAMILIES = (
     Family(
         "qwen3",
@@ -28,14 +36,7 @@ RMS_FAMILIES = (
         keys=LLAMA_KEYS,
         ours=RMS | {"qk_norm": True},
         switches={"hidden_act": SWIGLU},
-        defaults={
-            "rms_norm_eps": 1e-6,
-            "hidden_act": "silu",
-            "num_key_value_heads": 32,
-            "head_dim": 128,
-            "sliding_window": 4096,
-            "max_window_layers": 28,
-        },
+        defaults=QWEN2_DEFAULTS | {"head_dim": 128},
         biases={"attention_bias": ATTENTION},
         windows=LAYER_TYPES,
     ),
@@ -67,13 +68,7 @@ RMS_FAMILIES = (
         keys=LLAMA_KEYS,
         ours=RMS,
         switches={"hidden_act": SWIGLU},
-        defaults={
-            "rms_norm_eps": 1e-6,
-            "hidden_act": "silu",
-            "num_key_value_heads": 32,
-            "sliding_window": 4096,
-            "max_window_layers": 28,
-        },
+        defaults=QWEN2_DEFAULTS,
         biases={"": ("attn.qkv",)},
         windows=LAYER_TYPES,
     ),

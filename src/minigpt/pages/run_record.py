@@ -10,7 +10,6 @@ import contextlib
 import csv
 import math
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ import yaml
 
 from minigpt.config import AttentionConfig
 from minigpt.errors import UserError
+from minigpt.files import typed
 from minigpt.inspection.snapshot import Snapshot, history_of, read_numbers
 from minigpt.pages.attention import render_page, renew_page
 from minigpt.runs.folder import RunFolder
@@ -162,7 +162,7 @@ def _number(text: object) -> float | None:
 
 
 def _elsewhere(path: Path) -> dict[str, str]:
-    command = f"minigpt export {shlex.quote(str(path))}"
+    command = f"minigpt export {typed(path)}"
     return {"in other programs": f"{command} (transformers, vLLM, TransformerLens), with --to gguf (llama.cpp, Ollama)"}
 
 
