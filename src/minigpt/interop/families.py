@@ -26,7 +26,7 @@ FAMILIES = (*RMS_FAMILIES, *LAYERNORM_FAMILIES)
 
 @dataclass(frozen=True)
 class Export:
-    """A model of ours as another program reads it."""
+    """The config and weights of an exported model, in another program's names."""
 
     config: dict[str, Any]
     """config.json."""
@@ -71,7 +71,11 @@ class Import:
         self._translation.find(names)
 
     def shapes(self, state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, tuple[int, ...]]:
-        """Their names -> the shapes that the config demands. Args: a state_dict of ours, as of a model on `meta`.
+        """The shape that each tensor of the file must have, by its name there.
+
+        Args:
+            state: the model's state_dict; tensors on `meta` are enough.
+            names: all names in the file.
 
         Raises:
             UserError: names are missing or unknown.

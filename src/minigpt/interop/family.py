@@ -49,7 +49,7 @@ class Family:
     ours: Mapping[str, Any]
     """Settings that the class has no choice about."""
     switches: Mapping[str, tuple[str, Mapping[Any, Any]]] = field(default_factory=dict)
-    """Its key -> (our setting, {its value: ours}); of two values for one of ours, the first is written."""
+    """Its key -> (our setting, {its value: our value}). Where several of its values mean ours, the first is written."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Its keys that change the mathematics, with the only value that is written and read."""
     defaults: Mapping[str, Any] = field(default_factory=dict)

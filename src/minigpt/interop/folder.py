@@ -1,4 +1,4 @@
-"""A folder as Hugging Face lays it out, config.json and weights: read as a model of ours, and written from one."""
+"""Reads and writes model folders in Hugging Face's layout: config.json and weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DTYPE_NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat1
 
 
 def read_folder(path: Path, context_length: int | None = None) -> GPT:
-    """A model of transformers' as ours, in float32 and eval mode.
+    """Load a model folder of transformers as a GPT, in float32 and eval mode.
 
     No memory is taken before all shapes are known to fit, and nothing but the tensors of one module is held twice.
 
@@ -119,7 +119,7 @@ def write_folder(
     shard_bytes: int = 5 * 10**9,
     end_of_text: int | None = None,
 ) -> None:
-    """Write a model of ours as transformers reads it: config.json, generation_config.json and model.safetensors.
+    """Write a model for transformers: config.json, generation_config.json and model.safetensors.
 
     config.json is written last, and an older one deleted first: without it no program takes the folder for a model.
 

@@ -1,4 +1,4 @@
-"""How a tensor of ours lies in another program's: split, transposed, in another order, or scaled; and back."""
+"""Conversions of single tensors to another program's layout and back: split, transpose, reorder, scale."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minigpt.errors import UserError
 
 @dataclass(frozen=True)
 class Layout:
-    """How a tensor of ours lies in theirs; a bias lies as the rows of its weight do."""
+    """A conversion and its inverse. A bias is converted like the rows of its weight."""
 
     pack: Callable[[GPTConfig, Tensor], Sequence[Tensor]]
     unpack: Callable[[GPTConfig, Sequence[Tensor]], Tensor]

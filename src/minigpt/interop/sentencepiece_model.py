@@ -1,7 +1,7 @@
 """SentencePiece's tokenizer.model -> the content of a tokenizer.json, without any library.
 
 The file is a protocol buffer, `ModelProto` of sentencepiece_model.proto (github.com/google/sentencepiece). It is
-untrusted: every length is checked against what is there, and what may lose text is refused.
+untrusted: every length is checked, and a tokenizer that may lose text is refused.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F
 """Names in safetensors of the types that are read; the first three are written."""
 
 LARGEST_JSON_BYTES = 100_000_000
-"""safetensors' own limit for a header; an index is no larger."""
+"""Most bytes of a config or an index: safetensors' own limit for a header."""
 
 
 class Stored(NamedTuple):

@@ -71,7 +71,7 @@ def _eos(folder: Path) -> str | int | None:
 
 
 def _begin(folder: Path, content: dict[str, Any]) -> dict[str, Any] | None:
-    """The post_processor for add_bos_token, which transformers heeds only where there is no tokenizer.json."""
+    """The post_processor for add_bos_token. transformers ignores that setting where there is a tokenizer.json."""
     config = _optional_json(folder / "tokenizer_config.json")
     name = config.get("bos_token")
     name = name.get("content") if isinstance(name, dict) else name

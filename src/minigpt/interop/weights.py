@@ -27,7 +27,7 @@ class Names:
     block: str
     """The prefix of a layer's names, with {i}."""
     inside: Mapping[str, str]
-    """Several names with spaces between them hold one tensor of ours; {h} stands for each head."""
+    """Our module -> their modules, separated by spaces where they split its tensor; {h} is the number of a head."""
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     head: Sequence[str] = ("lm_head",)
     """Names of the output head, the one that is written first."""
@@ -35,7 +35,7 @@ class Names:
 
 @dataclass(frozen=True)
 class Part:
-    """A module of ours, and the modules of theirs that hold the same numbers."""
+    """One of our modules, and their modules with the same weights."""
 
     name: str
     """Without the layer, as in `Names`."""
@@ -238,7 +238,7 @@ def _channel_order(config: GPTConfig) -> Tensor | None:
 
 
 def _complete(config: GPTConfig, state: Mapping[str, Tensor], name: str) -> Tensor:
-    """A tensor of ours, or what stands for it where our settings leave it out and theirs cannot."""
+    """One of our tensors; zeros, copies or a table where our model has none and their class needs one."""
     tensor = state.get(name)
     part, _, kind = name.rpartition(".")
     if name == "token_embedding.weight" or (name == "lm_head.weight" and tensor is not None):

@@ -64,7 +64,7 @@ class HuggingFaceTokenizer:
             saved: the content.
             end_of_text: name or id of the end-of-text token, used if the file has no token of ENDS_OF_TEXT.
             vocab_size: of the model. Models often have more rows than their tokenizer has tokens; the ids without a
-                token are then named by `unused_token`. Special tokens beyond the rows are left out.
+                token are then named by `unused_token`. Special tokens with ids beyond the rows are dropped.
 
         Raises:
             UserError: it is neither a byte-level nor a SentencePiece-style BPE, or is damaged or harmful.
