@@ -185,6 +185,7 @@ def test_shapes_and_types_are_compared_before_memory_is_taken(written: Path, mon
     ids=lambda changes: " ".join(changes),
 )
 def test_a_config_of_huge_sizes_takes_no_memory(changes: dict[str, Any], written: Path) -> None:
+    read_folder(written)  # torch itself takes 70 MB when tensors on `meta` are first used
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     change_config(written, **(changes | {"layer_types": None}))
     refusal(written)
