@@ -18,8 +18,9 @@ from minigpt.model.variants.kernels import repeat_heads
 
 EXPECTED = 5
 """Number of likeliest next tokens kept for each position."""
-AttentionHook = Callable[[int, Tensor, Tensor, Tensor, AttentionSpec], None]
-"""Hook (layer, query, key, value, spec) on the inputs of a layer's attention; see `attend` for the shapes."""
+AttentionHook = Callable[[int, Tensor, Tensor, Tensor, AttentionSpec], Tensor | None]
+"""Hook (layer, query, key, value, spec) on the inputs of a layer's attention, which may return its output; see `attend`
+for the shapes."""
 
 
 @contextlib.contextmanager

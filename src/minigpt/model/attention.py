@@ -49,7 +49,8 @@ class Attention(nn.Module):
         self.q_norm = make_norm(config, width[0]) if config.qk_norm and n_query else nn.Identity()
         self.k_norm = make_norm(config, width[1]) if config.qk_norm and n_key else nn.Identity()
         # Called with the query, key and value of each forward pass and its kind of attention; see inspection.capture.
-        self.hooks: list[Callable[[Tensor, Tensor, Tensor, AttentionSpec], None]] = []
+        # A hook that returns (B, H, T, D) has attended in the kernel's place.
+        self.hooks: list[Callable[[Tensor, Tensor, Tensor, AttentionSpec], Tensor | None]] = []
 
     def forward(
         self,
@@ -96,14 +97,18 @@ class Attention(nn.Module):
             "key_bias": key_bias,
             "softcap": self.softcap,
         }
+        gathered = None
         for hook in self.hooks:
-            hook(query, key, value, spec)
+            replacement = hook(query, key, value, spec)
+            gathered = gathered if replacement is None else replacement
         dropout = self.dropout if self.training else 0.0
         similarity = self.similarity
         # Grouped heads branch off too: the kernel's enable_gqa leaves the fused kernel on some devices.
         is_default = self.softcap is None and key_bias is None and n_value == H
         # The exact type, as subclasses of ScaledDot weigh keys in another way.
-        if is_default and type(similarity) is ScaledDot and isinstance(graph, Causal | Full):
+        if gathered is not None:
+            pass  # a hook has attended
+        elif is_default and type(similarity) is ScaledDot and isinstance(graph, Causal | Full):
             # A sum of D independent products has variance D: divided by sqrt(D), no softmax starts saturated.
             scale = 1 / (D**0.5 * similarity.temperature)
             # The fused kernel does not store the (T, S) weights; with dropout a CPU falls back to one that does. The
