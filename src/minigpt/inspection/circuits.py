@@ -28,13 +28,13 @@ def copying(model: GPT) -> Tensor:
         (n_layer, n_head) float64 on the CPU; NaN for a head whose weights are all zero.
     """
     V = model.config.vocab_size
-    embedding = _exact(model.token_embedding.weight)[:V]
-    head = embedding if model.config.tie_embeddings else _exact(model.lm_head.weight)[:V]
-    back = embedding.T @ head @ _linear_part(model.final_norm, model.config.n_embd)  # (C, C): output to logits to input
+    embedding = exact(model.token_embedding.weight)[:V]
+    head = embedding if model.config.tie_embeddings else exact(model.lm_head.weight)[:V]
+    back = embedding.T @ head @ linear_part(model.final_norm, model.config.n_embd)  # (C, C): output to logits to input
     layers = []
-    for attention, norm, norm_after in _layers(model):
-        reads = _projection(attention, "value") @ norm  # (H, D, C)
-        proj = norm_after @ _exact(attention.proj.weight)
+    for attention, norm, norm_after in layers_of(model):
+        reads = projection(attention, "value") @ norm  # (H, D, C)
+        proj = norm_after @ exact(attention.proj.weight)
         writes = proj.unflatten(1, (attention.n_head, -1)).transpose(0, 1)  # (H, C, D)
         eigenvalues = torch.linalg.eigvals(reads @ back @ writes)
         layers.append(eigenvalues.real.sum(-1) / eigenvalues.abs().sum(-1))
@@ -53,49 +53,49 @@ def symmetry(model: GPT) -> Tensor:
         key projection or the weights are all zero.
     """
     layers = []
-    for attention, norm, _ in _layers(model):
+    for attention, norm, _ in layers_of(model):
         names = attention.similarity.projections
         if "key" not in names:
             layers.append(torch.full((attention.n_head,), torch.nan, dtype=torch.float64))
             continue
-        key = query = _projection(attention, "key") @ norm  # (H, D, C)
+        key = query = projection(attention, "key") @ norm  # (H, D, C)
         if "query" in names:
-            query = _projection(attention, "query") @ norm
+            query = projection(attention, "query") @ norm
         across = key @ query.mT  # (H, D, D)
         size = ((query @ query.mT) * (key @ key.mT)).sum((-2, -1))
         layers.append((across * across.mT).sum((-2, -1)) / size)
     return torch.stack(layers)
 
 
-def _layers(model: GPT) -> Iterator[tuple[Attention, Tensor, Tensor]]:
+def layers_of(model: GPT) -> Iterator[tuple[Attention, Tensor, Tensor]]:
     """Each layer's attention, and the (C, C) matrices of the norms before it and after it."""
     C = model.config.n_embd
     for block in model.blocks:
         assert isinstance(block, Block)
-        norm, none = _linear_part(block.attn_norm, C), torch.eye(C, dtype=torch.float64)
+        norm, none = linear_part(block.attn_norm, C), torch.eye(C, dtype=torch.float64)
         yield block.attn, *((none, norm) if isinstance(block, PostNormBlock) else (norm, none))
 
 
-def _projection(attention: Attention, name: str) -> Tensor:
+def projection(attention: Attention, name: str) -> Tensor:
     """(H, D, C) query, key or value projection of each head, with QK-norm's gains; shared ones are repeated."""
     D, which = attention.head_dim, ("query", "key", "value").index(name)
-    part = _exact(attention.qkv.weight).split([n * D for n in attention.n_projected])[which]  # (n D, C)
+    part = exact(attention.qkv.weight).split([n * D for n in attention.n_projected])[which]  # (n D, C)
     norm = (attention.q_norm, attention.k_norm, nn.Identity())[which]
     width = D if attention.qk_norm_per_head else len(part)
-    part = (_linear_part(norm, width) @ part.unflatten(0, (-1, width))).reshape(-1, D, part.shape[1])
+    part = (linear_part(norm, width) @ part.unflatten(0, (-1, width))).reshape(-1, D, part.shape[1])
     return part.repeat_interleave(attention.n_head // len(part), dim=0)
 
 
-def _linear_part(norm: nn.Module, width: int) -> Tensor:
+def linear_part(norm: nn.Module, width: int) -> Tensor:
     """(width, width) matrix of a norm without its division and its bias."""
     matrix = torch.eye(width, dtype=torch.float64)
     if isinstance(norm, nn.Identity):
         return matrix
     if isinstance(norm, nn.LayerNorm):
         matrix -= 1 / width  # subtracts the mean
-    return _exact(norm.weight)[:, None] * matrix
+    return exact(norm.weight)[:, None] * matrix
 
 
-def _exact(weight: Tensor | nn.Module) -> Tensor:
+def exact(weight: Tensor | nn.Module) -> Tensor:
     assert isinstance(weight, Tensor)
     return weight.cpu().double()
