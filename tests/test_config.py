@@ -16,6 +16,7 @@ from minigpt import config
 from minigpt.cli import parsing
 from minigpt.config import (
     AttentionConfig,
+    AttributeConfig,
     CompareConfig,
     Config,
     DataConfig,
@@ -24,6 +25,7 @@ from minigpt.config import (
     GPTConfig,
     ImportConfig,
     InspectConfig,
+    LensConfig,
     OptimizerConfig,
     ProofConfig,
     ReportConfig,
@@ -52,6 +54,8 @@ SECTIONS: list[type] = [
     CompareConfig,
     ProofConfig,
     ReportConfig,
+    LensConfig,
+    AttributeConfig,
 ]
 NAN, INF = float("nan"), float("inf")
 

@@ -12,11 +12,13 @@ from jsonargparse import ArgumentParser
 from minigpt.cli import parsing
 from minigpt.cli.variants import load_variants
 from minigpt.config import (
+    AttributeConfig,
     CompareConfig,
     Config,
     ExportConfig,
     ImportConfig,
     InspectConfig,
+    LensConfig,
     ProofConfig,
     ReportConfig,
     SampleConfig,
@@ -191,6 +193,20 @@ def prove_resume(config: Config, asked: ProofConfig) -> None:
     prove_and_print(config, asked)
 
 
+def lens(config: LensConfig) -> None:
+    """Print what each layer would predict."""
+    from minigpt.lab.lens import read_lens
+
+    print(shown(read_lens(config)))
+
+
+def attribute(config: AttributeConfig) -> None:
+    """Print what each component adds to a logit or a loss."""
+    from minigpt.lab.attribute import attribute as take_apart
+
+    print(shown(take_apart(config)))
+
+
 class Command(NamedTuple):
     """A command of `minigpt`."""
 
@@ -247,4 +263,6 @@ COMMANDS = {
     "prove-resume": Command(
         prove_resume, "Kill and resume a run, and compare it with one that was never stopped.", more=ProofConfig
     ),
+    "lens": Command(lens, "Show what each layer of a model would predict next.", LensConfig),
+    "attribute": Command(attribute, "Show what each head and MLP adds to a logit or a loss.", AttributeConfig),
 }

@@ -6,10 +6,12 @@ is loaded. The defaults are the demo recipe (`configs/demo.yaml`) without its ti
 
 from minigpt.config.attention import AttentionConfig
 from minigpt.config.commands import (
+    AttributeConfig,
     CompareConfig,
     ExportConfig,
     ImportConfig,
     InspectConfig,
+    LensConfig,
     ProofConfig,
     ReportConfig,
     SampleConfig,
@@ -27,6 +29,7 @@ __all__ = [
     "AUTO",
     "DEFAULT_BUDGET",
     "AttentionConfig",
+    "AttributeConfig",
     "CompareConfig",
     "Config",
     "DataConfig",
@@ -35,6 +38,7 @@ __all__ = [
     "GenerationConfig",
     "ImportConfig",
     "InspectConfig",
+    "LensConfig",
     "OptimizerConfig",
     "ProofConfig",
     "ReportConfig",

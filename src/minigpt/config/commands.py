@@ -227,3 +227,52 @@ class ProofConfig(Section):
     """How many times to kill and resume the run."""
     kill_seed: Seed = 1
     """Seed of the kill times."""
+
+
+@dataclass(frozen=True)
+class LensConfig(Section):
+    """What `minigpt lens` is asked for."""
+
+    run: Run
+    """A run folder such as runs/demo, a .ckpt or .safetensors file, or another program's model, as hf:gpt2."""
+    text: Annotated[str, not_empty("give one, as --text 'Once upon a time'")] = ""
+    """Text that the model reads; at most context_length tokens."""
+    position: int = -1
+    """Position whose next token each layer predicts, from 0, or from the end if negative."""
+    top: PositiveInt = 3
+    """Likeliest tokens shown for each layer."""
+    out: FileName | None = None
+    """Write a row for each layer and position to this .csv file."""
+    device: Device = "cpu"
+    """Device: cpu, cuda, cuda:1, mps."""
+
+
+@dataclass(frozen=True)
+class AttributeConfig(Section):
+    """What `minigpt attribute` is asked for."""
+
+    run: Run
+    """A run folder such as runs/demo, a .ckpt or .safetensors file, or another program's model, as hf:gpt2."""
+    text: Annotated[str, not_empty("give one, as --text 'Once upon a time'")] = ""
+    """Text that the model reads; at most context_length tokens."""
+    token: str | None = None
+    """The token whose logit is taken apart, a space before a word included; the likeliest one by default."""
+    minus: str | None = None
+    """A token whose logit is subtracted: what speaks for the first rather than for this one."""
+    position: int | None = None
+    """Position whose next token is predicted, negative from the end; the last by default, with loss the mean of all."""
+    loss: bool = False
+    """Take apart the loss of the text's own tokens instead of a logit."""
+    top: PositiveInt = 20
+    """Components shown, the largest of either sign; the others are summed."""
+    out: FileName | None = None
+    """Write all components to this .csv file, with loss those of each token."""
+    device: Device = "cpu"
+    """Device: cpu, cuda, cuda:1, mps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("token", "minus"):
+            require(
+                not self.loss or getattr(self, name) is None, f"{name}: a loss is of the text's tokens; leave it out"
+            )
