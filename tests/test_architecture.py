@@ -16,7 +16,7 @@ PARTS = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in MODU
 HEAVY = {"lightning", "pytorch_lightning", "wandb"}
 
 LOWEST = {"errors", "environment"}
-FILES = LOWEST | {"config", "cores", "files", "markdown", "signals"}
+FILES = LOWEST | {"config", "cores", "files", "frames", "markdown", "signals"}
 MODELS = FILES | {"data", "interop", "model", "runs"}
 MAY_IMPORT = {
     "errors": set(),
@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "markdown": set(),
     "config": {"errors"},
     "files": {"errors"},
+    "frames": {"errors", "files"},
     "signals": {"errors"},
     "data": FILES,
     "model": FILES,

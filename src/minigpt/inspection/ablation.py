@@ -1,27 +1,174 @@
-"""Zero ablation: how much the loss rises without each head. The only score here that measures a causal effect."""
+"""Ablation: how much the loss of a text changes without a head, an MLP or a layer. It measures a causal effect."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from minigpt.errors import UserError
 from minigpt.inspection.capture import evaluation_mode
 from minigpt.model.attention import Attention
-from minigpt.model.gpt import GPT
+from minigpt.model.gpt import GPT, Block, PostNormBlock
+
+Kind = Literal["zero", "mean", "resample"]
+"""What replaces an output: zeros; its mean over the windows and positions of the text; or the output in another window,
+at the same position. Mean and resample keep the model closer to what it was trained on (Chan et al. 2022, causal
+scrubbing, https://www.alignmentforum.org/posts/JvZhhzycHu2Yd57RN)."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
+TOKENS = 1024
+"""Tokens per forward pass, unless one window is longer."""
+LOGITS = 1 << 24
+"""Most logits in memory at once."""
+_SITE = re.compile(r"(?:(?P<layer>\d+)\.(?P<head>\d+)|(?P<part>mlp|attn|layer)(?P<number>\d+))", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Heads, MLPs and attentions that are ablated together."""
+
+    name: str
+    heads: tuple[tuple[int, int], ...] = ()
+    """(layer, head): the head's output before the output projection."""
+    attentions: tuple[int, ...] = ()
+    """Layers whose attention adds nothing to the residual stream of its own: bias and norm after it included."""
+    mlps: tuple[int, ...] = ()
+    """The same of MLPs."""
+
+    @property
+    def first_layer(self) -> int:
+        """The first layer that changes."""
+        return min([layer for layer, _ in self.heads] + [*self.attentions, *self.mlps])
+
+    @classmethod
+    def of(cls, name: str, n_layer: int, n_head: int) -> Part:
+        """`1.0` (layer 1, head 0), `mlp0`, `attn0`, `layer0` (attention and MLP), or several: `1.0,1.3,mlp0`.
+
+        Raises:
+            UserError: it is none of these, or the model has no such layer or head.
+        """
+        heads, attentions, mlps = [], [], []
+        for word in name.split(","):
+            if (match := _SITE.fullmatch(word.strip())) is None:
+                raise UserError(f"ablate: {word.strip()!r} is not a head as 1.0, nor mlp0, attn0 or layer0")
+            layer = int(match["layer"] or match["number"])
+            if layer >= n_layer:
+                raise UserError(f"ablate: {word.strip()}: there are layers 0 to {n_layer - 1}")
+            if match["head"] is None:
+                attentions += [layer] * (match["part"] != "mlp")
+                mlps += [layer] * (match["part"] != "attn")
+            elif int(match["head"]) >= n_head:
+                raise UserError(f"ablate: {word.strip()}: there are heads 0 to {n_head - 1}")
+            else:
+                heads.append((layer, int(match["head"])))
+        name = ",".join(word.strip() for word in name.split(","))
+        return cls(name, *(tuple(dict.fromkeys(each)) for each in (heads, attentions, mlps)))
+
+
+@dataclass(frozen=True, eq=False)
+class Ablation:
+    """How the loss of each token changes without each part of a model."""
+
+    parts: tuple[str, ...]
+    kind: Kind
+    changes: Tensor
+    """(n_parts, B, T) float32 on the CPU: loss without the part minus loss with it, in nats. Positive: it helps."""
+    losses: Tensor
+    """(B, T) losses of the whole model, in nats."""
+
+    @property
+    def mean(self) -> Tensor:
+        """(n_parts,) float64, nats per token."""
+        return self.changes.double().mean(dim=(1, 2))
+
+    @property
+    def spread(self) -> Tensor:
+        """(n_parts,) standard deviation of the windows' means; NaN for one window."""
+        windows = self.changes.double().mean(dim=2)
+        return windows.std(dim=1) if windows.shape[1] > 1 else torch.full_like(windows[:, 0], torch.nan)
+
+
+def ablation(
+    model: GPT,
+    tokens: Tensor,
+    *,
+    kind: Kind = "zero",
+    parts: Sequence[str] | None = None,
+    positions: slice = slice(None),
+) -> Ablation:
+    """The loss of each token without each part, minus the loss of the whole model (Michel et al. 2019).
+
+    https://arxiv.org/abs/1905.10650. Other heads may compensate, so a small change does not prove a head unused.
+
+    Args:
+        model: not modified.
+        tokens: (B, T + 1) ids: B windows of a text.
+        kind: what replaces the output of a part; see `Kind`. The other window of each is drawn with a fixed seed.
+        parts: names as for `Part.of`; every head on its own when not given, in the order of the layers.
+        positions: which of the T predictions are returned.
+
+    Raises:
+        UserError: a part that the model does not have, or resample ablation of a single window.
+    """
+    n_layer, n_head = model.config.n_layer, model.config.n_head
+    names = [f"{layer}.{head}" for layer in range(n_layer) for head in range(n_head)] if parts is None else parts
+    wanted = [Part.of(name, n_layer, n_head) for name in names]
+    B, T = tokens.shape[0], tokens.shape[1] - 1
+    if kind == "resample" and B < 2:
+        raise UserError(
+            f"ablation=resample: takes outputs from another window, but the text has one, of {T} tokens: give a longer "
+            "text, or take mean"
+        )
+    other, rows = _other_windows(B), max(1, TOKENS // max(T, 1))
+    means = _mean_outputs(model, tokens[:, :-1], rows) if kind == "mean" else None
+    changes, whole = list[Tensor](), list[Tensor]()
+    for start in range(0, B, rows):
+        with evaluation_mode(model):
+            stand_in = means
+            if kind == "resample":
+                stand_in = _outputs(model, tokens[other[start : start + rows], :-1])
+            found = _changes(model, tokens[start : start + rows], wanted, stand_in, positions)
+        changes.append(found[1:] - found[0])
+        whole.append(found[0])
+    return Ablation(tuple(part.name for part in wanted), kind, torch.cat(changes, dim=1), torch.cat(whole))
+
+
+def ablation_by_token(model: GPT, tokens: Tensor, kind: Kind = "zero") -> Tensor:
+    """Change of each token's loss without each head, (n_layer, n_head, B, T) in nats, of (B, T + 1) ids."""
+    changes = ablation(model, tokens, kind=kind).changes
+    return changes.unflatten(0, (model.config.n_layer, model.config.n_head))
+
+
+def losses(model: GPT, tokens: Tensor) -> Tensor:
+    """Cross-entropy of each prediction: (B, T + 1) ids to (B, T) losses in nats."""
+    return _losses_at(model, model.hidden(tokens[:, :-1]), tokens[:, 1:])
+
+
+def _other_windows(n: int) -> Tensor:
+    """For each of n windows another one: a random cycle through all, so that none is its own."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    return order.roll(1)[order.argsort()]
 
 
 @contextlib.contextmanager
-def without_head(attention: Attention, head: int) -> Iterator[None]:
-    """Zero ablation of one head: its output is zeros before the output projection."""
+def without_head(attention: Attention, head: int, instead: Tensor | float = 0.0) -> Iterator[None]:
+    """Replace the output of one head before the output projection: zero ablation by default.
+
+    Args:
+        attention: of the head's layer.
+        head: its number.
+        instead: broadcast to (B, T, D).
+    """
 
     def ablate(_: object, arguments: tuple[Tensor]) -> tuple[Tensor]:
         gathered = arguments[0].unflatten(-1, (attention.n_head, attention.head_dim)).clone()
-        gathered[..., head, :] = 0.0
+        gathered[..., head, :] = instead
         return (gathered.flatten(-2),)
 
     handle = attention.proj.register_forward_pre_hook(ablate)
@@ -31,35 +178,96 @@ def without_head(attention: Attention, head: int) -> Iterator[None]:
         handle.remove()
 
 
-def ablation(model: GPT, tokens: Tensor, positions: slice = slice(None)) -> Tensor:
-    """Loss with a head zeroed minus the full model's loss: positive where the head helps (Michel et al. 2019).
+@contextlib.contextmanager
+def _without_output(module: nn.Module, instead: Tensor | float) -> Iterator[None]:
+    """Replace what a module returns by zeros, or by what broadcasts to it."""
+    handle = module.register_forward_hook(lambda _, __, output: torch.zeros_like(output) + instead)
+    try:
+        yield
+    finally:
+        handle.remove()
 
-    https://arxiv.org/abs/1905.10650. Other heads may compensate, so a small change does not prove a head unused.
 
-    Args:
-        model: not modified.
-        tokens: (B, T + 1) ids.
-        positions: which of the T predictions are averaged.
+@dataclass
+class _Outputs:
+    """Outputs of each layer that an ablated part may take instead of its own."""
 
-    Returns:
-        (n_layer, n_head) float32 on the CPU, nats per token.
-    """
-    changes = torch.zeros(model.config.n_layer, model.config.n_head)
+    heads: list[Tensor]
+    """(B, T, H D), or (H D,) for means: the heads' outputs before the output projection."""
+    attentions: list[Tensor]
+    """(B, T, C), or (C,): what attention adds to the residual stream."""
+    mlps: list[Tensor]
+
+
+def _updates(block: nn.Module) -> tuple[Attention, nn.Module, nn.Module]:
+    """A block's attention, and the modules whose outputs attention and MLP add to the residual stream."""
+    assert isinstance(block, Block)
+    if isinstance(block, PostNormBlock):
+        return block.attn, block.attn_norm, block.mlp_norm
+    return block.attn, block.attn, block.mlp
+
+
+def _outputs(model: GPT, tokens: Tensor) -> _Outputs:
+    """Outputs of every layer in a forward pass."""
+    found = _Outputs([], [], [])
+    with contextlib.ExitStack() as stack:
+        for block in model.blocks:
+            attention, *adds = _updates(block)
+            handle = attention.proj.register_forward_pre_hook(lambda _, arguments: found.heads.append(arguments[0]))
+            stack.callback(handle.remove)
+            for module, outputs in zip(adds, (found.attentions, found.mlps), strict=True):
+                keep = _keeper(outputs)
+                stack.callback(module.register_forward_hook(keep).remove)
+        model.hidden(tokens)
+    return found
+
+
+def _keeper(outputs: list[Tensor]) -> Any:
+    return lambda _, __, output: outputs.append(output)
+
+
+def _mean_outputs(model: GPT, tokens: Tensor, rows: int) -> _Outputs:
+    """Their means over all windows and positions."""
+    sums = _Outputs([], [], [])
+    for start in range(0, len(tokens), rows):
+        with evaluation_mode(model):
+            found = _outputs(model, tokens[start : start + rows])
+        for name, each in vars(found).items():
+            added = [output.float().sum(dim=(0, 1)) for output in each]
+            old = getattr(sums, name) or [torch.zeros_like(one) for one in added]
+            setattr(sums, name, [a + b for a, b in zip(old, added, strict=True)])
+    dtype = next(model.parameters()).dtype
+    return _Outputs(*([total.div(tokens.numel()).to(dtype) for total in each] for each in vars(sums).values()))
+
+
+def _changes(model: GPT, tokens: Tensor, parts: Sequence[Part], instead: _Outputs | None, positions: slice) -> Tensor:
+    """(1 + n_parts, B, T) losses on the CPU: of the whole model, then without each part."""
     targets = tokens[:, 1:][:, positions]
-    with evaluation_mode(model):
-        inputs = _block_inputs(model, tokens[:, :-1])
-        baseline = _loss_from(model, 0, inputs, targets, positions)
-        for layer, block in enumerate(model.blocks):
-            attention = block.attn
-            assert isinstance(attention, Attention)
-            for head in range(attention.n_head):
-                with without_head(attention, head):
-                    changes[layer, head] = _loss_from(model, layer, inputs, targets, positions) - baseline
-    return changes
+    inputs = _block_inputs(model, tokens[:, :-1])
+    found = [_losses_from(model, 0, inputs, targets, positions)]
+    for part in parts:
+        with _ablated(model, part, instead):
+            found.append(_losses_from(model, part.first_layer, inputs, targets, positions))
+    return torch.stack(found)
+
+
+@contextlib.contextmanager
+def _ablated(model: GPT, part: Part, instead: _Outputs | None) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        layers = [_updates(block) for block in model.blocks]
+        for layer, head in part.heads:
+            attention, D = layers[layer][0], layers[layer][0].head_dim
+            value = 0.0 if instead is None else instead.heads[layer][..., head * D : (head + 1) * D]
+            stack.enter_context(without_head(attention, head, value))
+        for layer in part.attentions:
+            stack.enter_context(_without_output(layers[layer][1], instead.attentions[layer] if instead else 0.0))
+        for layer in part.mlps:
+            stack.enter_context(_without_output(layers[layer][2], instead.mlps[layer] if instead else 0.0))
+        yield
 
 
 def _block_inputs(model: GPT, tokens: Tensor) -> list[tuple[Any, ...]]:
-    """Arguments of each block in a forward pass: layers before an ablated head need not run again."""
+    """Arguments of each block in a forward pass: layers before an ablated part need not run again."""
     inputs = list[tuple[Any, ...]]()
     with contextlib.ExitStack() as stack:
         for block in model.blocks:
@@ -69,18 +277,20 @@ def _block_inputs(model: GPT, tokens: Tensor) -> list[tuple[Any, ...]]:
     return inputs
 
 
-def _loss_from(model: GPT, layer: int, inputs: list[tuple[Any, ...]], targets: Tensor, positions: slice) -> float:
-    """Mean loss at some positions, computed from the input of a layer on."""
+def _losses_from(model: GPT, layer: int, inputs: list[tuple[Any, ...]], targets: Tensor, positions: slice) -> Tensor:
+    """(B, T) losses at some positions, computed from the input of a layer on."""
     x = inputs[layer][0]
     for block, (_, *others) in zip(model.blocks[layer:], inputs[layer:], strict=True):
         x = block(x, *others)
-    each = _cross_entropy(model.logits(model.final_norm(x[:, positions])), targets)
-    return float(each.cpu().double().mean())  # on the CPU, since MPS has no float64
+    return _losses_at(model, model.final_norm(x[:, positions]), targets).cpu()
 
 
-def losses(model: GPT, tokens: Tensor) -> Tensor:
-    """Cross-entropy of each prediction: (B, T + 1) ids to (B, T) losses in nats."""
-    return _cross_entropy(model(tokens[:, :-1]), tokens[:, 1:])
+def _losses_at(model: GPT, x: Tensor, targets: Tensor) -> Tensor:
+    """(B, T, C) of `GPT.hidden` and (B, T) targets -> (B, T) nats, without the logits of all positions at once."""
+    V = model.config.vocab_size or 1
+    step = max(1, LOGITS // (V * max(len(targets), 1)))
+    parts = zip(x.split(step, dim=1), targets.split(step, dim=1), strict=True)
+    return torch.cat([_cross_entropy(model.logits(some), wanted) for some, wanted in parts], dim=1)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

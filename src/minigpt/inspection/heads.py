@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from minigpt.data.tokenizers.base import Tokenizer, first_token
 from minigpt.inspection import capture, statistics
-from minigpt.inspection.ablation import ablation
+from minigpt.inspection.ablation import Kind, ablation
 from minigpt.inspection.circuits import copying, symmetry
+from minigpt.inspection.glossary import FEW_LINKS, RELATION
 from minigpt.inspection.measuring import measure
 from minigpt.inspection.packing import Weights
 from minigpt.inspection.probes import Probe
@@ -25,7 +27,13 @@ from minigpt.model.gpt import GPT
 MOST_REPEATED, N_REPEATED = 64, 4
 """Most tokens in a random sequence that is repeated, and number of such sequences."""
 ABLATION_OPERATIONS = 3e12
-"""Most floating-point operations for the ablation of all heads on a CPU: a minute on one core."""
+"""Most floating-point operations for the ablation of all heads on a CPU: a minute on one core. Twice that with the
+ablation on repeated tokens."""
+MOST_ABLATED, FEWEST_ABLATED = 4096, 16
+"""Most tokens of a text on which heads are ablated, and fewest: a larger model has no such score."""
+COPY_MARGIN = 0.1
+"""Nats by which the second copy of random tokens must be more likely than chance, and than the first, for an ablation
+on it: without copying, that number is noise about text which the model has never seen."""
 
 TEXT_STATISTICS: Mapping[str, Statistic] = {
     "entropy": statistics.entropy,
@@ -45,11 +53,9 @@ LABELS: Mapping[str, float] = {
     "first_token": 0.5,
 }
 """Score -> threshold for a head to get this label; among several, the one exceeded by the largest factor wins."""
-RELATION = "relation: "
-"""Prefix of relation scores. Their value is the lift: weight beyond what distance alone explains."""
 RELATION_LABEL = 0.2
 FEWEST_LINKS = 5
-"""Relations with fewer links get no score: the mean would be noise."""
+"""Relations with fewer links give a head no label: the mean is noisy, as its interval says."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,11 +65,21 @@ class HeadScores:
     snapshot: Snapshot
     relations: dict[str, RelationScore]
     """Scores of every head for each relation in the probe's windows."""
-    n_ablated: int = 0
-    """Number of the N_REPEATED sequences on which heads were ablated; large models have fewer, or none."""
+    ablated_tokens: int = 0
+    """Number of the text's tokens on which heads were ablated; large models have fewer, or none."""
+    ablation_kind: Kind = "zero"
+    """What replaced the heads' outputs."""
 
 
-def score_heads(model: GPT, tokenizer: Tokenizer, probe: Probe, step: int, *, everything: bool = False) -> HeadScores:
+def score_heads(
+    model: GPT,
+    tokenizer: Tokenizer,
+    probe: Probe,
+    step: int,
+    *,
+    everything: bool = False,
+    ablation_kind: Kind = "zero",
+) -> HeadScores:
     """Run a model on a probe and score every head.
 
     Args:
@@ -71,7 +87,11 @@ def score_heads(model: GPT, tokenizer: Tokenizer, probe: Probe, step: int, *, ev
         tokenizer: the one that encoded the probe.
         probe: text to inspect.
         step: training step of the model's weights.
-        everything: also compute the expensive scores; see `costly_scores`.
+        everything: also compute the expensive scores: `circuit_scores`, `text_ablation`, `repeated_ablation`.
+        ablation_kind: of the ablation on the text.
+
+    Raises:
+        UserError: resample ablation of a text of one window.
     """
     snapshot = capture.probe(model, tokenizer, probe.tokens, step)
     scores, numbers = measure_repeated(model, first_token(tokenizer))
@@ -85,11 +105,14 @@ def score_heads(model: GPT, tokenizer: Tokenizer, probe: Probe, step: int, *, ev
         if (score := in_context_score(found.losses)) is not None:
             numbers["icl_score"] = score
     numbers |= summary(scores)
-    n_ablated = affordable_sequences(model) if everything else 0
+    ablated = probe.windows[:0]
     if everything:
-        scores |= costly_scores(model, first_token(tokenizer), snapshot.weights, n_ablated)
+        ablated = affordable_windows(model, probe.windows)
+        scores |= circuit_scores(model, snapshot.weights) | text_ablation(model, ablated, ablation_kind)
+        scores |= repeated_ablation(model, first_token(tokenizer), numbers)
     single = {name: score.astype(np.float32) for name, score in scores.items()}
-    return HeadScores(replace(snapshot, scores=single, numbers=numbers), relations, n_ablated)
+    snapshot = replace(snapshot, scores=single, numbers=numbers)
+    return HeadScores(snapshot, relations, len(ablated) * (ablated.shape[1] - 1), ablation_kind)
 
 
 def measure_repeated(model: GPT, start: int) -> tuple[dict[str, Heads], dict[str, float]]:
@@ -134,35 +157,72 @@ def in_context_score(each: Tensor) -> float | None:
     return float(each[:, -tenth:].double().mean() - each[:, tenth : 2 * tenth].double().mean())
 
 
-def affordable_sequences(model: GPT) -> int:
-    """On how many sequences heads can be ablated within ABLATION_OPERATIONS, 0 to N_REPEATED; all on a GPU."""
-    config, period = model.config, repeated_period(model)
+def affordable_tokens(model: GPT) -> int:
+    """On how many tokens all heads can be ablated within ABLATION_OPERATIONS, at most MOST_ABLATED; all on a GPU."""
+    config = model.config
     if next(model.parameters()).device.type != "cpu":
-        return N_REPEATED
+        return MOST_ABLATED
     in_blocks = sum(weight.numel() for weight in model.blocks.parameters())
     in_head = (config.vocab_size or 0) * config.n_embd
-    # Two operations a weight and token: on average half of the blocks on both copies, and the head on the second.
-    one = 2 * config.n_layer * config.n_head * period * (in_blocks + in_head)
-    return int(min(N_REPEATED, ABLATION_OPERATIONS // max(one, 1)))
+    # Two operations a weight and token: on average half of the blocks, and the head.
+    one = 2 * config.n_layer * config.n_head * (in_blocks / 2 + in_head)
+    return int(min(MOST_ABLATED, ABLATION_OPERATIONS // max(one, 1)))
 
 
-def costly_scores(model: GPT, start: int, weights: Weights, n_ablated: int = N_REPEATED) -> dict[str, Heads]:
-    """`copying` and `symmetry` from the model's weights, `redundancy`, and `ablation`, which runs the model per head.
+def affordable_windows(model: GPT, windows: Tensor) -> Tensor:
+    """The (B, T + 1) windows on which heads can be ablated: fewer, but two if there are two, and then shorter ones."""
+    B, T = windows.shape[0], windows.shape[1] - 1
+    most = affordable_tokens(model)
+    if B == 0 or most < min(FEWEST_ABLATED, B * T):
+        return windows[:0]
+    n = min(B, max(2, most // T))
+    return windows[:n, : min(T, most // n) + 1]
+
+
+def circuit_scores(model: GPT, weights: Weights) -> dict[str, Heads]:
+    """`copying` and `symmetry` from the model's weights, and `redundancy`.
 
     Args:
         model: not modified.
-        start: token before repeated ones.
         weights: (n_layer, n_head, T, T) attention weights of any text.
-        n_ablated: sequences on which heads are ablated; without any there is no such score.
     """
     layers = torch.from_numpy(weights)[:, None]
     scores = {"copying": copying(model), "symmetry": symmetry(model)}
     scores["redundancy"] = torch.stack([statistics.redundancy(layer) for layer in layers])
-    if (period := repeated_period(model)) and n_ablated:
-        # Only the second copy: its loss depends on the heads that attend to the first.
-        tokens = repeated_tokens(model, start, period)[:n_ablated]
-        scores["ablation"] = ablation(model, tokens, slice(period + 1, None))
     return {name: score.double().numpy() for name, score in scores.items()}
+
+
+def text_ablation(model: GPT, windows: Tensor, kind: Kind) -> dict[str, Heads]:
+    """`ablation` of each head on the (B, T + 1) windows of a text, and `ablation_spread`; empty without windows."""
+    if not len(windows):
+        return {}
+    found = ablation(model, windows.to(next(model.parameters()).device), kind=kind)
+    shape = model.config.n_layer, model.config.n_head
+    return {
+        "ablation": found.mean.reshape(shape).numpy(),
+        "ablation_spread": found.spread.reshape(shape).numpy(),
+    }
+
+
+def repeated_ablation(model: GPT, start: int, numbers: Mapping[str, float]) -> dict[str, Heads]:
+    """`ablation_repeated`: zero ablation on the second copy of random tokens, whose loss depends on heads that copy.
+
+    Args:
+        model: not modified.
+        start: token before repeated ones.
+        numbers: those of `measure_repeated`.
+
+    Returns:
+        Empty where the model predicts the second copy no better than chance or than the first, by COPY_MARGIN, or where
+        it is too large.
+    """
+    period = repeated_period(model)
+    n = min(N_REPEATED, affordable_tokens(model) // max(2 * period, 1))
+    chance = min(math.log(model.config.vocab_size or 1), numbers.get("first_copy_loss", 0.0))
+    if not n or numbers.get("second_copy_loss", math.inf) > chance - COPY_MARGIN:
+        return {}
+    found = ablation(model, repeated_tokens(model, start, period)[:n], positions=slice(period + 1, None))
+    return {"ablation_repeated": found.mean.reshape(model.config.n_layer, model.config.n_head).numpy()}
 
 
 def summary(scores: Mapping[str, Heads]) -> dict[str, float]:
@@ -180,8 +240,10 @@ def summary(scores: Mapping[str, Heads]) -> dict[str, float]:
 
 
 def relation_scores(found: Mapping[str, RelationScore]) -> dict[str, Heads]:
-    """Lift of each relation with at least FEWEST_LINKS links."""
-    return {RELATION + name: score.lift for name, score in found.items() if score.n_links >= FEWEST_LINKS}
+    """Lift of each relation; the names of those with fewer than FEWEST_LINKS links say so."""
+    return {
+        (RELATION if score.n_links >= FEWEST_LINKS else FEW_LINKS) + name: score.lift for name, score in found.items()
+    }
 
 
 def label_heads(scores: Mapping[str, npt.NDArray[np.floating]]) -> list[list[str | None]]:
@@ -198,13 +260,21 @@ def label_heads(scores: Mapping[str, npt.NDArray[np.floating]]) -> list[list[str
     ]
 
 
-def head_table(scores: Mapping[str, npt.NDArray[np.floating]]) -> tuple[list[str], list[list[object]]]:
-    """Columns and a row for each head: layer, head, label, and every score, None where undefined."""
-    columns = ["layer", "head", "label", *scores]
+def head_table(
+    scores: Mapping[str, npt.NDArray[np.floating]], ablation_kind: Kind | None = None
+) -> tuple[list[str], list[list[object]]]:
+    """Columns and a row for each head: layer, head, label, and every score, None where undefined.
+
+    Args:
+        scores: (n_layer, n_head) each.
+        ablation_kind: of the score `ablation`, for a last column that says it.
+    """
+    said = [ablation_kind] if ablation_kind is not None and "ablation" in scores else []
+    columns = ["layer", "head", "label", *scores, *(["ablation_kind"] if said else [])]
     labels = label_heads(scores)
     rows: list[list[object]] = []
     for layer, names in enumerate(labels):
         for head, name in enumerate(names):
             values = [float(score[layer, head]) for score in scores.values()]
-            rows.append([layer, head, name, *(value if np.isfinite(value) else None for value in values)])
+            rows.append([layer, head, name, *(value if np.isfinite(value) else None for value in values), *said])
     return columns, rows

@@ -17,7 +17,7 @@ from minigpt.data.relations import read_json_lines
 from minigpt.data.tokenizers.base import decode
 from minigpt.errors import UserError
 from minigpt.files import require_page, write_text
-from minigpt.inspection.heads import FEWEST_LINKS, N_REPEATED, HeadScores, label_heads, score_heads
+from minigpt.inspection.heads import FEWEST_LINKS, HeadScores, label_heads, score_heads
 from minigpt.inspection.probes import Probe, read_examples
 from minigpt.inspection.relations import Link, RelationScore, within
 from minigpt.inspection.snapshot import Snapshot
@@ -129,10 +129,10 @@ def _left_out(seen: HeadScores, probe: Probe, n_tokens: int) -> str:
     lines, B, T = list[str](), len(probe.windows), probe.windows.shape[1] - 1
     if T and (B + 1) * T <= min(n_tokens, MEASURED):  # another window would have been scored
         lines.append(f"The model is large: heads are scored on {B * T:,} of {n_tokens:,} tokens.")
-    if seen.n_ablated < N_REPEATED:
+    if seen.ablated_tokens < B * T:
         lines.append(
-            f"The model is large: the loss without each head is of {seen.n_ablated} random sequences, not {N_REPEATED}."
-            if seen.n_ablated
+            f"The model is large: the loss without each head is of {seen.ablated_tokens:,} of {B * T:,} tokens."
+            if seen.ablated_tokens
             else "The model is large: the loss without each head is left out; --device cuda has it."
         )
     return "\n".join(lines)

@@ -228,7 +228,8 @@ class AttentionMaps(Callback):
         model = gather_model(pl_module.model)
         if not trainer.is_global_zero:
             return
-        snapshot = score_heads(model, self.tokenizer, self.probe, step, everything=is_last).snapshot
+        seen = score_heads(model, self.tokenizer, self.probe, step, everything=is_last)
+        snapshot = seen.snapshot
         snapshot.save(self.folder.snapshot(step))
         grid, page = grid_image(snapshot), self._page(snapshot)
         save_png(self.folder.attention_grid, grid)
@@ -238,7 +239,7 @@ class AttentionMaps(Callback):
             log_image(trainer.loggers, "attn/scores", scores_image(snapshot.scores), step)
         log_page(trainer.loggers, "attn/page", page, step)
         if is_last:
-            columns, rows = head_table(snapshot.scores)
+            columns, rows = head_table(snapshot.scores, seen.ablation_kind)
             write_csv(self.folder.heads, columns, rows)
             log_table(trainer.loggers, "attn/heads", columns, rows, step)
         numbers = {**snapshot.numbers, "probe_seconds": time.perf_counter() - began}
