@@ -64,13 +64,13 @@ def _sites_of_block(block: Block, C: int) -> dict[str, Site]:
         return _site(attach, "B", "T", C)
 
     found = {"resid_pre": stream(partial(_on_input, block))}
-    found["ln1.normalized"] = stream(partial(_on_output, block.attn_norm))
-    found |= _sites_of_attention(block.attn, C)
+    inner, norm = _sites_of_attention(block.attn, C), {"ln1.normalized": stream(partial(_on_output, block.attn_norm))}
+    found |= inner | norm if is_post else norm | inner
     found["attn_out"] = stream(partial(_on_output, block.attn_norm if is_post else block.attn))
     if not isinstance(block, ParallelBlock):  # whose MLP does not read what attention adds
         found["resid_mid"] = stream(partial(_on_middle, block, block.mlp if is_post else block.mlp_norm))
-    found["ln2.normalized"] = stream(partial(_on_output, block.mlp_norm))
-    found |= _sites_of_mlp(block.mlp)
+    inner, norm = _sites_of_mlp(block.mlp), {"ln2.normalized": stream(partial(_on_output, block.mlp_norm))}
+    found |= inner | norm if is_post else norm | inner
     found["mlp_out"] = stream(partial(_on_output, block.mlp_norm if is_post else block.mlp))
     found["resid_post"] = stream(partial(_on_output, block))
     return found
