@@ -76,7 +76,7 @@ def test_activations_add_up_to_the_stream_and_to_the_logits(kind: dict[str, Any]
         if kind.get("block") != "parallel":
             pairs.append((cache["resid_mid", layer], middle))
         pairs.append(
-            (block.mlp.proj(cache["mlp.post", layer]), block.mlp(middle if is_post else cache["ln2.normalized", layer]))
+            (block.mlp.proj(cache["mlp.post", layer]), block.mlp(middle if is_post else cache["ln2.out", layer]))
         )
         pairs.append((middle + cache["mlp_out", layer], cache["resid_post", layer]))
     for ours, theirs in pairs:
@@ -202,6 +202,7 @@ def test_nested_hooks_are_called_in_order_and_each_builds_on_those_before() -> N
         return add
 
     names = ("blocks.0.attn.pattern", "blocks.0.attn.rot_q", "blocks.1.resid_mid", "blocks.0.attn.q", "pos_embed")
+    names += ("blocks.0.attn.result", "blocks.1.ln1.normalized", "ln_final.normalized")
     before = pass_(model, 1)[1]
     for name in names:
         order.clear()
@@ -282,7 +283,7 @@ def test_a_cache_answers_to_names_of_transformer_lens_and_of_layers() -> None:
     _, cache, _ = pass_(tiny(), 1)
     assert cache["blocks.1.attn.hook_pattern"] is cache["pattern", 1] is cache["attn.pattern", -1]
     assert cache["blocks.0.mlp.hook_post"] is cache["post", 0]
-    assert cache["ln_final.hook_normalized"] is cache["final_norm"]
+    assert cache["ln_final.hook_out"] is cache["final_norm"]
     assert cache["hook_embed"] is cache["embed"]
     assert ("pattern", 5) not in cache
     assert cache.get("pos_embed") is None
