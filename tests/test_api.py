@@ -88,6 +88,27 @@ def test_training_returns_a_run_with_metrics_samples_and_a_model(text: Path) -> 
         minigpt.open_run("runs/other")
 
 
+def test_hooks_on_a_run_change_what_it_writes_and_its_cache_has_each_activation(text: Path) -> None:
+    run = minigpt.train(text, **TINY)
+    before = run.generate("1 plus", max_new_tokens=4, temperature=0).tokens
+    shapes = []
+
+    def favour(logits: Any, name: str) -> Any:
+        return logits.index_fill(-1, logits.new_tensor([ord("z")]).long(), 1e4)
+
+    with run.hooks({"logits": favour, "blocks.0.attn.pattern": lambda x, _: shapes.append(tuple(x.shape))}):
+        assert run.generate("1 plus", max_new_tokens=4, temperature=0).text == "zzzz"
+    assert shapes == [(1, 2, 6, 6), (1, 2, 1, 7), (1, 2, 1, 8), (1, 2, 1, 9)]
+    assert run.generate("1 plus", max_new_tokens=4, temperature=0).tokens == before
+    logits, cache, tokens = run.cache("1 plus")
+    assert tokens.tolist() == [list(b"1 plus")]
+    assert logits[0, -1].argmax() == before[0]
+    assert cache["pattern", -1].shape == (1, 2, 6, 6)
+    assert run.cache("1 plus", "*.z")[1].names == ["blocks.0.attn.z"]
+    with pytest.raises(minigpt.UserError, match="the model reads at most 16"):
+        run.cache("1 plus " * 3)
+
+
 def test_a_run_in_a_thread_is_the_same_and_a_config_does_as_well(text: Path) -> None:
     runs: list[minigpt.Run] = []
     thread = threading.Thread(target=lambda: runs.append(minigpt.train(text, **TINY)))

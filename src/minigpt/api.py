@@ -8,6 +8,7 @@ import os
 import statistics
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +30,10 @@ from minigpt.runs.folder import RunFolder
 if TYPE_CHECKING:  # these load torch, or are slow to import
     from matplotlib.figure import Figure
     from pandas import DataFrame
+    from torch import Tensor
 
     from minigpt.generation.generator import Completion, Writer
+    from minigpt.inspection.hooks import ActivationCache, HookFunction
     from minigpt.pages.model_report import Inspection
 
 _TRAINING = threading.Lock()
@@ -92,6 +95,45 @@ class Run:
             UserError: an unknown setting, or a prompt that the tokenizer cannot encode.
         """
         return self.writer.generate(self.writer.first_prompt if prompt is None else prompt, **settings)
+
+    def hooks(self, functions: Mapping[str, HookFunction]) -> AbstractContextManager[None]:
+        """Read or replace activations of the model that `generate`, `cache` and `writer` use, inside a `with`.
+
+        Example: `with run.hooks({"blocks.0.attn.pattern": lambda pattern, name: 0 * pattern}): run.generate("Once")`.
+
+        Args: functions as for `minigpt.inspection.hooks.hooks`, which documents the names.
+
+        Raises:
+            UserError: the model has no such activation, or a function returns another shape.
+        """
+        from minigpt.inspection.hooks import hooks
+
+        return hooks(self.writer.model, functions)
+
+    def cache(
+        self, text: str | Sequence[int], names: str | Sequence[str] | None = None
+    ) -> tuple[Tensor, ActivationCache, Tensor]:
+        """Activations of the model on a text: (B, T, V) logits, the cache, and (B, T) tokens, with B = 1.
+
+        Example: `logits, cache, tokens = run.cache("Once upon"); cache["pattern", 0]`.
+
+        Args:
+            text: text, or token ids, which begin as a prompt does.
+            names: activations to keep, as in `hooks`; None for all but `attn.result` and `logits`.
+
+        Raises:
+            UserError: the text exceeds the context or cannot be encoded, or the model has no such activation.
+        """
+        import torch
+
+        from minigpt.generation.text import encode_prompt
+        from minigpt.inspection.hooks import run_with_cache
+
+        model, tokenizer, from_start = self.writer.model, self.writer.tokenizer, self.writer.from_start
+        given = encode_prompt(tokenizer, text, model.config.context_length, from_start=from_start)
+        tokens = torch.tensor([given], device=next(model.parameters()).device)
+        logits, cache = run_with_cache(model, tokens, names)
+        return logits, cache, tokens
 
     def inspect(self, text: str | None = None, **settings: Any) -> Inspection:
         """Maps and measures of every head; a notebook shows the page.

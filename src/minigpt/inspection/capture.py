@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from minigpt.data.tokenizers.base import Tokenizer, decode
-from minigpt.inspection.sites import used_weights
+from minigpt.inspection.attention_taps import used_weights
 from minigpt.inspection.snapshot import Snapshot
 from minigpt.model.attention import Attention
 from minigpt.model.gpt import GPT

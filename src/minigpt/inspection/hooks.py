@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from minigpt.errors import UserError
-from minigpt.inspection.sites import Tap, sites
+from minigpt.inspection.sites import sites
+from minigpt.inspection.taps import Tap
 from minigpt.model.gpt import GPT
 
 HookFunction = Callable[[Tensor, str], Tensor | None]
 """(activation, its full name) -> what the model goes on with, of the same shape; None to read only."""
-ALIASES = {"ln_final": "final_norm", "ln_final.normalized": "final_norm"}
+ALIASES = {"ln_final": "final_norm", "ln_final.out": "final_norm"}
 LARGE = ("*.attn.result", "logits")
 """Names that `run_with_cache` leaves out unless they are asked for: results have H times the size of the stream."""
 
