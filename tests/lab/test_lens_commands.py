@@ -1,6 +1,7 @@
 """`minigpt lens` and `minigpt attribute` as they are typed: tables, files, and what is refused."""
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from interop.comparing import SMALL, randomised
+from pretended_mps import pretended_mps
 
 from minigpt.cli.main import dispatch
 from minigpt.config import Config, GPTConfig
 from minigpt.data.tokenizers.base import BytesTokenizer
 from minigpt.errors import UserError
 from minigpt.model.gpt import GPT
+from minigpt.pages.tokens import label
 from minigpt.runs.loading import load_model, save_weights
 
 TEXT = "a|b dog\n"
@@ -64,14 +67,12 @@ def test_lens_prints_losses_by_depth_and_the_likeliest_tokens_at_a_position(
     assert [row[0] for row in rows] == ["after layer", "embedding", "0", "1"] * 2
     loss = F.cross_entropy(logits[:-1], TOKENS[0, 1:])
     assert rows[3][1:] == [f"{loss:.3f}", "0.000", "100%"]
-    assert "position 0, after 'a'" in printed
+    assert "position 0, after “a”" in printed
     best = logits[0].softmax(-1).topk(2)
-    assert rows[4][1:] == [r"p of '\|'", "top 1", "top 2"]
+    assert rows[4][1:] == [r"p of “\|”", "top 1", "top 2"]
     assert rows[7][1] == f"{float(logits[0].softmax(-1)[ord('|')]):.3f}"
     for cell, token, share in zip(rows[7][2:], best.indices.tolist(), best.values.tolist(), strict=True):
-        assert cell == f"{BytesTokenizer().decode_bytes([token]).decode(errors='replace')!r} {share:.3f}".replace(
-            "|", "\\|"
-        )
+        assert cell == f"“{label(BytesTokenizer(), token)}” {share:.3f}".replace("|", "\\|")
 
 
 def test_lens_reads_the_last_position_by_default_where_nothing_is_known_of_the_next_token(
@@ -79,7 +80,7 @@ def test_lens_reads_the_last_position_by_default_where_nothing_is_known_of_the_n
 ) -> None:
     dispatch(["lens", file, "--text", TEXT])
     printed = capsys.readouterr().out
-    assert f"position {len(TEXT) - 1}, after '\\n'" in printed
+    assert f"position {len(TEXT) - 1}, after “↵”" in printed
     assert "p of" not in printed
     dispatch(["lens", file, "--text", "a"])
     assert "loss" not in capsys.readouterr().out, "one token predicts none of the text"
@@ -121,7 +122,7 @@ def test_attribute_prints_components_that_sum_to_the_logit(
     dispatch(["attribute", file, "--text", TEXT, *options])
     printed = capsys.readouterr().out
     rows = cells(printed)
-    assert printed.startswith("logit of 'x'" + ("" if minus is None else " minus '\\|'") + f": {logit:.3f}\n")
+    assert printed.startswith("logit of “x”" + ("" if minus is None else " minus “\\|”") + f": {logit:.3f}\n")
     assert rows[0] == ["component", "logit"]
     assert {row[0] for row in rows[1:-1]} == {
         "embedding",
@@ -146,8 +147,8 @@ def test_attribute_takes_the_likeliest_token_unless_one_is_named(
     out = tmp_path / "parts.csv"
     dispatch(["attribute", file, "--text", TEXT, "--position", "3", "--out", str(out)])
     printed, best = capsys.readouterr().out, logits[3].max(0)
-    text = BytesTokenizer().decode_bytes([int(best.indices)]).decode(errors="replace")
-    assert printed.startswith(f"logit of {text!r}: {best.values:.3f}\n".replace("|", "\\|"))
+    text = label(BytesTokenizer(), int(best.indices))
+    assert printed.startswith(f"logit of “{text}”: {best.values:.3f}\n".replace("|", "\\|"))
     assert printed.endswith(f"-> {out}\n")
     rows = rows_of(out)
     assert len(rows) == 11
@@ -171,27 +172,27 @@ def test_attribute_takes_apart_the_loss_of_a_text_and_of_one_token(
         assert {(row["token"], row["next_token"]) for row in own} == {(TEXT[t], TEXT[t + 1])}
         assert sum(float(row["value"]) for row in own) == pytest.approx(loss, abs=1e-4)
     dispatch(["attribute", file, "--text", TEXT, "--loss", "--position", "0"])
-    assert capsys.readouterr().out.startswith(f"loss: {losses[0]:.3f} nats\nposition 0: '\\|' after 'a'\n")
+    assert capsys.readouterr().out.startswith(f"loss: {losses[0]:.3f} nats\nposition 0: “\\|” after “a”\n")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["lens"], "text is empty: give one, as --text"),
-        (["lens", "--text", "x" * 13], "--text: 13 tokens do not fit the context of 12"),
+        (["lens", "--text", "x" * 13], "the prompt has 13 tokens, but the model reads at most 12"),
         (["lens", "--text", "dog", "--position", "3"], "--position 3: there are 3 positions; give -3 to 2"),
         (["lens", "--text", "dog", "--top", "0"], "top=0: must be at least 1"),
         (["lens", "--text", "dog", "--device", "tpu"], "device=tpu"),
         (
             ["attribute", "--text", "dog", "--token", " dog"],
-            "--token ' dog': is 4 tokens (' ', 'd', 'o', 'g'), not one",
+            "--token ' dog': is 4 tokens (“␣”, “d”, “o”, “g”), not one",
         ),
         (["attribute", "--text", "dog", "--minus", ""], "--minus '': is 0 tokens, not one"),
         (["attribute", "--text", "dog", "--position", "-4"], "--position -4: there are 3 positions; give -3 to 2"),
         (["attribute", "--text", "dog", "--loss", "--position", "2"], "there are 2 positions; give -2 to 1"),
         (["attribute", "--text", "x", "--loss"], "--text: is one token"),
         (["attribute", "--text", "dog", "--loss", "--token", "x"], "token: a loss is of the text's tokens"),
-        (["attribute", "--text", "x" * 14, "--loss"], "--text: 14 tokens do not fit the context of 12"),
+        (["attribute", "--text", "x" * 14, "--loss"], "the prompt has 14 tokens, but the model reads at most 12"),
     ],
 )
 def test_what_cannot_be_shown_is_refused_in_one_line(file: str, arguments: list[str], message: str) -> None:
@@ -206,4 +207,34 @@ def test_a_text_begins_with_the_token_before_a_documents_first_where_the_model_k
     path = str(tmp_path / "model.safetensors")
     save_weights(path, randomised(GPT(config.model)), config, BytesTokenizer())
     dispatch(["attribute", path, "--text", "dog"])
-    assert "position 3, after 'g'" in capsys.readouterr().out
+    assert "position 3, after “g”" in capsys.readouterr().out
+
+
+def test_a_token_that_only_the_model_has_is_shown_as_its_id(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = Config(model=GPTConfig(**(SMALL | {"vocab_size": 300})))
+    path, model = str(tmp_path / "model.safetensors"), randomised(GPT(config.model))
+    with torch.no_grad():
+        model.head_weight[:257] = 0.0
+    save_weights(path, model, config, BytesTokenizer())
+    out = tmp_path / "lens.json"
+    dispatch(["lens", path, "--text", "dog", "--out", str(out)])
+    assert ", no text›” " in capsys.readouterr().out
+    rows = json.loads(out.read_text())
+    assert {row["top_token"] for row in rows} == {""}
+    assert rows[-1]["next_probability"] is None
+    dispatch(["attribute", path, "--text", "dog"])
+    assert ", no text›”: " in capsys.readouterr().out
+
+
+def test_both_run_on_a_device_without_float64(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def printed() -> str:
+        commands = (["lens"], ["attribute"], ["attribute", "--loss"])
+        for command, *options in commands:
+            dispatch([command, file, "--text", TEXT, *options, "--device", device])
+        return capsys.readouterr().out
+
+    device = "cpu"
+    on_cpu = printed()
+    with pretended_mps():
+        device = "mps:0"
+        assert printed() == on_cpu

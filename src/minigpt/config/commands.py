@@ -242,7 +242,7 @@ class LensConfig(Section):
     top: PositiveInt = 3
     """Likeliest tokens shown for each layer."""
     out: FileName | None = None
-    """Write a row for each layer and position to this .csv file."""
+    """Write a row for each layer and position to this .csv, .json or .parquet file."""
     device: Device = "cpu"
     """Device: cpu, cuda, cuda:1, mps."""
 
@@ -266,7 +266,7 @@ class AttributeConfig(Section):
     top: PositiveInt = 20
     """Components shown, the largest of either sign; the others are summed."""
     out: FileName | None = None
-    """Write all components to this .csv file, with loss those of each token."""
+    """Write all components to this .csv, .json or .parquet file, with loss those of each token."""
     device: Device = "cpu"
     """Device: cpu, cuda, cuda:1, mps."""
 

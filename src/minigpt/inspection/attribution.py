@@ -183,16 +183,15 @@ def _before_norm(norm: nn.Module, x: Tensor, direction: Tensor) -> tuple[Tensor,
     Returns:
         (B, T, C), and (B, T) from the norm's bias, or None where it has none.
     """
-    x = _wide(x)
-    direction, before = direction * norm.weight, direction
-    if isinstance(norm, nn.LayerNorm):
-        # It subtracts the mean, so only the part of the direction without a mean of its own reads x.
-        direction = direction - direction.mean(-1, keepdim=True)
-        scale = (x.var(-1, unbiased=False, keepdim=True) + norm.eps).rsqrt()
-        return direction * scale, None if norm.bias is None else (before * norm.bias).sum(-1)
-    assert isinstance(norm, nn.RMSNorm)
+    assert isinstance(norm, nn.LayerNorm | nn.RMSNorm)
     assert norm.eps is not None
-    return direction * (x.square().mean(-1, keepdim=True) + norm.eps).rsqrt(), None
+    x, toward = _wide(x), direction * norm.weight
+    if isinstance(norm, nn.RMSNorm):
+        return toward * (x.square().mean(-1, keepdim=True) + norm.eps).rsqrt(), None
+    # LayerNorm subtracts the mean of x, so the mean of the direction reads nothing.
+    toward = toward - toward.mean(-1, keepdim=True)
+    scale = (x.var(-1, unbiased=False, keepdim=True) + norm.eps).rsqrt()
+    return toward * scale, None if norm.bias is None else (direction * norm.bias).sum(-1)
 
 
 def _wide(x: Tensor) -> Tensor:

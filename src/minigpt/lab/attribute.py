@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from minigpt.config import AttributeConfig
-from minigpt.data.tokenizers.base import decode
 from minigpt.errors import UserError
-from minigpt.files import write_csv
+from minigpt.frames import require_frame, write_frame
 from minigpt.inspection.attribution import LossAttribution, direct_logit_attribution, loss_attribution
-from minigpt.lab.prompts import check_position, encode_text, encode_token, written
+from minigpt.lab.prompts import check_position, encode_text, encode_token, text_of, written
 from minigpt.markdown import table
 from minigpt.runs.loading import LoadedModel, load_model
 
@@ -28,6 +27,8 @@ def attribute(config: AttributeConfig) -> str:
     Raises:
         UserError: there is no such run, position or token, or the text does not fit.
     """
+    if config.out is not None:
+        require_frame(config.out)  # fails before the work
     loaded = load_model(config.run, config.device)
     shown = _loss(loaded, config) if config.loss else _logit(loaded, config)
     return shown if config.out is None else f"{shown}\n\n-> {config.out}"
@@ -43,7 +44,7 @@ def _logit(loaded: LoadedModel, config: AttributeConfig) -> str:
     found = direct_logit_attribution(loaded.model, ids, token, minus, position)
     values = found.values.tolist()
     if config.out is not None:
-        write_csv(config.out, LOGIT_COLUMNS, zip(found.names, values, strict=True))
+        write_frame(config.out, LOGIT_COLUMNS, list(zip(found.names, values, strict=True)))
     what = f"logit of {written(tokenizer, token)}" + ("" if minus is None else f" minus {written(tokenizer, minus)}")
     where = f"position {position}, after {written(tokenizer, tokens[position])}"
     return f"{what}: {sum(values):.3f}\n{where}\n\n{_table(found.names, values, 'logit', config.top)}"
@@ -56,12 +57,12 @@ def _likeliest(loaded: LoadedModel, ids: Tensor, position: int) -> int:
 
 
 def _loss(loaded: LoadedModel, config: AttributeConfig) -> str:
-    tokenizer, tokens = loaded.tokenizer, encode_text(loaded, config.text, more=1)
+    tokenizer, tokens = loaded.tokenizer, encode_text(loaded, config.text)
     if len(tokens) < 2:
         raise UserError("--text: is one token; give two or more, as each token's loss is the next one's")
     found = loss_attribution(loaded.model, torch.tensor([tokens], device=config.device))
     if config.out is not None:
-        write_csv(config.out, LOSS_COLUMNS, _loss_rows(loaded, found, tokens))
+        write_frame(config.out, LOSS_COLUMNS, _loss_rows(loaded, found, tokens))
     if config.position is None:
         where, picked = f"mean over {len(tokens) - 1} tokens", slice(None)
     else:
@@ -75,7 +76,7 @@ def _loss(loaded: LoadedModel, config: AttributeConfig) -> str:
 
 def _loss_rows(loaded: LoadedModel, found: LossAttribution, tokens: list[int]) -> list[list[object]]:
     """Rows of `LOSS_COLUMNS`."""
-    texts = [decode(loaded.tokenizer, [token]) for token in tokens]
+    texts = [text_of(loaded.tokenizer, token) for token in tokens]
     names, values = ("entropy", *found.names), torch.cat([found.entropy[None], found.values])[:, 0].T.tolist()
     return [
         [t, texts[t], texts[t + 1], name, value]

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from minigpt.config import LensConfig
-from minigpt.data.tokenizers.base import decode
-from minigpt.files import write_csv
+from minigpt.frames import require_frame, write_frame
 from minigpt.inspection.lens import logit_lens
-from minigpt.lab.prompts import check_position, encode_text, written
+from minigpt.lab.prompts import check_position, encode_text, text_of, written
 from minigpt.markdown import table
 from minigpt.runs.loading import LoadedModel, load_model
 
@@ -38,6 +37,8 @@ def read_lens(config: LensConfig) -> str:
     Raises:
         UserError: there is no such run or position, or the text does not fit.
     """
+    if config.out is not None:
+        require_frame(config.out)  # fails before the work
     loaded = load_model(config.run, config.device)
     tokens = encode_text(loaded, config.text)
     position = check_position(config.position, len(tokens))
@@ -48,7 +49,7 @@ def read_lens(config: LensConfig) -> str:
     )
     parts = [_by_depth(found), _at(loaded, found, tokens, position)]
     if config.out is not None:
-        write_csv(config.out, COLUMNS, _rows(loaded, found, tokens))
+        write_frame(config.out, COLUMNS, _rows(loaded, found, tokens))
         parts.append(f"-> {config.out}")
     return "\n\n".join(part for part in parts if part)
 
@@ -89,12 +90,12 @@ def _at(loaded: LoadedModel, found: _Read, tokens: list[int], position: int) -> 
 
 def _rows(loaded: LoadedModel, found: _Read, tokens: list[int]) -> list[list[object]]:
     """Rows of `COLUMNS`."""
-    texts = [decode(loaded.tokenizer, [token]) for token in tokens]
+    texts = [text_of(loaded.tokenizer, token) for token in tokens]
     following: list[str | None] = [*texts[1:], None]
     rows = list[list[object]]()
     for row, name in enumerate(depths(len(found.ids))):
         p, kl, best = found.log_p[row].exp().tolist(), found.kl[row].tolist(), found.p[row, :, 0].tolist()
-        top = [decode(loaded.tokenizer, [token]) for token in found.ids[row, :, 0].tolist()]
+        top = [text_of(loaded.tokenizer, token) for token in found.ids[row, :, 0].tolist()]
         for t, text in enumerate(texts):
             known = p[t] if t + 1 < len(tokens) else None
             rows.append([name, t, text, following[t], known, kl[t], top[t], best[t]])

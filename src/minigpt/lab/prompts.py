@@ -4,29 +4,21 @@ from __future__ import annotations
 
 from minigpt.data.tokenizers.base import Tokenizer, decode
 from minigpt.errors import UserError
+from minigpt.generation.text import encode_prompt
+from minigpt.pages.tokens import label
 from minigpt.runs.loading import LoadedModel
 
 
-def encode_text(loaded: LoadedModel, text: str, option: str = "--text", more: int = 0) -> list[int]:
+def encode_text(loaded: LoadedModel, text: str) -> list[int]:
     """Ids of a text, after the token that a document begins with where the model knows one, as `minigpt inspect`.
-
-    Args:
-        loaded: the model and its tokenizer.
-        text: what the user typed.
-        option: its name, for messages.
-        more: tokens that may go beyond the context, such as a last one that is only predicted.
 
     Raises:
         UserError: no text, one with characters that the tokenizer lacks, or one longer than the context.
     """
-    tokenizer, T = loaded.tokenizer, loaded.model.config.context_length
     if not text:
-        raise UserError(f"{option}: the text is empty; give one")
-    start = tokenizer.end_of_text if loaded.config.data.mode == "examples" else tokenizer.begin_of_text
-    tokens = [*([] if start is None else [start]), *tokenizer.encode(text)]
-    if len(tokens) > T + more:
-        raise UserError(f"{option}: {len(tokens)} tokens do not fit the context of {T}; shorten the text")
-    return tokens
+        raise UserError("the text is empty: give one as --text")
+    T, from_start = loaded.model.config.context_length, loaded.config.data.mode == "examples"
+    return encode_prompt(loaded.tokenizer, text, T, from_start=from_start)
 
 
 def encode_token(tokenizer: Tokenizer, text: str, option: str) -> int:
@@ -57,5 +49,10 @@ def check_position(position: int, n_tokens: int, option: str = "--position") -> 
 
 
 def written(tokenizer: Tokenizer, token: int) -> str:
-    """A token for a cell of a table: quoted, so that its spaces are seen and it cannot break the line or the table."""
-    return repr(decode(tokenizer, [token])).replace("|", "\\|")
+    """A token for a message or a cell of a table: quoted, with marks for what is invisible, on one line."""
+    return f"“{label(tokenizer, token)}”".replace("|", "\\|")
+
+
+def text_of(tokenizer: Tokenizer, token: int) -> str:
+    """A token for a file: its text as it is; empty for an id that only the model has, as some models of others do."""
+    return decode(tokenizer, [token]) if token < tokenizer.vocab_size else ""
