@@ -25,6 +25,7 @@ from minigpt.config import (
     ImportConfig,
     InspectConfig,
     OptimizerConfig,
+    PatchConfig,
     ProofConfig,
     ReportConfig,
     SampleConfig,
@@ -52,6 +53,7 @@ SECTIONS: list[type] = [
     CompareConfig,
     ProofConfig,
     ReportConfig,
+    PatchConfig,
 ]
 NAN, INF = float("nan"), float("inf")
 

@@ -17,6 +17,7 @@ from minigpt.config import (
     ExportConfig,
     ImportConfig,
     InspectConfig,
+    PatchConfig,
     ProofConfig,
     ReportConfig,
     SampleConfig,
@@ -191,6 +192,13 @@ def prove_resume(config: Config, asked: ProofConfig) -> None:
     prove_and_print(config, asked)
 
 
+def patch(config: PatchConfig) -> None:
+    """Patch activations of a clean prompt into a corrupted one, write the page, print the strongest."""
+    from minigpt.lab.patch import write_patches
+
+    print(shown(write_patches(config)))
+
+
 class Command(NamedTuple):
     """A command of `minigpt`."""
 
@@ -247,4 +255,5 @@ COMMANDS = {
     "prove-resume": Command(
         prove_resume, "Kill and resume a run, and compare it with one that was never stopped.", more=ProofConfig
     ),
+    "patch": Command(patch, "Show which activations restore the answer to a corrupted prompt.", PatchConfig),
 }
