@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from minigpt.data.tokenizers.base import Tokenizer, decode
+from minigpt.inspection.sites import used_weights
 from minigpt.inspection.snapshot import Snapshot
 from minigpt.model.attention import Attention
 from minigpt.model.gpt import GPT
@@ -62,15 +63,13 @@ class CapturedAttention(list[Tensor]):
 def capture_attention(model: GPT) -> Iterator[CapturedAttention]:
     """`with capture_attention(model) as maps: model(tokens)` fills maps with (B, H, T, S) weights, one per layer.
 
-    Generation runs the model once per token: `maps.forwards` has an entry for each forward pass.
+    Generation runs the model once per token: `maps.forwards` has an entry for each forward pass. Where `hooks` replace
+    scores or weights, the maps have what attention uses in their place.
     """
     maps = CapturedAttention()
-
-    def hook(layer: int, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> None:
-        with torch.no_grad():
-            maps.add(layer, attention_weights(query, key, **spec))
-
-    with attention_hooks(model, hook):
+    with contextlib.ExitStack() as stack:
+        for layer in range(len(model.blocks)):
+            stack.callback(used_weights(model, layer, partial(maps.add, layer)))
         yield maps
 
 
