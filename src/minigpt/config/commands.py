@@ -259,4 +259,6 @@ class PatchConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.method == "path" or self.sender is None, "sender: only --method path uses it; leave it out")
-        require(self.method == "path" or not self.through_mlps, "through_mlps: only --method path uses it; leave it out")
+        require(
+            self.method == "path" or not self.through_mlps, "through_mlps: only --method path uses it; leave it out"
+        )

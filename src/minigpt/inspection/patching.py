@@ -10,7 +10,7 @@ https://arxiv.org/abs/2304.05969).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from minigpt.errors import UserError
 from minigpt.inspection.capture import evaluation_mode
-from minigpt.inspection.hooks import hook_names, hooks
+from minigpt.inspection.hooks import HookFunction, hook_names, hooks
 from minigpt.model.gpt import GPT
 
 MOST_TOKENS = 8192
@@ -53,8 +53,8 @@ RECEIVERS: Mapping[str, Site] = {
     "k": Site("attn.rot_k", {"head": 2}),
     "v": Site("attn.v", {"head": 2}),
 }
-"""Where a path can end, besides the logits. Queries and keys as the scores use them: a QK-norm over all heads would carry
-a patch of one head into the others."""
+"""Where a path can end, besides the logits. Queries and keys as the scores use them, after the QK-norm: one over all
+heads would carry a patch of one head into the others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,8 @@ def activation_patching(model: GPT, contrast: Contrast, sites: Sequence[str] = t
         sites: names in SITES.
 
     Returns:
-        For each site (n_layer, T), (n_layer, n_head) or (n_layer, n_head, T). Equal to TransformerLens' get_act_patch_*.
+        For each site (n_layer, T), (n_layer, n_head) or (n_layer, n_head, T), equal to TransformerLens'
+        `get_act_patch_*`.
 
     Raises:
         UserError: both prompts have the same metric, or there is no such site.
@@ -139,7 +140,8 @@ def attribution_patching(model: GPT, contrast: Contrast, sites: Sequence[str] = 
     """Estimate `activation_patching` to first order: the metric's gradient times clean minus corrupted activation.
 
     A few forward and backward passes instead of one pass for each patch. It is least accurate for large changes, as of
-    resid_pre in early layers, and where a softmax is saturated.
+    resid_pre in early layers, and where a softmax is saturated. With similarity hard, the gradient is that of
+    the softmax.
 
     Args, returns and raises: as `activation_patching`.
     """
@@ -157,9 +159,7 @@ def attribution_patching(model: GPT, contrast: Contrast, sites: Sequence[str] = 
     return Patching(clean, corrupted, values)
 
 
-def path_patching(
-    model: GPT, contrast: Contrast, sender: tuple[int, int], *, through_mlps: bool = False
-) -> Patching:
+def path_patching(model: GPT, contrast: Contrast, sender: tuple[int, int], *, through_mlps: bool = False) -> Patching:
     """Copy the clean output of one head into the input of each later head alone, or into the logits alone.
 
     All other heads, and the MLPs unless `through_mlps`, keep their corrupted outputs on the way to the receiver; after
@@ -191,7 +191,9 @@ def path_patching(
         frozen = _capture(model, contrast, contrast.corrupted, heads + ([] if through_mlps else mlps))
         sent = frozen[heads[layer]].clone()
         sent[:, :, head] = _capture(model, contrast, contrast.clean, [heads[layer]])[heads[layer]][:, :, head]
-        writes = {name: partial(_replace, activation) for name, activation in (frozen | {heads[layer]: sent}).items()}
+        writes: dict[str, HookFunction] = {}
+        for name, activation in (frozen | {heads[layer]: sent}).items():
+            writes[name] = partial(_replace, activation)
         received: dict[str, Tensor] = {}
         for hook, _ in receivers.values():
             writes |= dict.fromkeys(_layers(model, hook)[layer + 1 :], partial(_keep, received))
@@ -229,10 +231,7 @@ def _ends(model: GPT, contrast: Contrast) -> tuple[float, float]:
     return clean, corrupted
 
 
-Write = Callable[[Tensor, str], Tensor | None]
-
-
-def _metrics(model: GPT, contrast: Contrast, tokens: Tensor, writes: Mapping[str, Write]) -> Tensor:
+def _metrics(model: GPT, contrast: Contrast, tokens: Tensor, writes: Mapping[str, HookFunction]) -> Tensor:
     """(N, T) ids -> (N,) float32 metrics under hooks."""
     with hooks(model, writes):
         x = model.hidden(tokens.to(next(model.parameters()).device))

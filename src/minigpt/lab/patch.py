@@ -78,7 +78,10 @@ def patch_run(config: PatchConfig) -> Patches:
     """
     loaded = load_model(config.run, config.device)
     contrast = contrast_of(loaded, config)
-    labels = [[label(loaded.tokenizer, token) for token in tokens[0].tolist()] for tokens in (contrast.clean, contrast.corrupted)]
+    labels = [
+        [label(loaded.tokenizer, token) for token in tokens[0].tolist()]
+        for tokens in (contrast.clean, contrast.corrupted)
+    ]
     if config.method == "path":
         ends, maps = _paths(loaded, config, contrast)
     else:
@@ -157,8 +160,10 @@ def _paths(loaded: LoadedModel, config: PatchConfig, contrast: Contrast) -> tupl
         patching = path_patching(model, contrast, (layer, head), through_mlps=config.through_mlps)
         maps = [_map(patching, name, [], f"{config.sender}: ") for name in patching.values if name != "logits"]
         direct = {"logits": patching.values["logits"].view(1, 1)}
-        patching = Patching(patching.clean, patching.corrupted, patching.values | direct)
-        only = HeatMap(*WORDS["logits"], ("layer", "head"), [str(layer)], [str(head)], patching.effect("logits"), direct["logits"])
+        patching = Patching(patching.clean, patching.corrupted, {**patching.values, **direct})
+        only = HeatMap(
+            *WORDS["logits"], ("layer", "head"), [str(layer)], [str(head)], patching.effect("logits"), direct["logits"]
+        )
         return patching, [*maps, only]
     n_paths = L * (L - 1) // 2 * H * (H + 2 * model.config.kv_heads)
     if n_paths > MOST_PATHS:
@@ -172,9 +177,8 @@ def _paths(loaded: LoadedModel, config: PatchConfig, contrast: Contrast) -> tupl
     values["logits"] = values["logits"].view(L, H)
     patching = Patching(found[0].clean, found[0].corrupted, values)
     senders = [f"{layer}.{head}" for layer in range(L) for head in range(H)]
-    return patching, [
-        _map(patching, name, []) if name == "logits" else _between(patching, name, senders) for name in values
-    ]
+    maps = [_map(patching, name, []) if name == "logits" else _between(patching, name, senders) for name in values]
+    return patching, [each for each in maps if each.effects.numel()]  # one layer has no paths between heads
 
 
 def _between(patching: Patching, name: str, senders: list[str]) -> HeatMap:

@@ -19,8 +19,7 @@ function token(i) {
 // Name of a cell, as HeatMap.cell of patching.py.
 function cellName({ axes, rows, columns }, row, column) {
   if (axes[0] === "layer" && axes[1] === "head") return `head ${rows[row]}.${columns[column]}`;
-  const name = `${axes[0]} ${rows[row]}, ${axes[1]} ${columns[column]}`;
-  return axes[1] === "position" ? `${name}: ${token(column)}` : name;
+  return `${axes[0]} ${rows[row]}, ${axes[1]} ${axes[1] === "position" ? `${column} ${token(column)}` : columns[column]}`;
 }
 
 function cellNumbers({ columns, effects, values }, row, column) {

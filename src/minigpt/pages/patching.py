@@ -69,9 +69,7 @@ def render_patching(
         "colours": base64_of(DIVERGING_COLOURS),
         "maps": [_record(each) for each in maps],
     }
-    return document(
-        "patching", title, summary=tiles_html(tiles) + facts_html(facts), data=json_for_html(data)
-    )
+    return document("patching", title, summary=tiles_html(tiles) + facts_html(facts), data=json_for_html(data))
 
 
 def _record(heat: HeatMap) -> dict[str, object]:
