@@ -7,6 +7,7 @@ import pytest
 import torch
 from induction_circuit import SIZE, induction_model
 
+import minigpt
 from minigpt.cli.main import dispatch
 from minigpt.config import Config, DataConfig, GPTConfig, PatchConfig
 from minigpt.data.tokenizers.base import CharsTokenizer
@@ -104,3 +105,23 @@ def test_a_model_of_one_layer_has_the_paths_to_the_logits_alone(tmp_path: Path) 
     save_weights(path, GPT(settings).eval(), Config(model=settings), CharsTokenizer(ALPHABET), 0)
     (only,) = patch_run(PatchConfig(str(path), **PROMPTS, method="path")).maps
     assert only.title == "paths to the logits"
+
+
+def test_prompts_the_wrong_way_round_and_long_waits_are_said(
+    run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    swapped = {"clean": PROMPTS["corrupted"], "corrupted": PROMPTS["clean"], "answer": "s"}
+    assert "makes the answer likelier than the clean one: exchange them" in patch_run(PatchConfig(run, **swapped)).table
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("minigpt.lab.patch.SLOW", 1.0)
+    assert "exchange them" not in patch_run(PatchConfig(run, **PROMPTS)).table
+    # 3 of each position, 2 of each head, one of each head and position, in 2 layers
+    assert "142 patches, each a pass over 9 tokens; --method attribution" in capsys.readouterr().err
+
+
+def test_from_python_the_result_is_a_page_for_notebooks_and_its_maps(run: str) -> None:
+    patches = minigpt.Run(run).patch(**PROMPTS, method="path", sender="0.0")
+    assert "<iframe" in patches._repr_html_()
+    assert float(next(each for each in patches.maps if "keys" in each.title).effects[1, 0]) > 0.9
+    with pytest.raises(UserError, match="unknown setting methods: did you mean method"):
+        minigpt.Run(run).patch(**PROMPTS, methods="path")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,9 +11,16 @@ import torch
 from minigpt.config import PatchConfig
 from minigpt.data.tokenizers.base import Tokenizer
 from minigpt.errors import UserError
-from minigpt.files import require_page, write_text
+from minigpt.files import note, require_page, write_text
 from minigpt.generation.text import encode_prompt
-from minigpt.inspection.patching import Contrast, Patching, activation_patching, attribution_patching, path_patching
+from minigpt.inspection.patching import (
+    SITES,
+    Contrast,
+    Patching,
+    activation_patching,
+    attribution_patching,
+    path_patching,
+)
 from minigpt.interop.hub import is_foreign
 from minigpt.markdown import table
 from minigpt.pages.documents import Page
@@ -22,9 +30,13 @@ from minigpt.runs.folder import name_of
 from minigpt.runs.loading import LoadedModel, load_model
 
 STRONGEST = 5
-"""Patches of each kind in the table; the page has all of them."""
+"""Maximum number of patches of each kind in the table; the page has all of them."""
+LEAST = 0.01
+"""Smaller effects are not in the table, but for the strongest of its kind."""
 MOST_PATHS = 20_000
-"""Maximum number of paths, each a forward pass of the prompt: about a minute for GPT-2 small on a CPU."""
+"""Maximum number of paths between heads. Each is a forward pass of the prompt."""
+SLOW = 1e13
+"""Multiplications of all patches from which a note says how many passes there are: minutes on a CPU."""
 WORDS = {
     "resid_pre": ("residual stream", "Input of one layer, at one position."),
     "attn_out": ("attention output", "What the attention of one layer adds to the stream, at one position."),
@@ -32,9 +44,15 @@ WORDS = {
     "head": ("heads", "Output of one head at all positions."),
     "head_position": ("heads by position", "Output of one head at one position."),
     "pattern": ("attention patterns", "Attention weights of one head; its values stay those of the corrupted prompt."),
-    "q": ("paths into queries", "Output of the sender, as the query of one later head reads it."),
-    "k": ("paths into keys", "Output of the sender, as the key of one later head reads it."),
-    "v": ("paths into values", "Output of the sender, as the value of one later head reads it."),
+    "q": ("paths into queries", "Output of the sender alone, read as the query of one later head."),
+    "k": (
+        "paths into keys",
+        "Output of the sender alone, read as the key of one later head (of one key head, where heads share keys).",
+    ),
+    "v": (
+        "paths into values",
+        "Output of the sender alone, read as the value of one later head (of one value head, where heads share them).",
+    ),
     "logits": ("paths to the logits", "Output of one head, straight to the logits, through no later layer."),
 }
 """Title and explanation of each map."""
@@ -85,6 +103,8 @@ def patch_run(config: PatchConfig) -> Patches:
     if config.method == "path":
         ends, maps = _paths(loaded, config, contrast)
     else:
+        if config.method == "activation":
+            _tell_if_slow(loaded, len(labels[0]))
         patch = activation_patching if config.method == "activation" else attribution_patching
         patching = patch(loaded.model, contrast)
         ends, maps = patching, [_map(patching, name, labels[0]) for name in patching.values]
@@ -106,6 +126,10 @@ def patch_run(config: PatchConfig) -> Patches:
         facts=facts,
     )
     head = f"{facts['metric']}: {ends.clean:.3f} after the clean prompt, {ends.corrupted:.3f} after the corrupted one"
+    if ends.clean < ends.corrupted:
+        head += (
+            "\nThe corrupted prompt makes the answer likelier than the clean one: exchange them, or choose other texts."
+        )
     return Patches(page, f"{head}\n\n{_strongest(maps, metric)}", tuple(maps))
 
 
@@ -138,17 +162,28 @@ def single_token(tokenizer: Tokenizer, text: str, option: str) -> int:
     return tokens[0]
 
 
+def _tell_if_slow(loaded: LoadedModel, T: int) -> None:
+    L, H = loaded.model.config.n_layer, loaded.model.config.n_head
+    n_passes = sum(L * math.prod({"head": H, "position": T}[axis] for axis in site.axes) for site in SITES.values())
+    if n_passes * T * loaded.model.n_parameters > SLOW:
+        note(f"{n_passes:,} patches, each a pass over {T} tokens; --method attribution estimates them in a few passes")
+
+
 def _map(patching: Patching, name: str, tokens: list[str], prefix: str = "") -> HeatMap:
     """(n_layer, T), (n_layer, n_head) or (n_layer, n_head, T) effects; the heads of all layers are rows of the last."""
     effects, values = patching.effect(name), patching.values[name]
     layers, positions = list(map(str, range(len(values)))), [f"{i} “{token}”" for i, token in enumerate(tokens)]
-    title, note = WORDS[name]
+    title, meaning = WORDS[name]
     if values.ndim == 3:
         rows = [f"{layer}.{head}" for layer in layers for head in range(values.shape[1])]
-        return HeatMap(title, note, ("head", "position"), rows, positions, effects.flatten(0, 1), values.flatten(0, 1))
+        return HeatMap(
+            title, meaning, ("head", "position"), rows, positions, effects.flatten(0, 1), values.flatten(0, 1)
+        )
     by_head = name in {"head", "pattern", "q", "k", "v", "logits"}
     columns = list(map(str, range(values.shape[1]))) if by_head else positions
-    return HeatMap(prefix + title, note, ("layer", "head" if by_head else "position"), layers, columns, effects, values)
+    return HeatMap(
+        prefix + title, meaning, ("layer", "head" if by_head else "position"), layers, columns, effects, values
+    )
 
 
 def _paths(loaded: LoadedModel, config: PatchConfig, contrast: Contrast) -> tuple[Patching, list[HeatMap]]:
@@ -197,7 +232,8 @@ def _strongest(maps: list[HeatMap], metric: str) -> str:
         order = heat.effects.flatten().abs().nan_to_num(-1.0).topk(min(STRONGEST, heat.effects.numel())).indices
         for at in order.tolist():
             row, column = divmod(at, len(heat.columns))
-            if (effect := float(heat.effects[row, column])) == effect:  # NaN: there is no such patch
+            effect = float(heat.effects[row, column])
+            if abs(effect) >= LEAST or (at == order[0] and effect == effect):  # NaN: there is no such patch
                 cell = heat.cell(row, column)
                 rows.append([heat.title, cell, f"{effect:+.3f}", f"{float(heat.values[row, column]):.3f}"])
     return table(["patch", "where", "effect", metric], rows)

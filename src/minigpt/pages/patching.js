@@ -47,7 +47,7 @@ function paint() {
 }
 
 function build(map, m) {
-  const upright = map.axes[1] === "position", n = map.columns.length;
+  const n = map.columns.length, isTokens = map.axes[1] === "position", upright = isTokens || n > 16;
   const section = make("section", { className: "map" }), frame = make("div", { className: "frame" });
   const grid = make("div", { className: "grid" }), rows = make("div", { className: "rows" });
   const columns = make("div", { className: `columns${upright ? " upright" : ""}` });
@@ -57,13 +57,13 @@ function build(map, m) {
   grid.style.setProperty("--n", n);
   grid.style.setProperty("--m", map.rows.length);
   rows.append(...map.rows.map((textContent) => make("span", { textContent })));
-  columns.append(...map.columns.map((textContent, i) => upright
+  columns.append(...map.columns.map((textContent, i) => (isTokens
     ? make("span", { textContent: differs(i) ? `${data.clean[i]} | ${data.corrupted[i]}` : data.clean[i], title: `position ${i}: ${token(i)}`,
-      className: differs(i) ? "differs" : "" })
-    : make("span", { textContent })));
+      className: `token${differs(i) ? " differs" : ""}` })
+    : make("span", { textContent }))));
   grid.append(rows, canvas, make("div", { className: "corner", textContent: map.axes[0] }), columns);
   frame.append(grid);
-  section.append(make("h2", { textContent: map.title }), make("p", { textContent: map.note }), frame);
+  section.append(make("h2", { textContent: map.title }), make("p", { textContent: `${map.note} A row for each ${map.axes[0]}, a column for each ${map.axes[1]}.` }), frame);
   canvases.push(canvas);
   canvas.addEventListener("pointermove", (event) => {
     const box = canvas.getBoundingClientRect();
