@@ -27,6 +27,7 @@ from minigpt.config import (
     InspectConfig,
     LensConfig,
     OptimizerConfig,
+    PatchConfig,
     ProofConfig,
     ReportConfig,
     SampleConfig,
@@ -56,6 +57,7 @@ SECTIONS: list[type] = [
     ReportConfig,
     LensConfig,
     AttributeConfig,
+    PatchConfig,
 ]
 NAN, INF = float("nan"), float("inf")
 

@@ -18,7 +18,7 @@ import yaml
 from minigpt.cli.keywords import words_of
 from minigpt.cli.parsing import parse_training
 from minigpt.cli.recipes import did_you_mean
-from minigpt.config import Config, InspectConfig, ShareConfig
+from minigpt.config import Config, InspectConfig, PatchConfig, ShareConfig
 from minigpt.errors import UserError
 from minigpt.lab.comparison_table import paired_difference
 from minigpt.pages.documents import Page
@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # these load torch, or are slow to import
 
     from minigpt.generation.generator import Completion, Writer
     from minigpt.inspection.hooks import ActivationCache, HookFunction
+    from minigpt.lab.patch import Patches
     from minigpt.pages.model_report import Inspection
 
 _TRAINING = threading.Lock()
@@ -155,6 +156,26 @@ class Run:
             name: str(path_of(value)) if name == "compare" else value for name, value in settings.items()
         }
         return inspect_runs(InspectConfig(run=str(self.path), text=text, **given), text)
+
+    def patch(self, clean: str, corrupted: str, answer: str, **settings: Any) -> Patches:
+        """Which activations of the clean prompt restore its answer in the corrupted one; a notebook shows the page.
+
+        Args:
+            clean: prompt after which the model predicts the answer.
+            corrupted: the same prompt, changed so that it does not; as many tokens.
+            answer: text of one token.
+            settings: those of `minigpt patch`: minus, method, sender, through_mlps, position, device.
+
+        Raises:
+            UserError: an unknown setting, or what `minigpt patch` refuses.
+        """
+        from minigpt.lab.patch import patch_run
+
+        known = [each.name for each in dataclasses.fields(PatchConfig) if each.name not in {"run", "out"}]
+        for name in settings:
+            if name not in known:
+                raise UserError(f"unknown setting {name}{did_you_mean(name, known) or f'; there are {known}'}")
+        return patch_run(PatchConfig(str(self.path), clean, corrupted, answer, **settings))
 
     def report(self) -> Page:
         """The run's losses, samples and attention as one HTML page, as `minigpt report` writes it."""

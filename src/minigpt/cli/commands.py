@@ -19,6 +19,7 @@ from minigpt.config import (
     ImportConfig,
     InspectConfig,
     LensConfig,
+    PatchConfig,
     ProofConfig,
     ReportConfig,
     SampleConfig,
@@ -207,6 +208,13 @@ def attribute(config: AttributeConfig) -> None:
     print(shown(take_apart(config)))
 
 
+def patch(config: PatchConfig) -> None:
+    """Patch activations of a clean prompt into a corrupted one, write the page, print the strongest."""
+    from minigpt.lab.patch import write_patches
+
+    print(shown(write_patches(config)))
+
+
 class Command(NamedTuple):
     """A command of `minigpt`."""
 
@@ -265,4 +273,5 @@ COMMANDS = {
     ),
     "lens": Command(lens, "Show what each layer of a model would predict next.", LensConfig),
     "attribute": Command(attribute, "Show what each head and MLP adds to a logit or a loss.", AttributeConfig),
+    "patch": Command(patch, "Show which activations restore the answer to a corrupted prompt.", PatchConfig),
 }

@@ -1,4 +1,4 @@
-"""Settings of the other commands: sample, inspect, report, share, export, import, compare, prove_resume."""
+"""Settings of the other commands: sample, inspect, report, share, export, import, compare, prove_resume, patch."""
 
 from __future__ import annotations
 
@@ -276,3 +276,38 @@ class AttributeConfig(Section):
             require(
                 not self.loss or getattr(self, name) is None, f"{name}: a loss is of the text's tokens; leave it out"
             )
+
+
+@dataclass(frozen=True)
+class PatchConfig(Section):
+    """What `minigpt patch` is asked for."""
+
+    run: Run
+    """A run folder such as runs/demo, or a .ckpt or .safetensors file."""
+    clean: Annotated[str, not_empty("give a prompt that the model continues right, as --clean TEXT")] = ""
+    """Prompt after which the model predicts the answer."""
+    corrupted: Annotated[str, not_empty("give the clean prompt with a word changed, as --corrupted TEXT")] = ""
+    """The same prompt, changed so that the model predicts another token: as many tokens as clean."""
+    answer: Annotated[str, not_empty("give the token after the clean prompt, as --answer TOKEN")] = ""
+    """Text of one token, the next one after clean; its logit is measured."""
+    minus: Annotated[str, not_empty("give the token after the corrupted prompt, or leave it out")] | None = None
+    """Text of one token whose logit is subtracted from that of answer: the answer after corrupted."""
+    method: Literal["activation", "attribution", "path"] = "activation"
+    """activation: copy one activation at a time; attribution: estimate that by a gradient; path: from head to head."""
+    sender: Annotated[str, matches(r"(?a:\d{1,6}\.\d{1,6})", "give LAYER.HEAD, as 0.3")] | None = None
+    """With method=path: patch paths from this head only, LAYER.HEAD; from every head when not given."""
+    through_mlps: bool = False
+    """With method=path: paths may pass through MLPs, and not through the residual stream alone."""
+    position: int = -1
+    """Position whose logits are measured, from 0, or from the end as -1."""
+    out: PathName | None = None
+    """Where the page goes; when not given, patching.html beside the weights."""
+    device: Device = "cpu"
+    """Device: cpu, cuda, cuda:1, mps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.method == "path" or self.sender is None, "sender: only --method path uses it; leave it out")
+        require(
+            self.method == "path" or not self.through_mlps, "through_mlps: only --method path uses it; leave it out"
+        )

@@ -22,6 +22,7 @@ _STYLES = {
     "attention": ("theme", "tools"),
     "explanation": ("theme", "tools", "tokens"),
     "film": ("theme", "tools", "tokens"),
+    "patching": ("theme", "tools", "tokens"),
     "report": ("theme",),
 }
 
