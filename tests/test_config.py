@@ -17,6 +17,7 @@ from minigpt.cli import parsing
 from minigpt.config import (
     AttentionConfig,
     AttributeConfig,
+    CircuitsConfig,
     CompareConfig,
     Config,
     DataConfig,
@@ -56,6 +57,7 @@ SECTIONS: list[type] = [
     ReportConfig,
     LensConfig,
     AttributeConfig,
+    CircuitsConfig,
 ]
 NAN, INF = float("nan"), float("inf")
 

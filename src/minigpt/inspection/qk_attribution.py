@@ -134,7 +134,7 @@ class _Parts:
         self._parts["embedding"] = self._at_positions(output)
 
     def _first_input(self, position: str, _: nn.Module, arguments: tuple[Tensor, object, Tensor | None]) -> None:
-        x, _, rotary = arguments[:3]
+        x, rotary = arguments[0], arguments[2]
         if position in {"learned", "sinusoidal"}:
             self._parts["position embedding"] = self._at_positions(x) - self._parts["embedding"]
         if rotary is not None:  # (2, T, D), or (2, B, T, D) where positions count from the start of a document
