@@ -16,6 +16,7 @@ from minigpt.model.gpt import GPT
 from minigpt.runs.loading import save_weights
 
 MODELS: dict[str, dict[str, Any]] = {
+    "Qwen3's": {"n_kv_head": 2, "head_dim": 12},
     "Llama's": {"qk_norm": False, "n_kv_head": 2},
     "GPT-2's": {"position": "learned", "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "bias": True},
 }
@@ -35,6 +36,9 @@ def test_compositions_and_parts_of_scores_are_those_of_transformer_lens(
         model=GPTConfig(**(SMALL | {"vocab_size": 257, "tie_embeddings": name == "GPT-2's"} | MODELS[name]))
     )
     model = randomised(GPT(config.model).eval())
+    for block in model.blocks if config.model.qk_norm else ():
+        torch.nn.init.ones_(block.attn.q_norm.weight)  # they do not fold these gains in
+        torch.nn.init.ones_(block.attn.k_norm.weight)
     save_weights("model.safetensors", model, config, BytesTokenizer())
     dispatch(["export", "model.safetensors"])
     theirs: Any = TransformerBridge.boot_transformers("model-hf", device="cpu", dtype=torch.float32)
