@@ -17,6 +17,7 @@ from minigpt.cli import parsing
 from minigpt.config import (
     AttentionConfig,
     AttributeConfig,
+    CircuitsConfig,
     CompareConfig,
     Config,
     DataConfig,
@@ -58,6 +59,7 @@ SECTIONS: list[type] = [
     LensConfig,
     AttributeConfig,
     PatchConfig,
+    CircuitsConfig,
 ]
 NAN, INF = float("nan"), float("inf")
 

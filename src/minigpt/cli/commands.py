@@ -13,6 +13,7 @@ from minigpt.cli import parsing
 from minigpt.cli.variants import load_variants
 from minigpt.config import (
     AttributeConfig,
+    CircuitsConfig,
     CompareConfig,
     Config,
     ExportConfig,
@@ -215,6 +216,13 @@ def patch(config: PatchConfig) -> None:
     print(shown(write_patches(config)))
 
 
+def circuits(config: CircuitsConfig) -> None:
+    """Print the heads that compose, or the parts of a head's score."""
+    from minigpt.lab.circuits import find_circuits
+
+    print(shown(find_circuits(config)))
+
+
 class Command(NamedTuple):
     """A command of `minigpt`."""
 
@@ -274,4 +282,7 @@ COMMANDS = {
     "lens": Command(lens, "Show what each layer of a model would predict next.", LensConfig),
     "attribute": Command(attribute, "Show what each head and MLP adds to a logit or a loss.", AttributeConfig),
     "patch": Command(patch, "Show which activations restore the answer to a corrupted prompt.", PatchConfig),
+    "circuits": Command(
+        circuits, "Show which heads compose with earlier heads, and why a query matches a key.", CircuitsConfig
+    ),
 }

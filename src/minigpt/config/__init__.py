@@ -7,6 +7,7 @@ is loaded. The defaults are the demo recipe (`configs/demo.yaml`) without its ti
 from minigpt.config.attention import AttentionConfig
 from minigpt.config.commands import (
     AttributeConfig,
+    CircuitsConfig,
     CompareConfig,
     ExportConfig,
     ImportConfig,
@@ -31,6 +32,7 @@ __all__ = [
     "DEFAULT_BUDGET",
     "AttentionConfig",
     "AttributeConfig",
+    "CircuitsConfig",
     "CompareConfig",
     "Config",
     "DataConfig",

@@ -311,3 +311,30 @@ class PatchConfig(Section):
         require(
             self.method == "path" or not self.through_mlps, "through_mlps: only --method path uses it; leave it out"
         )
+
+
+@dataclass(frozen=True)
+class CircuitsConfig(Section):
+    """What `minigpt circuits` is asked for."""
+
+    run: Run
+    """A run folder such as runs/demo, a .ckpt or .safetensors file, or another program's model, as hf:gpt2."""
+    text: str | None = None
+    """With head: text that the model reads; at most context_length tokens."""
+    head: Annotated[str, matches(r"[0-9]{1,4}\.[0-9]{1,4}", "give LAYER.HEAD, as 1.0")] | None = None
+    """Take apart the score of a query and a key in this head, as 1.0; without it, heads that compose are shown."""
+    query: int = -1
+    """With head: position that attends, from 0, or from the end if negative."""
+    key: int | None = None
+    """With head: position attended to; the one with the largest weight by default."""
+    top: PositiveInt = 10
+    """Rows shown: pairs of heads of each kind of composition, or pairs of components of a score."""
+    device: Device = "cpu"
+    """Device: cpu, cuda, cuda:1, mps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.head is None or self.text is not None, f"head={self.head}: needs a text to attend in: give --text")
+        for name, default in (("text", None), ("query", -1), ("key", None)):
+            value = getattr(self, name)
+            require(self.head or value == default, f"{name}={value!r}: is for --head LAYER.HEAD; leave it out")

@@ -128,17 +128,18 @@ class _Parts:
         return None if self._rotary is None else self._rotary[:, i : i + 1]
 
     def _at_positions(self, x: Tensor) -> Tensor:
-        return exact(x[0, self.positions])
+        return exact(torch.stack([x[0, position] for position in self.positions]))
 
     def _embedding(self, _: nn.Module, __: object, output: Tensor) -> None:
         self._parts["embedding"] = self._at_positions(output)
 
     def _first_input(self, position: str, _: nn.Module, arguments: tuple[Tensor, object, Tensor | None]) -> None:
-        x, _, rotary = arguments[:3]
+        x, rotary = arguments[0], arguments[2]
         if position in {"learned", "sinusoidal"}:
             self._parts["position embedding"] = self._at_positions(x) - self._parts["embedding"]
         if rotary is not None:  # (2, T, D), or (2, B, T, D) where positions count from the start of a document
-            self._rotary = exact((rotary if rotary.ndim == 3 else rotary[:, 0])[:, self.positions])
+            table = rotary if rotary.ndim == 3 else rotary[:, 0]
+            self._rotary = exact(torch.stack([table[:, position] for position in self.positions], dim=1))
 
     def _heads(self, layer: int, block: Block, proj: nn.Linear, arguments: tuple[Tensor], _: Tensor) -> None:
         gathered = self._at_positions(arguments[0]).unflatten(-1, (block.attn.n_head, -1))  # (positions, H, D)
