@@ -109,6 +109,27 @@ def test_hooks_on_a_run_change_what_it_writes_and_its_cache_has_each_activation(
         run.cache("1 plus " * 3)
 
 
+def test_a_run_gives_what_was_captured_at_a_step_as_arrays(text: Path) -> None:
+    run = minigpt.train(text, **TINY | {"attention": {"max_tokens": 12}})
+    last, first = run.attention(), run.attention(3)
+    assert (last.step, first.step) == (6, 3)
+    assert first.weights.shape == (1, 2, 12, 12)
+    assert len(first.tokens) == 12
+    assert "ablation" in last.scores
+    assert "ablation" not in first.scores
+    frame = run.inspect().to_frame()
+    assert frame["ablation"].tolist() == pytest.approx(last.scores["ablation"].ravel().tolist(), abs=1e-5)
+    with pytest.raises(minigpt.UserError, match=r"step=4: there is no attention snapshot; there are steps \[.*3, 6\]"):
+        run.attention(4)
+    for file in (run.path / "attention").glob("*.npz"):
+        file.write_bytes(b"damaged")
+    with pytest.raises(minigpt.UserError, match="is not a snapshot that can be read"):
+        run.attention()
+    blind = minigpt.train(text, **TINY)
+    with pytest.raises(minigpt.UserError, match="has no attention snapshots; train with --attention.enabled true"):
+        blind.attention()
+
+
 def test_a_run_in_a_thread_is_the_same_and_a_config_does_as_well(text: Path) -> None:
     runs: list[minigpt.Run] = []
     thread = threading.Thread(target=lambda: runs.append(minigpt.train(text, **TINY)))

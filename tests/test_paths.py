@@ -21,7 +21,7 @@ from minigpt.config import (
     ShareConfig,
     TrainerConfig,
 )
-from minigpt.data.relations import read_json_lines
+from minigpt.data.relations import read_relations
 from minigpt.data.shards import Manifest, open_prepared
 from minigpt.data.tokenizers.base import BytesTokenizer, load_tokenizer, save_tokenizer
 from minigpt.errors import UserError
@@ -89,7 +89,7 @@ READERS: list[Callable[[Any], object]] = [
     read_run_folder,
     existing,
     RunFolder,
-    lambda path: list(read_json_lines(path)),
+    lambda path: list(read_relations(path)),
     lambda path: RunFolder.all_named(path, "demo"),
     lambda path: film(path, "a"),
     lambda path: inspect_runs(InspectConfig(path)),

@@ -20,6 +20,7 @@ from minigpt.cli.parsing import parse_training
 from minigpt.cli.recipes import did_you_mean
 from minigpt.config import Config, InspectConfig, PatchConfig, ShareConfig
 from minigpt.errors import UserError
+from minigpt.frames import pandas_for
 from minigpt.lab.comparison_table import paired_difference
 from minigpt.pages.documents import Page
 from minigpt.pages.figures import loss_figure
@@ -35,6 +36,7 @@ if TYPE_CHECKING:  # these load torch, or are slow to import
     from minigpt.generation.generator import Completion, Writer
     from minigpt.inspection.hooks import ActivationCache, HookFunction
     from minigpt.lab.patch import Patches
+    from minigpt.inspection.snapshot import Snapshot
     from minigpt.pages.model_report import Inspection
 
 _TRAINING = threading.Lock()
@@ -65,7 +67,7 @@ class Run:
         Raises:
             UserError: pandas is not installed.
         """
-        pandas = _pandas("metrics")
+        pandas = pandas_for("metrics")
         file, steps = RunFolder(self.path).metrics, dict[int, dict[str, float]]()
         for row in metric_rows(file, []):  # runs of earlier versions have two rows for a validated step
             steps.setdefault(int(row["step"]), {}).update(row)
@@ -141,14 +143,16 @@ class Run:
 
         Args:
             text: text to inspect; None for the text inspected during training.
-            settings: those of `minigpt inspect`: compare (a run, or its path), relations, max_tokens, device.
+            settings: those of `minigpt inspect`: compare (a run, or its path), relations, ablation, ablate, max_tokens,
+                device.
 
         Raises:
             UserError: an unknown setting, or what `minigpt inspect` refuses.
         """
         from minigpt.pages.model_report import inspect_runs
 
-        known = [each.name for each in dataclasses.fields(InspectConfig) if each.name not in {"run", "text", "file"}]
+        not_settings = {"run", "text", "file", "out"}
+        known = [each.name for each in dataclasses.fields(InspectConfig) if each.name not in not_settings]
         for name in settings:
             if name not in known:
                 raise UserError(f"unknown setting {name}{did_you_mean(name, known) or f'; there are {known}'}")
@@ -176,6 +180,27 @@ class Run:
             if name not in known:
                 raise UserError(f"unknown setting {name}{did_you_mean(name, known) or f'; there are {known}'}")
         return patch_run(PatchConfig(str(self.path), clean, corrupted, answer, **settings))
+
+    def attention(self, step: int | None = None) -> Snapshot:
+        """What was captured at a training step, as arrays: weights, scores, tokens; see `minigpt.inspection.snapshot`.
+
+        Args:
+            step: one of those in the run's folder `attention`; None for the last.
+
+        Raises:
+            UserError: there is no snapshot of this step, or it is damaged.
+        """
+        from minigpt.inspection.snapshot import Snapshot
+
+        files = {int(file.stem.removeprefix("step_")): file for file in RunFolder(self.path).snapshots}
+        if not files:
+            raise UserError(f"{self.path}: has no attention snapshots; train with --attention.enabled true")
+        if step is not None and step not in files:
+            raise UserError(f"step={step}: there is no attention snapshot; there are steps {[*files]}")
+        try:
+            return Snapshot.load(files[max(files) if step is None else step])
+        except ValueError as error:
+            raise UserError(str(error)) from None
 
     def report(self) -> Page:
         """The run's losses, samples and attention as one HTML page, as `minigpt report` writes it."""
@@ -215,7 +240,7 @@ def compare(variants: Mapping[str, Sequence[Run]]) -> DataFrame:
     Raises:
         UserError: pandas is not installed, or the runs cannot be compared.
     """
-    pandas = _pandas("compare")
+    pandas = pandas_for("compare")
     if not variants:
         raise UserError("compare: there are no runs: give each variant its own, one for each seed")
     by_seed = {name: _bits_by_seed(name, runs) for name, runs in variants.items()}
@@ -252,14 +277,6 @@ def _bits_by_seed(name: str, runs: Sequence[Run]) -> dict[int, float]:
 def _text_of(config: Config) -> Any:
     """What decides on the text that a run validates on."""
     return config.data.sources, config.data.val_source, config.data.val_fraction, config.data.val_from
-
-
-def _pandas(what: str) -> Any:
-    try:
-        import pandas
-    except ImportError:
-        raise UserError(f"{what} needs pandas: pip install pandas") from None
-    return pandas
 
 
 def train(

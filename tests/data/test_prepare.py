@@ -21,7 +21,7 @@ from minigpt.config import DataConfig
 from minigpt.data import prepare as prepare_module
 from minigpt.data import tokenising
 from minigpt.data.prepare import prepare
-from minigpt.data.relations import read_json_lines
+from minigpt.data.relations import read_relations
 from minigpt.data.shards import Split
 from minigpt.data.sources import scan as scan_module
 from minigpt.data.sources.rows import TEXT_CHUNK
@@ -179,7 +179,7 @@ def test_a_synthetic_source_comes_with_its_ground_truth(name: str, config: DataC
     expected = dict(pair for pair, _ in zip(SYNTHETIC[kind](int(seed or 0)), range(60), strict=False))
     seen = {}
     for side, split in (("train", data.train), ("val", data.val)):
-        examples = list(read_json_lines(data.folder / f"{side}.relations.jsonl"))
+        examples = list(read_relations(data.folder / f"{side}.relations.jsonl"))
         assert [text for text, _ in examples] == texts_of(split, data.tokenizer)
         seen |= {text: list(relations) for text, relations in examples}
         assert f"{side}.relations.jsonl" in data.manifest.files

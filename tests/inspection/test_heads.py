@@ -1,5 +1,6 @@
 """Heads: what is measured in pieces is what whole maps say, labels follow the scores, and looking changes nothing."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -8,23 +9,25 @@ import torch
 
 from minigpt.config import GPTConfig
 from minigpt.data.tokenizers.base import BytesTokenizer
-from minigpt.inspection import measuring, statistics
-from minigpt.inspection.ablation import losses
+from minigpt.inspection import heads, measuring, statistics
+from minigpt.inspection.ablation import KINDS, Kind, ablation, losses
 from minigpt.inspection.capture import capture_attention
 from minigpt.inspection.heads import (
     TEXT_STATISTICS,
+    affordable_windows,
     head_table,
     in_context_score,
     label_heads,
     measure_repeated,
     relation_scores,
+    repeated_ablation,
     repeated_tokens,
     score_heads,
     summary,
 )
 from minigpt.inspection.measuring import measure
 from minigpt.inspection.probes import Probe
-from minigpt.inspection.relations import Link, RelationScore, merged, score_relations
+from minigpt.inspection.relations import Link, RelationScore, RelationTally
 from minigpt.model.gpt import GPT
 
 TINY: dict[str, Any] = {"vocab_size": 257, "context_length": 24, "n_layer": 2, "n_head": 4, "n_embd": 32}
@@ -61,12 +64,15 @@ def test_relations_are_measured_in_each_row_as_in_its_own_map(rows: int, monkeyp
     found = measure(model, tokens, {}, links).relations
     with torch.no_grad(), capture_attention(model) as maps:
         model(tokens[:, :-1])
-    each = [score_relations(torch.stack(maps)[:, row].numpy(), own) for row, own in enumerate(links)]
-    expected = merged([each[0], each[2]])
+    tally = RelationTally()
+    for row, own in enumerate(links):
+        tally.add(torch.stack(maps)[:, row].numpy(), own)
+    expected = tally.scores()
     assert {name: score.n_links for name, score in found.items()} == {"a": 2, "b": 1}
     for name, score in expected.items():
         np.testing.assert_allclose(found[name].mass, score.mass, rtol=1e-4)
         np.testing.assert_allclose(found[name].lift, score.lift, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(found[name].deviation, score.deviation, rtol=1e-3, atol=1e-6)
 
 
 def test_the_largest_score_is_that_of_all_pairs_before_the_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +108,14 @@ def test_a_look_says_all_that_it_can() -> None:
     assert snapshot.value_norms.shape == (2, 4, 90)
     assert len(snapshot.next_tokens) == 90
     relations = {"relation: bracket", "relation: previous occurrence"}
-    assert snapshot.scores.keys() >= TEXT_STATISTICS.keys() | relations | {"induction", "copying", "ablation"}
+    assert snapshot.scores.keys() >= TEXT_STATISTICS.keys() | relations | {
+        "induction",
+        "copying",
+        "ablation",
+        "ablation_spread",
+    }
+    assert "ablation_repeated" not in snapshot.scores, "an untrained model does not copy"
+    assert seen.ablated_tokens == 100 * len(probe.windows)
     assert all(score.shape == (2, 4) for score in snapshot.scores.values())
     names = {"icl_score", "second_copy_loss", "entropy_mean", "entropy_min", "largest_score", "sink_rate"}
     assert numbers.keys() >= names | {"max/induction", "max/bracket"}
@@ -164,10 +177,59 @@ def test_a_label_is_the_score_that_exceeds_its_threshold_by_most() -> None:
     assert rows[3][3] is None
 
 
-def test_relations_that_occur_too_seldom_have_no_score() -> None:
-    score = RelationScore(4, np.ones((1, 1)), np.zeros((1, 1)))
-    often = RelationScore(5, np.full((1, 1), 0.75), np.full((1, 1), 0.25))
-    assert relation_scores({"seldom": score, "often": often}) == {"relation: often": np.array([[0.5]])}
+def test_relations_that_occur_seldom_have_a_score_that_says_so_and_give_no_label() -> None:
+    score = RelationScore(4, np.ones((1, 1)), np.zeros((1, 1)), np.zeros((1, 1)))
+    often = RelationScore(5, np.full((1, 1), 0.75), np.full((1, 1), 0.5), np.zeros((1, 1)))
+    scores = relation_scores({"seldom": score, "often": often})
+    assert scores == {"relation, few links: seldom": np.array([[1.0]]), "relation: often": np.array([[0.25]])}
+    assert label_heads(scores) == [["often"]]
+    assert summary(scores) == {"max/often": 0.25}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_ablation_shown_on_a_text_is_the_one_on_that_text(kind: Kind) -> None:
+    tokenizer, model = BytesTokenizer(), tiny()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 4
+    shown = []
+    for text in (CODE * 2, "the cat sat on the mat, and the mat was flat. " * 3):
+        probe = Probe.of(tokenizer, tokenizer.encode(text), 24, 20)
+        seen = score_heads(model, tokenizer, probe, 0, everything=True, ablation_kind=kind)
+        changes = ablation(model, probe.windows, kind=kind).changes.mean(dim=(1, 2)).view(2, 4)
+        np.testing.assert_allclose(seen.snapshot.scores["ablation"], changes.numpy(), atol=1e-6)
+        assert seen.ablation_kind == kind
+        columns, rows = head_table(seen.snapshot.scores, kind)
+        assert columns[-1] == "ablation_kind"
+        assert {row[-1] for row in rows} == {kind}
+        shown.append(seen.snapshot.scores["ablation"])
+    assert np.abs(shown[0] - shown[1]).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_there"), [(5.6, 2.0, True), (9.0, 5.5, False), (5.0, 4.95, False), (12.0, 9.0, False)]
+)
+def test_ablation_on_repeated_tokens_is_there_only_where_the_model_copies(
+    first: float, second: float, is_there: bool
+) -> None:
+    model = tiny()
+    found = repeated_ablation(model, 256, {"first_copy_loss": first, "second_copy_loss": second})
+    assert ("ablation_repeated" in found) == is_there, "chance is ln 257 = 5.55"
+    if is_there:
+        tokens = repeated_tokens(model, 256, 12)
+        expected = ablation(model, tokens).changes[..., 13:].mean(dim=(1, 2)).view(2, 4)
+        np.testing.assert_allclose(found["ablation_repeated"], expected.numpy(), atol=1e-6)
+
+
+def test_a_large_model_is_ablated_on_fewer_and_then_shorter_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, windows = tiny(), torch.zeros(10, 25, dtype=torch.long)
+    monkeypatch.setattr(heads, "ABLATION_OPERATIONS", math.inf)
+    assert affordable_windows(model, windows).shape == (10, 25)
+    monkeypatch.setattr(heads, "FEWEST_ABLATED", 16)
+    for most, shape in ((239, (9, 25)), (48, (2, 25)), (30, (2, 16)), (15, (0, 25))):
+        monkeypatch.setattr(heads, "MOST_ABLATED", most)
+        assert affordable_windows(model, windows).shape == shape
+    assert affordable_windows(model, windows[:1, :9]).shape == (1, 9), "a short text is ablated as a whole"
 
 
 def test_numbers_of_the_whole_do_not_grow_with_the_model() -> None:

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from minigpt.data.relations import Relation, Span
 from minigpt.data.synthetic.texts import references
 from minigpt.data.tokenizers.base import BPETokenizer, BytesTokenizer, CharsTokenizer, Tokenizer, decode
-from minigpt.inspection.relations import Link, _characters, by_distance, links, score_relations, token_spans
+from minigpt.inspection.relations import (
+    Distances,
+    Link,
+    RelationTally,
+    _characters,
+    links,
+    score_relations,
+    token_spans,
+)
 
 TEXT = "the café, the naïve 東京 and 🙂🙂 the e\u0301 the café\r\n" * 2
 TOKENIZERS: dict[str, Tokenizer] = {
@@ -198,10 +206,11 @@ def slow_by_distance(weights: np.ndarray, query: int) -> list[float]:
 def test_what_distance_explains_puts_as_much_on_each_distance_as_the_head_does() -> None:
     T = 30
     weights = causal_softmax(3 * np.random.default_rng(0).normal(size=(1, 2, T, T)))
-    rows = by_distance(weights, set(range(T)))
+    distances = Distances()
+    distances.add(weights)
     expected = np.zeros_like(weights, dtype=np.float64)
-    for i, row in rows.items():
-        expected[..., i, : i + 1] = row
+    for i in range(T):
+        expected[..., i, : i + 1] = distances.expected(i)
     np.testing.assert_allclose(expected.sum(-1), 1.0)
     for distance in range(T):
         found, given = (maps.diagonal(-distance, -2, -1).sum(-1) for maps in (expected, weights))
@@ -246,6 +255,30 @@ def test_of_a_relation_at_one_distance_distance_explains_all() -> None:
     score = score_relations(weights[None, None], [Link("a", i, (i - 3,)) for i in range(5, 20)])["a"]
     assert score.mass == 1
     assert abs(score.lift) < 1e-9
+
+
+def test_a_relation_at_one_distance_in_each_text_but_another_in_the_next_is_not_explained_by_distance() -> None:
+    tally, T = RelationTally(), 40
+    for distance in (3, 7, 12, 18):
+        weights = np.eye(T, dtype=np.float32)[[max(0, i - distance) for i in range(T)]]
+        tally.add(weights[None, None], [Link("copy", i, (i - distance,)) for i in (20, 25, 30)])
+    score = tally.scores()["copy"]
+    assert score.n_links == 12
+    assert score.mass == 1
+    assert score.lift > 0.6
+
+
+def test_the_interval_is_students_t_over_the_links() -> None:
+    weights = causal_softmax(np.random.default_rng(0).normal(size=(1, 1, 20, 20)))
+    found = random_links(20, 5)
+    found = [Link("a", link.query, link.keys) for link in found]
+    each = []
+    for link in found:
+        expected = slow_by_distance(weights[0, 0], link.query)
+        each.append(sum(float(weights[0, 0, link.query, key]) - expected[link.query - key] for key in link.keys))
+    score = score_relations(weights, found)["a"]
+    assert score.half_interval == pytest.approx(2.7764 * np.std(each, ddof=1) / math.sqrt(5))
+    assert np.isnan(score_relations(weights, found[:1])["a"].half_interval).all()
 
 
 def test_no_links_have_no_scores() -> None:

@@ -20,9 +20,10 @@ from minigpt.cli.main import dispatch
 from minigpt.cli.variants import load_variants
 from minigpt.config import CompareConfig
 from minigpt.errors import UserError
+from minigpt.inspection.intervals import student_t
 from minigpt.lab import compare as compare_module
 from minigpt.lab.compare import Result, by_name, dashboard_names, make_rows
-from minigpt.lab.comparison_table import ComparisonRow, draw_curves, format_table, paired_difference, student_t
+from minigpt.lab.comparison_table import ComparisonRow, draw_curves, format_table, paired_difference
 from minigpt.runs.folder import RunFolder
 from minigpt.training.run import train
 

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from scripts import run_script
@@ -14,13 +16,16 @@ from minigpt.data.relations import Relation, to_json_line
 from minigpt.data.tokenizers.base import BytesTokenizer, CharsTokenizer
 from minigpt.errors import UserError
 from minigpt.inspection import heads
+from minigpt.inspection.ablation import ablation
 from minigpt.inspection.heads import FEWEST_LINKS
+from minigpt.inspection.probes import Probe, read_examples
 from minigpt.inspection.relations import RelationScore
 from minigpt.inspection.snapshot import Snapshot
 from minigpt.model.gpt import GPT
 from minigpt.pages import model_report
-from minigpt.pages.model_report import inspect_runs, relation_lines, write_inspection
-from minigpt.runs.folder import name_of
+from minigpt.pages.model_report import inspect_runs, write_inspection
+from minigpt.pages.model_tables import relation_lines
+from minigpt.runs.folder import RunFolder, name_of
 from minigpt.runs.loading import load_model, save_weights
 
 CODE = "def add(first, second):\n    return add(second, (first))\n" * 4
@@ -50,7 +55,8 @@ def make(
 def test_every_head_is_in_the_table_and_the_page(weights: Path, tmp_path: Path) -> None:
     told = write_inspection(InspectConfig(run=str(weights.parent), out=str(tmp_path / "page.html")), CODE)
     assert sorted(line.split()[1] for line in told.splitlines()[2:6]) == ["0.0", "0.1", "1.0", "1.1"]
-    changes = [float(line.split()[-2]) for line in told.splitlines()[2:6]]
+    (place,) = [i for i, name in enumerate(told.split("\n")[0].split("|")) if "loss without it (zero)" in name]
+    changes = [float(line.split("|")[place]) for line in told.splitlines()[2:6]]
     assert changes == sorted(changes, reverse=True)
     assert "previous occurrence" in told
     assert "second_copy_loss" in told
@@ -103,7 +109,8 @@ def test_of_two_models_each_has_its_step_and_its_tables_and_then_comes_the_diffe
     assert headings == ["A: run, step 60", "B: run/step_000030.safetensors, step 30", "A - B"]
     a, b, change = ({row.split()[1]: row for row in part[2:]} for part in parts if part[0].startswith("| head"))
     for head, row in change.items():
-        (mine, other, difference) = (float(each.split("|")[-2]) for each in (a[head], b[head], row))
+        columns = ((a[head], -3), (b[head], -3), (row, -2))  # the difference has no spread
+        (mine, other, difference) = (float(each.split("|")[place]) for each, place in columns)
         assert mine - other == pytest.approx(difference, abs=0.0015)
     sizes = [abs(float(row.split("|")[-2])) for row in change.values()]
     assert sizes == sorted(sizes, reverse=True)
@@ -183,9 +190,17 @@ def test_one_character_is_enough(weights: Path) -> None:
 
 def test_the_best_head_of_a_relation_is_told_with_what_distance_explains() -> None:
     mass, baseline = np.array([[0.1, 0.2], [0.9, 0.8]]), np.array([[0.1, 0.2], [0.8, 0.3]])
-    found = {"bracket": RelationScore(FEWEST_LINKS, mass, baseline), "seldom": RelationScore(4, mass, baseline)}
-    (row,) = relation_lines(found).splitlines()[2:]
-    assert [cell.strip() for cell in row.strip("|").split("|")] == ["bracket", "1.1", "0.80", "0.30", "0.50", "5"]
+    spread = np.full((2, 2), 0.1)
+    counts = {"bracket": FEWEST_LINKS, "seldom": 4, "once": 1}
+    found = {name: RelationScore(n, mass, baseline, spread * (n if n > 1 else np.nan)) for name, n in counts.items()}
+    *rows, how, few = relation_lines(found).splitlines()[2:]
+    told = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    # Student's t for four degrees of freedom is 2.776, and the standard error 0.5 / sqrt(5).
+    assert told[0] == ["bracket", "1.1", "0.80", "0.30", "0.50", "±0.62", "5"]
+    assert [row[-2:] for row in told[1:]] == [["±0.64", "4"], ["–", "1"]]
+    assert "Student's t over the links" in how
+    assert few == "Fewer than 5 links, so no head is labelled: seldom, once."
+    assert relation_lines({}) == ""
 
 
 def test_relations_of_ones_own_are_measured_and_shown(weights: Path, tmp_path: Path) -> None:
@@ -196,6 +211,84 @@ def test_relations_of_ones_own_are_measured_and_shown(weights: Path, tmp_path: P
     (row,) = [line for line in told.splitlines() if line.startswith("| pronoun")]
     assert row.strip("| ").endswith(str(9)), "three of the texts fit into the context"
     assert '["pronoun",[[13,1],[13,2],[13,3],' in (weights.parent / "inspection.html").read_text()
+
+
+def test_parts_are_ablated_alone_and_together_with_the_kind_and_the_spread_that_were_asked_for(weights: Path) -> None:
+    config = InspectConfig(run=str(weights), ablate="1.0,0.1,mlp0", ablation="resample")
+    table = inspect_runs(config, CODE).table
+    part = next(part for part in table.split("\n\n") if part.startswith("Loss "))
+    loss, *rows = part.splitlines()[0], *part.splitlines()[3:]
+    assert loss.endswith("nats per token, on 192 tokens in 3 windows; resample ablation:")
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert [row[0] for row in cells] == ["1.0", "0.1", "mlp0", "1.0,0.1,mlp0"]
+    whole = float(loss.split()[1])
+    assert all(float(row[1]) - whole == pytest.approx(float(row[2]), abs=2e-4) for row in cells)
+    assert all(float(row[3]) > 0 for row in cells)
+    assert "loss without it (resample)" in table
+    loaded, tokens = load_model(weights), torch.tensor(BytesTokenizer().encode(CODE))
+    windows = tokens[:193].unfold(0, 65, 64)
+    expected = ablation(loaded.model, windows, kind="resample", parts=["1.0,0.1,mlp0"])
+    assert float(cells[-1][2]) == pytest.approx(float(expected.mean[0]), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "text", "words"),
+    [
+        ({"ablate": "2.0"}, CODE, "ablate: 2.0: there are layers 0 to 1"),
+        ({"ablate": "1.0"}, "a", "ablate=1.0: the text has a single token"),
+        ({"ablation": "resample"}, "short", "ablation=resample: takes outputs from another window"),
+    ],
+)
+def test_an_ablation_that_cannot_be_is_refused(asked: dict[str, Any], text: str, words: str, weights: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        inspect_runs(InspectConfig(run=str(weights), **asked), text)
+
+
+def test_the_heads_go_out_as_a_frame_and_as_a_file_of_numbers(weights: Path, tmp_path: Path) -> None:
+    inspection = inspect_runs(InspectConfig(run=str(weights)), CODE)
+    frame = inspection.to_frame()
+    assert list(frame.columns[:3]) == ["layer", "head", "label"]
+    assert frame["ablation"].tolist() == pytest.approx(inspection.snapshot.scores["ablation"].ravel().tolist())
+    assert inspection.relations["previous occurrence"].n_links > FEWEST_LINKS
+    for name in ("heads.csv", "heads.json", "heads.parquet"):
+        told = write_inspection(InspectConfig(run=str(weights), out=str(tmp_path / name)), CODE)
+        assert told.endswith(f"-> {tmp_path / name}")
+    assert not (weights.parent / "inspection.html").exists()
+    read = [pandas.read_csv(tmp_path / "heads.csv"), pandas.read_parquet(tmp_path / "heads.parquet")]
+    read.append(pandas.DataFrame(json.loads((tmp_path / "heads.json").read_text())))
+    for other in read:
+        assert list(other.columns) == list(frame.columns)
+        np.testing.assert_allclose(other["ablation"], frame["ablation"])
+
+
+def test_the_heads_of_two_models_have_their_run_and_step_in_the_frame(weights: Path, tmp_path: Path) -> None:
+    other = make(tmp_path / "other.safetensors", seed=1, step=30)
+    frame = inspect_runs(InspectConfig(run=str(weights), compare=str(other)), CODE).to_frame()
+    assert frame.groupby(["run", "step"]).size().to_dict() == {
+        ("model.safetensors", 0): 4,
+        ("other.safetensors", 30): 4,
+    }
+
+
+def test_the_text_measured_while_a_run_trained_is_measured_again_with_its_relations(weights: Path) -> None:
+    tokens, found = read_examples(
+        BytesTokenizer(), [("Ann rests; she", [Relation("pronoun", (11, 14), (0, 3))])] * 9, 99
+    )
+    probe = Probe.of(BytesTokenizer(), tokens, 64, 30, known=found)
+    probe.save(RunFolder(weights.parent).probe)
+    seen = inspect_runs(InspectConfig(run=str(weights.parent), max_tokens=30))
+    assert seen.page == inspect_runs(InspectConfig(run=str(weights.parent), max_tokens=30)).page
+    assert seen.relations["pronoun"].n_links == 4
+    assert '["pronoun",[[14,1],[14,2],[14,3]' in seen.page
+    for content in (
+        "{",
+        '{"tokens": [400], "links": []}',
+        '{"tokens": [1], "links": [["a", 3, 0]]}',
+        '{"tokens": [1]}',
+    ):
+        RunFolder(weights.parent).probe.write_text(content)
+        with pytest.raises(UserError, match=r"probe.json: (is damaged|was made with another tokenizer); give a text"):
+            inspect_runs(InspectConfig(run=str(weights.parent)))
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", None])
@@ -215,6 +308,8 @@ def test_a_file_of_relations_without_a_text_is_refused(content: str | None, weig
         (["nowhere", "--text", "a", "--file", "b"], "text and file are both given"),
         (["nowhere", "--file", "a", "--relations", "b"], "file and relations are both given"),
         (["nowhere", "--file", "b"], "--file b: no such file or directory"),
+        (["nowhere", "--ablate", "1.0,head2"], "ablate=1.0,head2: name heads, MLPs, attentions or layers, as 1.0"),
+        (["nowhere", "--ablation", "none"], "ablation=none: expected zero, mean or resample"),
         (["nowhere", "--max_tokens", "0"], "max_tokens=0: must lie between 1 and 256"),
         (["nowhere", "--txt", "a"], "unknown option --txt: did you mean --text?"),
     ],
@@ -240,12 +335,15 @@ def test_a_large_model_is_scored_on_less_and_says_so(tmp_path: Path, monkeypatch
     config = InspectConfig(run=str(tmp_path / "a.safetensors"), max_tokens=8)
     text = "the cat sat on the mat; " * 10
     assert "The model is large" not in inspect_runs(config, text).table
-    one = 2 * 2 * 2 * 8 * (sum(weight.numel() for weight in model.blocks.parameters()) + 257 * 16)
-    monkeypatch.setattr(heads, "ABLATION_OPERATIONS", 2 * one)
+    one = 2 * 2 * 2 * (sum(weight.numel() for weight in model.blocks.parameters()) / 2 + 257 * 16)  # a token
     monkeypatch.setattr(model_report, "MOST_WEIGHTS", 4 * 10 * 30)  # of four heads: windows of 17, so of the context
     seen = inspect_runs(config, text)
     assert "The model is large: heads are scored on 16 of 239 tokens." in seen.table
-    assert "the loss without each head is of 2 random sequences, not 4." in seen.table
+    assert "the loss without each head is of 16 of 16 tokens." not in seen.table
+    monkeypatch.setattr(heads, "FEWEST_ABLATED", 4)
+    monkeypatch.setattr(heads, "ABLATION_OPERATIONS", 6 * one)
+    seen = inspect_runs(config, text)
+    assert "The model is large: the loss without each head is of 6 of 16 tokens." in seen.table
     monkeypatch.setattr(heads, "ABLATION_OPERATIONS", one / 2)
     seen = inspect_runs(config, text)
     assert "the loss without each head is left out; --device cuda has it." in seen.table

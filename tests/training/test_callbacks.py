@@ -2,10 +2,13 @@
 
 import csv
 import functools
+import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,14 +16,18 @@ from small_runs import PowerCutError, small_settings, with_trainer
 
 from minigpt.cli.parsing import parse_options
 from minigpt.command_line import command
-from minigpt.config import Config, SampleConfig
+from minigpt.config import Config, InspectConfig, SampleConfig
 from minigpt.data.open import open_data
 from minigpt.data.relations import Relation, to_json_line
+from minigpt.data.tokenizers.base import Tokenizer
 from minigpt.errors import UserError
 from minigpt.generation.generator import Writer
+from minigpt.inspection.probes import Probe
+from minigpt.inspection.relations import Link, RelationTally
 from minigpt.inspection.snapshot import Snapshot
 from minigpt.model import compiling
 from minigpt.model.compiling import compile_with_fallback, should_compile
+from minigpt.pages.model_report import inspect_runs
 from minigpt.pages.run_record import curves_of, metric_rows
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import load_model, read_checkpoint
@@ -72,6 +79,37 @@ def test_texts_with_ground_truth_are_looked_at_with_their_own_relations(tmp_path
     assert snapshot.tokens[0] == "<|endoftext|>"
     assert {name for name in snapshot.scores if name.startswith("relation: ")} >= {"relation: nearest"}
     assert "nearest" in run.attention_page.read_text()
+    seen = inspect_runs(InspectConfig(run=str(run.path)))
+    assert {"nearest", "pronoun"} <= seen.relations.keys(), "inspected again with the same relations"
+    name = "relation: nearest"
+    np.testing.assert_allclose(seen.snapshot.scores[name], snapshot.scores[name], atol=1e-5)
+
+
+def test_repeats_show_whether_a_head_copies_and_distance_does_not_explain_it(tmp_path: Path) -> None:
+    data = {"source": "repeats", "max_documents": 300, "tokenizer": "chars", "mode": "examples"}
+    run = train(small_settings(tmp_path, data=data, model={"context_length": 128}, sampling={"prompts": []}))
+    probe, snapshot = json.loads(run.probe.read_text()), Snapshot.load(run.snapshot(12))
+    assert "relation: copy" in snapshot.scores
+    (copies,) = {link[0] for link in probe["links"]}
+    assert copies == "copy"
+    # A perfect induction head on the measured windows: the score it would have.
+    model = load_model(run.path)
+    tally = RelationTally()
+    for window, links in zip(*windows_of(model.tokenizer, probe), strict=True):
+        weights = np.eye(len(window), dtype=np.float32)
+        for query in range(len(window)):
+            earlier = [key for key in range(1, query + 1) if window[key - 1] == window[query]]
+            weights[query] = np.eye(len(window))[earlier[-1] if earlier else 0]
+        tally.add(weights[None, None], links)
+    assert tally.scores()["copy"].n_links > 10
+    assert tally.scores()["copy"].lift > 0.4
+
+
+def windows_of(tokenizer: Tokenizer, saved: dict[str, Any]) -> tuple[list[list[int]], Sequence[Sequence[Link]]]:
+    """The measured windows of a saved probe, and their links."""
+    links = [Link(name, query, tuple(keys)) for name, query, *keys in saved["links"]]
+    probe = Probe.of(tokenizer, saved["tokens"], 128, 96, known=links)
+    return probe.windows[:, :-1].tolist(), probe.window_links
 
 
 def test_relations_of_ones_own_are_looked_at_while_training(tmp_path: Path) -> None:

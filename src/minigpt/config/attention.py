@@ -19,7 +19,7 @@ class AttentionConfig(Section):
     text: str | None = None
     """Probe text; the beginning of the val split by default."""
     relations: PathName | None = None
-    """Instead of text: a JSON Lines file of texts annotated with which token refers to which, see docs/data.md."""
+    """Instead of text: a JSON Lines, CSV or Parquet file of texts with what refers to what, see docs/data.md."""
     every_n_steps: PositiveInt | None = None
     """Log attention maps every N optimizer steps and at the end; at each validation by default."""
     max_tokens: Annotated[int, bounds(ge=2, le=256)] = 96

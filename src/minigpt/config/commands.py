@@ -27,6 +27,8 @@ FileName = Annotated[PathName, not_empty("name a file")]
 Length = Annotated[int, bounds(ge=1, le=256)]
 HUB_NAME = r"(?a:(?!.*(--|\.\.|\.git$))(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b)"
 """Names of models that the Hugging Face hub has, as gpt2 and Qwen/Qwen3-0.6B."""
+ABLATED = r" *(?a:\d+\.\d+|(mlp|attn|layer)\d+)( *, *(?a:\d+\.\d+|(mlp|attn|layer)\d+))* *"
+"""Names of parts of a model, as in `inspection.ablation.Part.of`."""
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,17 @@ class InspectConfig(Section):
     file: PathName | None = None
     """Read the text from this file; - reads standard input."""
     relations: PathName | None = None
-    """Instead of text: a JSON Lines file of texts annotated with which token refers to which, see docs/data.md."""
+    """Instead of text: a JSON Lines, CSV or Parquet file of texts with what refers to what, see docs/data.md."""
+    ablation: Literal["zero", "mean", "resample"] = "zero"
+    """What replaces an ablated output: zeros, its mean over the text, or the output in another window of the text."""
+    ablate: Annotated[str, matches(ABLATED, "name heads, MLPs, attentions or layers, as 1.0,1.3,mlp0")] | None = None
+    """Loss without these, each alone and all together: heads as 1.0 (layer 1, head 0), mlp0, attn0, layer0."""
     compare: PathName | None = None
     """A second run or checkpoint to compare with: same tokenizer, n_layer and n_head."""
     max_tokens: Length = 96
     """Tokens shown in the maps, at most 256 and at most context_length; statistics use more of the text."""
     out: PathName | None = None
-    """Where the page goes; when not given, inspection.html beside the weights."""
+    """The page; inspection.html beside the weights by default. Or a table of the heads: .csv, .json or .parquet."""
     device: Device = "cpu"
     """Device: cpu, cuda, cuda:1, mps."""
 

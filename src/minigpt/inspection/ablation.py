@@ -53,7 +53,7 @@ class Part:
         Raises:
             UserError: it is none of these, or the model has no such layer or head.
         """
-        heads, attentions, mlps = [], [], []
+        heads, attentions, mlps = list[tuple[int, int]](), list[int](), list[int]()
         for word in name.split(","):
             if (match := _SITE.fullmatch(word.strip())) is None:
                 raise UserError(f"ablate: {word.strip()!r} is not a head as 1.0, nor mlp0, attn0 or layer0")
@@ -68,7 +68,7 @@ class Part:
             else:
                 heads.append((layer, int(match["head"])))
         name = ",".join(word.strip() for word in name.split(","))
-        return cls(name, *(tuple(dict.fromkeys(each)) for each in (heads, attentions, mlps)))
+        return cls(name, tuple(heads), tuple(attentions), tuple(mlps))
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minigpt.inspection.ablation import losses
 from minigpt.inspection.capture import attention_hooks, evaluation_mode
-from minigpt.inspection.relations import Heads, Link, RelationScore, merged, score_relations, stacked
+from minigpt.inspection.relations import Heads, Link, RelationScore, RelationTally, stacked
 from minigpt.inspection.statistics import Statistic
 from minigpt.model.gpt import GPT
 from minigpt.model.variants.attend import AttentionSpec, attention_scores, weights_of
@@ -71,8 +71,8 @@ class _Tally:
         self.largest = torch.full((n_layer, n_head), -torch.inf, dtype=torch.float64)
         self.links: Sequence[Sequence[Link]] = ()
         """Of each row in the current forward pass."""
-        self.linked: list[list[dict[str, RelationScore]]] = [[] for _ in range(n_layer)]
-        """For each layer, the scores of each row with links."""
+        self.linked = [RelationTally() for _ in range(n_layer)]
+        """For each layer, the weights on links."""
 
     def add(self, layer: int, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> None:
         T = query.shape[2]
@@ -91,12 +91,11 @@ class _Tally:
                 parts.append(weights.float().cpu())
         for row, own in enumerate(self.links):
             if own:
-                whole = torch.cat([part[row] for part in parts], dim=1)  # (H, T, T)
-                self.linked[layer].append(score_relations(whole[None].numpy(), own))
+                self.linked[layer].add(torch.cat([part[row] for part in parts], dim=1).numpy(), own)  # (H, T, T)
 
     def scores(self) -> dict[str, Heads]:
         means = {name: (self.sums[name] / self.counts[name]).numpy() for name in self.wanted}
         return means | {"largest_score": self.largest.numpy()}
 
     def relations(self) -> dict[str, RelationScore]:
-        return merged([stacked(layers) for layers in zip(*self.linked, strict=True)])
+        return stacked([tally.scores() for tally in self.linked])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from minigpt.data.relations import Example
 from minigpt.data.tokenizers.base import Tokenizer, decode
+from minigpt.errors import UserError
+from minigpt.files import write_text
 from minigpt.inspection.python_relations import python_relations
 from minigpt.inspection.relations import Link, links, moved, token_spans, within
 
@@ -29,6 +33,10 @@ class Probe:
     """Links between `tokens`."""
     window_links: tuple[tuple[Link, ...], ...]
     """Links within each window."""
+    text: tuple[int, ...]
+    """Ids of all tokens from which `tokens` and `windows` are cut."""
+    text_links: tuple[Link, ...]
+    """Links between them."""
 
     @classmethod
     def of(
@@ -61,7 +69,38 @@ class Probe:
             windows,
             within(found, 0, len(shown)),
             tuple(within(found, i * T, i * T + T) for i in range(n_windows)),
+            tuple(used),
+            within(found, 0, len(used)),
         )
+
+    def save(self, path: Path) -> None:
+        """Write tokens and links as JSON, so that the same text can be inspected later.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        links = [[link.name, link.query, *link.keys] for link in self.text_links]
+        write_text(path, json.dumps({"tokens": self.text, "links": links}))
+
+
+def read_probe(path: Path, vocab_size: int) -> tuple[list[int], list[Link]]:
+    """Tokens and links of `Probe.save`.
+
+    Raises:
+        UserError: the file cannot be read, is damaged, or has tokens beyond the vocabulary.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        tokens = [int(token) for token in data["tokens"]]
+        found = [Link(str(name), int(query), tuple(map(int, keys))) for name, query, *keys in data["links"]]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        raise UserError(f"{path}: is damaged; give a text as --text or --file") from None
+    places = [place for link in found for place in (*link.keys, link.query)]
+    if not tokens or min(tokens) < 0 or max(tokens) >= vocab_size:
+        raise UserError(f"{path}: was made with another tokenizer; give a text as --text or --file")
+    if not all(0 <= place < len(tokens) for place in places) or not all(link.keys for link in found):
+        raise UserError(f"{path}: is damaged; give a text as --text or --file")
+    return tokens, found
 
 
 def links_of_documents(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[Link]:

@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+from torch import Tensor
 
 from minigpt.config import InspectConfig
-from minigpt.data.relations import read_json_lines
+from minigpt.data.relations import read_relations
 from minigpt.data.tokenizers.base import decode
 from minigpt.errors import UserError
 from minigpt.files import require_page, write_text
-from minigpt.inspection.heads import FEWEST_LINKS, HeadScores, label_heads, score_heads
-from minigpt.inspection.probes import Probe, read_examples
+from minigpt.frames import is_frame, require_frame, to_pandas, write_frame
+from minigpt.inspection.heads import HeadScores, label_heads, score_heads
+from minigpt.inspection.probes import Probe, read_examples, read_probe
 from minigpt.inspection.relations import Link, RelationScore, within
 from minigpt.inspection.snapshot import Snapshot
 from minigpt.interop.hub import PREFIX, series_of
-from minigpt.markdown import table
-from minigpt.pages.attention import Labels, render_page
+from minigpt.pages.attention import render_page
 from minigpt.pages.documents import Page
 from minigpt.pages.figures import head_figure
+from minigpt.pages.model_tables import ablation_table, heads_as_table, parts_to_ablate, rows_of_heads, tables
 from minigpt.runs.folder import RunFolder, name_of
 from minigpt.runs.loading import LoadedModel, load_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
-COLUMNS = ("induction", "duplicate_token", "previous_token", "current_token", "first_token", "entropy")
-"""Scores in the table; the page has all of them."""
 MEASURED = 8192
 """Maximum number of tokens on which heads are scored."""
 MOST_WEIGHTS = 2e8
@@ -49,6 +48,20 @@ class Inspection:
     """Heads, relations and numbers of the model, as Markdown."""
     snapshot: Snapshot = field(repr=False)
     """Weights and scores of every head."""
+    relations: Mapping[str, RelationScore] = field(repr=False)
+    """Scores of every head for each relation, with their number of links and interval."""
+    columns: Sequence[str] = field(repr=False)
+    """Of the table of all heads: layer, head, label and every score; run and step too where there are several."""
+    rows: Sequence[Sequence[object]] = field(repr=False)
+    """Of the same table, one for each head; None where a score is undefined."""
+
+    def to_frame(self) -> DataFrame:
+        """The table of all heads as a pandas DataFrame, a row for each head. See `minigpt.inspection.glossary`.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        return to_pandas(self.columns, self.rows, "to_frame")
 
     def plot(self, layer: int, head: int) -> Figure:
         """The weights of one head as a picture, where no page can be shown: in a paper, or on GitHub.
@@ -71,7 +84,7 @@ def inspect_runs(config: InspectConfig, text: str | None = None) -> Inspection:
         text: text to inspect; when None, the texts of that file, or else the text inspected during training.
 
     Raises:
-        UserError: there is no such run, no text, or the two models cannot be compared.
+        UserError: there is no such run, no text or no such head, or the two models cannot be compared.
     """
     (path, _), *later = series_of(config.run)
     if later and config.compare is not None:
@@ -80,37 +93,53 @@ def inspect_runs(config: InspectConfig, text: str | None = None) -> Inspection:
     tokens, known = _tokens(loaded, config, text)
     length, measured = _bounds(loaded, config.max_tokens)
     probe = Probe.of(loaded.tokenizer, tokens, length, config.max_tokens, measured, known)
-    seen = score_heads(loaded.model, loaded.tokenizer, probe, loaded.step or 0, everything=True)
-    title, other, frames = name_of(config.run), [], [seen.snapshot]
+    ablated = parts_to_ablate(config.ablate, loaded.model, probe.windows)  # fails before the work
+    last, seen = loaded, _score(loaded, probe, config)
+    title, frames, scored = name_of(config.run), [seen.snapshot], [(name_of(config.run), seen)]
     for path, _ in later:
-        seen = _second(load_model(path, config.device), loaded, probe, path)
+        last = load_model(path, config.device)
+        seen = _second(last, loaded, probe, path, config)
         frames.append(seen.snapshot)
-    parts = [*_tables(seen), _left_out(seen, probe, len(tokens) - 1)]
+        scored.append((name_of(path), seen))
+    parts = [*tables(seen), _left_out(seen, probe, len(tokens) - 1), _ablations(last, probe, ablated, config)]
     if config.compare is not None:
         second = load_model(config.compare, config.device)
-        seen_too = _second(second, loaded, probe, f"--compare {second.path}")
         names = title, name_of(config.compare)
-        if names[0] == names[1]:
-            names = config.run, config.compare
-        title, other = f"{names[0]} (A) and {names[1]} (B)", [seen_too.snapshot]
+        names = (config.run, config.compare) if names[0] == names[1] else names
+        title = f"{names[0]} (A) and {names[1]} (B)"
+        scored = [(names[0], seen), (names[1], _second(second, loaded, probe, f"--compare {second.path}", config))]
         headings = [
             f"{letter}: {name}" + (f", step {each.step}" if each.step else "")
             for letter, name, each in zip("AB", names, (loaded, second), strict=True)
         ]
-        a, b = seen.snapshot.scores, seen_too.snapshot.scores
-        differences = {name: a[name] - b[name] for name in a if name in b}
-        parts = [headings[0], *parts, headings[1], *_tables(seen_too)]
-        parts += ["A - B", _head_table(differences, labels=[], signed=True)]
+        parts = [headings[0], *parts, headings[1], *tables(scored[1][1]), _ablations(second, probe, ablated, config)]
+        parts += ["A - B", _differences(seen.snapshot, scored[1][1].snapshot, config)]
+    other = [each.snapshot for _, each in scored[1:]] if config.compare is not None else []
     labels = [label_heads(frame.scores) for frame in frames]
     page = render_page(frames, title=title, links=probe.links, labels=labels if all(labels) else (), other=other)
-    return Inspection(page, "\n\n".join(part for part in parts if part), seen.snapshot)
+    said = "\n\n".join(part for part in parts if part)
+    return Inspection(page, said, seen.snapshot, seen.relations, *rows_of_heads(scored))
+
+
+def _ablations(loaded: LoadedModel, probe: Probe, parts: Sequence[str], config: InspectConfig) -> str:
+    return ablation_table(loaded.model, _windows(loaded, probe), parts, config.ablation)
+
+
+def _differences(a: Snapshot, b: Snapshot, config: InspectConfig) -> str:
+    differences = {name: a.scores[name] - b.scores[name] for name in a.scores if name in b.scores}
+    return heads_as_table(differences, [], config.ablation, signed=True)
 
 
 def write_inspection(config: InspectConfig, text: str | None) -> str:
-    """Write the page and return what to print. Arguments and errors as for `inspect_runs`."""
-    if config.out:
+    """Write the page, or a table of the heads, and return what to print. Arguments and errors as for `inspect_runs`."""
+    if config.out and is_frame(config.out):
+        require_frame(config.out)
+    elif config.out:
         require_page(Path(config.out))  # fails before the work, and protects other files from being overwritten
     inspection = inspect_runs(config, text)
+    if config.out and is_frame(config.out):
+        write_frame(config.out, inspection.columns, inspection.rows)
+        return f"{inspection.table}\n\n-> {config.out}"
     out = Path(config.out) if config.out else _folder(Path(config.run)) / "inspection.html"
     write_text(out, inspection.page)
     return f"{inspection.table}\n\n-> {out} (open it in a browser)"
@@ -138,51 +167,17 @@ def _left_out(seen: HeadScores, probe: Probe, n_tokens: int) -> str:
     return "\n".join(lines)
 
 
-def _tables(seen: HeadScores) -> list[str]:
-    """Tables of heads and relations, and the numbers of the model without the maxima, which the table shows."""
-    scores, numbers = seen.snapshot.scores, seen.snapshot.numbers
-    shown = (f"{name} {value:.3f}" for name, value in numbers.items() if not name.startswith("max/"))
-    return [_head_table(scores, label_heads(scores)), relation_lines(seen.relations), "   ".join(shown)]
-
-
-def _head_table(scores: Mapping[str, npt.NDArray[np.floating]], labels: Labels, *, signed: bool = False) -> str:
-    """Every head with its label and main scores, the largest ablation first; with `signed`, of either sign."""
-    forms = dict.fromkeys(COLUMNS, "+.2f" if signed else ".2f") | {"ablation": "+.3f"}
-    columns = [name for name in forms if name in scores]
-    titles = ["loss without it" if name == "ablation" else name.replace("_", " ") for name in columns]
-    shape = next(iter(scores.values())).shape
-    change = scores.get("ablation", np.zeros(shape))
-    heads = sorted(np.ndindex(shape), key=lambda at: -abs(change[at]) if signed else -change[at])
-    rows = [
-        [
-            f"{at[0]}.{at[1]}",
-            *([labels[at[0]][at[1]] or ""] if labels else []),
-            *(format(scores[name][at], forms[name]) if np.isfinite(scores[name][at]) else "–" for name in columns),
-        ]
-        for at in heads
-    ]
-    return table(["head", *(["label"] if labels else []), *titles], rows)
-
-
-def relation_lines(found: Mapping[str, RelationScore]) -> str:
-    """For each relation the head with the largest lift, and the part of its weight that distance explains."""
-    rows = []
-    for name, score in found.items():
-        if score.n_links >= FEWEST_LINKS:
-            layer, head = np.unravel_index(np.argmax(score.lift), score.lift.shape)
-            numbers = (values[layer, head] for values in (score.mass, score.baseline, score.lift))
-            rows.append([name, f"{layer}.{head}", *(f"{number:.2f}" for number in numbers), str(score.n_links)])
-    return table(["relation", "head", "weight", "by distance", "lift", "links"], rows) if rows else ""
-
-
 def _tokens(loaded: LoadedModel, config: InspectConfig, text: str | None) -> tuple[list[int], list[Link] | None]:
     """Tokens to inspect, and their links where these are known."""
     if config.relations is not None:
-        tokens, known = read_examples(loaded.tokenizer, read_json_lines(config.relations), MEASURED)
+        tokens, known = read_examples(loaded.tokenizer, read_relations(config.relations), MEASURED)
         if not tokens:
             raise UserError(f"--relations {config.relations}: there is no text in it")
         return tokens, known
     if text is None:
+        probe = RunFolder(_folder(Path(config.run))).probe
+        if probe.is_file():
+            return read_probe(probe, loaded.tokenizer.vocab_size)
         return _tokens_of_run(loaded, Path(config.run)), None
     if not text:
         raise UserError("the text is empty: give one as --text or --file")
@@ -190,7 +185,13 @@ def _tokens(loaded: LoadedModel, config: InspectConfig, text: str | None) -> tup
     return [*([] if start is None else [start]), *loaded.tokenizer.encode(text)], None
 
 
-def _second(loaded: LoadedModel, first: LoadedModel, probe: Probe, name: str) -> HeadScores:
+def _score(loaded: LoadedModel, probe: Probe, config: InspectConfig) -> HeadScores:
+    return score_heads(
+        loaded.model, loaded.tokenizer, probe, loaded.step or 0, everything=True, ablation_kind=config.ablation
+    )
+
+
+def _second(loaded: LoadedModel, first: LoadedModel, probe: Probe, name: str, config: InspectConfig) -> HeadScores:
     sizes = [(each.model.config.n_layer, each.model.config.n_head) for each in (first, loaded)]
     if sizes[0] != sizes[1]:
         raise UserError(
@@ -203,12 +204,17 @@ def _second(loaded: LoadedModel, first: LoadedModel, probe: Probe, name: str) ->
         raise UserError(f"{name}: has a context of {loaded.model.config.context_length} tokens; set --max_tokens")
     T = loaded.model.config.context_length
     links = tuple(within(own, 0, T) for own in probe.window_links)
-    second = replace(probe, windows=probe.windows[:, : T + 1], window_links=links)
-    return score_heads(loaded.model, loaded.tokenizer, second, loaded.step or 0, everything=True)
+    second = replace(probe, windows=_windows(loaded, probe), window_links=links)
+    return _score(loaded, second, config)
+
+
+def _windows(loaded: LoadedModel, probe: Probe) -> Tensor:
+    """The probe's windows, cut to the context of a second model."""
+    return probe.windows[:, : loaded.model.config.context_length + 1]
 
 
 def _tokens_of_run(loaded: LoadedModel, run: Path) -> list[int]:
-    """Tokens inspected during a run's training; old snapshots have texts only, which are encoded again."""
+    """Tokens shown during a run's training, for runs without `RunFolder.probe`; old snapshots have texts only."""
     files = RunFolder(_folder(run)).snapshots
     if not files:
         raise UserError(f"{run}: has no attention snapshots; give a text as --text or --file")

@@ -9,7 +9,8 @@ runs/demo/
                        needed to resume; and the weights of keep_every_n_steps, as step_000200.safetensors
   model.safetensors    the weights with the best val loss, with config, tokenizer and checksum in its header
   samples/             samples of each validation
-  attention.html       the interactive attention page; attention.png the grid of maps; attention/ their data
+  attention.html       the interactive attention page; attention.png the grid of maps; attention/ their data,
+                       and probe.json, the measured text
   heads.csv            label and scores of each head at the end
   anomalies/           step_000123.json for each step whose loss or gradient was NaN or inf; spikes.csv for the steps
                        whose loss was far above those before
@@ -178,6 +179,11 @@ class RunFolder:
     def snapshot(self, step: int) -> Path:
         """Attention maps of one step."""
         return self.path / "attention" / f"step_{step:06d}.npz"
+
+    @property
+    def probe(self) -> Path:
+        """Token ids and relations of the text inspected during training."""
+        return self.path / "attention" / "probe.json"
 
     @property
     def snapshots(self) -> list[Path]:

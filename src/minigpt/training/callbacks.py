@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from minigpt.config import Config
-from minigpt.data.relations import read_json_lines
+from minigpt.data.relations import read_relations
 from minigpt.data.shards import PreparedData
 from minigpt.data.tokenising import RELATIONS
 from minigpt.errors import UserError
@@ -223,11 +223,13 @@ class AttentionMaps(Callback):
 
     def _look(self, trainer: L.Trainer, pl_module: L.LightningModule, *, is_last: bool) -> None:
         assert isinstance(pl_module, TrainingModule)
-        step, began = trainer.global_step, time.perf_counter()
+        step, began, is_first = trainer.global_step, time.perf_counter(), not self.looked_at
         self.looked_at = step
         model = gather_model(pl_module.model)
         if not trainer.is_global_zero:
             return
+        if is_first:
+            self.probe.save(self.folder.probe)
         seen = score_heads(model, self.tokenizer, self.probe, step, everything=is_last)
         snapshot = seen.snapshot
         snapshot.save(self.folder.snapshot(step))
@@ -270,7 +272,7 @@ def _probe(config: Config, data: PreparedData) -> Probe:
             raise UserError(f"attention.text: {error}") from None
     elif settings.relations is not None or ground_truth.is_file():
         try:
-            tokens, known = read_examples(data.tokenizer, read_json_lines(settings.relations or ground_truth), enough)
+            tokens, known = read_examples(data.tokenizer, read_relations(settings.relations or ground_truth), enough)
         except UserError as error:
             raise UserError(f"attention.relations={error}" if settings.relations is not None else str(error)) from None
     else:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.data.relations import Relation, Span, read_json_lines, to_json_line
+from minigpt.data.relations import Relation, Span, read_relations, to_json_line
 from minigpt.data.synthetic import stories
 from minigpt.data.synthetic.texts import SYNTHETIC, references, repeats
 from minigpt.errors import UserError
@@ -89,7 +89,11 @@ def test_the_second_copy_repeats_the_first_and_fits_a_context_of_128_characters(
     for text, relations in texts:
         length = len(text) // 2
         assert text[:length] == text[length:]
-        assert relations == [Relation("copy", (length, 2 * length), (0, length))]
+        for relation in relations:
+            assert relation.name == "copy"
+            assert relation.target[0] == relation.source[0] - length + 1, "as an induction head attends"
+            assert relation.target[1] <= length
+        assert len({relation.source for relation in relations}) == 3
     assert {len(text) // 2 for text, _ in texts} == set(range(8, 61))
     assert len(set("".join(text for text, _ in texts))) == 64
     assert len({text for text, _ in texts}) == len(texts)
@@ -233,7 +237,7 @@ def test_texts_come_back_from_json_lines(name: str, tmp_path: Path) -> None:
     examples = list(itertools.islice(SYNTHETIC[name](0), 50))
     path = tmp_path / "texts.jsonl"
     path.write_text("\n\n".join(to_json_line(*example) for example in examples))
-    assert list(read_json_lines(path)) == examples
+    assert list(read_relations(path)) == examples
 
 
 @settings(deadline=None)  # a busy machine
@@ -247,7 +251,7 @@ def test_any_text_is_one_ascii_line_of_json_and_spans_count_characters(
     assert len(line.splitlines()) == 1
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     path.write_text(line + "\n")
-    assert list(read_json_lines(path)) == [(text, relations)]
+    assert list(read_relations(path)) == [(text, relations)]
 
 
 def test_the_json_form_is_the_documented_one_and_may_hold_plain_utf8(tmp_path: Path) -> None:
@@ -259,7 +263,7 @@ def test_the_json_form_is_the_documented_one_and_may_hold_plain_utf8(tmp_path: P
     }
     path = tmp_path / "utf8.jsonl"
     path.write_bytes(("\ufeff" + json.dumps({"text": text, "relations": [relation]}, ensure_ascii=False)).encode())
-    assert list(read_json_lines(path)) == [(text, [Relation("pronoun", (4, 7), (0, 3))])]
+    assert list(read_relations(path)) == [(text, [Relation("pronoun", (4, 7), (0, 3))])]
 
 
 def relation_line(**changes: object) -> bytes:
@@ -294,7 +298,7 @@ def relation_line(**changes: object) -> bytes:
 def test_a_bad_line_is_refused_by_file_and_line(line: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "texts.jsonl"
     path.write_bytes(relation_line() + b"\n\n" + line + b"\n")
-    examples = read_json_lines(path)
+    examples = read_relations(path)
     next(examples)
     with pytest.raises(UserError) as error:
         next(examples)
@@ -304,4 +308,4 @@ def test_a_bad_line_is_refused_by_file_and_line(line: bytes, message: str, tmp_p
 
 def test_a_file_that_is_not_there_is_refused() -> None:
     with pytest.raises(UserError, match="nowhere.jsonl: cannot be read"):
-        next(read_json_lines(Path("nowhere.jsonl")))
+        next(read_relations(Path("nowhere.jsonl")))

@@ -17,7 +17,8 @@ def repeats(seed: int, start: int = 0) -> Iterator[Example]:
     end_of_text fit into 128 tokens of one character.
 
     Relations:
-        copy: the second copy -> the first.
+        copy: a character of the second copy -> the one after its original, which comes next; at a quarter, half and
+            three quarters of the copy.
     """
     return _endless(_repeat, "repeats", seed, start)
 
@@ -47,7 +48,7 @@ def references(seed: int, start: int = 0) -> Iterator[Example]:
     return _endless(tell_story, "references", seed, start)
 
 
-SYNTHETIC_VERSION = 1
+SYNTHETIC_VERSION = 2
 """Raise with every change of the texts, so that they are prepared again."""
 
 SYNTHETIC: dict[str, Callable[..., Iterator[Example]]] = {"repeats": repeats, "references": references}
@@ -64,4 +65,7 @@ _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-"
 def _repeat(choices: Choices) -> Example:
     length = choices.choose(range(8, 61))
     text = "".join([choices.choose(_ALPHABET) for _ in range(length)])
-    return text * 2, [Relation("copy", (length, 2 * length), (0, length))]
+    # From a character to the one after its original, as induction heads attend; three are enough to measure them, and
+    # one for each character would make the file of relations many times as long as the text.
+    places = [length * quarter // 4 for quarter in (1, 2, 3)]
+    return text * 2, [Relation("copy", (length + i, length + i + 1), (i + 1, i + 2)) for i in places]
