@@ -35,8 +35,8 @@ if TYPE_CHECKING:  # these load torch, or are slow to import
 
     from minigpt.generation.generator import Completion, Writer
     from minigpt.inspection.hooks import ActivationCache, HookFunction
-    from minigpt.lab.patch import Patches
     from minigpt.inspection.snapshot import Snapshot
+    from minigpt.lab.patch import Patches
     from minigpt.pages.model_report import Inspection
 
 _TRAINING = threading.Lock()
