@@ -15,6 +15,7 @@ from small_runs import small_settings, with_trainer
 from minigpt.config import GenerationConfig, InspectConfig
 from minigpt.errors import UserError
 from minigpt.generation.generator import Writer
+from minigpt.inspection.hooks import hooks, run_with_cache
 from minigpt.model.classics import fit_width, regress
 from minigpt.model.variants.graphs import Causal
 from minigpt.model.variants.similarities import Cosine
@@ -52,6 +53,14 @@ def test_a_run_is_trained_written_with_explained_and_inspected_without_float64_o
         assert next(writer.model.parameters()).device.type == "mps"
         writer.score("1 plus 2 is 3;")
         explain(writer, "1 plus", GenerationConfig(max_new_tokens=2))
+        tokens = torch.arange(6, device=DEVICE)[None]
+        logits, cache = run_with_cache(writer.model, tokens)
+        stored = cache.to("cpu")
+        assert {each.device.type for each in cache.values()} == {"mps"}
+        with hooks(
+            writer.model, {"*.pattern": lambda _, name: stored[name], "*.resid_mid": lambda _, name: stored[name]}
+        ):
+            torch.testing.assert_close(writer.model(tokens).cpu(), logits.cpu())
         table = write_inspection(InspectConfig(run=str(run.path), device=DEVICE), "1 plus 2 is 3; 1 plus 2 is 3;")
     assert "loss without it" in table
     assert val_losses(run.path)[:2] == pytest.approx(val_losses(on_cpu.path), rel=1e-6)
