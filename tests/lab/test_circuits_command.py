@@ -1,5 +1,6 @@
 """`minigpt circuits` as it is typed: the circuit that was written by hand is found, and what is wrong is refused."""
 
+import json
 import string
 import sys
 from pathlib import Path
@@ -17,8 +18,9 @@ from minigpt.runs.loading import save_weights
 sys.path.append(str(ROOT / "tests" / "inspection"))
 from induction_circuit import induction_model
 
-TEXT = "|fish\nsalt."  # the s at 7 has followed i at 3: an induction head attends to the h after it
+TEXT = "|fish\nsalt."
 AT_S = 6
+"""The second s; an induction head attends from it to the h after the first."""
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +53,8 @@ def test_it_shows_which_components_make_a_query_match_the_key_it_attends_to_most
 ) -> None:
     dispatch(["circuits", circuit, "--text", TEXT, "--head", "1.0", "--query", str(AT_S), "--top", "3"])
     printed = capsys.readouterr().out
-    assert printed.startswith("head 1.0, query 6 's', key 4 'h'\nweight 1.000, score 1")
-    assert "largest weights of this query: 4 'h' 1.000, " in printed
+    assert printed.startswith("head 1.0, query 6 “s”, key 4 “h”\nweight 1.000, score 1")
+    assert "largest weights of this query: 4 “h” 1.000, " in printed
     rows = rows_of(printed)
     assert rows[0] == ["at the query", "at the key", "score"]
     assert rows[1][:2] == ["embedding", "0.0"]
@@ -60,8 +62,27 @@ def test_it_shows_which_components_make_a_query_match_the_key_it_attends_to_most
     assert sum(float(row[-1]) for row in rows[1:-1]) == pytest.approx(float(rows[-1][-1]), abs=0.003)
     dispatch(["circuits", circuit, "--text", TEXT, "--head", "0.0", "--query", "-1", "--key", "0"])
     printed = capsys.readouterr().out
-    assert "head 0.0, query 10 '.', key 0 '\\|'\nweight 0.000" in printed
+    assert "head 0.0, query 10 “.”, key 0 “\\|”\nweight 0.000" in printed
     assert "others" not in printed
+
+
+def test_all_pairs_go_to_a_file(circuit: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "pairs.json"
+    dispatch(["circuits", circuit, "--top", "1", "--out", str(out)])
+    assert capsys.readouterr().out.endswith(f"-> {out}\n")
+    pairs = json.loads(out.read_text())
+    assert len(pairs) == 3 * 4 * 4
+    best = max((pair for pair in pairs if pair["composition"] == "K"), key=lambda pair: pair["score"])
+    assert (best["earlier"], best["later"]) == ("0.0", "1.0")
+    assert best["score"] / best["random"] == pytest.approx(2.0, abs=0.1)
+    dispatch(["circuits", circuit, "--text", TEXT, "--head", "1.0", "--query", str(AT_S), "--out", str(out)])
+    score = float(capsys.readouterr().out.partition(", score ")[2].partition("\n")[0])
+    parts = json.loads(out.read_text())
+    assert len(parts) == 9**2
+    assert list(parts[0].values())[:2] == ["embedding", "0.0"]
+    assert sum(part["score"] for part in parts) == pytest.approx(score, abs=1e-3)
+    with pytest.raises(UserError, match=r"pairs.txt: name a file that ends in"):
+        dispatch(["circuits", circuit, "--out", str(tmp_path / "pairs.txt")])
 
 
 def test_what_follows_the_score_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +108,7 @@ def test_what_follows_the_score_is_said(tmp_path: Path, capsys: pytest.CaptureFi
         (["--head", "1.0", "--text", "fish", "--query", "4"], "--query 4: there are 4 positions; give -4 to 3"),
         (["--head", "1.0", "--text", "fish", "--key", "9"], "--key 9: there are 4 positions"),
         (["--head", "1.0", "--text", "fish", "--query", "1", "--key", "2"], "key=2: query 1 attends to earlier tokens"),
-        (["--head", "1.0", "--text", "a" * 33], "--text: 33 tokens do not fit the context of 32"),
+        (["--head", "1.0", "--text", "a" * 33], "33 tokens, but the model reads at most 32"),
         (["--head", "1.0", "--text", ""], "text is empty"),
         (["--top", "0"], "top=0: must be at least 1"),
     ],

@@ -335,6 +335,8 @@ class CircuitsConfig(Section):
     """With head: position attended to; the one with the largest weight by default."""
     top: PositiveInt = 10
     """Rows shown: pairs of heads of each kind of composition, or pairs of components of a score."""
+    out: FileName | None = None
+    """Write all pairs to this .csv, .json or .parquet file."""
     device: Device = "cpu"
     """Device: cpu, cuda, cuda:1, mps."""
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import torch
 
 from minigpt.config import CircuitsConfig
+from minigpt.frames import require_frame, write_frame
 from minigpt.inspection.composition import KINDS, composition_scores, random_composition, strongest
 from minigpt.inspection.qk_attribution import QKAttribution, qk_attribution
 from minigpt.lab.prompts import check_position, encode_text, written
 from minigpt.markdown import table
 from minigpt.runs.loading import LoadedModel, load_model
 
+COMPOSITION_COLUMNS = ("composition", "earlier", "later", "score", "random")
+"""Columns of --out: a row for each pair of heads and kind of composition, the strongest first."""
+SCORE_COLUMNS = ("at_query", "at_key", "score")
+"""Columns of --out with a head: a row for each pair of components, the largest part of either sign first."""
 MOST_KEYS = 5
 """Keys listed for a query, the ones with the largest weights."""
 
@@ -18,20 +23,28 @@ MOST_KEYS = 5
 def find_circuits(config: CircuitsConfig) -> str:
     """Tables for the terminal: the strongest compositions, or with `head` the score of a query and a key.
 
+    With `out`, a file of all pairs as well.
+
     Raises:
-        UserError: there is no such run, head or position, the text does not fit, or the query does not attend to the
-            key.
+        UserError: there is no such run, head or position, the text does not fit, the query does not attend to the key,
+            or the file cannot be written.
     """
+    if config.out is not None:
+        require_frame(config.out)
     loaded = load_model(config.run, config.device)
-    return _compositions(loaded, config.top) if config.head is None else _attribution(loaded, config)
+    shown = _compositions(loaded, config) if config.head is None else _attribution(loaded, config)
+    return shown if config.out is None else f"{shown}\n\n-> {config.out}"
 
 
-def _compositions(loaded: LoadedModel, most: int) -> str:
+def _compositions(loaded: LoadedModel, config: CircuitsConfig) -> str:
     scores, by_chance = composition_scores(loaded.model), random_composition(loaded.model)
+    if config.out is not None:
+        pairs = [pair for kind in KINDS for pair in strongest(scores, kind, scores.numel())]
+        write_frame(config.out, COMPOSITION_COLUMNS, [[*pair, by_chance] for pair in pairs])
     rows = [
         [pair.kind, pair.earlier, pair.later, f"{pair.score:.3f}", f"{pair.score / by_chance:.1f}"]
         for kind in KINDS
-        for pair in strongest(scores, kind, most)
+        for pair in strongest(scores, kind, config.top)
     ]
     if not rows:
         return "No head can compose with an earlier one: the model has one layer."
@@ -55,6 +68,8 @@ def _attribution(loaded: LoadedModel, config: CircuitsConfig) -> str:
     else:
         key = check_position(config.key, len(tokens), "--key")
     found = qk_attribution(loaded.model, ids, layer, head, query, key)
+    if config.out is not None:
+        write_frame(config.out, SCORE_COLUMNS, found.strongest(found.values.numel()))
 
     def named(position: int) -> str:
         return f"{position} {written(loaded.tokenizer, tokens[position])}"
