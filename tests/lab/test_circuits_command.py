@@ -2,11 +2,10 @@
 
 import json
 import string
-import sys
 from pathlib import Path
 
 import pytest
-from scripts import ROOT
+from induction_circuit import induction_model
 
 from minigpt.cli.main import dispatch
 from minigpt.config import Config, GPTConfig
@@ -14,9 +13,6 @@ from minigpt.data.tokenizers.base import BytesTokenizer, CharsTokenizer
 from minigpt.errors import UserError
 from minigpt.model.gpt import GPT
 from minigpt.runs.loading import save_weights
-
-sys.path.append(str(ROOT / "tests" / "inspection"))
-from induction_circuit import induction_model
 
 TEXT = "|fish\nsalt."
 AT_S = 6
