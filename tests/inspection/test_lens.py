@@ -88,9 +88,26 @@ def test_logits_are_written_out_for_some_positions_at_a_time(monkeypatch: pytest
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
+def test_one_pass_reads_all_that_the_others_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = tiny()
+    read, targets = logit_lens(model, tokens), tokens.roll(-1, 1)
+    apart = read.log_probabilities(targets), *read.top(2), read.kl()
+    compute, n_positions = model.logits, list[int]()
+
+    def logits(x: Tensor) -> Tensor:
+        n_positions.append(len(x))
+        return compute(x)
+
+    monkeypatch.setattr(model, "logits", logits)
+    for ours, theirs in zip(read.read(targets, 2), apart, strict=True):
+        assert torch.equal(ours, theirs)
+    assert sum(n_positions) == 3 * tokens.numel()
+
+
 def test_no_more_tokens_are_asked_for_than_the_vocabulary_has() -> None:
     model, tokens = tiny()
     assert logit_lens(model, tokens).top(100)[0].shape == (3, 2, 13, 61)
+    assert logit_lens(model, tokens).read(tokens, 100).ids.shape == (3, 2, 13, 61)
 
 
 def test_documents_are_read_apart() -> None:

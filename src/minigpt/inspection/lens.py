@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,17 +17,42 @@ CHUNK_LOGITS = 2**22
 """Logits that are computed at once, 16 MiB in float32: memory does not grow with layers times positions."""
 
 
+class Reading(NamedTuple):
+    """All that a `LogitLens` says, on the CPU. Rows: the embedding, then the stream after each block."""
+
+    log_probabilities: Tensor
+    """(n_layer + 1, B, T) of the targets, in nats."""
+    ids: Tensor
+    """(n_layer + 1, B, T, k) likeliest next tokens, likeliest first."""
+    probabilities: Tensor
+    """(n_layer + 1, B, T, k), theirs."""
+    kl: Tensor
+    """(n_layer + 1, B, T) nats."""
+
+
 @dataclass(frozen=True)
 class LogitLens:
     """What the final norm and the output head read from the stream at each depth; see `logit_lens`.
 
-    Each method runs the head anew, on some positions at a time, and returns tensors on the CPU. Rows: the embedding,
-    then the stream after each block, so row -1 is the model's output.
+    Each method runs the head anew, on some positions at a time, which for large vocabularies takes longer than the
+    model itself: `read` has all in one pass. Rows: the embedding, then the stream after each block, so row -1 is the
+    model's output. Results are on the CPU.
     """
 
     model: GPT
     stream: Tensor
     """(n_layer + 1, B, T, C), the residual stream before the first block and after each block."""
+
+    def read(self, targets: Tensor, k: int) -> Reading:
+        """`log_probabilities`, `top` and `kl` in one pass."""
+        flat, k = targets.flatten().to(self.stream.device), self._at_most(k)
+
+        def read(log_p: Tensor, output: Tensor, where: slice) -> tuple[Tensor, ...]:
+            best = log_p.topk(k)
+            return _of_targets(log_p, flat[where]), best.indices, best.values, _divergence(output, log_p)
+
+        of_targets, ids, values, kl = self._by_chunks(read)
+        return Reading(of_targets.squeeze(-1), ids, values.exp(), kl.squeeze(-1))
 
     def log_probabilities(self, targets: Tensor) -> Tensor:
         """log p of each position's target, in nats: its negative is the loss of a model that ends there.
@@ -37,12 +63,8 @@ class LogitLens:
         Returns:
             (n_layer + 1, B, T) float32.
         """
-        wanted = targets.flatten().to(self.stream.device)
-
-        def read(log_p: Tensor, where: slice) -> tuple[Tensor, ...]:
-            return (log_p.gather(-1, wanted[where, None]),)
-
-        return self._by_chunks(read)[0].squeeze(-1)
+        flat = targets.flatten().to(self.stream.device)
+        return self._by_chunks(lambda log_p, _, where: (_of_targets(log_p, flat[where]),))[0].squeeze(-1)
 
     def top(self, k: int) -> tuple[Tensor, Tensor]:
         """The k likeliest next tokens, likeliest first, and their probabilities.
@@ -50,10 +72,9 @@ class LogitLens:
         Returns:
             (n_layer + 1, B, T, k) int64 ids, and float32 probabilities of the same shape; k is at most V.
         """
-        assert self.model.config.vocab_size is not None
-        k = min(k, self.model.config.vocab_size)
-        ids, log_p = self._by_chunks(lambda log_p, _: _ids_and_values(log_p, k))
-        return ids, log_p.exp()
+        k = self._at_most(k)
+        values, ids = self._by_chunks(lambda log_p, *_: tuple(log_p.topk(k)))
+        return ids, values.exp()
 
     def kl(self) -> Tensor:
         """KL(output || lens) in nats: 0 where the stream already predicts what the model will say.
@@ -63,28 +84,28 @@ class LogitLens:
         Returns:
             (n_layer + 1, B, T) float32; row -1 is 0.
         """
-        hidden = self.stream[-1].flatten(0, 1)
+        return self._by_chunks(lambda log_p, output, _: (_divergence(output, log_p),))[0].squeeze(-1)
 
-        def read(log_p: Tensor, where: slice) -> tuple[Tensor, ...]:
-            output = _log_probabilities(self.model, hidden[where])
-            return ((output.exp() * (output - log_p)).sum(-1, keepdim=True),)
+    def _at_most(self, k: int) -> int:
+        assert self.model.config.vocab_size is not None
+        return min(k, self.model.config.vocab_size)
 
-        return self._by_chunks(read)[0].squeeze(-1)
-
-    def _by_chunks(self, read: Callable[[Tensor, slice], tuple[Tensor, ...]]) -> list[Tensor]:
-        """Join what `read` makes of (n, V) log-probabilities, given their slice of the B T positions.
+    def _by_chunks(self, read: Callable[[Tensor, Tensor, slice], tuple[Tensor, ...]]) -> list[Tensor]:
+        """Join what `read` makes of a row's (n, V) log-probabilities, of the output's, and of their n positions.
 
         Returns:
             (n_layer + 1, B, T, k) for each (n, k) tensor of `read`, on the CPU.
         """
         n_rows, B, T, _ = self.stream.shape
+        *early, last = self.stream.flatten(1, 2)  # (B T, C) each
+        chunks = list[list[Tensor]]()
         with evaluation_mode(self.model):
-            found = [
-                tuple(each.cpu() for each in read(_log_probabilities(self.model, row[where]), where))
-                for row in self.stream.flatten(1, 2)  # (B T, C)
-                for where in chunks_of(B * T, self.model)
-            ]
-        return [torch.cat(parts).view(n_rows, B, T, -1) for parts in zip(*found, strict=True)]
+            for where in chunks_of(B * T, self.model):
+                output = _log_probabilities(self.model, last[where])
+                rows = [read(_log_probabilities(self.model, row[where]), output, where) for row in early]
+                rows.append(read(output, output, where))
+                chunks.append([torch.stack(parts).cpu() for parts in zip(*rows, strict=True)])  # (n_layer + 1, n, k)
+        return [torch.cat(parts, dim=1).view(n_rows, B, T, -1) for parts in zip(*chunks, strict=True)]
 
 
 def logit_lens(model: GPT, tokens: Tensor, document_ids: Tensor | None = None) -> LogitLens:
@@ -125,6 +146,11 @@ def _log_probabilities(model: GPT, stream: Tensor) -> Tensor:
     return model.logits(model.final_norm(stream)).float().log_softmax(dim=-1)
 
 
-def _ids_and_values(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    best = values.topk(k)
-    return best.indices, best.values
+def _of_targets(log_p: Tensor, targets: Tensor) -> Tensor:
+    """(n, V) log-probabilities at (n,) ids -> (n, 1)."""
+    return log_p.gather(-1, targets[:, None])
+
+
+def _divergence(output: Tensor, log_p: Tensor) -> Tensor:
+    """KL(output || lens) of (n, V) log-probabilities -> (n, 1)."""
+    return (output.exp() * (output - log_p)).sum(-1, keepdim=True)

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-from torch import Tensor
 
 from minigpt.config import LensConfig
 from minigpt.frames import require_frame, write_frame
-from minigpt.inspection.lens import logit_lens
+from minigpt.inspection.lens import Reading, logit_lens
 from minigpt.lab.prompts import check_position, encode_text, text_of, written
 from minigpt.markdown import table
 from minigpt.runs.loading import LoadedModel, load_model
 
 COLUMNS = ("after", "position", "token", "next_token", "next_probability", "kl", "top_token", "top_probability")
 """Columns of --out: a row for each depth and position."""
-
-
-class _Read(NamedTuple):
-    """What the lens reads from one text of T tokens, at each of n_layer + 1 depths."""
-
-    log_p: Tensor
-    """(n_layer + 1, T): log-probability of the next token; meaningless at the last, which has none."""
-    kl: Tensor
-    """(n_layer + 1, T)."""
-    ids: Tensor
-    """(n_layer + 1, T, k), likeliest first."""
-    p: Tensor
-    """(n_layer + 1, T, k)."""
 
 
 def read_lens(config: LensConfig) -> str:
@@ -43,10 +27,8 @@ def read_lens(config: LensConfig) -> str:
     tokens = encode_text(loaded, config.text)
     position = check_position(config.position, len(tokens))
     ids = torch.tensor([tokens], device=config.device)
-    lens = logit_lens(loaded.model, ids)
-    found = _Read(
-        lens.log_probabilities(ids.roll(-1, 1))[:, 0], lens.kl()[:, 0], *(x[:, 0] for x in lens.top(config.top))
-    )
+    # The last position's target is the first token, which nothing shows: what comes next is not known there.
+    found = Reading(*(each[:, 0] for each in logit_lens(loaded.model, ids).read(ids.roll(-1, 1), config.top)))
     parts = [_by_depth(found), _at(loaded, found, tokens, position)]
     if config.out is not None:
         write_frame(config.out, COLUMNS, _rows(loaded, found, tokens))
@@ -54,25 +36,25 @@ def read_lens(config: LensConfig) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def depths(n_rows: int) -> list[str]:
+def _depths(n_rows: int) -> list[str]:
     """Names of the rows: the embedding, then the number of the layer after which the stream is read."""
     return ["embedding", *(str(layer) for layer in range(n_rows - 1))]
 
 
-def _by_depth(found: _Read) -> str:
+def _by_depth(found: Reading) -> str:
     """Means over the text."""
-    losses, kl = -found.log_p[:, :-1], found.kl.mean(1)
+    losses, kl = -found.log_probabilities[:, :-1], found.kl.mean(1)
     if not losses.numel():
         return ""  # one token: nothing in the text is predicted
     same = (found.ids[..., 0] == found.ids[-1, :, 0]).float().mean(1)
     rows = [
         [name, f"{loss:.3f}", f"{divergence:.3f}", f"{share:.0%}"]
-        for name, loss, divergence, share in zip(depths(len(kl)), losses.mean(1), kl, same, strict=True)
+        for name, loss, divergence, share in zip(_depths(len(kl)), losses.mean(1), kl, same, strict=True)
     ]
     return table(["after layer", "loss (nats)", "KL(output || lens)", "same top token"], rows)
 
 
-def _at(loaded: LoadedModel, found: _Read, tokens: list[int], position: int) -> str:
+def _at(loaded: LoadedModel, found: Reading, tokens: list[int], position: int) -> str:
     """The likeliest next tokens at one position."""
     tokenizer, has_next = loaded.tokenizer, position + 1 < len(tokens)
     what = f"position {position}, after {written(tokenizer, tokens[position])}"
@@ -81,20 +63,24 @@ def _at(loaded: LoadedModel, found: _Read, tokens: list[int], position: int) -> 
         header.append(f"p of {written(tokenizer, tokens[position + 1])}")
     header += [f"top {rank}" for rank in range(1, found.ids.shape[-1] + 1)]
     rows = []
-    for row, name in enumerate(depths(len(found.ids))):
-        cells = [f"{float(found.log_p[row, position].exp()):.3f}"] if has_next else []
-        best = zip(found.ids[row, position].tolist(), found.p[row, position].tolist(), strict=True)
+    for row, name in enumerate(_depths(len(found.ids))):
+        cells = [f"{float(found.log_probabilities[row, position].exp()):.3f}"] if has_next else []
+        best = zip(found.ids[row, position].tolist(), found.probabilities[row, position].tolist(), strict=True)
         rows.append([name, *cells, *(f"{written(tokenizer, token)} {share:.3f}" for token, share in best)])
     return f"{what}\n\n{table(header, rows)}"
 
 
-def _rows(loaded: LoadedModel, found: _Read, tokens: list[int]) -> list[list[object]]:
+def _rows(loaded: LoadedModel, found: Reading, tokens: list[int]) -> list[list[object]]:
     """Rows of `COLUMNS`."""
     texts = [text_of(loaded.tokenizer, token) for token in tokens]
     following: list[str | None] = [*texts[1:], None]
     rows = list[list[object]]()
-    for row, name in enumerate(depths(len(found.ids))):
-        p, kl, best = found.log_p[row].exp().tolist(), found.kl[row].tolist(), found.p[row, :, 0].tolist()
+    for row, name in enumerate(_depths(len(found.ids))):
+        p, kl, best = (
+            found.log_probabilities[row].exp().tolist(),
+            found.kl[row].tolist(),
+            found.probabilities[row, :, 0].tolist(),
+        )
         top = [text_of(loaded.tokenizer, token) for token in found.ids[row, :, 0].tolist()]
         for t, text in enumerate(texts):
             known = p[t] if t + 1 < len(tokens) else None
