@@ -168,12 +168,13 @@ def test_a_label_is_the_score_that_exceeds_its_threshold_by_most() -> None:
         "previous_token": np.array([[0.39, 0.5, 0.8, np.nan]]),
         "relation: bracket": np.array([[0.19, 0.1, 0.1, 0.2]]),
         "entropy": np.array([[1.0, 1.0, 1.0, 1.0]]),
+        "relation: copy": np.array([[0.9, 0.9, 0.9, 0.9]]),
     }
     assert label_heads(scores) == [[None, "induction", "previous token", "bracket"]]
     assert label_heads({"entropy": scores["entropy"]}) == []
     columns, rows = head_table(scores)
     assert columns == ["layer", "head", "label", *scores]
-    assert rows[1] == [0, 1, "induction", 0.9, 0.5, 0.1, 1.0]
+    assert rows[1] == [0, 1, "induction", 0.9, 0.5, 0.1, 1.0, 0.9]
     assert rows[3][3] is None
 
 

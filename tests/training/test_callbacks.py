@@ -96,8 +96,8 @@ def test_repeats_show_whether_a_head_copies_and_distance_does_not_explain_it(tmp
     model = load_model(run.path)
     tally = RelationTally()
     for window, links in zip(*windows_of(model.tokenizer, probe), strict=True):
-        weights = np.eye(len(window), dtype=np.float32)
-        for query in range(len(window)):
+        weights = np.zeros((len(window), len(window)), dtype=np.float32)
+        for query in range(window.index(-1) if -1 in window else len(window)):
             earlier = [key for key in range(1, query + 1) if window[key - 1] == window[query]]
             weights[query] = np.eye(len(window))[earlier[-1] if earlier else 0]
         tally.add(weights[None, None], links)
@@ -108,7 +108,7 @@ def test_repeats_show_whether_a_head_copies_and_distance_does_not_explain_it(tmp
 def windows_of(tokenizer: Tokenizer, saved: dict[str, Any]) -> tuple[list[list[int]], Sequence[Sequence[Link]]]:
     """The measured windows of a saved probe, and their links."""
     links = [Link(name, query, tuple(keys)) for name, query, *keys in saved["links"]]
-    probe = Probe.of(tokenizer, saved["tokens"], 128, 96, known=links)
+    probe = Probe.of(tokenizer, saved["tokens"], 128, 96, known=links, one_by_one=True)
     return probe.windows[:, :-1].tolist(), probe.window_links
 
 

@@ -22,6 +22,8 @@ Kind = Literal["zero", "mean", "resample"]
 at the same position. Mean and resample keep the model closer to what it was trained on (Chan et al. 2022, causal
 scrubbing, https://www.alignmentforum.org/posts/JvZhhzycHu2Yd57RN)."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
+UNKNOWN = -1
+"""Id after the end of a text that is shorter than the others in a batch: its losses are NaN, and count nowhere."""
 TOKENS = 1024
 """Tokens per forward pass, unless one window is longer."""
 LOGITS = 1 << 24
@@ -78,19 +80,20 @@ class Ablation:
     parts: tuple[str, ...]
     kind: Kind
     changes: Tensor
-    """(n_parts, B, T) float32 on the CPU: loss without the part minus loss with it, in nats. Positive: it helps."""
+    """(n_parts, B, T) float32 on the CPU: loss without the part minus loss with it, in nats. Positive: it helps. NaN
+    after the end of a shorter text."""
     losses: Tensor
     """(B, T) losses of the whole model, in nats."""
 
     @property
     def mean(self) -> Tensor:
         """(n_parts,) float64, nats per token."""
-        return self.changes.double().mean(dim=(1, 2))
+        return self.changes.double().nanmean(dim=(1, 2))
 
     @property
     def spread(self) -> Tensor:
         """(n_parts,) standard deviation of the windows' means; NaN for one window."""
-        windows = self.changes.double().mean(dim=2)
+        windows = self.changes.double().nanmean(dim=2)
         return windows.std(dim=1) if windows.shape[1] > 1 else torch.full_like(windows[:, 0], torch.nan)
 
 
@@ -108,7 +111,7 @@ def ablation(
 
     Args:
         model: not modified.
-        tokens: (B, T + 1) ids: B windows of a text.
+        tokens: (B, T + 1) ids: B windows of a text; UNKNOWN after the end of a shorter one.
         kind: what replaces the output of a part; see `Kind`. The other window of each is drawn with a fixed seed.
         parts: names as for `Part.of`; every head on its own when not given, in the order of the layers.
         positions: which of the T predictions are returned.
@@ -126,13 +129,13 @@ def ablation(
             "text, or take mean"
         )
     other, rows = _other_windows(B), max(1, TOKENS // max(T, 1))
-    means = _mean_outputs(model, tokens[:, :-1], rows) if kind == "mean" else None
+    means = _mean_outputs(model, tokens, rows) if kind == "mean" else None
     changes, whole = list[Tensor](), list[Tensor]()
     for start in range(0, B, rows):
         with evaluation_mode(model):
             stand_in = means
             if kind == "resample":
-                stand_in = _outputs(model, tokens[other[start : start + rows], :-1])
+                stand_in = _outputs(model, tokens[other[start : start + rows]])
             found = _changes(model, tokens[start : start + rows], wanted, stand_in, positions)
         changes.append(found[1:] - found[0])
         whole.append(found[0])
@@ -146,8 +149,13 @@ def ablation_by_token(model: GPT, tokens: Tensor, kind: Kind = "zero") -> Tensor
 
 
 def losses(model: GPT, tokens: Tensor) -> Tensor:
-    """Cross-entropy of each prediction: (B, T + 1) ids to (B, T) losses in nats."""
-    return _losses_at(model, model.hidden(tokens[:, :-1]), tokens[:, 1:])
+    """Cross-entropy of each prediction: (B, T + 1) ids to (B, T) losses in nats, NaN for a target of UNKNOWN."""
+    return _losses_at(model, model.hidden(_inputs(tokens)), tokens[:, 1:])
+
+
+def _inputs(tokens: Tensor) -> Tensor:
+    # Any id will do after the end of a text: attention is causal.
+    return tokens[:, :-1].clamp(min=0)
 
 
 def _other_windows(n: int) -> Tensor:
@@ -208,7 +216,7 @@ def _updates(block: nn.Module) -> tuple[Attention, nn.Module, nn.Module]:
 
 
 def _outputs(model: GPT, tokens: Tensor) -> _Outputs:
-    """Outputs of every layer in a forward pass."""
+    """Outputs of every layer in a forward pass of (B, T + 1) ids."""
     found = _Outputs([], [], [])
     with contextlib.ExitStack() as stack:
         for block in model.blocks:
@@ -218,7 +226,7 @@ def _outputs(model: GPT, tokens: Tensor) -> _Outputs:
             for module, outputs in zip(adds, (found.attentions, found.mlps), strict=True):
                 keep = _keeper(outputs)
                 stack.callback(module.register_forward_hook(keep).remove)
-        model.hidden(tokens)
+        model.hidden(_inputs(tokens))
     return found
 
 
@@ -232,18 +240,19 @@ def _mean_outputs(model: GPT, tokens: Tensor, rows: int) -> _Outputs:
     for start in range(0, len(tokens), rows):
         with evaluation_mode(model):
             found = _outputs(model, tokens[start : start + rows])
+        counted = tokens[start : start + rows, 1:, None] != UNKNOWN
         for name, each in vars(found).items():
-            added = [output.float().sum(dim=(0, 1)) for output in each]
+            added = [(output.float() * counted).sum(dim=(0, 1)) for output in each]
             old = getattr(sums, name) or [torch.zeros_like(one) for one in added]
             setattr(sums, name, [a + b for a, b in zip(old, added, strict=True)])
-    dtype = next(model.parameters()).dtype
-    return _Outputs(*([total.div(tokens.numel()).to(dtype) for total in each] for each in vars(sums).values()))
+    n, dtype = int((tokens[:, 1:] != UNKNOWN).sum()), next(model.parameters()).dtype
+    return _Outputs(*([total.div(n).to(dtype) for total in each] for each in vars(sums).values()))
 
 
 def _changes(model: GPT, tokens: Tensor, parts: Sequence[Part], instead: _Outputs | None, positions: slice) -> Tensor:
     """(1 + n_parts, B, T) losses on the CPU: of the whole model, then without each part."""
     targets = tokens[:, 1:][:, positions]
-    inputs = _block_inputs(model, tokens[:, :-1])
+    inputs = _block_inputs(model, _inputs(tokens))
     found = [_losses_from(model, 0, inputs, targets, positions)]
     for part in parts:
         with _ablated(model, part, instead):
@@ -295,4 +304,6 @@ def _losses_at(model: GPT, x: Tensor, targets: Tensor) -> Tensor:
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """(B, T, V) logits and (B, T) targets -> (B, T) nats."""
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+    known = targets.clamp(min=0).flatten()
+    each = F.cross_entropy(logits.float().flatten(0, 1), known, reduction="none").view(targets.shape)
+    return each.masked_fill(targets == UNKNOWN, torch.nan)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minigpt.data.tokenizers.base import Tokenizer, first_token
 from minigpt.inspection import capture, statistics
-from minigpt.inspection.ablation import Kind, ablation
+from minigpt.inspection.ablation import UNKNOWN, Kind, ablation
 from minigpt.inspection.circuits import copying, symmetry
 from minigpt.inspection.glossary import FEW_LINKS, RELATION
 from minigpt.inspection.measuring import measure
@@ -54,6 +54,8 @@ LABELS: Mapping[str, float] = {
 }
 """Score -> threshold for a head to get this label; among several, the one exceeded by the largest factor wins."""
 RELATION_LABEL = 0.2
+UNLABELLED = RELATION + "copy"
+"""The relation of `repeats`: the heads that follow it are induction heads, and have that label."""
 FEWEST_LINKS = 5
 """Relations with fewer links give a head no label: the mean is noisy, as its interval says."""
 
@@ -112,7 +114,7 @@ def score_heads(
         scores |= repeated_ablation(model, first_token(tokenizer), numbers)
     single = {name: score.astype(np.float32) for name, score in scores.items()}
     snapshot = replace(snapshot, scores=single, numbers=numbers)
-    return HeadScores(snapshot, relations, len(ablated) * (ablated.shape[1] - 1), ablation_kind)
+    return HeadScores(snapshot, relations, int((ablated[:, 1:] != UNKNOWN).sum()), ablation_kind)
 
 
 def measure_repeated(model: GPT, start: int) -> tuple[dict[str, Heads], dict[str, float]]:
@@ -149,10 +151,11 @@ def repeated_tokens(model: GPT, start: int, period: int) -> Tensor:
 def in_context_score(each: Tensor) -> float | None:
     """In-context learning score of (B, T) losses: mean of the last tenth of the context minus that of the second tenth.
 
-    More negative is better (Olsson et al. 2022: loss of the 500th token minus the 50th). None below 20 tokens.
+    More negative is better (Olsson et al. 2022: loss of the 500th token minus the 50th). None below 20 tokens, and for
+    windows of different lengths.
     """
     tenth = each.shape[1] // 10
-    if tenth < 2:
+    if tenth < 2 or each.isnan().any():  # short texts have no late tokens, and long ones are other texts
         return None
     return float(each[:, -tenth:].double().mean() - each[:, tenth : 2 * tenth].double().mean())
 
@@ -248,7 +251,9 @@ def relation_scores(found: Mapping[str, RelationScore]) -> dict[str, Heads]:
 
 def label_heads(scores: Mapping[str, npt.NDArray[np.floating]]) -> list[list[str | None]]:
     """The best label of each head, by layer; None where no score reaches its threshold."""
-    thresholds = dict(LABELS) | {name: RELATION_LABEL for name in scores if name.startswith(RELATION)}
+    thresholds = dict(LABELS) | {
+        name: RELATION_LABEL for name in scores if name.startswith(RELATION) and name != UNLABELLED
+    }
     known = [name for name in thresholds if name in scores]
     if not known:
         return []

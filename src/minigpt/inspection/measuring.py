@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minigpt.inspection.ablation import losses
+from minigpt.inspection.ablation import UNKNOWN, losses
 from minigpt.inspection.capture import attention_hooks, evaluation_mode
 from minigpt.inspection.relations import Heads, Link, RelationScore, RelationTally, stacked
 from minigpt.inspection.statistics import Statistic
@@ -46,7 +46,7 @@ def measure(
 
     Args:
         model: not modified.
-        tokens: (B, T + 1) ids, one or more rows.
+        tokens: (B, T + 1) ids, one or more rows; UNKNOWN after the end of a shorter one, where nothing counts.
         wanted: name -> statistic.
         links: links of each row.
     """
@@ -55,7 +55,7 @@ def measure(
     each = []
     rows = max(1, TOKENS // max(T, 1))
     for start in range(0, B, rows):
-        tally.links = links[start : start + rows]
+        tally.links, tally.counted = links[start : start + rows], tokens[start : start + rows, 1:] != UNKNOWN
         with evaluation_mode(model), attention_hooks(model, tally.add):
             each.append(losses(model, tokens[start : start + rows]).cpu())
     return Measured(tally.scores(), torch.cat(each), tally.relations())
@@ -71,6 +71,8 @@ class _Tally:
         self.largest = torch.full((n_layer, n_head), -torch.inf, dtype=torch.float64)
         self.links: Sequence[Sequence[Link]] = ()
         """Of each row in the current forward pass."""
+        self.counted = torch.ones(1, 1, dtype=torch.bool)
+        """(B, T): its queries that count."""
         self.linked = [RelationTally() for _ in range(n_layer)]
         """For each layer, the weights on links."""
 
@@ -82,13 +84,15 @@ class _Tally:
             scores = attention_scores(query, key, spec, queries)
             weights = weights_of(scores, spec["similarity"])
             places = torch.arange(queries.start, queries.stop, device=weights.device)
-            self.largest[layer] = torch.maximum(self.largest[layer], scores.amax(dim=(0, 2, 3)).cpu())
+            out = ~self.counted[:, None, queries.start : queries.stop].to(weights.device)  # (B, 1, R)
+            largest = scores.amax(dim=3).masked_fill(out, -torch.inf).amax(dim=(0, 2))
+            self.largest[layer] = torch.maximum(self.largest[layer], largest.cpu())
             for name, statistic in self.wanted.items():
-                values = statistic(weights, places)  # (B, H, R)
+                values = statistic(weights, places).masked_fill(out, torch.nan)  # (B, H, R)
                 self.sums[name][layer] += values.nansum(dim=(0, 2)).cpu()
                 self.counts[name][layer] += (~values.isnan()).sum(dim=(0, 2)).cpu()
             if any(self.links):
-                parts.append(weights.float().cpu())
+                parts.append(weights.masked_fill(out[..., None], 0.0).float().cpu())
         for row, own in enumerate(self.links):
             if own:
                 self.linked[layer].add(torch.cat([part[row] for part in parts], dim=1).numpy(), own)  # (H, T, T)

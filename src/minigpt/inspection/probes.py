@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from minigpt.data.relations import Example
 from minigpt.data.tokenizers.base import Tokenizer, decode
 from minigpt.errors import UserError
 from minigpt.files import write_text
+from minigpt.inspection.ablation import UNKNOWN
 from minigpt.inspection.python_relations import python_relations
 from minigpt.inspection.relations import Link, links, moved, token_spans, within
 
@@ -28,7 +30,7 @@ class Probe:
     tokens: tuple[int, ...]
     """Ids of the tokens whose attention maps are shown."""
     windows: Tensor
-    """(B, T + 1) ids on which heads are scored."""
+    """(B, T + 1) ids on which heads are scored; UNKNOWN after the end of a shorter text."""
     links: tuple[Link, ...]
     """Links between `tokens`."""
     window_links: tuple[tuple[Link, ...], ...]
@@ -47,6 +49,8 @@ class Probe:
         most_shown: int,
         most_measured: int = PROBE_TOKENS,
         known: Sequence[Link] | None = None,
+        *,
+        one_by_one: bool = False,
     ) -> Probe:
         """Make a probe from the beginning of a text.
 
@@ -57,7 +61,11 @@ class Probe:
             most_shown: maximum number of tokens whose maps are shown.
             most_measured: maximum number of tokens in the windows; a single window may be longer.
             known: links between the tokens; those of Python code when not given.
+            one_by_one: each text, from one end_of_text to the next, is a window of its own, as with data.mode=examples,
+                and the longest is shown. Together, a model sees what it was never trained on: text after text.
         """
+        if one_by_one:
+            return cls._of_texts(tokenizer, tokens, context_length, most_shown, most_measured, known)
         shown = tuple(tokens[: min(most_shown, context_length)])
         T = min(context_length, len(tokens) - 1)
         n_windows = max(1, min(most_measured, len(tokens) - 1) // T) if T else 0
@@ -69,6 +77,40 @@ class Probe:
             windows,
             within(found, 0, len(shown)),
             tuple(within(found, i * T, i * T + T) for i in range(n_windows)),
+            tuple(used),
+            within(found, 0, len(used)),
+        )
+
+    @classmethod
+    def _of_texts(
+        cls,
+        tokenizer: Tokenizer,
+        tokens: Sequence[int],
+        context_length: int,
+        most_shown: int,
+        most_measured: int,
+        known: Sequence[Link] | None,
+    ) -> Probe:
+        bounds = [0, *(i for i, token in enumerate(tokens) if token == tokenizer.end_of_text and i), len(tokens)]
+        spans = list[tuple[int, int]]()
+        for first, end in pairwise(bounds):  # a text longer than the context has several windows
+            if sum(stop - start for start, stop in spans) < most_measured:
+                spans += [(at, min(end, at + context_length)) for at in range(first, end, context_length)]
+        used = tokens[: spans[-1][1] + 1]
+        found = links_of_documents(tokenizer, used) if known is None else known
+        first, end = max(spans, key=lambda span: span[1] - span[0])
+        shown = (first, min(end, first + most_shown))
+        # The target of a text's last token is the next end_of_text. A row without a target is dropped.
+        spans = [(start, stop) for start, stop in spans if start + 1 < len(used)]
+        T = max((min(stop, len(used) - 1) - start for start, stop in spans), default=0)
+        windows = torch.full((len(spans), T + 1), UNKNOWN)
+        for row, (start, stop) in zip(windows, spans, strict=True):
+            row[: len(used[start : stop + 1])] = torch.tensor(used[start : stop + 1])
+        return cls(
+            tuple(used[slice(*shown)]),
+            windows,
+            within(found, *shown),
+            tuple(within(found, *span) for span in spans),
             tuple(used),
             within(found, 0, len(used)),
         )

@@ -17,6 +17,7 @@ from minigpt.data.tokenizers.base import decode
 from minigpt.errors import UserError
 from minigpt.files import require_page, write_text
 from minigpt.frames import is_frame, require_frame, to_pandas, write_frame
+from minigpt.inspection.ablation import UNKNOWN
 from minigpt.inspection.heads import HeadScores, label_heads, score_heads
 from minigpt.inspection.probes import Probe, read_examples, read_probe
 from minigpt.inspection.relations import Link, RelationScore, within
@@ -92,7 +93,8 @@ def inspect_runs(config: InspectConfig, text: str | None = None) -> Inspection:
     loaded = load_model(path, config.device)
     tokens, known = _tokens(loaded, config, text)
     length, measured = _bounds(loaded, config.max_tokens)
-    probe = Probe.of(loaded.tokenizer, tokens, length, config.max_tokens, measured, known)
+    one_by_one = loaded.config.data.mode == "examples"
+    probe = Probe.of(loaded.tokenizer, tokens, length, config.max_tokens, measured, known, one_by_one=one_by_one)
     ablated = parts_to_ablate(config.ablate, loaded.model, probe.windows)  # fails before the work
     last, seen = loaded, _score(loaded, probe, config)
     title, frames, scored = name_of(config.run), [seen.snapshot], [(name_of(config.run), seen)]
@@ -156,11 +158,12 @@ def _bounds(loaded: LoadedModel, max_tokens: int) -> tuple[int, int]:
 def _left_out(seen: HeadScores, probe: Probe, n_tokens: int) -> str:
     """What was not measured, or on less, because the model is large."""
     lines, B, T = list[str](), len(probe.windows), probe.windows.shape[1] - 1
-    if T and (B + 1) * T <= min(n_tokens, MEASURED):  # another window would have been scored
-        lines.append(f"The model is large: heads are scored on {B * T:,} of {n_tokens:,} tokens.")
-    if seen.ablated_tokens < B * T:
+    n = int((probe.windows[:, 1:] != UNKNOWN).sum())
+    if n == B * T > 0 and (B + 1) * T <= min(n_tokens, MEASURED):  # another window would have been scored
+        lines.append(f"The model is large: heads are scored on {n:,} of {n_tokens:,} tokens.")
+    if seen.ablated_tokens < n:
         lines.append(
-            f"The model is large: the loss without each head is of {seen.ablated_tokens:,} of {B * T:,} tokens."
+            f"The model is large: the loss without each head is of {seen.ablated_tokens:,} of {n:,} tokens."
             if seen.ablated_tokens
             else "The model is large: the loss without each head is left out; --device cuda has it."
         )

@@ -92,12 +92,12 @@ def ablation_table(model: GPT, windows: Tensor, parts: Sequence[str], kind: Kind
     if not parts:
         return ""
     found = ablation(model, windows.to(next(model.parameters()).device), kind=kind, parts=parts)
-    loss, (B, T) = float(found.losses.double().mean()), found.losses.shape
+    loss, B, n = float(found.losses.double().nanmean()), len(windows), int((~found.losses.isnan()).sum())
     rows = [
         [name, f"{loss + change:.4f}", f"{change:+.4f}", f"{spread:.4f}" if B > 1 else "–"]
         for name, change, spread in zip(found.parts, found.mean.tolist(), found.spread.tolist(), strict=True)
     ]
-    said = f"Loss {loss:.4f} nats per token, on {B * T:,} tokens in {B} window{'s' * (B > 1)}; {kind} ablation:"
+    said = f"Loss {loss:.4f} nats per token, on {n:,} tokens in {B} window{'s' * (B > 1)}; {kind} ablation:"
     return f"{said}\n{table(['without', 'loss', 'change', 'spread'], rows)}"
 
 

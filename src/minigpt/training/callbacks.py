@@ -282,7 +282,8 @@ def _probe(config: Config, data: PreparedData) -> Probe:
         raise UserError(f"attention.{given}; give a text, or remove the setting to use the beginning of the val split")
     if config.data.mode == "examples" and known is None:  # each training text starts with end_of_text too
         tokens = [data.tokenizer.end_of_text, *tokens]
-    return Probe.of(data.tokenizer, tokens, context_length, settings.max_tokens, known=known)
+    one_by_one = config.data.mode == "examples"
+    return Probe.of(data.tokenizer, tokens, context_length, settings.max_tokens, known=known, one_by_one=one_by_one)
 
 
 def _step(path: Path) -> int:
