@@ -168,7 +168,7 @@ class Run:
             clean: prompt after which the model predicts the answer.
             corrupted: the same prompt, changed so that it does not; as many tokens.
             answer: text of one token.
-            settings: those of `minigpt patch`: minus, method, sender, through_mlps, position, device.
+            settings: those of `minigpt patch`: minus, method, steps, sender, through_mlps, position, device.
 
         Raises:
             UserError: an unknown setting, or what `minigpt patch` refuses.

@@ -195,9 +195,10 @@ def test_the_path_runs_from_the_previous_token_head_into_the_key_of_the_inductio
     assert all(float(other.effect(name).nan_to_num().abs().max()) < 0.05 for name in other.values)
 
 
-def test_attribution_agrees_with_activation_patching_on_the_circuit() -> None:
+@pytest.mark.parametrize("steps", [1, 4])
+def test_attribution_agrees_with_activation_patching_on_the_circuit(steps: int) -> None:
     model, contrast = circuit_contrast()
-    exact, estimated = activation_patching(model, contrast), attribution_patching(model, contrast)
+    exact, estimated = activation_patching(model, contrast), attribution_patching(model, contrast, steps=steps)
     for name in ("resid_pre", "attn_out", "head", "head_position", "pattern"):
         pair = torch.stack([exact.effect(name).flatten(), estimated.effect(name).flatten()])
         assert float(torch.corrcoef(pair)[0, 1]) > 0.9, name

@@ -1,5 +1,7 @@
 """Patching equals TransformerLens' on the same weights, and finds the circuit of a trained model."""
 
+import dataclasses
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,11 @@ from small_runs import small_settings
 
 from minigpt.cli.main import dispatch
 from minigpt.cli.parsing import parse_training
-from minigpt.inspection.patching import Contrast, activation_patching, attribution_patching, path_patching
-from minigpt.runs.loading import load_model, save_weights
+from minigpt.config import PatchConfig
+from minigpt.inspection.capture import capture_attention
+from minigpt.inspection.patching import Contrast, Patching, activation_patching, attribution_patching, path_patching
+from minigpt.lab.patch import patch_run
+from minigpt.runs.loading import LoadedModel, load_model, save_weights
 from minigpt.training.run import train
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -35,6 +40,7 @@ def test_every_patch_has_the_effect_that_it_has_in_transformer_lens(
 ) -> None:
     from transformer_lens import patching as theirs
     from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.tools.analysis.attribution_patching import attribution_patch
 
     monkeypatch.chdir(tmp_path)
     loaded = load_model(train(small_settings(tmp_path, model=MODELS[name], attention={"enabled": False})).path)
@@ -59,6 +65,13 @@ def test_every_patch_has_the_effect_that_it_has_in_transformer_lens(
         if site == "head_position":
             expected = expected.transpose(1, 2)  # theirs is (layer, position, head)
         torch.testing.assert_close(found.values[site], expected, rtol=0, atol=1e-4, msg=site)
+    estimated = attribution_patching(loaded.model, contrast, ["head_position"], steps=1)
+    nodes = attribution_patch(bridge, clean, corrupted, metric).node_scores
+    heads = {node: score for node, score in nodes.items() if node.kind == "attn_head_out"}
+    assert len(heads) == estimated.values["head_position"].numel()
+    for node, score in heads.items():
+        change = estimated.values["head_position"][node.layer, node.head, node.position] - estimated.corrupted
+        assert float(change) == pytest.approx(score, abs=1e-4)
     paths = path_patching(loaded.model, contrast, (0, 1))
     for component in "qkv" if loaded.model.config.kv_heads == loaded.model.config.n_head else "q":
         expected = theirs.get_act_patch_direct_path(
@@ -67,21 +80,59 @@ def test_every_patch_has_the_effect_that_it_has_in_transformer_lens(
         torch.testing.assert_close(paths.values[component][1:], expected[1:], rtol=0, atol=1e-4, msg=component)
 
 
+def swapped(loaded: LoadedModel, seed: int) -> Contrast:
+    """Twelve characters, a new one, and one of the twelve again, which in the corrupted prompt has another's place."""
+    end, n_tokens = loaded.tokenizer.end_of_text, loaded.tokenizer.vocab_size
+    *text, new = random.Random(seed).sample([token for token in range(n_tokens) if token != end], 13)
+    other = list(text)
+    other[3], other[8] = text[8], text[3]
+    clean, corrupted = (torch.tensor([[end, *each, new, text[3]]]) for each in (text, other))
+    return Contrast(clean, corrupted, answer=text[4], minus=text[9])
+
+
+def changes(found: list[Patching], name: str) -> torch.Tensor:
+    """Of the logit difference, on average over prompts: single patches depend on the characters."""
+    return torch.stack([each.values[name] - each.corrupted for each in found]).mean(0)
+
+
+def check_circuit(loaded: LoadedModel) -> None:
+    contrasts = [swapped(loaded, seed) for seed in range(16)]
+    exact, estimated = (
+        [patch(loaded.model, each) for each in contrasts] for patch in (activation_patching, attribution_patching)
+    )
+    assert sum(each.clean for each in exact) > sum(each.corrupted for each in exact) + 8
+    for site in ("resid_pre", "attn_out", "head", "head_position"):
+        pair = torch.stack([changes(both, site).flatten() for both in (exact, estimated)])
+        assert float(torch.corrcoef(pair)[0, 1]) > 0.9, site
+    paths = [[path_patching(loaded.model, each, (0, head)) for each in contrasts] for head in range(4)]
+    into = {name: torch.stack([changes(of_head, name)[1] for of_head in paths]) for name in "qkv"}  # (sender, receiver)
+    assert float(into["k"].sum()) > 3 * max(float(into[name].sum().abs()) for name in "qv")
+    # The head of the first layer that matters most is the one whose output the keys read.
+    previous_token = int(changes(exact, "head")[0].argmax())
+    assert int(into["k"].sum(1).argmax()) == previous_token
+    with capture_attention(loaded.model) as maps:
+        loaded.model(contrasts[0].clean)
+    # Its window has four tokens. It attends to the one or two before, and not to its own.
+    before = sum(maps[0][0, previous_token].diagonal(-distance)[3:].mean() for distance in (1, 2))
+    assert float(before) > 0.5
+
+
 @pytest.mark.slow  # trains for two minutes
-def test_a_trained_induction_circuit_is_found_and_gradients_agree(tmp_path: Path) -> None:
+def test_a_trained_induction_circuit_runs_through_keys_and_its_gradients_agree(tmp_path: Path) -> None:
     words = [str(ROOT / "configs" / "induction.yaml"), "--trainer.logger=false", f"--runs_dir={tmp_path / 'runs'}"]
     config, _ = parse_training([*words, f"--data.dir={tmp_path / 'data'}", "--attention.enabled=false"])
-    loaded = load_model(train(config).path)
-    encode, end = loaded.tokenizer.encode, loaded.tokenizer.end_of_text
-    clean, corrupted = (
-        torch.tensor([[end, *encode(text)]]) for text in ("abcdefgXYZ012-abcdefg", "abcdefmXYZ012-abcdefg")
-    )
-    contrast = Contrast(clean, corrupted, answer=encode("X")[0])
-    exact, estimated = (patch(loaded.model, contrast) for patch in (activation_patching, attribution_patching))
-    print(exact.clean, exact.corrupted, exact.effect("head"), estimated.effect("head"))
-    for site in ("head", "head_position", "attn_out"):
-        pair = torch.stack([exact.effect(site).flatten(), estimated.effect(site).flatten()])
-        print(site, float(torch.corrcoef(pair)[0, 1]))
-    for head in range(4):
-        found = path_patching(loaded.model, contrast, (0, head))
-        print(head, {name: found.effect(name)[1].tolist() for name in "qkv"})
+    check_circuit(load_model(train(config).path))
+
+
+@pytest.mark.slow  # Lightning takes seconds to import
+@pytest.mark.parametrize("method", ["activation", "attribution", "path"])
+def test_on_a_device_without_float64_the_effects_are_those_on_the_cpu(method: Any, tmp_path: Path) -> None:
+    from pretended_mps import pretended_mps
+
+    run = train(small_settings(tmp_path, attention={"enabled": False}, trainer={"max_steps": 2})).path
+    config = PatchConfig(str(run), "1 plus 2 is", "1 plus 3 is", " ", method=method)
+    expected = patch_run(config)
+    with pretended_mps():
+        found = patch_run(dataclasses.replace(config, device="mps:0"))
+    for ours, theirs in zip(found.maps, expected.maps, strict=True):
+        torch.testing.assert_close(ours.values, theirs.values, rtol=0, atol=1e-5, equal_nan=True)

@@ -300,6 +300,8 @@ class PatchConfig(Section):
     """Text of one token whose logit is subtracted from that of answer: the answer after corrupted."""
     method: Literal["activation", "attribution", "path"] = "activation"
     """activation: copy one activation at a time; attribution: estimate that by a gradient; path: from head to head."""
+    steps: PositiveInt = 4
+    """With method=attribution: gradients averaged, from the corrupted to the clean prompt; 1 for the first alone."""
     sender: Annotated[str, matches(r"(?a:\d{1,6}\.\d{1,6})", "give LAYER.HEAD, as 0.3")] | None = None
     """With method=path: patch paths from this head only, LAYER.HEAD; from every head when not given."""
     through_mlps: bool = False
@@ -313,6 +315,7 @@ class PatchConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.method == "attribution" or self.steps == 4, "steps: only --method attribution uses it; omit it")
         require(self.method == "path" or self.sender is None, "sender: only --method path uses it; leave it out")
         require(
             self.method == "path" or not self.through_mlps, "through_mlps: only --method path uses it; leave it out"

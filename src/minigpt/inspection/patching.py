@@ -2,7 +2,7 @@
 
 Activation patching (Meng et al. 2022, https://arxiv.org/abs/2202.05262; Heimersheim and Nanda 2024,
 https://arxiv.org/abs/2404.15255) copies one activation of the clean prompt into the corrupted one and runs the rest of
-the model. Attribution patching estimates all such patches from one gradient (Nanda 2023,
+the model. Attribution patching estimates all such patches from gradients (Nanda 2023,
 https://www.neelnanda.io/mechanistic-interpretability/attribution-patching). Path patching copies what one head adds
 into the input of one later head only (Wang et al. 2022, https://arxiv.org/abs/2211.00593; Goldowsky-Dill et al. 2023,
 https://arxiv.org/abs/2304.05969).
@@ -10,7 +10,7 @@ https://arxiv.org/abs/2304.05969).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -136,14 +136,23 @@ def activation_patching(model: GPT, contrast: Contrast, sites: Sequence[str] = t
     return Patching(clean, corrupted, values)
 
 
-def attribution_patching(model: GPT, contrast: Contrast, sites: Sequence[str] = tuple(SITES)) -> Patching:
+def attribution_patching(
+    model: GPT, contrast: Contrast, sites: Sequence[str] = tuple(SITES), *, steps: int = 4
+) -> Patching:
     """Estimate `activation_patching` to first order: the metric's gradient times clean minus corrupted activation.
 
-    A few forward and backward passes instead of one pass for each patch. It is least accurate for large changes, as of
-    resid_pre in early layers, and where a softmax is saturated. With similarity hard, the gradient is that of
-    the softmax.
+    A few forward and backward passes instead of one pass for each patch. The gradient is the mean of those at `steps`
+    points on the way from the corrupted to the clean embedding (integrated gradients: Hanna et al. 2024,
+    https://arxiv.org/abs/2403.17806): at the corrupted prompt alone, a saturated softmax has almost none. With
+    similarity hard, the gradient is that of the softmax.
 
-    Args, returns and raises: as `activation_patching`.
+    Args:
+        model: not modified.
+        contrast: prompts and metric.
+        sites: names in SITES.
+        steps: 1 is the estimate at the corrupted prompt alone (Nanda 2023), as in TransformerLens.
+
+    Returns and raises: as `activation_patching`.
     """
     wanted = _named(sites)
     with evaluation_mode(model):
@@ -154,7 +163,9 @@ def attribution_patching(model: GPT, contrast: Contrast, sites: Sequence[str] = 
             # One layer at a time where the weights of all would be too many.
             n_weights = len(names) * model.config.n_head * contrast.clean.shape[-1] ** 2
             groups = [[each] for each in names] if name == "pattern" and n_weights > MOST_NUMBERS else [names]
-            changes = [change for group in groups for change in _estimates(model, contrast, group, list(axes.values()))]
+            changes = [
+                change for group in groups for change in _estimates(model, contrast, group, list(axes.values()), steps)
+            ]
             values[name] = corrupted + torch.stack(changes)
     return Patching(clean, corrupted, values)
 
@@ -281,20 +292,30 @@ def _patch(activation: Tensor, axes: Sequence[int], places: Tensor, tensor: Tens
     return patched
 
 
-def _estimates(model: GPT, contrast: Contrast, names: Sequence[str], axes: Sequence[int]) -> Iterator[Tensor]:
-    """First-order change of the metric by each patch, in each layer, float32 on the CPU."""
-    clean = _capture(model, contrast, contrast.clean, names)
-    corrupted: dict[str, Tensor] = {}
+def _estimates(model: GPT, contrast: Contrast, names: Sequence[str], axes: Sequence[int], steps: int) -> Tensor:
+    """(number of names, ...): first-order change of the metric by each patch, float32 on the CPU."""
+    first = "blocks.0.resid_pre"
+    clean, corrupted = (
+        _capture(model, contrast, tokens, [*names, first]) for tokens in (contrast.clean, contrast.corrupted)
+    )
+    total: dict[str, Tensor] = {}
+    for step in range(steps):
+        begin = torch.lerp(corrupted[first], clean[first], step / steps)
+        met: dict[str, Tensor] = {}
 
-    def keep(tensor: Tensor, name: str) -> Tensor:
-        # Frozen weights give a stream without a gradient: it begins here then.
-        corrupted[name] = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
-        return corrupted[name]  # written, so that the output depends on this tensor
+        def keep(tensor: Tensor, name: str, met: dict[str, Tensor] = met) -> Tensor:
+            # Frozen weights give a stream without a gradient: it begins here then.
+            met[name] = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+            return met[name]  # written, so that the output depends on this tensor
 
-    with torch.enable_grad():
-        metric = _metrics(model, contrast, contrast.corrupted, dict.fromkeys(names, keep)).sum()
-        gradients = torch.autograd.grad(metric, [corrupted[name] for name in names])
-    for name, gradient in zip(names, gradients, strict=True):
-        change = (gradient * (clean[name] - corrupted[name].detach())).float()
-        first = change.movedim(list(axes), list(range(len(axes))))  # what is summed over comes last
-        yield first.flatten(len(axes)).sum(-1).cpu()
+        with torch.enable_grad(), hooks(model, {first: partial(_replace, begin)}):
+            metric = _metrics(model, contrast, contrast.corrupted, dict.fromkeys(names, keep)).sum()
+            gradients = torch.autograd.grad(metric, [met[name] for name in names])
+        for name, gradient in zip(names, gradients, strict=True):
+            total[name] = total[name] + gradient if name in total else gradient
+    changes = []
+    for name in names:
+        change = (total[name] / steps * (clean[name] - corrupted[name])).float()
+        change = change.movedim(list(axes), list(range(len(axes))))  # what is summed over comes last
+        changes.append(change.flatten(len(axes)).sum(-1).cpu())
+    return torch.stack(changes)

@@ -58,7 +58,7 @@ WORDS = {
 """Title and explanation of each map."""
 METHODS = {
     "activation": "activation patching",
-    "attribution": "attribution patching: first-order estimates",
+    "attribution": "attribution patching: estimates from gradients",
     "path": "path patching",
 }
 
@@ -105,8 +105,9 @@ def patch_run(config: PatchConfig) -> Patches:
     else:
         if config.method == "activation":
             _tell_if_slow(loaded, len(labels[0]))
-        patch = activation_patching if config.method == "activation" else attribution_patching
-        patching = patch(loaded.model, contrast)
+            patching = activation_patching(loaded.model, contrast)
+        else:
+            patching = attribution_patching(loaded.model, contrast, steps=config.steps)
         ends, maps = patching, [_map(patching, name, labels[0]) for name in patching.values]
     answers = [label(loaded.tokenizer, token) for token in (contrast.answer, contrast.minus) if token is not None]
     metric = "logit" if len(answers) == 1 else "logit difference"
