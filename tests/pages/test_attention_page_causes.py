@@ -240,3 +240,14 @@ def test_every_score_says_what_it_means_on_pointing_and_in_the_legend(show):
 
 def test_a_page_whose_scores_are_unknown_has_no_legend(show):
     assert not show(history()).page.locator("#legend").is_visible()
+
+
+def test_many_scores_and_their_open_legend_fit_whatever_the_width(show):
+    names = ("induction", "duplicate_token", "entropy", "previous_token", "mean_distance", "near_zero", "keys_for_90")
+    scores = {name: np.full((2, 3), 43.17) for name in (*names, "relation: previous occurrence", "ablation")}
+    view = show([dataclasses.replace(history()[-1], scores=scores)], width=360, causes=[made_causes()])
+    view.page.locator("#legend summary").click()
+    for width in range(330, 420, 6):
+        view.page.set_viewport_size({"width": width, "height": 700})
+        assert view.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert view.page.locator("#legend dd").first.bounding_box()["width"] > 300

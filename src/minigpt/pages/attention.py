@@ -50,7 +50,7 @@ def render_page(
     security policy allows only its own script and style, by their hashes, so text of a data set can neither run nor
     load anything.
 
-    Measured: 55 kB for the page itself, and 0.85 to 0.96 characters for each weight on or below the diagonal of trained
+    Measured: 67 kB for the page itself, and 0.85 to 0.96 characters for each weight on or below the diagonal of trained
     heads, half of that where earlier steps are rounded more (`packing.coarsen`): 1.6 MB for ten steps of a trained
     model with 6 x 6 heads and 128 tokens, 2.2 to 4.2 MB for a step of 12 x 12 noisy heads and 256 tokens. Scores, next
     tokens and lengths of values added 21 kB a step to 6 x 6 heads and 128 tokens.
