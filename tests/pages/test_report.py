@@ -1,6 +1,7 @@
 """The report of a run: one file that says the same of a run folder and of its W&B run, in a real browser, safely."""
 
 import csv
+import dataclasses
 import html
 import io
 import json
@@ -123,7 +124,7 @@ def test_the_report_of_a_real_run_shows_its_numbers_texts_and_heads(
     view.point(0, 0.4)  # steps 10 to 60
     losses = [float(first["train/loss"]), float(second["val/loss"])]
     assert view.values(0) == [f"{loss:.4g} at step 30" for loss in losses]
-    assert "2 layers" in view.text("dl")
+    assert "2 layers" in view.text("body > dl")
     first_sample = RunFolder(tiny_run).samples(60).read_text().split("──── ")[1].removesuffix("\n\n")
     assert view.page.locator(".text").first.text_content() == first_sample.partition("\n")[2]
     frame = view.page.frame_locator("iframe")
@@ -168,7 +169,7 @@ def test_what_the_run_is_stands_at_the_top(show: Any) -> None:
         "3.125 train/lossnats per token; at step 40",
         "40 stepsof 50 planned",
     ]
-    facts = view.page.locator("dd").all_text_contents()
+    facts = view.page.locator("body > dl dd").all_text_contents()
     assert facts == [
         "2 layers, 3 heads each, 24 wide, context of 64 tokens",
         "window [8, None]",
@@ -458,3 +459,27 @@ def test_a_report_is_written_again_when_the_run_has_gone_on(tmp_path: Path) -> N
     data = re.search('"application/json">(.*?)</script>', (tmp_path / "report.html").read_text())
     assert data is not None
     assert json.loads(data[1])[0]["lines"][0]["steps"] == [10, 20]
+
+
+def test_each_curve_says_what_it_means_on_pointing_and_in_a_folded_legend(show: Any) -> None:
+    view = show(RECORD)
+    titles = view.page.evaluate("[...document.querySelectorAll('.entry')].map(e => e.title)")
+    assert titles
+    assert all("Higher means" in title for title in titles)
+    legends = view.page.locator("details.legend")
+    assert not legends.locator("dd").first.is_visible()
+    for i in range(2):
+        legends.nth(i).locator("summary").click()
+    assert legends.nth(0).locator("dt").all_text_contents() == list(RECORD.curves)[:4]
+    assert legends.nth(1).locator("dt").all_text_contents() == ["attn/entropy_mean"]
+    assert sorted(legends.locator("dd").all_text_contents()) == sorted(titles)
+
+
+def test_curves_that_the_glossary_does_not_know_have_no_meaning_and_hostile_names_are_text(show: Any) -> None:
+    hostile = f'relation: "><b>{HOSTILE[0]}'
+    record = dataclasses.replace(RECORD, curves={"own/number": {0: 1.0}, hostile: {0: 1.0}}, page=None)
+    view = show(record)
+    titles = view.page.evaluate("[...document.querySelectorAll('.entry')].map(e => e.title)")
+    assert titles[0] == ""
+    assert HOSTILE[0] in titles[1]
+    assert view.page.locator("img, dd b").count() == 0

@@ -14,6 +14,7 @@ from torch import Tensor
 from minigpt.data.tokenizers.base import Tokenizer, first_token
 from minigpt.inspection import capture, statistics
 from minigpt.inspection.ablation import UNKNOWN, Kind, ablation
+from minigpt.inspection.causes import Causes, find_causes
 from minigpt.inspection.circuits import copying, symmetry
 from minigpt.inspection.glossary import FEW_LINKS, RELATION
 from minigpt.inspection.measuring import measure
@@ -71,6 +72,8 @@ class HeadScores:
     """Number of the text's tokens on which heads were ablated; large models have fewer, or none."""
     ablation_kind: Kind = "zero"
     """What replaced the heads' outputs."""
+    causes: Causes | None = None
+    """Of each prediction in the text that is shown; only where everything is computed."""
 
 
 def score_heads(
@@ -107,14 +110,17 @@ def score_heads(
         if (score := in_context_score(found.losses)) is not None:
             numbers["icl_score"] = score
     numbers |= summary(scores)
-    ablated = probe.windows[:0]
+    ablated, causes = probe.windows[:0], None
     if everything:
         ablated = affordable_windows(model, probe.windows)
         scores |= circuit_scores(model, snapshot.weights) | text_ablation(model, ablated, ablation_kind)
         scores |= repeated_ablation(model, first_token(tokenizer), numbers)
+        can_ablate = affordable_tokens(model) >= len(probe.tokens)
+        causes = find_causes(model, tokenizer, probe.tokens, probe.following, with_ablation=can_ablate)
     single = {name: score.astype(np.float32) for name, score in scores.items()}
     snapshot = replace(snapshot, scores=single, numbers=numbers)
-    return HeadScores(snapshot, relations, int((ablated[:, 1:] != UNKNOWN).sum()), ablation_kind)
+    n_ablated = int((ablated[:, 1:] != UNKNOWN).sum())
+    return HeadScores(snapshot, relations, n_ablated, ablation_kind, causes)
 
 
 def measure_repeated(model: GPT, start: int) -> tuple[dict[str, Heads], dict[str, float]]:

@@ -40,6 +40,12 @@ class Probe:
     text_links: tuple[Link, ...]
     """Links between them."""
 
+    @property
+    def following(self) -> int | None:
+        """Id of the token after `tokens`, or None where the text ends with them."""
+        T = len(self.tokens)
+        return int(self.windows[0, T]) if len(self.windows) and self.windows.shape[1] > T else None
+
     @classmethod
     def of(
         cls,

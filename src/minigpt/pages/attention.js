@@ -1,15 +1,17 @@
 // Draws the attention page from the snapshots in #data (JSON).
 const data = JSON.parse($("data").textContent);
 const { tokens, n_layer: L, n_head: H, n_tokens: T } = data;
-const [A, B] = data.runs, { steps } = A, names = data.score_names;
+const [A, B] = data.runs, { steps } = A, names = data.score_names, MEANING = new Map(data.glossary);
 const TRIANGLE = T * (T + 1) / 2;         // levels of one head: row i has i + 1 of them and starts at i * (i + 1) / 2
 const SIZE = L * H * TRIANGLE;            // levels of one step
 const LISTED = 8;                         // tokens in each ranked list
 const state = { frame: steps.length - 1, layer: 0, head: 0, token: T - 1, direction: "from", scale: "sqrt", hide: false,
   score: names.length ? 0 : -1, order: "place", minimum: 0,       // score: place in names; minimum: percent of its range
-  values: false, view: "a", relation: -1 };                       // view: a, b or diff; relation: place in data.links
+  values: false, view: "a", relation: -1,                         // view: a, b or diff; relation: place in data.links
+  panel: "keys" };                                                // or a name in CAUSES
 let shown;                                // weights that the maps show, see look()
-let under = null;                         // under the pointer: { token } of the text, or { cell } of the large map
+let under = null;                         // under the pointer: { token } of the text, or { cell } of the large map;
+                                          // { cell, link } where a chosen relation put it
 let pointed = -1;                         // head whose curve is under the pointer
 
 // ---- the numbers -------------------------------------------------------------------------------------------------
@@ -25,6 +27,7 @@ async function decode() {
   for (const run of data.runs) {
     run.levels = await framesOf(run.levels, SIZE);
     if (run.norms) run.norms = await framesOf(run.norms, L * H * T);
+    if (run.causes) await decodeCauses(run.causes);
     // The slider has the steps of A: for each of them the index of this run's nearest step.
     run.nearest = steps.map((step) => run.steps.reduce((best, other, i) =>
       (Math.abs(other - step) < Math.abs(run.steps[best] - step) ? i : best), 0));
@@ -285,7 +288,8 @@ function brief(x, signed) {
   return size ? x.toExponential(0) : number(x).slice(0, 1);
 }
 
-const isChange = (score) => isDifference() || names[score] === "ablation";
+const inNats = (score) => ["ablation", "ablation_repeated"].includes(names[score]);
+const isChange = (score) => isDifference() || inNats(score);
 const shownScore = (x, score) => number(x, isChange(score));
 
 // Range of the chosen score over all heads and steps, for both the slider and the curves.
@@ -333,6 +337,7 @@ function arrange() {
     thumb.style.gridArea = "";
   });
   if (ranked) inOrder().forEach((i, k) => { thumbs[i].style.gridArea = `${2 + Math.floor(k / H)} / ${2 + k % H}`; });
+  $("score").title = $("curve-title").title = MEANING.get(names[state.score]) ?? "";
   $("order").disabled = $("minimum").disabled = state.score < 0;
   $("minimum").value = state.minimum;
   $("minimum-value").textContent = minimum === null ? "any" : shownScore(minimum, state.score);
@@ -341,7 +346,7 @@ function arrange() {
 function drawScores() {
   const i = selected(), loss = names.indexOf("ablation"), change = scoreAt(state.frame, loss, i);
   $("head-scores").replaceChildren(...names.map((name, score) => {
-    const item = make("span");
+    const item = make("span", { title: MEANING.get(name) ?? "" });
     item.append(make("bdi", { textContent: words(name) }), " ",
       make("b", { textContent: shownScore(scoreAt(state.frame, score, i), score) }), " ");
     return item;
@@ -357,7 +362,7 @@ function drawScores() {
 const EDGE = 7, LEFT = 40;                // margins of the chart in pixels; the range is written at the left
 
 // Least range of the y axis, so that noise looks small: scores are shares, ablation is in nats.
-const leastSpan = () => (names[state.score] === "ablation" ? 0.01 : 0.1);
+const leastSpan = () => (inNats(state.score) ? 0.01 : 0.1);
 
 // The y axis: the range of the scores, widened to the least span, but not across zero.
 function axis() {
@@ -447,6 +452,16 @@ function pointCurve(event) {
 
 const pairsOf = () => data.links[state.relation]?.[1] ?? [];        // [query, key] of the chosen relation
 
+// Shows a relation at its first link in the text, on the map too.
+function chooseRelation(relation) {
+  state.relation = relation;
+  const first = pairsOf().reduce((a, b) => (b[0] < a[0] ? b : a), pairsOf()[0]);
+  if (!first) return set({ relation });
+  const [query, key] = first;
+  set({ token: state.direction === "from" ? query : key });
+  point({ cell: first, link: true });
+}
+
 // Outlines the cells of the chosen relation: a dark line with a light one inside shows on every colour.
 function drawLinks() {
   const canvas = $("links"), side = $("large").clientWidth, scale = devicePixelRatio, context = canvas.getContext("2d");
@@ -505,7 +520,8 @@ function describe() {
   const { layer, head, token, direction, scale, hide, frame, order, values, view, relation } = state;
   Object.assign(root.dataset, { layer, head, token, direction, scale, hide, frame, step: steps[frame],
     score: names[state.score] ?? "", order, minimum: least() ?? "", values, view,
-    otherStep: B ? B.steps[frameOf(B)] : "", relation: data.links[relation]?.[0] ?? "" });
+    otherStep: B ? B.steps[frameOf(B)] : "", relation: data.links[relation]?.[0] ?? "",
+    panel: state.panel });
 }
 
 function drawHead() {
@@ -525,6 +541,7 @@ function drawHead() {
   drawLinks();
   drawLinked();
   drawNext();
+  drawCauses();
   describe();
 }
 
@@ -541,7 +558,8 @@ function drawAll() {
 
 function set(changes) {
   Object.assign(state, changes);
-  const ofOneHead = ["layer", "head", "token", "direction", "relation"];
+  if (under?.link && "token" in changes) under = null;
+  const ofOneHead = ["layer", "head", "token", "direction", "relation", "panel"];
   if (Object.keys(changes).every((name) => ofOneHead.includes(name))) drawHead(); else drawAll();
 }
 
@@ -609,6 +627,10 @@ function build() {
     }
   }
   names.forEach((name, score) => $("score").append(make("option", { value: score, textContent: words(name) })));
+  $("legend").hidden = MEANING.size === 0;
+  for (const [name, meaning] of MEANING) {
+    $("legend").lastElementChild.append(make("dt", { textContent: words(name) }), make("dd", { textContent: meaning }));
+  }
   $("score").value = state.score;
   data.links.forEach(([name], i) => $("relation").append(make("option", { value: i, textContent: words(name) })));
   $("relation-label").hidden = data.links.length === 0;
@@ -646,9 +668,10 @@ function listen() {
   onInput("score", ({ value }) => ({ score: Number(value), minimum: 0 }));
   onInput("order", ({ value }) => ({ order: value }));
   onInput("minimum", ({ value }) => ({ minimum: Number(value) }));
-  onInput("relation", ({ value }) => ({ relation: Number(value) }));
+  $("relation").addEventListener("input", () => chooseRelation(Number($("relation").value)));
   onInput("values", ({ checked }) => ({ values: checked }));
   for (const name of ["direction", "view"]) onChoice(name, (value) => set({ [name]: value }));
+  listenToCauses();
   $("curve").addEventListener("pointermove", pointCurve);
   $("curve").addEventListener("pointerleave", () => { pointed = -1; drawCurve(); });
   $("curve").addEventListener("click", (event) => {

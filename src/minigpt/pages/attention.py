@@ -6,21 +6,30 @@ import html
 import json
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from minigpt.inspection import packing
+from minigpt.inspection.glossary import term_of
 from minigpt.inspection.relations import Link
 from minigpt.inspection.snapshot import Snapshot
+from minigpt.pages.causes import causes_data
 from minigpt.pages.colormap import COLOURS, DIFFERENCE_COLOURS
 from minigpt.pages.documents import Page, base64_of, document, json_for_html, policy_of
+
+if TYPE_CHECKING:  # it loads torch, which a report does without
+    from minigpt.inspection.causes import Causes
 
 Labels = Sequence[Sequence[str | None]]
 """Label of each head, n_layer x n_head; None for a head without one."""
 
 # Further probabilities are small, and each adds to the size of the page.
 _NEXT_TOKENS = 5
+
+# What the lists of causes show, by the glossary's names.
+_TOOLS = ("logit_lens", "loss_attribution", "ablation")
 
 # Pages with more weights than this (about 1 MB of trained heads) round all steps but the last more.
 _EXACT_WEIGHTS = 1_000_000
@@ -33,6 +42,7 @@ def render_page(
     links: Sequence[Link] = (),
     labels: Sequence[Labels] = (),
     other: Sequence[Snapshot] = (),
+    causes: Sequence[Causes | None] = (),
 ) -> Page:
     """Render the attention page: all heads, one head large, the text, the strongest keys, a slider over the steps.
 
@@ -40,7 +50,7 @@ def render_page(
     security policy allows only its own script and style, by their hashes, so text of a data set can neither run nor
     load anything.
 
-    Measured: 55 kB for the page itself, and 0.85 to 0.96 characters for each weight on or below the diagonal of trained
+    Measured: 67 kB for the page itself, and 0.85 to 0.96 characters for each weight on or below the diagonal of trained
     heads, half of that where earlier steps are rounded more (`packing.coarsen`): 1.6 MB for ten steps of a trained
     model with 6 x 6 heads and 128 tokens, 2.2 to 4.2 MB for a step of 12 x 12 noisy heads and 256 tokens. Scores, next
     tokens and lengths of values added 21 kB a step to 6 x 6 heads and 128 tokens.
@@ -54,12 +64,14 @@ def render_page(
         labels: labels of the heads for each snapshot, in the order given; or none at all.
         other: snapshots of a second run or checkpoint, of the same tokens and shape. The page then shows either or
             the difference, at the nearest steps.
+        causes: of the last snapshot, and of the last of `other`; for the same tokens. The page lists those of the
+            selected token, whatever step its maps show.
 
     Returns:
         The document as ASCII text.
 
     Raises:
-        ValueError: there is no snapshot, tokens or shapes differ, or links or labels do not fit them.
+        ValueError: there is no snapshot, tokens or shapes differ, or links, labels or causes do not fit them.
     """
     order = sorted(range(len(snapshots)), key=lambda i: snapshots[i].step)
     runs = [[snapshots[i] for i in order], sorted(other, key=lambda snapshot: snapshot.step)]
@@ -67,6 +79,8 @@ def render_page(
     _check_alike(frames if snapshots else [])
     _check_links(links, len(frames[0].tokens))
     _check_labels(labels, snapshots)
+    found = [*causes, None, None][:2]
+    _check_causes(found, len(frames[0].tokens))
     n_layer, n_head, n_tokens, _ = frames[0].weights.shape
     names = list(dict.fromkeys(name for frame in frames for name in frame.scores))
     with_norms = all(frame.value_norms is not None for frame in frames)
@@ -87,7 +101,12 @@ def render_page(
         "score_names": names,
         "labels": [[name for layer in labels[i] for name in layer] for i in order] if labels else None,
         "links": list(pairs.items()),
-        "runs": [_run_data(run, names, texts, with_norms) for run in runs if run],
+        "runs": [
+            _run_data(run, names, texts, with_norms) | {"causes": own and causes_data(own, run[-1].step, texts)}
+            for run, own in zip(runs, found, strict=True)
+            if run
+        ],
+        "glossary": _meanings([*names, *(_TOOLS if any(found) else ())]),
         "texts": list(texts),  # after the runs, which fill it
         "rounding": f"{rounding}.",
     }
@@ -109,6 +128,12 @@ def renew_page(page: str) -> Page | None:
         return document("attention", html.unescape(title[1]), data=json_for_html(json.loads(data[1])))
     except (ValueError, RecursionError):
         return None
+
+
+def _meanings(names: Sequence[str]) -> list[tuple[str, str]]:
+    """(name, meaning) of the names that the glossary knows."""
+    terms = [(name, term_of(name)) for name in dict.fromkeys(names)]
+    return [(name, term.text) for name, term in terms if term is not None]
 
 
 def _run_data(
@@ -161,6 +186,12 @@ def _check_alike(frames: Sequence[Snapshot]) -> None:
             raise ValueError(
                 f"snapshots must be of the same tokens, but those of step {first.step} and step {other.step} differ"
             )
+
+
+def _check_causes(causes: Sequence[Causes | None], n_tokens: int) -> None:
+    for each in causes:
+        if each is not None and len(each.targets) != n_tokens:
+            raise ValueError(f"causes must be of the {n_tokens} tokens shown, got {len(each.targets)}")
 
 
 def _check_links(links: Sequence[Link], n_tokens: int) -> None:

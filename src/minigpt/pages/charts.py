@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 WIDTH, HEIGHT = 2000, 1000
 """Units of the SVG's viewBox, which is stretched to the page; the same as in report.js."""
@@ -27,6 +27,8 @@ class Chart:
     wide: bool = False
     least_span: float = 0.0
     """Least range of the y axis, in the unit of the values."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """Name -> what the line shows, as a tooltip."""
 
     def html(self, number: int) -> str:
         """The chart as a <figure>; `number` is its index among the charts of a document."""
@@ -48,12 +50,13 @@ class Chart:
                 # A dot is a zero-length line with round caps, which stays round where the drawing is stretched.
                 dots = "".join(f"M{x(step)} {y(value)}h0" for step, value in points)
                 drawn.append(f'<path class="dots line-{place}" d="{dots}"/>')
+        captions = "".join(self._caption(place, *line) for place, line in enumerate(lines.items()))
         told = "; ".join(f"{name} {_latest(points)}" for name, points in lines.items())
         values = "".join(f'<text x="100%" y="{y(row) / HEIGHT:.2%}">{_label(row)}</text>' for row in rows)
         steps = "".join(f'<text x="{x(step) / WIDTH:.2%}" y="11">{_label(step)}</text>' for step in columns)
         return (
             f'<figure class="chart{" wide" if self.wide else ""}" id="chart-{number}">'
-            f"<figcaption>{''.join(map(_caption, range(len(lines)), lines.items()))}</figcaption>"
+            f"<figcaption>{captions}</figcaption>"
             f'<div class="plot"><svg class="left" aria-hidden="true">{values}</svg>'
             f'<svg class="lines" viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" tabindex="0" role="slider"'
             f' aria-label="{html.escape(" and ".join(lines))} over the steps" aria-valuemin="{first}"'
@@ -77,6 +80,13 @@ class Chart:
             ],
         }
 
+    def _caption(self, place: int, name: str, points: _Points) -> str:
+        dots = '<path class="dots" d="M12 5h0"/>' if len(points) <= MOST_DOTS else ""
+        sample = f'<svg class="sample line-{place}" aria-hidden="true"><path class="line" d="M1 5H23"/>{dots}</svg>'
+        value = f'<span class="value">{_latest(points)}</span>'
+        note = f' title="{html.escape(self.notes[name])}"' if name in self.notes else ""
+        return f'<span class="entry"{note}>{sample} <bdi>{html.escape(name)}</bdi> {value}</span>'
+
     def _points(self) -> dict[str, _Points]:
         return {name: thinned(list(line.items())) for name, line in self.lines.items()}
 
@@ -96,14 +106,6 @@ def thinned(points: _Points, most: int = MOST_POINTS) -> _Points:
         places = range(stretch * len(points) // n_stretches, (stretch + 1) * len(points) // n_stretches)
         kept |= {min(places, key=lambda i: points[i][1]), max(places, key=lambda i: points[i][1])}
     return [points[i] for i in sorted(kept)]
-
-
-def _caption(place: int, line: tuple[str, _Points]) -> str:
-    name, points = line
-    dots = '<path class="dots" d="M12 5h0"/>' if len(points) <= MOST_DOTS else ""
-    sample = f'<svg class="sample line-{place}" aria-hidden="true"><path class="line" d="M1 5H23"/>{dots}</svg>'
-    value = f'<span class="value">{_latest(points)}</span>'
-    return f'<span class="entry">{sample} <bdi>{html.escape(name)}</bdi> {value}</span>'
 
 
 def _latest(points: _Points) -> str:

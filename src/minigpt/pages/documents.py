@@ -26,6 +26,9 @@ _STYLES = {
     "report": ("theme",),
 }
 
+# Scripts shared by pages or apart for their size, in this order, before a page's own.
+_SCRIPTS = {"attention": ("page", "causes")}
+
 # Characters that could end the JSON's <script> element, or begin a comment or an entity. json.dumps already escapes
 # everything that is not ASCII (U+2028 and U+2029 end a line in JavaScript).
 _RISKY = {character: f"\\u{ord(character):04x}" for character in "<>&"}
@@ -124,7 +127,7 @@ def _style(name: str) -> str:
 
 
 def _script(name: str) -> str:
-    return _file("parts/page.js") + _file(f"{name}.js")
+    return "".join([*(_file(f"parts/{part}.js") for part in _SCRIPTS.get(name, ("page",))), _file(f"{name}.js")])
 
 
 def _hash(text: str) -> str:

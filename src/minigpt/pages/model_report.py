@@ -116,9 +116,16 @@ def inspect_runs(config: InspectConfig, text: str | None = None) -> Inspection:
         ]
         parts = [headings[0], *parts, headings[1], *tables(scored[1][1]), _ablations(second, probe, ablated, config)]
         parts += ["A - B", _differences(seen.snapshot, scored[1][1].snapshot, config)]
-    other = [each.snapshot for _, each in scored[1:]] if config.compare is not None else []
+    others = [each for _, each in scored[1:]] if config.compare is not None else []
     labels = [label_heads(frame.scores) for frame in frames]
-    page = render_page(frames, title=title, links=probe.links, labels=labels if all(labels) else (), other=other)
+    page = render_page(
+        frames,
+        title=title,
+        links=probe.links,
+        labels=labels if all(labels) else (),
+        other=[each.snapshot for each in others],
+        causes=[each.causes for each in (seen, *others)],
+    )
     said = "\n\n".join(part for part in parts if part)
     return Inspection(page, said, seen.snapshot, seen.relations, *rows_of_heads(scored))
 
@@ -167,6 +174,8 @@ def _left_out(seen: HeadScores, probe: Probe, n_tokens: int) -> str:
             if seen.ablated_tokens
             else "The model is large: the loss without each head is left out; --device cuda has it."
         )
+    if seen.causes is not None and seen.causes.ablation is None:
+        lines.append("The model is large: the loss of each token without each head is left out; --device cuda has it.")
     return "\n".join(lines)
 
 

@@ -14,6 +14,7 @@ import yaml
 from minigpt.config import ReportConfig
 from minigpt.errors import UserError
 from minigpt.files import reason, refuse_url, require_page, write_text
+from minigpt.inspection.glossary import term_of
 from minigpt.pages.charts import Chart, short
 from minigpt.pages.documents import (
     Page,
@@ -83,10 +84,11 @@ def render_report(record: RunRecord) -> Page:
     names += sorted(record.curves.keys() - {*LOSSES, *ORDER})
     of_attention = [name for name in names[:MOST_CHARTS] if name.startswith("attn/")]
     of_training = [name for name in names[:MOST_CHARTS] if name not in of_attention]
-    charts = [Chart(losses, wide=True)] if losses else []
+    notes = {name: term.text for name in (*losses, *names[:MOST_CHARTS]) if (term := term_of(name)) is not None}
+    charts = [Chart(losses, wide=True, notes=notes)] if losses else []
     first, split = len(charts), len(charts) + len(of_training)
     charts += [
-        Chart({name: record.curves[name]}, least_span=SHARES if name.startswith(BOUNDED) else 0.0)
+        Chart({name: record.curves[name]}, least_span=SHARES if name.startswith(BOUNDED) else 0.0, notes=notes)
         for name in (*of_training, *of_attention)
     ]
     drawn = [chart.html(number) for number, chart in enumerate(charts)]
@@ -95,9 +97,9 @@ def render_report(record: RunRecord) -> Page:
         missing.append(f"Curves beyond the first {MOST_CHARTS}: {', '.join(names[MOST_CHARTS:])}.")
     body = [
         _header(record),
-        _section("Training", *drawn[:first], _grid(drawn[first:split])),
+        _section("Training", *drawn[:first], _grid(drawn[first:split]), _legend(notes, [*losses, *of_training])),
         _section("Samples", _samples(record.samples, record.curves)),
-        _section("Attention", _grid(drawn[split:]), _frame(record.page)),
+        _section("Attention", _grid(drawn[split:]), _legend(notes, of_attention), _frame(record.page)),
         _section("Pictures", _pictures(record.pictures[:MOST_PICTURES])),
         _section("Not shown", paragraphs_html(missing)),
     ]
@@ -183,6 +185,12 @@ def _at(settings: Mapping[str, Any], section: str, name: str) -> Any:
 
 def _grid(charts: Sequence[str]) -> str:
     return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
+
+
+def _legend(notes: Mapping[str, str], names: Sequence[str]) -> str:
+    """What the curves show, folded: the same as their tooltips, which touch screens lack."""
+    told = facts_html({name: notes[name] for name in names if name in notes})
+    return f'<details class="legend"><summary>what the curves show</summary>{told}</details>' if "<dt>" in told else ""
 
 
 def _samples(samples: Sequence[Sample], curves: Curves) -> str:

@@ -19,12 +19,16 @@ PER_ROW = 3
 SIDE = 168
 """Pixels of the longer side of a table."""
 MOST_PIXELS = 2400
-_MARGIN, _TITLE = 10, 34
+_MARGIN, _TITLE, _LEFT, _SCALE = 10, 48, 18, 24
+"""Pixels around each table; above it for its name, its best head and the head numbers; left of it for the layer
+numbers; at the top of the picture for the colour bar."""
+_BAR = 128  # pixels of the colour bar
+_LEAST_LABEL = 14  # pixels between two numbers of an axis
 _PAGE, _INK, _MUTED, _NOTHING = (255, 255, 255), (26, 31, 38), (89, 99, 110), (225, 229, 234)
 
 
 def scores_image(scores: Mapping[str, npt.NDArray[np.floating]]) -> npt.NDArray[np.uint8]:
-    """Draw a table for each of the main scores.
+    """Draw a table for each of the main scores: layers are rows, heads are columns.
 
     Args:
         scores: name -> (n_layer, n_head); those of SHOWN are drawn, clipped to 0..1; NaN is grey.
@@ -40,17 +44,44 @@ def scores_image(scores: Mapping[str, npt.NDArray[np.floating]]) -> npt.NDArray[
         raise ValueError(f"none of {', '.join(SHOWN)} is among the scores")
     n_layer, n_head = scores[names[0]].shape
     cell = max(1, min(SIDE // max(n_layer, n_head), MOST_PIXELS // (PER_ROW * n_head), 32))
-    width, height = max(SIDE, cell * n_head) + _MARGIN, cell * n_layer + _TITLE + _MARGIN
+    width, height = _LEFT + max(SIDE, cell * n_head) + _MARGIN, _TITLE + cell * n_layer + _MARGIN
     columns = min(PER_ROW, len(names))
     rows = -(-len(names) // columns)
-    picture = Image.new("RGB", (columns * width + _MARGIN, rows * height + _MARGIN), _PAGE)
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default()
+    # Room for the words beside the colour bar, where there is a single score.
+    size = max(columns * width, 2 * SIDE) + _MARGIN, _SCALE + rows * height + _MARGIN
+    picture = Image.new("RGB", size, _PAGE)
+    _draw_scale(picture)
     for number, name in enumerate(names):
-        left, top = _MARGIN + number % columns * width, _MARGIN + number // columns * height
-        draw.text((left, top), name.replace("_", " "), fill=_INK, font=font)
-        draw.text((left, top + 14), _best(scores[name]), fill=_MUTED, font=font)
-        picture.paste(Image.fromarray(_table(scores[name], cell)), (left, top + _TITLE))
+        left, top = _MARGIN + number % columns * width, _SCALE + _MARGIN + number // columns * height
+        picture.paste(Image.fromarray(_table(scores[name], cell)), (left + _LEFT, top + _TITLE))
+        _draw_words(picture, (left, top), cell, name, scores[name])
     return np.array(picture)
+
+
+def _draw_scale(picture: Image.Image) -> None:
+    """The colour bar from 0 to 1, and what the axes are."""
+    draw, font, middle = ImageDraw.Draw(picture), ImageFont.load_default(), _MARGIN + 6
+    bar = COLOURS[np.linspace(0, 255, _BAR).round().astype(int)][None].repeat(8, axis=0)
+    picture.paste(Image.fromarray(bar), (_MARGIN + 12, middle - 4))
+    draw.text((_MARGIN, middle), "0", fill=_INK, font=font, anchor="lm")
+    draw.text((_MARGIN + _BAR + 18, middle), "1", fill=_INK, font=font, anchor="lm")
+    draw.text((_MARGIN + _BAR + 36, middle), "rows: layers, columns: heads", fill=_MUTED, font=font, anchor="lm")
+
+
+def _draw_words(
+    picture: Image.Image, corner: tuple[int, int], cell: int, name: str, score: npt.NDArray[np.floating]
+) -> None:
+    """A table's name, its best head, and the numbers of layers and heads, some left out where they would touch."""
+    draw, font, (left, top) = ImageDraw.Draw(picture), ImageFont.load_default(), corner
+    draw.text((left, top), name.replace("_", " "), fill=_INK, font=font)
+    draw.text((left, top + 14), _best(score), fill=_MUTED, font=font)
+    every = -(-_LEAST_LABEL // cell)
+    for layer in range(0, len(score), every):
+        middle = top + _TITLE + layer * cell + cell // 2
+        draw.text((left + _LEFT - 4, middle), str(layer), fill=_MUTED, font=font, anchor="rm")
+    for head in range(0, score.shape[1], every if score.shape[1] < 100 else 2 * every):
+        middle = left + _LEFT + head * cell + cell // 2
+        draw.text((middle, top + _TITLE - 9), str(head), fill=_MUTED, font=font, anchor="mm")
 
 
 def _table(score: npt.NDArray[np.floating], cell: int) -> npt.NDArray[np.uint8]:

@@ -20,6 +20,7 @@ from minigpt.data.shards import PreparedData
 from minigpt.data.tokenising import RELATIONS
 from minigpt.errors import UserError
 from minigpt.files import write_csv, write_text
+from minigpt.inspection.causes import Causes
 from minigpt.inspection.heads import head_table, label_heads, score_heads
 from minigpt.inspection.probes import PROBE_TOKENS, Probe, read_examples
 from minigpt.inspection.snapshot import Snapshot, history_of
@@ -233,7 +234,7 @@ class AttentionMaps(Callback):
         seen = score_heads(model, self.tokenizer, self.probe, step, everything=is_last)
         snapshot = seen.snapshot
         snapshot.save(self.folder.snapshot(step))
-        grid, page = grid_image(snapshot), self._page(snapshot)
+        grid, page = grid_image(snapshot), self._page(snapshot, seen.causes)
         save_png(self.folder.attention_grid, grid)
         write_text(self.folder.attention_page, page)
         log_image(trainer.loggers, "attn/grid", grid, step)
@@ -247,7 +248,7 @@ class AttentionMaps(Callback):
         numbers = {**snapshot.numbers, "probe_seconds": time.perf_counter() - began}
         log_scalars(trainer.loggers, {f"attn/{name}": number for name, number in numbers.items()}, step)
 
-    def _page(self, newest: Snapshot) -> str:
+    def _page(self, newest: Snapshot, causes: Causes | None) -> str:
         earlier = [path for path in self.folder.snapshots if _step(path) < newest.step]
         history = history_of(newest, earlier, self.settings.max_snapshots)
         labels = [label_heads(snapshot.scores) for snapshot in history]
@@ -256,6 +257,7 @@ class AttentionMaps(Callback):
             title=f"{self.folder.path.name}: attention while training",
             links=self.probe.links,
             labels=labels if all(labels) else (),
+            causes=[causes],
         )
 
 
