@@ -130,6 +130,8 @@ def test_the_report_of_a_real_run_shows_its_numbers_texts_and_heads(
     frame = view.page.frame_locator("iframe")
     frame.locator(".thumb").nth(3).click()
     assert frame.locator("html").get_attribute("data-layer") == "1"
+    frame.locator("#panels input[value=ablation]").dispatch_event("click")
+    assert frame.locator("#causes-list li").count() == 4, "the loss of the last token without each head"
 
 
 def test_the_command_writes_the_report_into_the_runs_folder_and_nothing_else(
