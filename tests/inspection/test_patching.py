@@ -21,7 +21,7 @@ MODELS: list[dict[str, Any]] = [
     {"block": "parallel", "n_kv_head": 2},
     {"qk_norm_per_head": False, "document_mask": True, "end_of_text": 7, "position": "learned", "window": 6},
 ]
-QUICK = [{"similarity": name} for name in ("linear", "hopfield", "hard", "symmetric")]
+QUICK = [{"similarity": name} for name in ("linear", "symmetric")]
 QUICK += [KINDS[1], {"similarity": "uniform", "position": "learned"}, *MODELS[-3:]]
 GRID = [pytest.param(kind, id=str(kind), marks=() if kind in QUICK else SLOW) for kind in MODELS]
 CONTRAST = Contrast(torch.tensor([[1, 2, 3, 4, 5, 2]]), torch.tensor([[1, 9, 3, 4, 5, 2]]), answer=3, minus=8)

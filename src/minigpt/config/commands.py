@@ -309,7 +309,7 @@ class PatchConfig(Section):
     position: int = -1
     """Position whose logits are measured, from 0, or from the end as -1."""
     out: PathName | None = None
-    """Where the page goes; when not given, patching.html beside the weights."""
+    """Where the page goes, or all effects as .csv, .json or .parquet; patching.html beside the weights by default."""
     device: Device = "cpu"
     """Device: cpu, cuda, cuda:1, mps."""
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from minigpt.config import PatchConfig
-from minigpt.data.tokenizers.base import Tokenizer
 from minigpt.errors import UserError
 from minigpt.files import note, require_page, write_text
-from minigpt.generation.text import encode_prompt
+from minigpt.frames import is_frame, require_frame, write_frame
 from minigpt.inspection.patching import (
     SITES,
     Contrast,
@@ -22,6 +22,7 @@ from minigpt.inspection.patching import (
     path_patching,
 )
 from minigpt.interop.hub import is_foreign
+from minigpt.lab.prompts import encode_text, encode_token, written
 from minigpt.markdown import table
 from minigpt.pages.documents import Page
 from minigpt.pages.patching import HeatMap, render_patching
@@ -37,6 +38,8 @@ MOST_PATHS = 20_000
 """Maximum number of paths between heads. Each is a forward pass of the prompt."""
 SLOW = 1e13
 """Multiplications of all patches from which a note says how many passes there are: minutes on a CPU."""
+COLUMNS = ("patch", "where", "effect", "metric")
+"""Columns of --out for a table: a row for each patch."""
 WORDS = {
     "resid_pre": ("residual stream", "Input of one layer, at one position."),
     "attn_out": ("attention output", "What the attention of one layer adds to the stream, at one position."),
@@ -78,12 +81,15 @@ class Patches:
 
 
 def write_patches(config: PatchConfig) -> str:
-    """Write the page and return what to print. Arguments and errors as for `patch_run`."""
+    """Write the page, or a table of all effects, and return what to print. Arguments and errors as for `patch_run`."""
     beside = Path() if is_foreign(config.run) else Path(config.run)
     out = Path(config.out) if config.out else (beside if beside.is_dir() else beside.parent) / "patching.html"
-    if config.out:
-        require_page(out)  # fails before the work, and protects other files from being overwritten
+    if config.out:  # fails before the work, and protects other files from being overwritten
+        require_frame(out) if is_frame(out) else require_page(out)
     patches = patch_run(config)
+    if is_frame(out):
+        write_frame(out, COLUMNS, _cells(patches.maps))
+        return f"{patches.table}\n\n-> {out}"
     write_text(out, patches.page)
     return f"{patches.table}\n\n-> {out} (open it in a browser)"
 
@@ -96,42 +102,24 @@ def patch_run(config: PatchConfig) -> Patches:
     """
     loaded = load_model(config.run, config.device)
     contrast = contrast_of(loaded, config)
-    labels = [
-        [label(loaded.tokenizer, token) for token in tokens[0].tolist()]
-        for tokens in (contrast.clean, contrast.corrupted)
-    ]
+    tokens = [label(loaded.tokenizer, token) for token in contrast.clean[0].tolist()]
     if config.method == "path":
-        ends, maps = _paths(loaded, config, contrast)
+        patching, maps = _paths(loaded, config, contrast)
     else:
         if config.method == "activation":
-            _tell_if_slow(loaded, len(labels[0]))
+            _tell_if_slow(loaded, len(tokens))
             patching = activation_patching(loaded.model, contrast)
         else:
             patching = attribution_patching(loaded.model, contrast, steps=config.steps)
-        ends, maps = patching, [_map(patching, name, labels[0]) for name in patching.values]
-    answers = [label(loaded.tokenizer, token) for token in (contrast.answer, contrast.minus) if token is not None]
-    metric = "logit" if len(answers) == 1 else "logit difference"
-    facts = {
-        "method": METHODS[config.method] + (", also through MLPs" if config.through_mlps else ""),
-        "metric": f"{metric}: {' minus '.join(f'“{each}”' for each in answers)}",
-        "model": f"{loaded.model.config.n_layer} layers of {loaded.model.config.n_head} heads",
-    }
-    T = len(labels[0])
-    page = render_patching(
-        maps,
-        title=f"{name_of(config.run)}: {METHODS[config.method].partition(':')[0]}",
-        metric=metric,
-        prompts=(labels[0], labels[1]),
-        ends=(ends.clean, ends.corrupted),
-        position=contrast.position % T,
-        facts=facts,
-    )
-    head = f"{facts['metric']}: {ends.clean:.3f} after the clean prompt, {ends.corrupted:.3f} after the corrupted one"
-    if ends.clean < ends.corrupted:
-        head += (
-            "\nThe corrupted prompt makes the answer likelier than the clean one: exchange them, or choose other texts."
-        )
-    return Patches(page, f"{head}\n\n{_strongest(maps, metric)}", tuple(maps))
+        maps = [_map(patching, name, tokens) for name in patching.values]
+    metric = "logit" if contrast.minus is None else "logit difference"
+    answers = [written(loaded.tokenizer, each) for each in (contrast.answer, contrast.minus) if each is not None]
+    measured = f"{metric}: {' minus '.join(answers)}"
+    ends = f"{patching.clean:.3f} after the clean prompt, {patching.corrupted:.3f} after the corrupted one"
+    parts = [f"{measured}: {ends}", _strongest(maps, metric)]
+    if patching.clean < patching.corrupted:
+        parts.insert(1, "The answer is likelier after the corrupted prompt: exchange them, or choose other texts.")
+    return Patches(_page(loaded, config, contrast, patching, maps, measured), "\n\n".join(parts), tuple(maps))
 
 
 def contrast_of(loaded: LoadedModel, config: PatchConfig) -> Contrast:
@@ -140,27 +128,34 @@ def contrast_of(loaded: LoadedModel, config: PatchConfig) -> Contrast:
     Raises:
         UserError: a text that cannot be encoded, prompts of unequal length, or an answer of several tokens.
     """
-    from_start, length = loaded.config.data.mode == "examples", loaded.model.config.context_length
-    clean, corrupted = (
-        torch.tensor([encode_prompt(loaded.tokenizer, text, length, from_start=from_start)])
-        for text in (config.clean, config.corrupted)
-    )
-    minus = None if config.minus is None else single_token(loaded.tokenizer, config.minus, "--minus")
-    answer = single_token(loaded.tokenizer, config.answer, "--answer")
+    clean, corrupted = (torch.tensor([encode_text(loaded, text)]) for text in (config.clean, config.corrupted))
+    answer = encode_token(loaded.tokenizer, config.answer, "--answer")
+    minus = None if config.minus is None else encode_token(loaded.tokenizer, config.minus, "--minus")
     return Contrast(clean, corrupted, answer, minus, config.position)
 
 
-def single_token(tokenizer: Tokenizer, text: str, option: str) -> int:
-    """The id of a text that is one token.
-
-    Raises:
-        UserError: it is several.
-    """
-    tokens = tokenizer.encode(text)
-    if len(tokens) != 1:
-        parts = " ".join(f"“{label(tokenizer, token)}”" for token in tokens[:8])
-        raise UserError(f"{option} {text!r}: is {len(tokens)} tokens, {parts}; give one, with its space, as ' dog'")
-    return tokens[0]
+def _page(
+    loaded: LoadedModel, config: PatchConfig, contrast: Contrast, found: Patching, maps: list[HeatMap], measured: str
+) -> Page:
+    method, model = METHODS[config.method], loaded.model.config
+    clean, corrupted = (
+        [label(loaded.tokenizer, token) for token in prompt[0].tolist()]
+        for prompt in (contrast.clean, contrast.corrupted)
+    )
+    facts = {
+        "method": method + (", also through MLPs" if config.through_mlps else ""),
+        "metric": measured,
+        "model": f"{model.n_layer} layers of {model.n_head} heads",
+    }
+    return render_patching(
+        maps,
+        title=f"{name_of(config.run)}: {method.partition(':')[0]}",
+        metric=measured.partition(":")[0],
+        prompts=(clean, corrupted),
+        ends=(found.clean, found.corrupted),
+        position=contrast.position % len(clean),
+        facts=facts,
+    )
 
 
 def _tell_if_slow(loaded: LoadedModel, T: int) -> None:
@@ -227,14 +222,19 @@ def _between(patching: Patching, name: str, senders: list[str]) -> HeatMap:
     return HeatMap(*WORDS[name], ("sender", "receiver"), senders[:last], receivers[n_first:], effects, values)
 
 
-def _strongest(maps: list[HeatMap], metric: str) -> str:
+def _cells(maps: Iterable[HeatMap]) -> list[tuple[str, str, float, float]]:
+    """Each patch there is: its kind, where, its effect, and the metric."""
+    return [
+        (heat.title, heat.cell(row, column), float(heat.effects[row, column]), float(heat.values[row, column]))
+        for heat in maps
+        for row, column in (~heat.effects.isnan()).nonzero().tolist()
+    ]
+
+
+def _strongest(maps: Iterable[HeatMap], metric: str) -> str:
     rows = []
     for heat in maps:
-        order = heat.effects.flatten().abs().nan_to_num(-1.0).topk(min(STRONGEST, heat.effects.numel())).indices
-        for at in order.tolist():
-            row, column = divmod(at, len(heat.columns))
-            effect = float(heat.effects[row, column])
-            if abs(effect) >= LEAST or (at == order[0] and effect == effect):  # NaN: there is no such patch
-                cell = heat.cell(row, column)
-                rows.append([heat.title, cell, f"{effect:+.3f}", f"{float(heat.values[row, column]):.3f}"])
+        cells = sorted(_cells([heat]), key=lambda cell: -abs(cell[2]))[:STRONGEST]
+        for title, where, effect, value in cells[:1] + [cell for cell in cells[1:] if abs(cell[2]) >= LEAST]:
+            rows.append([title, where.replace("|", "\\|"), f"{effect:+.3f}", f"{value:.3f}"])
     return table(["patch", "where", "effect", metric], rows)

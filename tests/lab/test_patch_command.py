@@ -1,5 +1,6 @@
 """`minigpt patch` on a circuit that is known: the table names its heads, and mistakes are one line."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,13 @@ def test_the_command_writes_the_page_beside_the_weights_or_where_it_is_told(
     page = Path(run).parent / "patching.html"
     assert f"-> {page} (open it in a browser)" in capsys.readouterr().out
     assert page.read_text().startswith("<!doctype html>")
+    numbers = tmp_path / "effects.json"
+    assert f"-> {numbers}" in write_patches(PatchConfig(run, **PROMPTS, out=str(numbers)))
+    rows = json.loads(numbers.read_text())
+    assert len(rows) == 142  # 3 of each position, 2 of each head, one of each head and position, in 2 layers
+    best = next(row for row in rows if row["where"] == "head 1.0, position 8 “q”")
+    assert best["patch"] == "heads by position"
+    assert best["effect"] > 0.9
     out = tmp_path / "sub" / "patch.html"
     write_patches(PatchConfig(run, **PROMPTS, out=str(out)))
     assert "activation patching" in out.read_text()
@@ -80,7 +88,7 @@ def test_mistakes_are_one_line_with_the_remedy(run: str, tmp_path: Path) -> None
 
     refused("clean is empty: give a prompt", clean="")
     refused("the clean prompt has 9 tokens and the corrupted one 3: patching needs as many", corrupted="abc")
-    refused("--answer 'st': is 2 tokens, “s” “t”; give one", answer="st")
+    refused(r"--answer 'st': is 2 tokens \(“s”, “t”\), not one; give one", answer="st")
     refused("--minus 'st': is 2 tokens", minus="st")
     refused("sender: only --method path uses it", sender="0.0")
     refused("sender=0: give LAYER.HEAD", sender="0", method="path")
@@ -89,6 +97,7 @@ def test_mistakes_are_one_line_with_the_remedy(run: str, tmp_path: Path) -> None
     refused("both prompts give a logit of", corrupted=PROMPTS["clean"])
     refused("position=9: the prompts have 9 tokens", position=9)
     (tmp_path / "text.txt").write_text("not a page")
+    refused("steps: only --method attribution uses it", steps=1)
     refused("already exists and is not an HTML page", out=str(tmp_path / "text.txt"))
 
 
@@ -111,11 +120,10 @@ def test_prompts_the_wrong_way_round_and_long_waits_are_said(
     run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     swapped = {"clean": PROMPTS["corrupted"], "corrupted": PROMPTS["clean"], "answer": "s"}
-    assert "makes the answer likelier than the clean one: exchange them" in patch_run(PatchConfig(run, **swapped)).table
+    assert "likelier after the corrupted prompt: exchange them" in patch_run(PatchConfig(run, **swapped)).table
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("minigpt.lab.patch.SLOW", 1.0)
     assert "exchange them" not in patch_run(PatchConfig(run, **PROMPTS)).table
-    # 3 of each position, 2 of each head, one of each head and position, in 2 layers
     assert "142 patches, each a pass over 9 tokens; --method attribution" in capsys.readouterr().err
 
 
