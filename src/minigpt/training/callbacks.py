@@ -6,7 +6,6 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -22,7 +21,7 @@ from minigpt.errors import UserError
 from minigpt.files import write_csv, write_text
 from minigpt.inspection.heads import head_table, label_heads, score_heads
 from minigpt.inspection.probes import PROBE_TOKENS, Probe, read_examples
-from minigpt.inspection.snapshot import Snapshot, history_of
+from minigpt.inspection.snapshot import Snapshot, history_of, step_of
 from minigpt.pages.attention import render_page
 from minigpt.pages.grid import grid_image, save_png
 from minigpt.pages.scores_image import scores_image
@@ -199,29 +198,41 @@ class Metrics(Callback):
 class AttentionMaps(Callback):
     """Records attention maps and head scores on a fixed probe, for the page and the curves.
 
-    It runs at each validation, or every attention.every_n_steps. After the last step it also computes the slower head
-    scores and a table of all heads.
+    It runs at each validation, or every attention.every_n_steps. Most heads form early, so before the first of these it
+    also records steps 0, 1, 2, 4, 8, ...: snapshot and curves only, no page. After the last step it also computes the
+    slower head scores and a table of all heads.
     """
 
     def __init__(self, folder: RunFolder, config: Config, data: PreparedData) -> None:
         self.folder, self.settings, self.tokenizer = folder, config.attention, data.tokenizer
         self.probe = _probe(config, data)
         self.max_steps = config.trainer.max_steps
-        self.looked_at = 0
+        self.first_regular_step = _first_regular_step(config)
+        self.looked_at = -1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.looked_at = trainer.global_step  # a resumed run has recorded its checkpoint's step
+        if not trainer.global_step:
+            with metrics_of(trainer).paused(trainer, pl_module):
+                self._look(trainer, pl_module, is_early=True)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         every, step = self.settings.every_n_steps, trainer.global_step
+        is_early = step < self.first_regular_step and step & (step - 1) == 0
+        is_regular = every is not None and step % every == 0
         # Several micro-batches share one step; the last step is recorded after its validation.
-        if every is not None and step % every == 0 and self.looked_at < step < self.max_steps:
+        if (is_early or is_regular) and self.looked_at < step < self.max_steps:
             with metrics_of(trainer).paused(trainer, pl_module):
-                self._look(trainer, pl_module, is_last=False)
+                self._look(trainer, pl_module, is_early=is_early)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         is_last = trainer.should_stop or trainer.global_step >= self.max_steps
         if not trainer.sanity_checking and (is_last or self.settings.every_n_steps is None):
             self._look(trainer, pl_module, is_last=is_last)
 
-    def _look(self, trainer: L.Trainer, pl_module: L.LightningModule, *, is_last: bool) -> None:
+    def _look(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *, is_last: bool = False, is_early: bool = False
+    ) -> None:
         assert isinstance(pl_module, TrainingModule)
         step, began = trainer.global_step, time.perf_counter()
         self.looked_at = step
@@ -230,6 +241,14 @@ class AttentionMaps(Callback):
             return
         snapshot = score_heads(model, self.tokenizer, self.probe, step, everything=is_last).snapshot
         snapshot.save(self.folder.snapshot(step))
+        if not is_early:
+            self._show(trainer, snapshot, is_last=is_last)
+        numbers = {**snapshot.numbers, "probe_seconds": time.perf_counter() - began}
+        log_scalars(trainer.loggers, {f"attn/{name}": number for name, number in numbers.items()}, step)
+
+    def _show(self, trainer: L.Trainer, snapshot: Snapshot, *, is_last: bool) -> None:
+        """Write page, grid and, at the end, the table of heads."""
+        step = snapshot.step
         grid, page = grid_image(snapshot), self._page(snapshot)
         save_png(self.folder.attention_grid, grid)
         write_text(self.folder.attention_page, page)
@@ -241,11 +260,9 @@ class AttentionMaps(Callback):
             columns, rows = head_table(snapshot.scores)
             write_csv(self.folder.heads, columns, rows)
             log_table(trainer.loggers, "attn/heads", columns, rows, step)
-        numbers = {**snapshot.numbers, "probe_seconds": time.perf_counter() - began}
-        log_scalars(trainer.loggers, {f"attn/{name}": number for name, number in numbers.items()}, step)
 
     def _page(self, newest: Snapshot) -> str:
-        earlier = [path for path in self.folder.snapshots if _step(path) < newest.step]
+        earlier = [path for path in self.folder.snapshots if step_of(path) < newest.step]
         history = history_of(newest, earlier, self.settings.max_snapshots)
         labels = [label_heads(snapshot.scores) for snapshot in history]
         return render_page(
@@ -282,5 +299,11 @@ def _probe(config: Config, data: PreparedData) -> Probe:
     return Probe.of(data.tokenizer, tokens, context_length, settings.max_tokens, known=known)
 
 
-def _step(path: Path) -> int:
-    return int(path.stem.removeprefix("step_"))
+def _first_regular_step(config: Config) -> int:
+    """The step of the first regular record: of attention.every_n_steps, or of the first validation."""
+    trainer, every = config.trainer, config.attention.every_n_steps
+    interval = trainer.max_steps if trainer.val_check_interval is None else trainer.val_check_interval
+    if every is not None:
+        return every
+    batches = interval * (trainer.max_steps * trainer.accumulate_grad_batches if isinstance(interval, float) else 1)
+    return math.ceil(batches / trainer.accumulate_grad_batches)
