@@ -20,6 +20,10 @@ REPEATED = 16
 """Times that one token is repeated to see whether scores depend on positions."""
 
 
+PARTS = 8
+"""Equal parts of the context whose losses are compared."""
+
+
 @dataclass(frozen=True)
 class Diagnostics:
     """Measurements of a model on one window of text, as plain numbers."""
@@ -33,17 +37,17 @@ class Diagnostics:
     position_effect: float | None
     """How far the scores of equal tokens at different positions differ, relative to their size: 0 if positions have no
     effect. None for a model that has none by its config."""
-    losses: list[float]
-    """Of each position of the window, in nats."""
+    losses: list[tuple[int, int, float, float]]
+    """Of parts of the context: first and last position from 1, mean loss in nats, and its standard error."""
 
 
 @torch.no_grad()
-def diagnose_model(model: GPT, window: Tensor) -> Diagnostics:
-    """One forward pass on a window and one on a repeated token.
+def diagnose_model(model: GPT, windows: Tensor) -> Diagnostics:
+    """Run the model on windows of text, of which the first is looked into, and on a repeated token.
 
     Args:
         model: not modified.
-        window: (T + 1,) ids.
+        windows: (B, T + 1) ids; losses by position need several.
     """
     outputs: list[Tensor] = []
     stream: list[Tensor] = []
@@ -59,16 +63,29 @@ def diagnose_model(model: GPT, window: Tensor) -> Diagnostics:
         size = x.abs().float()
         stream.append(torch.stack([size.max(), size.median()]))
 
+    windows = windows.to(next(model.parameters()).device)
     with contextlib.ExitStack() as held, evaluation_mode(model):
         for block in model.blocks:
             attention: Any = block.attn
             held.callback(attention.proj.register_forward_pre_hook(partial(outputs_of, attention)).remove)
             held.callback(block.register_forward_hook(activations_of).remove)
-        each = losses(model, window[None].to(next(model.parameters()).device))[0]
+        model.hidden(windows[:1, :-1])
     largest, median = torch.stack(stream).T.tolist()
-    return Diagnostics(
-        torch.stack(outputs).tolist(), largest, median, position_effect(model, int(window[0])), each.tolist()
-    )
+    effect, by_position = position_effect(model, int(windows[0, 0])), losses_by_position(model, windows)
+    return Diagnostics(torch.stack(outputs).tolist(), largest, median, effect, by_position)
+
+
+def losses_by_position(model: GPT, windows: Tensor) -> list[tuple[int, int, float, float]]:
+    """`Diagnostics.losses` of (B, T + 1) ids; empty for one window, which tells more of its text than of the model."""
+    if len(windows) < 2:
+        return []
+    with evaluation_mode(model):
+        each = torch.cat([losses(model, window[None]).cpu() for window in windows])  # (B, T)
+    found, end = [], 0
+    for part in each.double().tensor_split(min(PARTS, each.shape[1]), dim=1):
+        begin, end = end + 1, end + part.shape[1]
+        found.append((begin, end, float(part.mean()), float(part.std() / part.numel() ** 0.5)))
+    return found
 
 
 def position_effect(model: GPT, token: int) -> float | None:

@@ -142,6 +142,18 @@ def read_numbers(path: str | os.PathLike[str]) -> tuple[int, dict[str, float]]:
         return int(stored["step"]), numbers
 
 
+def read_scores(path: str | os.PathLike[str]) -> tuple[int, dict[str, npt.NDArray[np.float32]], dict[str, float]]:
+    """Step, head scores and numbers of a saved snapshot, without its weights.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `Snapshot.load`.
+    """
+    with _readable(path) as stored:
+        names = _text_of(stored["score_names"]) if "score_names" in stored else []
+        scores = dict(zip(names, stored["scores"], strict=True)) if names else {}
+        return int(stored["step"]), scores, read_numbers(path)[1]
+
+
 @contextlib.contextmanager
 def _readable(path: str | os.PathLike[str]) -> Iterator[Any]:
     """The arrays of a file; damage found while they are read and checked becomes one ValueError that names it."""

@@ -95,6 +95,7 @@ def render_report(record: RunRecord) -> Page:
         missing.append(f"Curves beyond the first {MOST_CHARTS}: {', '.join(names[MOST_CHARTS:])}.")
     body = [
         _header(record),
+        _section("What happened", paragraphs_html(record.happened)),
         _section("Training", *drawn[:first], _grid(drawn[first:split])),
         _section("Samples", _samples(record.samples, record.curves)),
         _section("Attention", _grid(drawn[split:]), _frame(record.page)),

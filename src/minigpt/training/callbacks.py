@@ -19,6 +19,7 @@ from minigpt.data.shards import PreparedData
 from minigpt.data.tokenising import RELATIONS
 from minigpt.errors import UserError
 from minigpt.files import write_csv, write_text
+from minigpt.inspection.diagnostics import Diagnostics, diagnose_model
 from minigpt.inspection.heads import head_table, label_heads, score_heads
 from minigpt.inspection.probes import PROBE_TOKENS, Probe, read_examples
 from minigpt.inspection.snapshot import Snapshot, history_of, step_of
@@ -35,6 +36,9 @@ from minigpt.training.rows import keep_rows_up_to, put_row
 
 PLAIN_LINE_SECONDS = 10
 """Shortest time between two progress lines, printed if there is no progress bar."""
+
+POSITION_TOKENS = 4096
+"""Tokens on which the loss is measured by position at the end, in windows of the full context; at least one window."""
 
 COLUMNS = (
     "step",
@@ -71,7 +75,8 @@ class Metrics(Callback):
     def __init__(self, folder: RunFolder, config: Config) -> None:
         self.folder, self.config = folder, config
         self.train_loss = self.val_loss = self.tokens_per_second = math.nan
-        self._step = self._logged_step = -1
+        self._step = -1
+        self.logged: tuple[int, dict[str, float]] = (-1, {})  # step and numbers of the newest row of training
         self.recent_losses: list[Tensor] = []  # of the micro-batches since the last row
         self.seconds = 0.0  # of training steps, without validation, resumes included
         self._mark, self._mark_tokens = 0.0, 0
@@ -95,7 +100,8 @@ class Metrics(Callback):
         self.recent_losses = [torch.tensor(loss, dtype=torch.float64) for loss in losses]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._step = self._logged_step = trainer.global_step
+        self._step = trainer.global_step
+        self.logged = (trainer.global_step, {})
         self._start_watch(pl_module)
         if trainer.is_global_zero:
             self._last_row = keep_rows_up_to(self.folder.metrics, COLUMNS, trainer.global_step)
@@ -108,9 +114,8 @@ class Metrics(Callback):
             self.recent_losses = [loss for loss in self.recent_losses if loss.isfinite()]  # else the mean is NaN
         self._step = step
         # With accumulation, several micro-batches share one global_step.
-        if step == self._logged_step or step % (self.config.trainer.log_every_n_steps or 1):
+        if step == self.logged[0] or step % (self.config.trainer.log_every_n_steps or 1):
             return
-        self._logged_step = step
         loss = self._mean_loss(trainer, pl_module)
         self._stop_watch(trainer, pl_module)
         row = {
@@ -120,7 +125,8 @@ class Metrics(Callback):
             "perf/tokens_per_second": self.tokens_per_second,
         }
         # `Anomalies` reports NaN and inf; the field in metrics.csv stays empty.
-        self.write(trainer, step, {name: value for name, value in row.items() if math.isfinite(value)})
+        self.logged = (step, {name: value for name, value in row.items() if math.isfinite(value)})
+        self.write(trainer, *self.logged)
         if math.isfinite(loss):
             self.train_loss = loss
         if trainer.progress_bar_callback is None and time.monotonic() - self._last_line > PLAIN_LINE_SECONDS:
@@ -206,9 +212,11 @@ class AttentionMaps(Callback):
     def __init__(self, folder: RunFolder, config: Config, data: PreparedData) -> None:
         self.folder, self.settings, self.tokenizer = folder, config.attention, data.tokenizer
         self.probe = _probe(config, data)
+        self.val_windows = _val_windows(config, data)
         self.max_steps = config.trainer.max_steps
         self.first_regular_step = _first_regular_step(config)
         self.looked_at = -1
+        self.newest: tuple[Snapshot, Diagnostics | None] | None = None  # on rank 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.looked_at = trainer.global_step  # a resumed run has recorded its checkpoint's step
@@ -237,9 +245,11 @@ class AttentionMaps(Callback):
         step, began = trainer.global_step, time.perf_counter()
         self.looked_at = step
         model = gather_model(pl_module.model)
-        if not trainer.is_global_zero:
-            return
+        if not trainer.is_global_zero or not all(bool(weight.isfinite().all()) for weight in model.parameters()):
+            return  # the next loss or checkpoint reports weights that are NaN or infinite
         snapshot = score_heads(model, self.tokenizer, self.probe, step, everything=is_last).snapshot
+        windows = self.val_windows if is_last else self.probe.windows[:1]
+        self.newest = (snapshot, diagnose_model(model, windows) if len(windows) else None)
         snapshot.save(self.folder.snapshot(step))
         if not is_early:
             self._show(trainer, snapshot, is_last=is_last)
@@ -297,6 +307,13 @@ def _probe(config: Config, data: PreparedData) -> Probe:
     if config.data.mode == "examples" and known is None:  # each training text starts with end_of_text too
         tokens = [data.tokenizer.end_of_text, *tokens]
     return Probe.of(data.tokenizer, tokens, context_length, settings.max_tokens, known=known)
+
+
+def _val_windows(config: Config, data: PreparedData) -> Tensor:
+    """(B, T + 1) ids of the beginning of the val split, on which the loss is measured by position."""
+    T = min(config.model.context_length, len(data.val.tokens) - 1)
+    n_windows = max(1, min(POSITION_TOKENS, len(data.val.tokens) - 1) // T)
+    return torch.from_numpy(data.val.tokens.read(0, n_windows * T + 1).astype("int64")).unfold(0, T + 1, T)
 
 
 def _first_regular_step(config: Config) -> int:
