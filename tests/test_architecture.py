@@ -47,7 +47,8 @@ MAY_IMPORT = {
 STAGES = {
     "data": "open prepare splitting tokenising tokenizers.base shards order batches stream",
     "model": "gpt attention cache compiling",
-    "training": "run module loss optimizer muon loaders checkpoints averaging stopping distributed lightning_compat",
+    "training": "run module loss optimizer muon qk_clip loaders checkpoints averaging stopping distributed "
+    "lightning_compat",
     "generation": "generator engine sampling text",
 }
 SPINE = [f"{stage}.{name}" for stage, names in STAGES.items() for name in names.split()]
@@ -73,6 +74,8 @@ BRANCHES = {
     "generation.generator": {"generation.cpu_backend", "data.answers"},
     # It puts a run together.
     "training.run": {"training", "data"},
+    # QK-clip observes the scores that the fused kernel does not tell.
+    "training.qk_clip": {"model.variants"},
 }
 """Where the spine reaches a leaf: all such places there are."""
 

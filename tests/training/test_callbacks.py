@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import itertools
 import json
 import shlex
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from minigpt.errors import UserError
 from minigpt.generation.generator import Writer
 from minigpt.inspection.probes import Probe
 from minigpt.inspection.relations import Link, RelationTally
-from minigpt.inspection.snapshot import Snapshot
+from minigpt.inspection.snapshot import Snapshot, step_of, thinned
 from minigpt.model import compiling
 from minigpt.model.compiling import compile_with_fallback, should_compile
 from minigpt.pages.model_report import inspect_runs
@@ -66,7 +67,7 @@ def test_looking_every_so_many_steps_changes_nothing_either(accumulated: int, tm
         )
         for attention in ({"every_n_steps": 5}, {"enabled": False})
     ]
-    assert [path.name for path in runs[0].snapshots] == [f"step_{step:06d}.npz" for step in (5, 10, 12)]
+    assert [step_of(path) for path in runs[0].snapshots] == [0, 1, 2, 4, 5, 10, 12]
     one, two = (read_checkpoint(run.last)["state_dict"] for run in runs)
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
 
@@ -122,12 +123,24 @@ def test_relations_of_ones_own_are_looked_at_while_training(tmp_path: Path) -> N
         train(small_settings(tmp_path, attention={"relations": str(file)}))
 
 
-def test_the_attention_history_has_a_snapshot_for_each_validation(tmp_path: Path) -> None:
-    run = train(small_settings(tmp_path, trainer={"val_check_interval": 3}))
-    snapshots = [Snapshot.load(run.snapshot(step)) for step in (3, 6, 9, 12)]
+@pytest.mark.parametrize(("interval", "accumulated"), [(3, 1), (6, 2), (0.25, 1)])
+def test_the_attention_history_begins_at_step_0_and_has_a_snapshot_for_each_validation(
+    interval: float, accumulated: int, tmp_path: Path
+) -> None:
+    trainer = {"val_check_interval": interval, "accumulate_grad_batches": accumulated}
+    run = train(small_settings(tmp_path, trainer=trainer))
+    assert [step_of(path) for path in run.snapshots] == [0, 1, 2, 3, 6, 9, 12]
+    snapshots = [Snapshot.load(run.snapshot(step)) for step in (0, 3, 6, 9, 12)]
     assert {snapshot.weights.shape for snapshot in snapshots} == {(2, 2, 12, 12)}
     assert snapshots[0].tokens == snapshots[3].tokens
-    assert (snapshots[0].weights != snapshots[3].weights).any()
+    assert all((one.weights != two.weights).any() for one, two in itertools.pairwise(snapshots))
+
+
+def test_snapshots_are_closer_at_the_start_of_a_run_and_so_are_those_that_are_shown() -> None:
+    steps = [0, *(2**i for i in range(8)), *range(250, 5001, 250)]
+    assert [steps[i] for i in thinned(steps, 12)] == [0, 4, 16, 64, 250, 750, 1250, 2000, 2750, 3500, 4250, 5000]
+    assert thinned([0], 2) == [0]
+    assert thinned([0, 1, 2], 12) == [0, 1, 2]
 
 
 def test_a_long_history_is_thinned_with_the_first_and_the_newest_kept(tmp_path: Path, monkeypatch: Any) -> None:
@@ -139,9 +152,9 @@ def test_a_long_history_is_thinned_with_the_first_and_the_newest_kept(tmp_path: 
 
     monkeypatch.setattr("minigpt.training.callbacks.render_page", render)
     train(small_settings(tmp_path, trainer={"val_check_interval": 1}, attention={"max_snapshots": 4}))
-    assert shown[2] == [1, 2, 3]
+    assert shown[2] == [0, 1, 2, 3]
     assert len(shown[-1]) == 4
-    assert shown[-1][0] == 1
+    assert shown[-1][0] == 0
     assert shown[-1][-1] == 12
 
 

@@ -141,7 +141,7 @@ def test_the_offline_wandb_run_holds_losses_table_image_and_page(tiny_run: Path)
     assert (media / scores["attn/scores.path"]).is_file()
     curves = [{key for key in row if key.startswith("attn/")} for row in rows if "attn/probe_seconds" in row]
     wanted = {"icl_score", "second_copy_loss", "max/induction", "entropy_mean", "largest_score", "sink_rate"}
-    assert len(curves) == 2
+    assert len(curves) == 2 + 6  # two validations; steps 0, 1, 2, 4, 8 and 16
     assert all(keys >= {f"attn/{name}" for name in wanted} and len(keys) <= 22 for keys in curves)
     (heads,) = [row for row in rows if "attn/heads._type" in row]
     content = json.loads((media / heads["attn/heads.path"]).read_text())

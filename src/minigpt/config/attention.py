@@ -21,11 +21,11 @@ class AttentionConfig(Section):
     relations: PathName | None = None
     """Instead of text: a JSON Lines, CSV or Parquet file of texts with what refers to what, see docs/data.md."""
     every_n_steps: PositiveInt | None = None
-    """Log attention maps every N optimizer steps and at the end; at each validation by default."""
+    """Log attention maps every N steps, by default at each validation; before that, at steps 0, 1, 2, 4, 8, ..."""
     max_tokens: Annotated[int, bounds(ge=2, le=256)] = 96
     """Probe length in tokens, at most 256 and at most context_length."""
     max_snapshots: Annotated[int, bounds(ge=2)] = 12
-    """Snapshots kept in the page; beyond that, an evenly spaced selection that includes the first and the latest."""
+    """Snapshots kept in the page; beyond that, a selection closer at the start, with the first and the latest."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

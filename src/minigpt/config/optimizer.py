@@ -42,6 +42,8 @@ class OptimizerConfig(Section):
     """AdamW's beta1."""
     beta2: Decay = 0.95
     """AdamW's beta2."""
+    qk_clip: PositiveFloat | None = None
+    """Largest attention score; heads above it get smaller queries and keys after the step (QK-clip); null for none."""
     average_decay: Decay | None = None
     """Decay of an exponential moving average (EMA) of the weights, which is validated and saved; null for none."""
 

@@ -103,6 +103,7 @@ class Config(Section):
             f"optimizer.name=muon: needs whole matrices on each device, and trainer.strategy={self.trainer.strategy} "
             "shards them: use ddp, or optimizer.name=adamw",
         )
+        self._check_qk_clip(shards=shards)
         require(
             self.optimizer.average_decay is None or not shards,
             f"optimizer.average_decay={self.optimizer.average_decay}: needs whole weights on each device, and "
@@ -120,6 +121,22 @@ class Config(Section):
             or self.trainer.strategy == "fsdp2",
             f"trainer.gradient_clip_val={self.trainer.gradient_clip_val}: the global gradient norm is not available "
             f"under trainer.strategy={self.trainer.strategy}: use fsdp2, or trainer.gradient_clip_val=null",
+        )
+
+    def _check_qk_clip(self, *, shards: bool) -> None:
+        if self.optimizer.qk_clip is None:
+            return
+        name, similarity = f"optimizer.qk_clip={self.optimizer.qk_clip}", self.model.similarity
+        require(not self.model.qk_norm, f"{name}: model.qk_norm bounds the scores already: leave one of them out")
+        require(
+            similarity in {"scaled_dot", "symmetric"},
+            f"{name}: scales products of queries and keys, and similarity={similarity} scores otherwise: leave it out",
+        )
+        require(self.lora is None, f"{name}: lora freezes the weights that it scales: leave one of them out")
+        require(
+            not shards,
+            f"{name}: needs whole matrices on each device, and trainer.strategy={self.trainer.strategy} shards them: "
+            "use ddp, or leave it out",
         )
 
     @property

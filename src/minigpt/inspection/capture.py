@@ -110,6 +110,7 @@ def probe(model: GPT, tokenizer: Tokenizer, tokens: Sequence[int], step: int) ->
     device = next(model.parameters()).device
     with evaluation_mode(model), attention_hooks(model, hook):
         expected = model(torch.tensor([list(tokens)], device=device))[0].float().softmax(dim=-1)  # (T, V)
+    expected = expected[:, : tokenizer.vocab_size]  # a padded vocabulary has ids without a text
     best = expected.topk(min(EXPECTED, expected.shape[-1]))
     following = (
         tuple((decode(tokenizer, [token]), share) for token, share in zip(*row, strict=True))

@@ -142,6 +142,18 @@ def read_numbers(path: str | os.PathLike[str]) -> tuple[int, dict[str, float]]:
         return int(stored["step"]), numbers
 
 
+def read_scores(path: str | os.PathLike[str]) -> tuple[int, dict[str, npt.NDArray[np.float32]], dict[str, float]]:
+    """Step, head scores and numbers of a saved snapshot, without its weights.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `Snapshot.load`.
+    """
+    with _readable(path) as stored:
+        names = _text_of(stored["score_names"]) if "score_names" in stored else []
+        scores = dict(zip(names, stored["scores"], strict=True)) if names else {}
+        return int(stored["step"]), scores, read_numbers(path)[1]
+
+
 @contextlib.contextmanager
 def _readable(path: str | os.PathLike[str]) -> Iterator[Any]:
     """The arrays of a file; damage found while they are read and checked becomes one ValueError that names it."""
@@ -153,15 +165,38 @@ def _readable(path: str | os.PathLike[str]) -> Iterator[Any]:
 
 
 def history_of(newest: Snapshot, earlier: Sequence[Path], most: int) -> list[Snapshot]:
-    """The newest snapshot and earlier ones of its probe, thinned evenly to `most` (2 or more), keeping the first.
+    """The newest snapshot and earlier ones of its probe, thinned to `most` (2 or more), keeping the first.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing, or is not a snapshot.
     """
-    kept = min(len(earlier), most - 1)
-    chosen = [earlier[round(i * (len(earlier) - 1) / max(kept - 1, 1))] for i in range(kept)]
-    snapshots = [Snapshot.load(path) for path in chosen]
+    steps = [*map(step_of, earlier), newest.step]
+    snapshots = [Snapshot.load(earlier[index]) for index in thinned(steps, most)[:-1]]
     return [*(s for s in snapshots if s.tokens == newest.tokens and s.weights.shape == newest.weights.shape), newest]
+
+
+def thinned(steps: Sequence[int], most: int) -> list[int]:
+    """Indices of at most `most` (2 or more) of the ascending steps, the first and the last among them.
+
+    Half of the distance between steps is linear and half logarithmic: heads form early, but a long run's later half is
+    shown as well.
+    """
+    kept, last = min(most, len(steps)), max(steps[-1], 1)
+    places = [step / last + math.log1p(step) / math.log1p(last) for step in steps]
+    chosen = list[int]()
+    for i in range(kept):
+        wanted = places[0] + (places[-1] - places[0]) * i / max(kept - 1, 1)
+        # Of the indices that leave enough for the rest.
+        free = range(chosen[-1] + 1 if chosen else 0, len(steps) - (kept - 1 - i))
+        chosen.append(min(free, key=lambda index: abs(places[index] - wanted)))
+    if kept:
+        chosen[-1] = len(steps) - 1
+    return chosen
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a snapshot's file, as in step_000200.npz."""
+    return int(path.stem.removeprefix("step_"))
 
 
 def _text_array(value: object) -> npt.NDArray[np.uint8]:

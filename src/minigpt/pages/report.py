@@ -97,6 +97,7 @@ def render_report(record: RunRecord) -> Page:
         missing.append(f"Curves beyond the first {MOST_CHARTS}: {', '.join(names[MOST_CHARTS:])}.")
     body = [
         _header(record),
+        _section("What happened", paragraphs_html(record.happened)),
         _section("Training", *drawn[:first], _grid(drawn[first:split]), _legend(notes, [*losses, *of_training])),
         _section("Samples", _samples(record.samples, record.curves)),
         _section("Attention", _grid(drawn[split:]), _legend(notes, of_attention), _frame(record.page)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import csv
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -60,6 +61,8 @@ class RunRecord:
     page: str | None = None
     """The newest attention page, rendered by the installed version."""
     pictures: list[Picture] = field(default_factory=list)
+    happened: list[str] = field(default_factory=list)
+    """Sentences of the run's diagnosis."""
     missing: list[str] = field(default_factory=list)
     """A sentence for each part that is not shown, with the reason."""
 
@@ -93,6 +96,7 @@ def read_run_folder(path: str | Path) -> RunRecord:
         samples=read_samples(path),
         page=page,
         pictures=pictures,
+        happened=read_diagnosis(run, missing),
         missing=missing,
     )
 
@@ -128,6 +132,21 @@ def _settings(file: Path, missing: list[str]) -> dict[str, Any]:
         missing.append(f"{file.name} holds no settings that can be read.")
         return {}
     return settings
+
+
+def read_diagnosis(run: RunFolder, missing: list[str]) -> list[str]:
+    """The sentences of diagnosis.json; [] if the run has not ended yet.
+
+    Args: missing gets a sentence if the file cannot be read.
+    """
+    if not run.diagnosis.is_file():
+        return []
+    try:
+        summary = json.loads(run.diagnosis.read_text(encoding="utf-8", errors="replace"))["summary"]
+        return [str(sentence) for sentence in summary]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        missing.append(f"{run.diagnosis.name} holds no summary that can be read.")
+        return []
 
 
 def metric_rows(file: Path, missing: list[str]) -> list[dict[str, float]]:

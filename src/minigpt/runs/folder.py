@@ -12,6 +12,7 @@ runs/demo/
   attention.html       the interactive attention page; attention.png the grid of maps; attention/ their data,
                        and probe.json, the measured text
   heads.csv            label and scores of each head at the end
+  diagnosis.json       what happened while it trained: events, a summary in words, what to try
   anomalies/           step_000123.json for each step whose loss or gradient was NaN or inf; spikes.csv for the steps
                        whose loss was far above those before
   loggers.json         run ids of the dashboards, so that a resumed run continues there
@@ -163,6 +164,10 @@ class RunFolder:
     @property
     def heads(self) -> Path:
         return self.path / "heads.csv"
+
+    @property
+    def diagnosis(self) -> Path:
+        return self.path / "diagnosis.json"
 
     def anomaly(self, step: int) -> Path:
         """Diagnostics of a step whose loss or gradient was NaN or inf."""

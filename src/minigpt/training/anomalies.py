@@ -53,6 +53,8 @@ class Anomalies(Callback):
         self.folder, self.config = folder, config
         self.skipped_in_a_row = 0
         self.losses = deque[float](maxlen=WINDOW)
+        self.newest_spike: tuple[int, float, float, float, str] | None = None
+        """Step, loss, mean and standard deviation of those before, and micro-batches."""
         self._rolled_back_to, self._n_rollbacks = -1, 0
         self._step = 0
 
@@ -162,6 +164,7 @@ class Anomalies(Callback):
                 of_rank_zero = (each.number - trainer.global_rank for each in module.micro_batches)
                 numbers = " ".join(str(n + rank) for n in of_rank_zero for rank in range(trainer.world_size))
                 row = (trainer.global_step, loss, mean, std, numbers)
+                self.newest_spike = row
                 on_rank_zero(trainer, lambda: self._write_spike(trainer, row))
         self.losses.append(loss)
 

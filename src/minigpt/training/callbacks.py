@@ -6,7 +6,6 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -21,9 +20,10 @@ from minigpt.data.tokenising import RELATIONS
 from minigpt.errors import UserError
 from minigpt.files import write_csv, write_text
 from minigpt.inspection.causes import Causes
-from minigpt.inspection.heads import head_table, label_heads, score_heads
+from minigpt.inspection.diagnostics import Diagnostics, diagnose_model
+from minigpt.inspection.heads import HeadScores, head_table, label_heads, score_heads
 from minigpt.inspection.probes import PROBE_TOKENS, Probe, read_examples
-from minigpt.inspection.snapshot import Snapshot, history_of
+from minigpt.inspection.snapshot import Snapshot, history_of, step_of
 from minigpt.pages.attention import render_page
 from minigpt.pages.grid import grid_image, save_png
 from minigpt.pages.scores_image import scores_image
@@ -37,6 +37,9 @@ from minigpt.training.rows import keep_rows_up_to, put_row
 
 PLAIN_LINE_SECONDS = 10
 """Shortest time between two progress lines, printed if there is no progress bar."""
+
+POSITION_TOKENS = 4096
+"""Tokens on which the loss is measured by position at the end, in windows of the full context; at least one window."""
 
 COLUMNS = (
     "step",
@@ -73,7 +76,8 @@ class Metrics(Callback):
     def __init__(self, folder: RunFolder, config: Config) -> None:
         self.folder, self.config = folder, config
         self.train_loss = self.val_loss = self.tokens_per_second = math.nan
-        self._step = self._logged_step = -1
+        self._step = -1
+        self.logged: tuple[int, dict[str, float]] = (-1, {})  # step and numbers of the newest row of training
         self.recent_losses: list[Tensor] = []  # of the micro-batches since the last row
         self.seconds = 0.0  # of training steps, without validation, resumes included
         self._mark, self._mark_tokens = 0.0, 0
@@ -97,7 +101,8 @@ class Metrics(Callback):
         self.recent_losses = [torch.tensor(loss, dtype=torch.float64) for loss in losses]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._step = self._logged_step = trainer.global_step
+        self._step = trainer.global_step
+        self.logged = (trainer.global_step, {})
         self._start_watch(pl_module)
         if trainer.is_global_zero:
             self._last_row = keep_rows_up_to(self.folder.metrics, COLUMNS, trainer.global_step)
@@ -110,9 +115,8 @@ class Metrics(Callback):
             self.recent_losses = [loss for loss in self.recent_losses if loss.isfinite()]  # else the mean is NaN
         self._step = step
         # With accumulation, several micro-batches share one global_step.
-        if step == self._logged_step or step % (self.config.trainer.log_every_n_steps or 1):
+        if step == self.logged[0] or step % (self.config.trainer.log_every_n_steps or 1):
             return
-        self._logged_step = step
         loss = self._mean_loss(trainer, pl_module)
         self._stop_watch(trainer, pl_module)
         row = {
@@ -122,7 +126,8 @@ class Metrics(Callback):
             "perf/tokens_per_second": self.tokens_per_second,
         }
         # `Anomalies` reports NaN and inf; the field in metrics.csv stays empty.
-        self.write(trainer, step, {name: value for name, value in row.items() if math.isfinite(value)})
+        self.logged = (step, {name: value for name, value in row.items() if math.isfinite(value)})
+        self.write(trainer, *self.logged)
         if math.isfinite(loss):
             self.train_loss = loss
         if trainer.progress_bar_callback is None and time.monotonic() - self._last_line > PLAIN_LINE_SECONDS:
@@ -200,40 +205,63 @@ class Metrics(Callback):
 class AttentionMaps(Callback):
     """Records attention maps and head scores on a fixed probe, for the page and the curves.
 
-    It runs at each validation, or every attention.every_n_steps. After the last step it also computes the slower head
-    scores and a table of all heads.
+    It runs at each validation, or every attention.every_n_steps. Most heads form early, so before the first of these it
+    also records steps 0, 1, 2, 4, 8, ...: snapshot and curves only, no page. After the last step it also computes the
+    slower head scores and a table of all heads.
     """
 
     def __init__(self, folder: RunFolder, config: Config, data: PreparedData) -> None:
         self.folder, self.settings, self.tokenizer = folder, config.attention, data.tokenizer
         self.probe = _probe(config, data)
+        self.val_windows = _val_windows(config, data)
         self.max_steps = config.trainer.max_steps
-        self.looked_at = 0
+        self.first_regular_step = _first_regular_step(config)
+        self.looked_at = -1
+        self.newest: tuple[Snapshot, Diagnostics | None] | None = None  # on rank 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.looked_at = trainer.global_step  # a resumed run has recorded its checkpoint's step
+        if trainer.is_global_zero:
+            self.probe.save(self.folder.probe)
+        if not trainer.global_step:
+            with metrics_of(trainer).paused(trainer, pl_module):
+                self._look(trainer, pl_module, is_early=True)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         every, step = self.settings.every_n_steps, trainer.global_step
+        is_early = step < self.first_regular_step and step & (step - 1) == 0
+        is_regular = every is not None and step % every == 0
         # Several micro-batches share one step; the last step is recorded after its validation.
-        if every is not None and step % every == 0 and self.looked_at < step < self.max_steps:
+        if (is_early or is_regular) and self.looked_at < step < self.max_steps:
             with metrics_of(trainer).paused(trainer, pl_module):
-                self._look(trainer, pl_module, is_last=False)
+                self._look(trainer, pl_module, is_early=is_early)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         is_last = trainer.should_stop or trainer.global_step >= self.max_steps
         if not trainer.sanity_checking and (is_last or self.settings.every_n_steps is None):
             self._look(trainer, pl_module, is_last=is_last)
 
-    def _look(self, trainer: L.Trainer, pl_module: L.LightningModule, *, is_last: bool) -> None:
+    def _look(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *, is_last: bool = False, is_early: bool = False
+    ) -> None:
         assert isinstance(pl_module, TrainingModule)
-        step, began, is_first = trainer.global_step, time.perf_counter(), not self.looked_at
+        step, began = trainer.global_step, time.perf_counter()
         self.looked_at = step
         model = gather_model(pl_module.model)
-        if not trainer.is_global_zero:
-            return
-        if is_first:
-            self.probe.save(self.folder.probe)
+        if not trainer.is_global_zero or not all(bool(weight.isfinite().all()) for weight in model.parameters()):
+            return  # the next loss or checkpoint reports weights that are NaN or infinite
         seen = score_heads(model, self.tokenizer, self.probe, step, everything=is_last)
-        snapshot = seen.snapshot
-        snapshot.save(self.folder.snapshot(step))
+        windows = self.val_windows if is_last else self.probe.windows[:1]
+        self.newest = (seen.snapshot, diagnose_model(model, windows) if len(windows) else None)
+        seen.snapshot.save(self.folder.snapshot(step))
+        if not is_early:
+            self._show(trainer, seen, is_last=is_last)
+        numbers = {**seen.snapshot.numbers, "probe_seconds": time.perf_counter() - began}
+        log_scalars(trainer.loggers, {f"attn/{name}": number for name, number in numbers.items()}, step)
+
+    def _show(self, trainer: L.Trainer, seen: HeadScores, *, is_last: bool) -> None:
+        """Write page, grid and, at the end, the table of heads."""
+        snapshot, step = seen.snapshot, seen.snapshot.step
         grid, page = grid_image(snapshot), self._page(snapshot, seen.causes)
         save_png(self.folder.attention_grid, grid)
         write_text(self.folder.attention_page, page)
@@ -245,11 +273,9 @@ class AttentionMaps(Callback):
             columns, rows = head_table(snapshot.scores, seen.ablation_kind)
             write_csv(self.folder.heads, columns, rows)
             log_table(trainer.loggers, "attn/heads", columns, rows, step)
-        numbers = {**snapshot.numbers, "probe_seconds": time.perf_counter() - began}
-        log_scalars(trainer.loggers, {f"attn/{name}": number for name, number in numbers.items()}, step)
 
     def _page(self, newest: Snapshot, causes: Causes | None) -> str:
-        earlier = [path for path in self.folder.snapshots if _step(path) < newest.step]
+        earlier = [path for path in self.folder.snapshots if step_of(path) < newest.step]
         history = history_of(newest, earlier, self.settings.max_snapshots)
         labels = [label_heads(snapshot.scores) for snapshot in history]
         return render_page(
@@ -288,5 +314,18 @@ def _probe(config: Config, data: PreparedData) -> Probe:
     return Probe.of(data.tokenizer, tokens, context_length, settings.max_tokens, known=known, one_by_one=one_by_one)
 
 
-def _step(path: Path) -> int:
-    return int(path.stem.removeprefix("step_"))
+def _val_windows(config: Config, data: PreparedData) -> Tensor:
+    """(B, T + 1) ids of the beginning of the val split, on which the loss is measured by position."""
+    T = min(config.model.context_length, len(data.val.tokens) - 1)
+    n_windows = max(1, min(POSITION_TOKENS, len(data.val.tokens) - 1) // T)
+    return torch.from_numpy(data.val.tokens.read(0, n_windows * T + 1).astype("int64")).unfold(0, T + 1, T)
+
+
+def _first_regular_step(config: Config) -> int:
+    """The step of the first regular record: of attention.every_n_steps, or of the first validation."""
+    trainer, every = config.trainer, config.attention.every_n_steps
+    interval = trainer.max_steps if trainer.val_check_interval is None else trainer.val_check_interval
+    if every is not None:
+        return every
+    batches = interval * (trainer.max_steps * trainer.accumulate_grad_batches if isinstance(interval, float) else 1)
+    return math.ceil(batches / trainer.accumulate_grad_batches)

@@ -13,6 +13,7 @@ from minigpt.command_line import command
 from minigpt.config import Config
 from minigpt.data.batches import TrainBatches
 from minigpt.files import shown
+from minigpt.pages.run_record import read_diagnosis
 from minigpt.runs.folder import RunFolder
 from minigpt.signals import SIGNALS
 from minigpt.training.callbacks import seconds_of_training
@@ -23,6 +24,9 @@ from minigpt.training.lora import trained_parameters
 from minigpt.training.module import TrainingModule
 from minigpt.training.resuming import Reached, go_on
 from minigpt.training.stopping import requeue
+
+MOST_SENTENCES = 4
+"""Sentences of the diagnosis that are printed at the end."""
 
 
 def announce(trainer: L.Trainer, module: TrainingModule, batches: Any, folder: RunFolder) -> None:
@@ -89,6 +93,13 @@ def _val_losses(last: float, bits_per_byte: float, step: int, best: float, best_
     )
 
 
+def _happened(folder: RunFolder) -> str:
+    """The diagnosis' file and its most telling sentences; the losses, its first, are printed already."""
+    sentences = read_diagnosis(folder, [])[1:]
+    more = [f"and {len(sentences) - MOST_SENTENCES} more"] if len(sentences) > MOST_SENTENCES else []
+    return ("\n" + " " * 13).join([str(folder.diagnosis), *sentences[:MOST_SENTENCES], *more])
+
+
 def summarise(trainer: L.Trainer, module: TrainingModule, folder: RunFolder, dashboard: str | None) -> None:
     """Print the losses of a run that is done, its files, and the commands to go on with."""
     saved = next((each for each in trainer.callbacks if isinstance(each, Checkpoints)), None)  # type: ignore[attr-defined]
@@ -101,6 +112,7 @@ def summarise(trainer: L.Trainer, module: TrainingModule, folder: RunFolder, das
     samples, page, last = folder.samples(trainer.global_step), folder.attention_page, folder.last
     weights = f"{folder.best} and last.ckpt; the best weights alone: {folder.weights}"
     rows = [
+        ("diagnosis", folder.diagnosis.exists(), _happened(folder)),
         ("attention", page.exists(), f"{page} (open it in a browser), {folder.attention_grid}"),
         ("samples", samples.exists(), samples),
         ("metrics", folder.metrics.exists(), folder.metrics),

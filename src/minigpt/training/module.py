@@ -25,6 +25,7 @@ from minigpt.training.distributed import any_rank, apply_fsdp, gather, is_sharde
 from minigpt.training.lightning_compat import clips_as_torch_does, gradient_scaler, set_batches_done, set_logged_step
 from minigpt.training.loss import model_loss
 from minigpt.training.optimizer import follow_schedule, make_optimizer
+from minigpt.training.qk_clip import QKClip
 
 
 class MicroBatch(NamedTuple):
@@ -42,9 +43,10 @@ class MicroBatch(NamedTuple):
 class TrainingModule(L.LightningModule):
     """Teacher forcing: in one pass, each position predicts the next token under the causal mask.
 
-    One optimizer step is read here: learning rate, loss, gradient norm, skipping, clipping, weight average. The hooks
-    stand in the order in which Lightning calls them. Callbacks read the results and change nothing: the module trains
-    the same without them, under a plain `L.Trainer` with the config's max_steps and accumulate_grad_batches.
+    One optimizer step is read here: learning rate, loss, gradient norm, skipping, clipping, QK-clip, weight average.
+    The hooks stand in the order in which Lightning calls them. Callbacks read the results and change nothing: the
+    module trains the same without them, under a plain `L.Trainer` with the config's max_steps and
+    accumulate_grad_batches.
     """
 
     def __init__(
@@ -80,6 +82,8 @@ class TrainingModule(L.LightningModule):
         self.loss: Callable[..., Tensor] = compile_with_fallback(loss) if is_compiled else loss
         decay = config.optimizer.average_decay
         self.average = None if decay is None else Average(self.model, decay)
+        limit = config.optimizer.qk_clip
+        self.qk_clip = None if limit is None else QKClip(self.model, limit)
         self.has_trained = False  # in this process
         # Targets, over all devices: exact if packed; with examples, estimated from this rank's rows.
         self.tokens_seen = 0
@@ -119,6 +123,8 @@ class TrainingModule(L.LightningModule):
     def on_fit_start(self) -> None:
         if self.average is not None:
             self.average.attach()
+        if self.qk_clip is not None:
+            self.qk_clip.attach()
 
     def on_train_start(self) -> None:
         self._share_of_time = self.trainer.strategy.broadcast(self._read_clock())
@@ -180,6 +186,8 @@ class TrainingModule(L.LightningModule):
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         # Runs training_step and the backward pass of the last micro-batch, the two hooks below, and the optimizer.
         super().optimizer_step(*arguments, **options)
+        if self.qk_clip is not None:
+            self.qk_clip.clip(self.trainer, taken=not self.skipped)
         if self.average is not None and not self.skipped:
             self.average.update()
 

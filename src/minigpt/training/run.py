@@ -31,6 +31,7 @@ from minigpt.training.checkpoints import Checkpoints
 from minigpt.training.class_path import find_class
 from minigpt.training.console import announce, say_stopped, summarise
 from minigpt.training.dashboards import check_loggers, finish_dashboards
+from minigpt.training.diagnosis import Diagnosis
 from minigpt.training.distributed import end_started
 from minigpt.training.initial import check_tokenizer, taken_over
 from minigpt.training.lightning_compat import is_rank_zero, is_started_by_lightning
@@ -218,15 +219,16 @@ def check_before_text(config: Config) -> L.Trainer:
 
 
 def make_callbacks(config: Config, folder: RunFolder, data: PreparedData, stop: StopSignals) -> list[L.Callback]:
-    """The run's own callbacks: anomalies, metrics, samples, memorising, attention maps, checkpoints, progress bar.
+    """The run's own callbacks, from anomalies to checkpoints and the progress bar.
 
     Raises:
         UserError: the tokenizer or the context length cannot hold a prompt or a probe text.
     """
-    callbacks: list[L.Callback] = [Anomalies(folder, config), Metrics(folder, config), Samples(folder, config, data)]
-    callbacks.append(Memorising(config))
-    if config.attention.enabled:
-        callbacks.append(AttentionMaps(folder, config, data))
+    anomalies, memorising = Anomalies(folder, config), Memorising(config)
+    maps = AttentionMaps(folder, config, data) if config.attention.enabled else None
+    callbacks = [anomalies, Metrics(folder, config), Samples(folder, config, data), memorising]
+    callbacks += [maps] if maps is not None else []
+    callbacks.append(Diagnosis(folder, config, anomalies, memorising, maps))
     if config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run:
         callbacks.append(Checkpoints(folder, config, stop))
     if config.trainer.enable_progress_bar is not False and can_show(sys.stdout):

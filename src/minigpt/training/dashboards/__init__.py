@@ -198,6 +198,13 @@ def log_table(
             logger.experiment.add_text(key, _markdown(columns, rows), step)
 
 
+def alert(loggers: Sequence[Logger], title: str, text: str, *, warn: bool) -> None:
+    """Send an alert to W&B, which mails it or posts it to Slack as the user has set; other loggers have none."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            wandb.alert(logger, title, text, warn=warn)
+
+
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     def cell(value: Any) -> str:
         text = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

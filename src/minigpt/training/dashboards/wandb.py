@@ -225,6 +225,12 @@ def log_media(logger: WandbLogger, key: str, make: Callable[[Any], Any], step: i
         logger.log_metrics({key: media}, step=step)
 
 
+def alert(logger: WandbLogger, title: str, text: str, *, warn: bool) -> None:
+    """Send an alert; W&B refuses titles of more than 64 characters."""
+    with unharmed(logger):
+        logger.experiment.alert(title=title[:64], text=text, level="WARN" if warn else "INFO")
+
+
 def has_key(address: str) -> bool:
     """Whether the environment or the user's netrc has credentials for the W&B service at an address."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):

@@ -1,0 +1,65 @@
+"""Update-to-weight ratio and gradient norm of each part of the model, from a sample of its weights."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from minigpt.model.gpt import GPT
+from minigpt.training.distributed import local
+
+SAMPLED = 1024
+"""Weights of each matrix that are compared before and after a step: the ratio is then known to a few percent."""
+
+
+class UpdateRatios:
+    """|new - old| / |old| of the matrices of each part: the embeddings, each layer's attention and MLP, the head.
+
+    A step that changes weights by about a thousandth is usual for AdamW on large models; small models and Muon change
+    them by a few hundredths. No copy of the weights is made. Of sharded weights, this device's shard is sampled.
+    """
+
+    def __init__(self, model: GPT) -> None:
+        self.parts: defaultdict[str, list[torch.nn.Parameter]] = defaultdict(list)
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                self.parts[part_of(name)].append(parameter)
+
+    @torch.no_grad()
+    def sample(self) -> dict[str, Tensor]:
+        """A sample of each part's weights, in one tensor for each."""
+        return {
+            part: torch.cat([_sampled(local(each.detach())) for each in matrices])
+            for part, matrices in self.parts.items()
+        }
+
+    @staticmethod
+    def ratios(before: dict[str, Tensor], after: dict[str, Tensor]) -> tuple[dict[str, float], dict[str, float]]:
+        """The ratio of each part for the step between two samples, and the root mean square of its weights before."""
+        pairs = [(before[part].float(), after[part].float()) for part in after]
+        norms = torch.stack([torch.stack([(new - old).norm(), old.norm()]) for old, new in pairs]).tolist()
+        ratios = {part: change / size if size else 0.0 for part, (change, size) in zip(after, norms, strict=True)}
+        return ratios, {part: size / after[part].numel() ** 0.5 for part, (_, size) in zip(after, norms, strict=True)}
+
+    @torch.no_grad()
+    def gradients(self) -> dict[str, float]:
+        """Norm of each part's gradient as it is now, thus clipped; 0 where there is none."""
+        norms = {}
+        for part, matrices in self.parts.items():
+            found = [local(each.grad) for each in matrices if each.grad is not None]
+            norms[part] = torch.nn.utils.get_total_norm(found).float() if found else torch.tensor(0.0)
+        return dict(zip(norms, torch.stack([each.cpu() for each in norms.values()]).tolist(), strict=True))
+
+
+def part_of(name: str) -> str:
+    """blocks.3.attn.qkv.weight -> blocks.3.attn; lm_head.weight -> lm_head."""
+    words = name.split(".")
+    return ".".join(words[: 3 if words[0] == "blocks" else 1])
+
+
+def _sampled(weight: Tensor) -> Tensor:
+    # An odd stride, so that it does not always meet the same column.
+    flat = weight.flatten()
+    return flat[:: max(1, flat.numel() // SAMPLED) | 1]
