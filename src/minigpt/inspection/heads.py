@@ -30,7 +30,7 @@ MOST_REPEATED, N_REPEATED = 64, 4
 ABLATION_OPERATIONS = 3e12
 """Most floating-point operations for the ablation of all heads on a CPU: a minute on one core. Twice that with the
 ablation on repeated tokens."""
-MOST_ABLATED, FEWEST_ABLATED = 4096, 16
+MOST_ABLATED, FEWEST_ABLATED = 2048, 16
 """Most tokens of a text on which heads are ablated, and fewest: a larger model has no such score."""
 COPY_MARGIN = 0.1
 """Nats by which the second copy of random tokens must be more likely than chance, and than the first, for an ablation

@@ -46,8 +46,7 @@ class Snapshot:
     weights: Weights
     """(n_layer, n_head, T, T) float32 from query (row) to key (column): zero above the diagonal, rows sum to 1."""
     scores: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
-    """Head scores by name: (n_layer, n_head), NaN where undefined. "ablation" is the change of the loss in nats per
-    token when the head is zeroed."""
+    """Head scores by name: (n_layer, n_head), NaN where undefined. `inspection.glossary` explains each."""
     value_norms: npt.NDArray[np.float32] | None = None
     """(n_layer, n_head, T): length of each key's value after the head's part of the output projection, 0 or more."""
     next_tokens: NextTokens = ()

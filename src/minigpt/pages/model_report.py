@@ -170,7 +170,7 @@ def _left_out(seen: HeadScores, probe: Probe, n_tokens: int) -> str:
         lines.append(f"The model is large: heads are scored on {n:,} of {n_tokens:,} tokens.")
     if seen.ablated_tokens < n:
         lines.append(
-            f"The model is large: the loss without each head is of {seen.ablated_tokens:,} of {n:,} tokens."
+            f"The loss without each head is of {seen.ablated_tokens:,} of {n:,} tokens."
             if seen.ablated_tokens
             else "The model is large: the loss without each head is left out; --device cuda has it."
         )
