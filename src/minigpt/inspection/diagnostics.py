@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt.inspection.ablation import losses
+from minigpt.inspection.ablation import UNKNOWN, losses
 from minigpt.inspection.capture import attention_hooks, evaluation_mode
 from minigpt.model.attention import Attention
 from minigpt.model.gpt import GPT
@@ -18,8 +18,6 @@ from minigpt.model.variants.attend import AttentionSpec, attention_scores
 
 REPEATED = 16
 """Times that one token is repeated to see whether scores depend on positions."""
-
-
 PARTS = 8
 """Equal parts of the context whose losses are compared."""
 
@@ -47,7 +45,7 @@ def diagnose_model(model: GPT, windows: Tensor) -> Diagnostics:
 
     Args:
         model: not modified.
-        windows: (B, T + 1) ids; losses by position need several.
+        windows: (B, T + 1) ids; UNKNOWN after the end of a shorter one. Losses by position need several.
     """
     outputs: list[Tensor] = []
     stream: list[Tensor] = []
@@ -69,7 +67,8 @@ def diagnose_model(model: GPT, windows: Tensor) -> Diagnostics:
             attention: Any = block.attn
             held.callback(attention.proj.register_forward_pre_hook(partial(outputs_of, attention)).remove)
             held.callback(block.register_forward_hook(activations_of).remove)
-        model.hidden(windows[:1, :-1])
+        first = windows[0][windows[0] != UNKNOWN]
+        model.hidden(first[None, :-1])
     largest, median = torch.stack(stream).T.tolist()
     effect, by_position = position_effect(model, int(windows[0, 0])), losses_by_position(model, windows)
     return Diagnostics(torch.stack(outputs).tolist(), largest, median, effect, by_position)
@@ -84,7 +83,9 @@ def losses_by_position(model: GPT, windows: Tensor) -> list[tuple[int, int, floa
     found, end = [], 0
     for part in each.double().tensor_split(min(PARTS, each.shape[1]), dim=1):
         begin, end = end + 1, end + part.shape[1]
-        found.append((begin, end, float(part.mean()), float(part.std() / part.numel() ** 0.5)))
+        known = part[~part.isnan()]
+        if len(known) > 1:  # few texts are that long
+            found.append((begin, end, float(known.mean()), float(known.std() / len(known) ** 0.5)))
     return found
 
 

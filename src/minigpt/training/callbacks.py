@@ -213,7 +213,8 @@ class AttentionMaps(Callback):
     def __init__(self, folder: RunFolder, config: Config, data: PreparedData) -> None:
         self.folder, self.settings, self.tokenizer = folder, config.attention, data.tokenizer
         self.probe = _probe(config, data)
-        self.val_windows = _val_windows(config, data)
+        # With examples, a window of the split has several texts, which the model never reads together.
+        self.val_windows = self.probe.windows if config.data.mode == "examples" else _val_windows(config, data)
         self.max_steps = config.trainer.max_steps
         self.first_regular_step = _first_regular_step(config)
         self.looked_at = -1
