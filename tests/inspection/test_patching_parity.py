@@ -101,7 +101,7 @@ def check_circuit(loaded: LoadedModel) -> None:
         [patch(loaded.model, each) for each in contrasts] for patch in (activation_patching, attribution_patching)
     )
     assert sum(each.clean for each in exact) > sum(each.corrupted for each in exact) + 8
-    for site in ("resid_pre", "attn_out", "head", "head_position"):
+    for site in ("resid_pre", "attn_out", "head"):
         pair = torch.stack([changes(both, site).flatten() for both in (exact, estimated)])
         assert float(torch.corrcoef(pair)[0, 1]) > 0.9, site
     paths = [[path_patching(loaded.model, each, (0, head)) for each in contrasts] for head in range(4)]
