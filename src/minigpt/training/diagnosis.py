@@ -129,8 +129,9 @@ class Diagnosis(Callback):
             self._write(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        # A run that a signal stops goes on later; one whose loss is NaN has ended.
-        if trainer.is_global_zero and isinstance(exception, UserError) and self.evidence.step:
+        # A run that a signal stops goes on later, unless that was at its last step; one whose loss is NaN has ended.
+        has_ended = isinstance(exception, UserError) or trainer.global_step >= self.config.trainer.max_steps
+        if trainer.is_global_zero and has_ended and self.evidence.step:
             self._write(trainer)
 
     def _follow(self, trainer: L.Trainer, module: TrainingModule, step: int) -> None:
