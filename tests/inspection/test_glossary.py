@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scripts import ROOT
 
 from minigpt.config import GPTConfig
 from minigpt.data.tokenizers.base import BytesTokenizer
@@ -74,3 +75,26 @@ def test_heads_csv_has_only_explained_columns(tmp_path: Path) -> None:
     with run.heads.open() as file:
         columns = next(csv.reader(file))
     assert {name for name in columns if term_of(name) is None} == {"layer", "head", "label", "ablation_kind"}
+
+
+def test_the_docs_have_the_whole_glossary_word_for_word() -> None:
+    """Renew them with `python tests/inspection/test_glossary.py`."""
+    assert (ROOT / "docs" / "inspection.md").read_text(encoding="utf-8").endswith(glossary_table())
+
+
+def glossary_table() -> str:
+    def cell(text: str | None) -> str:
+        return (text or "").replace("|", "\\|")
+
+    rows = [
+        f"| `{term.name}` | {cell(term.sentence)} | {term.range} | {cell(term.higher_means)} | {cell(term.differs)} |\n"
+        for term in GLOSSARY.values()
+    ]
+    head = "| number | what | range | higher means | elsewhere |\n|---|---|---|---|---|\n"
+    return f"\n{head}{''.join(rows)}"
+
+
+if __name__ == "__main__":
+    page = ROOT / "docs" / "inspection.md"
+    kept = page.read_text(encoding="utf-8").partition("\n| number | what |")[0]
+    page.write_text(kept + glossary_table(), encoding="utf-8")

@@ -175,7 +175,7 @@ _CAUSES = (
     ),
     Term(
         "attribution_patching",
-        "Gradient times difference of activations: activation patching to first order, in two forward passes.",
+        "Gradient times difference of activations: activation patching to first order, from a few gradients.",
         *(None, None, ""),
         "as for activation patching",
     ),
