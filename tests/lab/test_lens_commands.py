@@ -66,6 +66,7 @@ def test_lens_prints_losses_by_depth_and_the_likeliest_tokens_at_a_position(
     rows = cells(printed)
     assert [row[0] for row in rows] == ["after layer", "embedding", "0", "1"] * 2
     loss = F.cross_entropy(logits[:-1], TOKENS[0, 1:])
+    assert rows[0][1:] == ["loss (nats)", "KL from output (nats)", "same top token"]  # no | within a cell
     assert rows[3][1:] == [f"{loss:.3f}", "0.000", "100%"]
     assert "position 0, after “a”" in printed
     best = logits[0].softmax(-1).topk(2)
@@ -139,6 +140,13 @@ def test_attribute_prints_components_that_sum_to_the_logit(
     assert [row[0] for row in short[4:]] == ["8 others", "sum"]
     assert short[:4] == rows[:4]
     assert short[-1] == rows[-1]
+
+
+def test_a_single_part_that_is_left_is_one_other(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    dispatch(["attribute", file, "--text", TEXT])
+    n_components = len(cells(capsys.readouterr().out)) - 2  # without the head and the sum
+    dispatch(["attribute", file, "--text", TEXT, "--top", str(n_components - 1)])
+    assert cells(capsys.readouterr().out)[-2][0] == "1 other"
 
 
 def test_attribute_takes_the_likeliest_token_unless_one_is_named(
