@@ -189,6 +189,7 @@ def test_attribute_takes_apart_the_loss_of_a_text_and_of_one_token(
         (["lens"], "text is empty: give one, as --text"),
         (["lens", "--text", "x" * 13], "the prompt has 13 tokens, but the model reads at most 12"),
         (["lens", "--text", "dog", "--position", "3"], "--position 3: there are 3 positions; give -3 to 2"),
+        (["lens", "--text", "d", "--position", "3"], "--position 3: there is 1 position; give -1 to 0"),
         (["lens", "--text", "dog", "--top", "0"], "top=0: must be at least 1"),
         (["lens", "--text", "dog", "--device", "tpu"], "device=tpu"),
         (

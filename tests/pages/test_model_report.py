@@ -210,6 +210,7 @@ def test_relations_of_ones_own_are_measured_and_shown(weights: Path, tmp_path: P
     told = write_inspection(InspectConfig(run=str(weights), relations=str(file)), None)
     (row,) = [line for line in told.splitlines() if line.startswith("| pronoun")]
     assert row.strip("| ").endswith(str(9)), "three of the texts fit into the context"
+    assert "Here 9 links; the largest lift is " in (weights.parent / "inspection.html").read_text()
     assert '["pronoun",[[13,1],[13,2],[13,3],' in (weights.parent / "inspection.html").read_text()
 
 
