@@ -66,6 +66,7 @@ def test_lens_prints_losses_by_depth_and_the_likeliest_tokens_at_a_position(
     rows = cells(printed)
     assert [row[0] for row in rows] == ["after layer", "embedding", "0", "1"] * 2
     loss = F.cross_entropy(logits[:-1], TOKENS[0, 1:])
+    assert rows[0][1:] == ["loss (nats)", "KL from output (nats)", "same top token"]  # no | within a cell
     assert rows[3][1:] == [f"{loss:.3f}", "0.000", "100%"]
     assert "position 0, after “a”" in printed
     best = logits[0].softmax(-1).topk(2)
@@ -141,6 +142,13 @@ def test_attribute_prints_components_that_sum_to_the_logit(
     assert short[-1] == rows[-1]
 
 
+def test_a_single_part_that_is_left_is_one_other(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    dispatch(["attribute", file, "--text", TEXT])
+    n_components = len(cells(capsys.readouterr().out)) - 2  # without the head and the sum
+    dispatch(["attribute", file, "--text", TEXT, "--top", str(n_components - 1)])
+    assert cells(capsys.readouterr().out)[-2][0] == "1 other"
+
+
 def test_attribute_takes_the_likeliest_token_unless_one_is_named(
     file: str, logits: torch.Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,6 +189,7 @@ def test_attribute_takes_apart_the_loss_of_a_text_and_of_one_token(
         (["lens"], "text is empty: give one, as --text"),
         (["lens", "--text", "x" * 13], "the prompt has 13 tokens, but the model reads at most 12"),
         (["lens", "--text", "dog", "--position", "3"], "--position 3: there are 3 positions; give -3 to 2"),
+        (["lens", "--text", "d", "--position", "3"], "--position 3: there is 1 position; give -1 to 0"),
         (["lens", "--text", "dog", "--top", "0"], "top=0: must be at least 1"),
         (["lens", "--text", "dog", "--device", "tpu"], "device=tpu"),
         (

@@ -88,6 +88,7 @@ def test_mistakes_are_one_line_with_the_remedy(run: str, tmp_path: Path) -> None
 
     refused("clean is empty: give a prompt", clean="")
     refused("the clean prompt has 9 tokens and the corrupted one 3: patching needs as many", corrupted="abc")
+    refused("the clean prompt has 1 token and the corrupted one 9: patching needs as many", clean="a")
     refused(r"--answer 'st': is 2 tokens \(“s”, “t”\), not one; give one", answer="st")
     refused("--minus 'st': is 2 tokens", minus="st")
     refused("sender: only --method path uses it", sender="0.0")

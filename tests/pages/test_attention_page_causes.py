@@ -86,7 +86,7 @@ def test_the_attribution_lists_the_parts_of_the_loss_and_their_sum(view):
     assert ("embedding", "+0.500") in lines(view)
     assert len(lines(view)) == len(COMPONENTS)
     assert "loss -1.70" in view.text("#causes-title")
-    assert "2.00, and all parts, -3.70, are the loss" in view.text("#causes-note")
+    assert "2.00, and all parts, -3.70, add up to the loss" in view.text("#causes-note")
 
 
 def test_the_ablation_lists_the_loss_of_this_token_without_each_head(view):

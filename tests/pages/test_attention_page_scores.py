@@ -183,11 +183,22 @@ def test_one_line_tells_all_scores_of_the_selected_head_and_the_readout_the_loss
     view.select(INDUCTION)
     line = [" ".join(item.split()) for item in view.page.locator("#head-scores span").all_text_contents()]
     assert line == ["induction 0.900", "previous token 0.100", "ablation +1.25"]
-    assert view.text("#readout-loss") == "+1.25"
+    assert view.text("#readout-ablation").split() == ["loss", "without", "it", "(zero)", "+1.25", "nats"]
     view.page.locator("#slider").fill("1")
-    assert view.text("#readout-loss") == "+0.100"
+    assert view.text("#readout-loss") == "+0.100 nats"
     view.select(SELF)
-    assert view.text("#readout-loss") == "-0.010"
+    assert view.text("#readout-loss") == "-0.010 nats"
+
+
+def test_the_kind_of_ablation_and_what_a_score_is_of_are_named(show):
+    notes = {"ablation": "Here mean ablation, on 40 tokens."}
+    view = show(scored(), ablation_kind="mean", n_measured=1040, notes=notes)
+    view.select(INDUCTION)
+    assert view.text("#readout-ablation").startswith("loss without it (mean)")
+    assert "ablation (mean) +" in " ".join(view.text("#head-scores").split())
+    view.page.locator("#score").select_option(label="ablation (mean)")
+    assert view.page.locator("#score").get_attribute("title").endswith(notes["ablation"])
+    assert "Scores are of 1,040 tokens, of which 12 are shown." in view.text("#rounding")
 
 
 def test_the_curve_marks_the_selected_head_and_hovering_names_head_value_and_step(view):

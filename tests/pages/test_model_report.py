@@ -210,12 +210,16 @@ def test_relations_of_ones_own_are_measured_and_shown(weights: Path, tmp_path: P
     told = write_inspection(InspectConfig(run=str(weights), relations=str(file)), None)
     (row,) = [line for line in told.splitlines() if line.startswith("| pronoun")]
     assert row.strip("| ").endswith(str(9)), "three of the texts fit into the context"
+    assert "Here 9 links; the largest lift is " in (weights.parent / "inspection.html").read_text()
     assert '["pronoun",[[13,1],[13,2],[13,3],' in (weights.parent / "inspection.html").read_text()
 
 
 def test_parts_are_ablated_alone_and_together_with_the_kind_and_the_spread_that_were_asked_for(weights: Path) -> None:
-    config = InspectConfig(run=str(weights), ablate="1.0,0.1,mlp0", ablation="resample")
-    table = inspect_runs(config, CODE).table
+    config = InspectConfig(run=str(weights), ablate="1.0,0.1,mlp0", ablation="resample", max_tokens=32)
+    inspection = inspect_runs(config, CODE)
+    table = inspection.table
+    assert "Here resample ablation, on 192 tokens; the list of a token has zero ablation." in inspection.page
+    assert "Scores are of 192 tokens, of which 32 are shown." in inspection.page
     part = next(part for part in table.split("\n\n") if part.startswith("Loss "))
     loss, *rows = part.splitlines()[0], *part.splitlines()[3:]
     assert loss.endswith("nats per token, on 192 tokens in 3 windows; resample ablation:")

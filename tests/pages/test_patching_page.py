@@ -100,6 +100,7 @@ def test_the_tokens_of_both_prompts_stand_above_and_at_the_axis_and_those_that_d
     assert view.text("h1") == TITLE
     assert view.page.locator("#clean .token").all_text_contents() == list(CLEAN)
     assert view.page.locator("#corrupted .differs").all_text_contents() == [" under"]
+    assert "1 token differing" in " ".join(view.text("header").split())
     assert view.page.locator("#clean .read").all_text_contents() == ["B"]
     axis = view.page.locator(".columns.upright span")
     assert axis.all_text_contents() == [CLEAN[0], " upon |  under", *CLEAN[2:]]

@@ -119,6 +119,7 @@ def test_a_healthy_run_has_no_warning(tmp_path: Path, capsys: pytest.CaptureFixt
     found = diagnosis_of(run)
     assert found["warnings"] == 0
     assert found["summary"][-1] == "No sign of trouble."
+    assert "On the beginning of the held-out text, the loss at tokens 29 to 32" in found["summary"][-2]
     assert [part["from"] for part in found["loss_by_position"]] == [*range(1, 33, 4)]
     assert "No sign of trouble." in capsys.readouterr().out
 
@@ -206,6 +207,7 @@ def test_a_head_that_formed_is_an_event_with_its_step_score_and_effect_on_the_lo
         "score": pytest.approx(0.8),
         "ablation": pytest.approx(0.25),
     }
+    assert event.text.endswith(": 0.0 (0.80); without it the loss is 0.25 nats higher")
     assert kinds(evidence(looks=[look(0, 0.9), look(10, 0.9)])) == [], "it was there from the start"
 
 

@@ -261,7 +261,7 @@ def term_of(name: str) -> Term | None:
     if name in GLOSSARY:
         return GLOSSARY[name]
     if (relation := name.removeprefix(FEW_LINKS).removeprefix(RELATION)) != name:
-        few = " Too few links for a label; see its interval." if name.startswith(FEW_LINKS) else ""
+        few = " Too few links for a label." if name.startswith(FEW_LINKS) else ""
         sentence = f"Weight from the source to the target of {relation!r}, minus what distance alone explains.{few}"
         return Term(name, sentence, -1.0, 1.0, "", "the head follows this relation")
     if (score := name.removeprefix("attn/max/")) != name:

@@ -72,8 +72,26 @@ class HeadScores:
     """Number of the text's tokens on which heads were ablated; large models have fewer, or none."""
     ablation_kind: Kind = "zero"
     """What replaced the heads' outputs."""
+    measured_tokens: int = 0
+    """Number of the text's tokens on which heads are scored; the maps are of the first ones."""
     causes: Causes | None = None
     """Of each prediction in the text that is shown; only where everything is computed."""
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """Name of a score -> what the glossary leaves open: the kind of ablation, numbers of tokens and of links."""
+        notes = dict[str, str]()
+        if self.ablated_tokens:
+            notes["ablation"] = f"Here {self.ablation_kind} ablation, on {self.ablated_tokens:,} tokens"
+            by_token = self.causes is not None and self.ablation_kind != "zero"
+            notes["ablation"] += "; the list of a token has zero ablation." if by_token else "."
+        for score, key in zip(self.relations.values(), relation_scores(self.relations), strict=True):
+            layer, head = np.unravel_index(np.argmax(score.lift), score.lift.shape)
+            lift, half = float(score.lift[layer, head]), float(score.half_interval[layer, head])
+            interval = f" \u00b1 {half:.2f} (95 %)" if np.isfinite(half) else ""
+            links = f"{score.n_links:,} link{'s' * (score.n_links != 1)}"
+            notes[key] = f"Here {links}; the largest lift is {lift:.2f}{interval}, of head {layer}.{head}."
+        return notes
 
 
 def score_heads(
@@ -120,7 +138,8 @@ def score_heads(
     single = {name: score.astype(np.float32) for name, score in scores.items()}
     snapshot = replace(snapshot, scores=single, numbers=numbers)
     n_ablated = int((ablated[:, 1:] != UNKNOWN).sum())
-    return HeadScores(snapshot, relations, n_ablated, ablation_kind, causes)
+    n_measured = int((probe.windows[:, 1:] != UNKNOWN).sum())
+    return HeadScores(snapshot, relations, n_ablated, ablation_kind, n_measured, causes)
 
 
 def measure_repeated(model: GPT, start: int) -> tuple[dict[str, Heads], dict[str, float]]:

@@ -80,8 +80,8 @@ class Contrast:
         n_clean, n_corrupted = (prompt.shape[-1] for prompt in (self.clean, self.corrupted))
         if n_clean != n_corrupted:
             raise UserError(
-                f"the clean prompt has {n_clean} tokens and the corrupted one {n_corrupted}: patching needs as many in "
-                "both; replace words by words of as many tokens"
+                f"the clean prompt has {n_clean} token{'s' * (n_clean != 1)} and the corrupted one {n_corrupted}: "
+                "patching needs as many in both; replace words by words of as many tokens"
             )
         if not -n_clean <= self.position < n_clean:
             raise UserError(f"position={self.position}: the prompts have {n_clean} tokens; count from 0, or from -1")

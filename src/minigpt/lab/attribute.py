@@ -90,5 +90,5 @@ def _table(names: Sequence[str], values: Sequence[float], unit: str, most: int) 
     order = sorted(range(len(values)), key=lambda i: -abs(values[i]))
     rows = [[names[i], f"{values[i]:+.3f}"] for i in order[:most]]
     if rest := order[most:]:
-        rows.append([f"{len(rest)} others", f"{sum(values[i] for i in rest):+.3f}"])
+        rows.append([f"{len(rest)} other{'s' * (len(rest) > 1)}", f"{sum(values[i] for i in rest):+.3f}"])
     return table(["component", unit], [*rows, ["sum", f"{sum(values):+.3f}"]])

@@ -98,5 +98,11 @@ def _pairs(found: QKAttribution, most: int) -> str:
     rows = [[query, key, f"{value:+.3f}"] for query, key, value in pairs]
     total = float(found.values.sum())
     if n > len(pairs):
-        rows.append([f"{n - len(pairs)} other pairs", "", f"{total - sum(value for *_, value in pairs):+.3f}"])
+        rows.append(
+            [
+                f"{n - len(pairs)} other pair{'s' * (n - len(pairs) > 1)}",
+                "",
+                f"{total - sum(value for *_, value in pairs):+.3f}",
+            ]
+        )
     return table(["at the query", "at the key", "score"], [*rows, ["sum", "", f"{total:+.3f}"]])

@@ -51,7 +51,7 @@ def _by_depth(found: Reading) -> str:
         [name, f"{loss:.3f}", f"{divergence:.3f}", f"{share:.0%}"]
         for name, loss, divergence, share in zip(_depths(len(kl)), losses.mean(1), kl, same, strict=True)
     ]
-    return table(["after layer", "loss (nats)", "KL(output || lens)", "same top token"], rows)
+    return table(["after layer", "loss (nats)", "KL from output (nats)", "same top token"], rows)
 
 
 def _at(loaded: LoadedModel, found: Reading, tokens: list[int], position: int) -> str:

@@ -44,7 +44,8 @@ def check_position(position: int, n_tokens: int, option: str = "--position") -> 
         UserError: there is no such one.
     """
     if not -n_tokens <= position < n_tokens:
-        raise UserError(f"{option} {position}: there are {n_tokens} positions; give {-n_tokens} to {n_tokens - 1}")
+        there_are = "there is 1 position" if n_tokens == 1 else f"there are {n_tokens} positions"
+        raise UserError(f"{option} {position}: {there_are}; give {-n_tokens} to {n_tokens - 1}")
     return position % n_tokens
 
 

@@ -264,6 +264,9 @@ function place(mark, [row, column, rows, columns]) {
 
 const nameOf = (i) => `layer ${Math.floor(i / H)}, head ${i % H}`;
 const words = (name) => visible(name.replaceAll("_", " "));
+// Zero ablation unless another kind is named, as its meaning says.
+const scoreWords = (name) => words(
+  name === "ablation" && data.ablation_kind !== "zero" ? `ablation (${data.ablation_kind})` : name);
 const selected = () => state.layer * H + state.head;
 const labelOf = (i) => (state.view === "b" ? "" : data.labels?.[state.frame][i] ?? "");    // B has no labels
 
@@ -330,7 +333,7 @@ function arrange() {
     thumb.hidden = low && ranked;
     thumb.querySelector(".value").textContent = shown && (compact ? brief(value, isChange(state.score)) : shown);
     thumb.querySelector(".kind").textContent = visible(labelOf(i), "");
-    const said = [nameOf(i), shown && `${words(names[state.score])} ${shown}`, visible(labelOf(i), "")];
+    const said = [nameOf(i), shown && `${scoreWords(names[state.score])} ${shown}`, visible(labelOf(i), "")];
     if (low) said.push("below the minimum");
     thumb.setAttribute("aria-label", said.filter(Boolean).join(", "));
     thumb.title = thumb.getAttribute("aria-label");
@@ -347,13 +350,14 @@ function drawScores() {
   const i = selected(), loss = names.indexOf("ablation"), change = scoreAt(state.frame, loss, i);
   $("head-scores").replaceChildren(...names.map((name, score) => {
     const item = make("span", { title: MEANING.get(name) ?? "" });
-    item.append(make("bdi", { textContent: words(name) }), " ",
+    item.append(make("bdi", { textContent: scoreWords(name) }), " ",
       make("b", { textContent: shownScore(scoreAt(state.frame, score, i), score) }), " ");
     return item;
   }));
   $("readout-label").textContent = visible(labelOf(i), "");
   $("readout-ablation").hidden = change === null;
-  $("readout-loss").textContent = number(change, true);
+  $("readout-means-loss").textContent = `loss without it (${data.ablation_kind})`;
+  $("readout-loss").textContent = `${number(change, true)} nats`;
   drawCurve();
 }
 
@@ -419,11 +423,11 @@ function drawCurve() {
 function tellCurve(low, high) {
   const i = pointed >= 0 ? pointed : selected(), frame = pointed >= 0 ? pointedFrame : state.frame;
   const told = (k, head) => `${shownScore(scoreAt(k, state.score, head), state.score)} at step ${steps[k]}`;
-  tell({ "curve-title": `${words(names[state.score])} of every head, over the steps`,
+  tell({ "curve-title": `${scoreWords(names[state.score])} of every head, over the steps`,
     "curve-low": shownScore(low, state.score), "curve-high": shownScore(high, state.score),
     "curve-first": `step ${steps[0]}`, "curve-last": steps[steps.length - 1], "curve-note": `${nameOf(i)}: ${told(frame, i)}` });
   const values = steps.map((_, k) => told(k, selected())).join(", ");
-  $("curve").setAttribute("aria-label", `${words(names[state.score])} of ${nameOf(selected())}: ${values}`);
+  $("curve").setAttribute("aria-label", `${scoreWords(names[state.score])} of ${nameOf(selected())}: ${values}`);
 }
 
 let pointedFrame = 0;                     // step nearest to the pointer
@@ -626,10 +630,10 @@ function build() {
       grid.append(thumb);
     }
   }
-  names.forEach((name, score) => $("score").append(make("option", { value: score, textContent: words(name) })));
+  names.forEach((name, score) => $("score").append(make("option", { value: score, textContent: scoreWords(name) })));
   $("legend").hidden = MEANING.size === 0;
   for (const [name, meaning] of MEANING) {
-    $("legend").lastElementChild.append(make("dt", { textContent: words(name) }), make("dd", { textContent: meaning }));
+    $("legend").lastElementChild.append(make("dt", { textContent: scoreWords(name) }), make("dd", { textContent: meaning }));
   }
   $("score").value = state.score;
   data.links.forEach(([name], i) => $("relation").append(make("option", { value: i, textContent: words(name) })));

@@ -5,7 +5,8 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,6 +44,9 @@ def render_page(
     labels: Sequence[Labels] = (),
     other: Sequence[Snapshot] = (),
     causes: Sequence[Causes | None] = (),
+    ablation_kind: str = "zero",
+    n_measured: int = 0,
+    notes: Mapping[str, str] = MappingProxyType({}),
 ) -> Page:
     """Render the attention page: all heads, one head large, the text, the strongest keys, a slider over the steps.
 
@@ -66,6 +70,9 @@ def render_page(
             the difference, at the nearest steps.
         causes: of the last snapshot, and of the last of `other`; for the same tokens. The page lists those of the
             selected token, whatever step its maps show.
+        ablation_kind: what replaced the heads' outputs in the score `ablation`.
+        n_measured: number of tokens on which the heads are scored; said where there are more than the page shows.
+        notes: name of a score -> what its meaning leaves open, such as a number of links.
 
     Returns:
         The document as ASCII text.
@@ -90,6 +97,8 @@ def render_page(
     rounding = f"Weights are rounded by at most {packing.MAX_ERROR:.3f}"
     if any(map(_is_coarse, runs)):
         rounding += f"; before the last step by at most {packing.COARSE_ERROR:.3f}, less for small weights"
+    is_part = n_measured > n_tokens
+    measured = f" Scores are of {n_measured:,} tokens, of which {n_tokens:,} are shown." if is_part else ""
     texts: dict[str, int] = {}
     data = {
         "tokens": frames[0].tokens,
@@ -106,9 +115,10 @@ def render_page(
             for run, own in zip(runs, found, strict=True)
             if run
         ],
-        "glossary": _meanings([*names, *(_TOOLS if any(found) else ())]),
+        "glossary": _meanings([*names, *(_TOOLS if any(found) else ())], notes),
+        "ablation_kind": ablation_kind,
         "texts": list(texts),  # after the runs, which fill it
-        "rounding": f"{rounding}.",
+        "rounding": f"{rounding}.{measured}",
     }
     return document("attention", title, data=json_for_html(data))
 
@@ -130,10 +140,10 @@ def renew_page(page: str) -> Page | None:
         return None
 
 
-def _meanings(names: Sequence[str]) -> list[tuple[str, str]]:
+def _meanings(names: Sequence[str], notes: Mapping[str, str]) -> list[tuple[str, str]]:
     """(name, meaning) of the names that the glossary knows."""
     terms = [(name, term_of(name)) for name in dict.fromkeys(names)]
-    return [(name, term.text) for name, term in terms if term is not None]
+    return [(name, f"{term.text} {notes.get(name, '')}".rstrip()) for name, term in terms if term is not None]
 
 
 def _run_data(

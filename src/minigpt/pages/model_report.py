@@ -125,6 +125,9 @@ def inspect_runs(config: InspectConfig, text: str | None = None) -> Inspection:
         labels=labels if all(labels) else (),
         other=[each.snapshot for each in others],
         causes=[each.causes for each in (seen, *others)],
+        ablation_kind=config.ablation,
+        n_measured=seen.measured_tokens,
+        notes=seen.notes,
     )
     said = "\n\n".join(part for part in parts if part)
     return Inspection(page, said, seen.snapshot, seen.relations, *rows_of_heads(scored))

@@ -59,7 +59,7 @@ def render_patching(
     tiles = [
         ("clean prompt", f"{ends[0]:.3f}", f"{metric}; an effect of 1"),
         ("corrupted prompt", f"{ends[1]:.3f}", f"{metric}; an effect of 0"),
-        ("tokens differ", str(n_different), f"of {len(prompts[0])}"),
+        ("differing", f"{n_different} token{'s' * (n_different != 1)}", f"of {len(prompts[0])}"),
     ]
     data = {
         "clean": list(prompts[0]),

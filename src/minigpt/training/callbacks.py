@@ -19,7 +19,6 @@ from minigpt.data.shards import PreparedData
 from minigpt.data.tokenising import RELATIONS
 from minigpt.errors import UserError
 from minigpt.files import write_csv, write_text
-from minigpt.inspection.causes import Causes
 from minigpt.inspection.diagnostics import Diagnostics, diagnose_model
 from minigpt.inspection.heads import HeadScores, head_table, label_heads, score_heads
 from minigpt.inspection.probes import PROBE_TOKENS, Probe, read_examples
@@ -263,7 +262,7 @@ class AttentionMaps(Callback):
     def _show(self, trainer: L.Trainer, seen: HeadScores, *, is_last: bool) -> None:
         """Write page, grid and, at the end, the table of heads."""
         snapshot, step = seen.snapshot, seen.snapshot.step
-        grid, page = grid_image(snapshot), self._page(snapshot, seen.causes)
+        grid, page = grid_image(snapshot), self._page(seen)
         save_png(self.folder.attention_grid, grid)
         write_text(self.folder.attention_page, page)
         log_image(trainer.loggers, "attn/grid", grid, step)
@@ -275,7 +274,8 @@ class AttentionMaps(Callback):
             write_csv(self.folder.heads, columns, rows)
             log_table(trainer.loggers, "attn/heads", columns, rows, step)
 
-    def _page(self, newest: Snapshot, causes: Causes | None) -> str:
+    def _page(self, seen: HeadScores) -> str:
+        newest = seen.snapshot
         earlier = [path for path in self.folder.snapshots if step_of(path) < newest.step]
         history = history_of(newest, earlier, self.settings.max_snapshots)
         labels = [label_heads(snapshot.scores) for snapshot in history]
@@ -284,7 +284,10 @@ class AttentionMaps(Callback):
             title=f"{self.folder.path.name}: attention while training",
             links=self.probe.links,
             labels=labels if all(labels) else (),
-            causes=[causes],
+            causes=[seen.causes],
+            ablation_kind=seen.ablation_kind,
+            n_measured=seen.measured_tokens,
+            notes=seen.notes,
         )
 
 

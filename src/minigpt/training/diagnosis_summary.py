@@ -45,7 +45,7 @@ def sentences(evidence: Evidence, events: Sequence[Event]) -> Iterator[str]:
     for event in events:
         if not event.is_warning:
             yield f"{_capital(event.text)}."
-    yield from _position_sentence(_newest_losses(evidence))
+    yield from _position_sentence(_newest_losses(evidence), _text_measured(evidence))
     if not warnings:
         yield "No sign of trouble."
 
@@ -54,7 +54,14 @@ def _newest_losses(evidence: Evidence) -> Sequence[tuple[int, int, float, float]
     return evidence.diagnostics[max(evidence.diagnostics)].losses if evidence.diagnostics else []
 
 
-def _position_sentence(parts: Sequence[tuple[int, int, float, float]]) -> Iterator[str]:
+def _text_measured(evidence: Evidence) -> str:
+    """Where the losses by position are measured: not on all that val/loss is of, so the two differ."""
+    data, attention = evidence.config.data, evidence.config.attention
+    is_given = data.mode == "examples" and (attention.text is not None or attention.relations is not None)
+    return "On the inspected text" if is_given else "On the beginning of the held-out text"
+
+
+def _position_sentence(parts: Sequence[tuple[int, int, float, float]], where: str) -> Iterator[str]:
     """How much more context helps, from the second eighth to the last: the first has hardly any."""
     if len(parts) < 3:
         return
@@ -62,7 +69,7 @@ def _position_sentence(parts: Sequence[tuple[int, int, float, float]]) -> Iterat
     fall, doubt = early - late, 2 * math.hypot(error, last_error)
     said = f"{abs(fall):.2f} nats {'lower' if fall > 0 else 'higher'}" if abs(fall) > doubt else "no different"
     yield (
-        f"The loss at tokens {last_begin} to {last_end} of the context is {late:.2f}, {said} "
+        f"{where}, the loss at tokens {last_begin} to {last_end} of the context is {late:.2f}, {said} "
         f"{'than' if abs(fall) > doubt else 'from that'} at {begin} to {end}."
     )
 

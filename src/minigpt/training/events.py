@@ -70,8 +70,11 @@ def _formed_in_words(label: str, heads: Sequence[Mapping[str, Any]]) -> str:
     first, rest = heads[0], len(heads) - 4
     names = ", ".join(f"{each['head']} ({each['score']:.2f})" for each in heads[:4])
     more = f" and {rest} more" if rest > 0 else ""
-    effects = [each["ablation"] for each in heads if "ablation" in each]
-    effect = f"; without the most useful one the loss is {max(effects):+.2f} nats" if effects else ""
+    effects = {each["head"]: each["ablation"] for each in heads if "ablation" in each}
+    best = max(effects, key=lambda head: effects[head], default="")
+    which = "it" if len(heads) == 1 else f"{best}, the most useful,"
+    more_or_less = "higher" if effects and effects[best] >= 0 else "lower"
+    effect = f"; without {which} the loss is {abs(effects[best]):.2f} nats {more_or_less}" if effects else ""
     plural = "heads" if len(heads) > 1 else "a head"
     return f"{label}: {plural} formed between steps {first['after_step']} and {first['step']}: {names}{more}{effect}"
 

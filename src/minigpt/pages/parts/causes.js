@@ -46,8 +46,8 @@ function effectItems(effects, isSum) {
   const left = rest.filter((effect) => effect !== own), items = [...sorted.slice(0, EFFECTS), ...(own ? [own] : [])].map(line);
   if (left.length && isSum) {
     const sum = left.reduce((total, [, value]) => total + value, 0);
-    items.push(causeItem(0, `${left.length} others together`, [], number(sum, true)));
-  } else if (left.length) items.push(causeItem(0, `${left.length} others change it less`, [], ""));
+    items.push(causeItem(0, `${left.length} ${left.length > 1 ? "others" : "other"} together`, [], number(sum, true)));
+  } else if (left.length) items.push(causeItem(0, left.length > 1 ? `${left.length} others change it less` : "1 other changes it less", [], ""));
   return items;
 }
 
@@ -66,11 +66,11 @@ const CAUSES = {
     });
     const sum = effects.reduce((total, [, value]) => total + value, 0);
     return [effectItems(effects, true), [`Nats that each part adds to the loss; below zero it helps. The entropy of the prediction, ${
-      number(causes.entropy[token])}, and all parts, ${number(sum, true)}, are the loss.`]];
+      number(causes.entropy[token])}, and all parts, ${number(sum, true)}, add up to the loss.`]];
   },
   ablation: (causes, token) => (causes.ablation
     ? [effectItems(thumbs.map((_, i) => [nameOf(i), causes.ablation(i, token), i]), false),
-      ["Loss of ", label(targetOf(causes, token)),
+      ["Nats: the loss of ", label(targetOf(causes, token)),
         " with each head's output zeroed, minus its loss; above zero the head helps. Others may compensate."]]
     : [[], ["Left out, as the model is large for a CPU."]]),
 };
@@ -91,7 +91,7 @@ function drawCauses() {
   }
   const [items, note] = CAUSES[panel](causes, token), isChoice = causes.open && token === T - 1;
   $("causes-title").replaceChildren(isChoice ? "Why the model would write " : "Predicting ", label(targetOf(causes, token)),
-    " after ", label(quoted(token)), `: loss ${number(causes.losses[token])}${steps.length > 1 ? `, at step ${causes.step}` : ""}`);
+    " after ", label(quoted(token)), `: loss ${number(causes.losses[token])} nats${steps.length > 1 ? `, at step ${causes.step}` : ""}`);
   $("causes-note").replaceChildren(...note);
   $("causes-list").replaceChildren(...items);
 }
