@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from minigpt.errors import UserError
-from minigpt.frames import to_pandas, write_frame
+from minigpt.frames import require_frame, to_pandas, write_frame
 
 COLUMNS, ROWS = ["head", "label", "score"], [["1.0", "induction", 0.5], ["1.1", None, math.nan]]
 
@@ -51,3 +51,11 @@ def test_a_missing_library_is_named_with_the_remedy(tmp_path: Path, monkeypatch:
     with pytest.raises(UserError, match="Parquet needs pyarrow"):
         write_frame(tmp_path / "a.parquet", COLUMNS, ROWS)
     write_frame(tmp_path / "a.csv", COLUMNS, ROWS)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".json", ".parquet"])
+def test_a_name_that_is_too_long_is_refused_before_the_work(ending: str, tmp_path: Path) -> None:
+    for name in ("n" * 300, "n" * 240):  # the second is too long for the temporary file beside it
+        with pytest.raises(UserError, match="cannot be written"):
+            require_frame(tmp_path / f"{name}{ending}")
+    assert not list(tmp_path.iterdir())

@@ -199,7 +199,7 @@ class Run:
             raise UserError(f"step={step}: there is no attention snapshot; there are steps {[*files]}")
         try:
             return Snapshot.load(files[max(files) if step is None else step])
-        except ValueError as error:
+        except (FileNotFoundError, ValueError) as error:
             raise UserError(str(error)) from None
 
     def report(self) -> Page:

@@ -207,17 +207,21 @@ def locked(lock_file: Path, refusal: Callable[[str], str]) -> Iterator[None]:
         lock.release()
 
 
-def require_writable(folder: Path) -> None:
+def require_writable(folder: Path, name: str = "probe") -> None:
     """Check before long work that a folder is writable; it is created if missing.
+
+    Args:
+        folder: where files will be written.
+        name: of one of them, which may be too long for the file system, or not a name at all.
 
     Raises:
         UserError: it is not writable.
     """
     try:
         _make_folder(folder)
-        with tempfile.NamedTemporaryFile(prefix=".probe.", suffix=".tmp", dir=folder):
+        with tempfile.NamedTemporaryFile(prefix=f".{name}.", suffix=".tmp", dir=folder):
             pass
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL character
         raise UserError(f"{folder}: cannot be written ({reason(error)})") from None
 
 
@@ -264,8 +268,8 @@ def require_page(path: Path) -> None:
         UserError: the path is a folder or an existing file of another kind, or is not writable.
     """
     try:
-        if path.is_dir() or str(path) == "-":
-            raise UserError(f"{path}: is {'a folder' if path.is_dir() else 'not a file'}; name a file, as page.html")
+        if is_folder(path) or str(path) == "-":
+            raise UserError(f"{path}: is {'a folder' if is_folder(path) else 'not a file'}; name a file, as page.html")
         if path.exists() and not (path.is_file() and _begins_as_a_page(path)):
             raise UserError(f"{path}: already exists and is not an HTML page; name another file")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt.errors import UserError
-from minigpt.files import require_writable, write_atomically, write_csv, write_text
+from minigpt.files import is_folder, require_writable, write_atomically, write_csv, write_text
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -31,11 +31,11 @@ def require_frame(path: str | Path) -> None:
     path = Path(path)
     if not is_frame(path):
         raise UserError(f"{path}: name a file that ends in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
-    if path.is_dir():
+    if is_folder(path):
         raise UserError(f"{path}: is a folder; name a file")
     if path.suffix.lower() == ".parquet":
         _pyarrow(path)
-    require_writable(path.parent)
+    require_writable(path.parent, path.name)
 
 
 def write_frame(path: str | Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -54,6 +54,7 @@ def write_frame(path: str | Path, columns: Sequence[str], rows: Sequence[Sequenc
     """
     require_frame(path)
     path, rows = Path(path), [[_known(value) for value in row] for row in rows]
+    columns = [_well_formed(name) for name in columns]
     if path.suffix.lower() == ".csv":
         write_csv(path, columns, rows)
     elif path.suffix.lower() == ".json":
@@ -90,7 +91,14 @@ def pandas_for(what: str) -> Any:
 
 
 def _known(value: object) -> object:
+    if isinstance(value, str):
+        return _well_formed(value)
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _well_formed(text: str) -> str:
+    """Text that UTF-8 can hold: names of files and of relations may have lone surrogates."""
+    return text.encode("utf-8", errors="replace").decode()
 
 
 def _pyarrow(path: Path) -> tuple[Any, Any]:

@@ -1,6 +1,8 @@
 """Relations of one's own from a table: CSV, Parquet or JSON Lines with the same columns, and errors with their row."""
 
 import csv
+import datetime
+import decimal
 import json
 from pathlib import Path
 from typing import Any
@@ -84,3 +86,13 @@ def test_a_value_that_is_no_number_a_missing_column_and_a_damaged_file_are_refus
     (tmp_path / "empty.csv").touch()
     with pytest.raises(UserError, match="empty.csv: has no column"):
         list(read_relations(tmp_path / "empty.csv"))
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [(0, ANN.encode()), (1, datetime.datetime(2026, 1, 1)), (2, decimal.Decimal(10)), (3, b"\x00"), (1, {"a": b"x"})],
+)
+def test_a_parquet_column_of_another_type_is_named(place: int, value: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", [[*ROWS[0][:place], value, *ROWS[0][place + 1 :]]])
+    with pytest.raises(UserError, match=r"a.parquet, row 1: (needs|source)"):
+        list(read_relations(path))

@@ -173,6 +173,8 @@ def test_one_window_has_no_spread_and_no_other_window() -> None:
         ("2.0", r"ablate: 2\.0: there are layers 0 to 1"),
         ("mlp2", "ablate: mlp2: there are layers 0 to 1"),
         ("0.0,mpl0", "ablate: 'mpl0' is not a head as 1.0, nor mlp0, attn0 or layer0"),
+        ("9" * 5000 + ".0", "is not a head as 1.0, nor mlp0, attn0 or layer0"),
+        ("mlp" + "9" * 5000, "is not a head as 1.0, nor mlp0, attn0 or layer0"),
         ("0.0,", "ablate: '' is not a head"),
         ("\u0661.0", "is not a head"),
     ],

@@ -220,3 +220,11 @@ def test_what_cannot_be_patched_is_said_in_one_line() -> None:
             patch(model, CONTRAST, ["heads"])
     with pytest.raises(UserError, match=r"sender=2\.0: there are 2 layers of 4 heads"):
         path_patching(model, CONTRAST, (2, 0))
+
+
+def test_a_model_that_has_diverged_is_refused() -> None:
+    model, contrast = circuit_contrast()
+    with torch.no_grad():
+        model.blocks[0].attn.proj.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="NaN or infinite logits after the prompts"):
+        activation_patching(model, contrast)

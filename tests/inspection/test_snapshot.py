@@ -1,3 +1,4 @@
+import io
 import json
 import zipfile
 
@@ -123,10 +124,64 @@ def with_a_pickle(path):
     np.savez(path, format=np.array([{"a": 1}], dtype=object))
 
 
+def with_array(name, value):
+    def spoil(path):
+        with np.load(path) as stored:
+            arrays = dict(stored) | {name: value}
+        np.savez(path, **arrays)
+
+    return spoil
+
+
+def with_bytes(name, content):
+    """The entry of an array replaced by other bytes."""
+
+    def spoil(path):
+        with np.load(path) as stored:
+            arrays = dict(stored)
+        del arrays[name]
+        np.savez(path, **arrays)
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(f"{name}.npy", content)
+
+    return spoil
+
+
+def of_a_size(n):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"shape": (n,), "fortran_order": False, "descr": "|u1"})
+    return header.getvalue()
+
+
+def of_a_later_zip(path):
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 99  # the version needed to read the entry
+    path.write_bytes(content)
+
+
+def a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+DEEP = np.frombuffer(b"[" * 100_000, np.uint8)
+HUGE = np.frombuffer(b'{"loss": 1' + b"0" * 400 + b"}", np.uint8)
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
         damaged,
+        *(with_array(name, DEEP) for name in ("tokens", "score_names", "next_tokens", "numbers")),
+        with_array("numbers", HUGE),
+        with_array("step", np.inf),
+        with_array("format", np.inf),
+        with_array("token_ids", np.full(7, np.inf)),
+        with_bytes("levels", of_a_size(10**14)),
+        with_bytes("levels", of_a_size(10**30)),
+        with_bytes("levels", b"\x93NUMPY\x01\x00\x10\x00{((((((((((((((("),
+        of_a_later_zip,
+        a_folder,
         of_another_kind,
         of_a_later_format,
         with_a_pickle,
@@ -139,8 +194,10 @@ def test_a_file_that_is_not_a_snapshot_is_refused_by_name(tmp_path, spoil):
     path = tmp_path / "step.npz"
     Snapshot(1, WORDS, random_weights()).save(path)
     spoil(path)
-    with pytest.raises(ValueError, match=r"step\.npz is not a snapshot that can be read: "):
+    with pytest.raises(ValueError, match=r"step\.npz is not a snapshot that can be read: \S") as refusal:
         Snapshot.load(path)
+    assert "\n" not in str(refusal.value)
+    assert len(str(refusal.value)) < 500 + len(str(path))
 
 
 def test_a_missing_file_is_reported_as_missing(tmp_path):

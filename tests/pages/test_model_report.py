@@ -289,6 +289,10 @@ def test_the_text_measured_while_a_run_trained_is_measured_again_with_its_relati
         '{"tokens": [400], "links": []}',
         '{"tokens": [1], "links": [["a", 3, 0]]}',
         '{"tokens": [1]}',
+        '{"tokens": [1e999], "links": []}',
+        '{"tokens": [1, 2, 3], "links": [["a", 1e999, 0]]}',
+        '{"tokens": [1, 2, 3], "links": [["a", 0, 2]]}',
+        '{"tokens": [1, 2, 3], "links": [["a", 1, 1]]}',
     ):
         RunFolder(weights.parent).probe.write_text(content)
         with pytest.raises(UserError, match=r"probe.json: (is damaged|was made with another tokenizer); give a text"):
@@ -352,3 +356,41 @@ def test_a_large_model_is_scored_on_less_and_says_so(tmp_path: Path, monkeypatch
     seen = inspect_runs(config, text)
     assert "the loss without each head is left out; --device cuda has it." in seen.table
     assert "ablation" not in seen.snapshot.scores
+
+
+@pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
+def test_a_relation_whose_name_is_not_valid_utf8_does_not_cost_the_table(
+    ending: str, weights: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.jsonl"
+    relation = {"name": "\ud800", "source": [3, 4], "target": [0, 1]}
+    file.write_text(json.dumps({"text": "abcdef", "relations": [relation]}))
+    out = tmp_path / f"heads.{ending}"
+    write_inspection(InspectConfig(run=str(weights), relations=str(file), out=str(out)), None)
+    assert out.stat().st_size
+
+
+def test_a_model_that_has_diverged_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = make(tmp_path / "model.safetensors")
+    loaded = load_model(str(path))
+    with torch.no_grad():
+        for weight in loaded.model.parameters():
+            weight.mul_(1e18)
+    save_weights(str(path), loaded.model, loaded.config, loaded.tokenizer)
+    with pytest.raises(UserError, match="NaN or infinite numbers on the text: it has diverged"):
+        inspect_runs(InspectConfig(run=str(path)), CODE)
+
+
+def test_the_name_of_a_relation_stays_in_its_cell(weights: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text(to_json_line("abcdef", [Relation("a|b\nc" + "d" * 500, (3, 4), (0, 1))]) + "\n")
+    said = write_inspection(InspectConfig(run=str(weights), relations=str(file), out=str(tmp_path / "a.html")), None)
+    (row,) = (line for line in said.splitlines() if line.startswith("| a\\|b c"))
+    assert max(map(len, said.splitlines())) < 250
+    assert row.count(" | ") == 6
+
+
+@pytest.mark.parametrize("name", ["out", "relations", "file", "compare"])
+def test_an_empty_name_of_a_file_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} is empty: name a"):
+        InspectConfig(run="runs/demo", **{name: ""})

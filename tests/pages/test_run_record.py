@@ -132,6 +132,36 @@ def test_damaged_snapshots_are_named(tmp_path: Path) -> None:
     assert "step_000010.npz is not a snapshot that can be read" in sentence
 
 
+def test_a_damaged_snapshot_is_named_and_the_others_are_shown(tmp_path: Path) -> None:
+    run = RunFolder(run_with(tmp_path))
+    for step in (0, 5, 10):
+        dataclasses.replace(history()[0], step=step).save(run.snapshot(step))
+    run.snapshot(5).write_bytes(b"damaged")
+    (run.path / "attention" / "step_mine.npz").write_bytes(b"")
+    record = read_run_folder(run.path)
+    assert record.page is not None
+    (sentence,) = record.missing
+    assert sentence.startswith("The attention at step 5 is missing: ")
+
+
+def test_snapshots_are_in_the_order_of_their_steps_beyond_a_million(tmp_path: Path) -> None:
+    run = RunFolder(run_with(tmp_path))
+    run.snapshot(0).parent.mkdir()
+    for step in (1_000_000, 999_999, 0):
+        run.snapshot(step).touch()
+    assert run.snapshots == [run.snapshot(step) for step in (0, 999_999, 1_000_000)]
+
+
+@pytest.mark.parametrize(
+    "content", ['{"summary": "abc"}', '{"summary": {"a": 1}}', '{"summary": [1]}', "[1]", "[" * 9999]
+)
+def test_a_diagnosis_without_sentences_is_named(content: str, tmp_path: Path) -> None:
+    (run_with(tmp_path) / "diagnosis.json").write_text(content)
+    record = read_run_folder(tmp_path)
+    assert record.happened == []
+    assert record.missing == ["diagnosis.json holds no summary that can be read."]
+
+
 def test_a_folder_that_holds_runs_names_them(tmp_path: Path) -> None:
     (tmp_path / "offline-run-20260101_000000-abc").mkdir()
     with pytest.raises(UserError, match="nor a W&B run .* there are .*offline-run-20260101_000000-abc"):

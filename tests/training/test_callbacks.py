@@ -278,6 +278,14 @@ def test_weights_that_became_infinite_in_the_last_step_are_never_saved(
     assert read_checkpoint(tmp_path / "runs" / "small" / "checkpoints" / "last.ckpt")["global_step"] == 2
 
 
+def test_activations_that_overflow_between_two_losses_are_reported_as_the_loss_is(tmp_path: Path) -> None:
+    """Weights are finite after the first step, and its attention is recorded: the next loss is not finite."""
+    config = small_settings(tmp_path, optimizer={"learning_rate": 1e30, "warmup_steps": 0, "name": "adamw"})
+    with pytest.raises(UserError, match="the loss and the gradient of step 2 are not finite"):
+        train(config)
+    assert (tmp_path / "runs" / "small" / "attention" / "step_000000.npz").is_file()
+
+
 def test_a_validation_that_is_not_finite_stops_the_run_before_anything_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

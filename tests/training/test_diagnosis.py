@@ -340,3 +340,14 @@ def test_an_alert_that_wandb_refuses_ends_nothing() -> None:
     with pytest.warns(UserWarning, match="nobody answers"):
         alert([Broken(), Working()], "x" * 100, "text", warn=True)
     assert sent == [{"title": "x" * 64, "text": "text", "level": "WARN"}]
+
+
+def test_a_run_resumes_beside_damaged_and_foreign_snapshots(tmp_path: Path) -> None:
+    config = small_settings(tmp_path)
+    run = train(config)
+    for step in (1, 2):
+        run.snapshot(step).write_bytes(b"damaged")
+    np.savez(run.snapshot(4), step=4, score_names=np.frombuffer(b'["induction"]', np.uint8), scores=np.zeros((1, 3, 3)))
+    (run.path / "attention" / "step_mine.npz").write_bytes(b"mine")
+    longer = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, max_steps=18))
+    assert diagnosis_of(train(longer, run.path))["step"] == 18

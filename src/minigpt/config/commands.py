@@ -27,7 +27,7 @@ FileName = Annotated[PathName, not_empty("name a file")]
 Length = Annotated[int, bounds(ge=1, le=256)]
 HUB_NAME = r"(?a:(?!.*(--|\.\.|\.git$))(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b)"
 """Names of models that the Hugging Face hub has, as gpt2 and Qwen/Qwen3-0.6B."""
-ABLATED = r" *(?a:\d+\.\d+|(mlp|attn|layer)\d+)( *, *(?a:\d+\.\d+|(mlp|attn|layer)\d+))* *"
+ABLATED = r" *(?a:\d{1,6}\.\d{1,6}|(mlp|attn|layer)\d{1,6})( *, *(?a:\d{1,6}\.\d{1,6}|(mlp|attn|layer)\d{1,6}))* *"
 """Names of parts of a model, as in `inspection.ablation.Part.of`."""
 
 
@@ -104,19 +104,19 @@ class InspectConfig(Section):
     """A run folder such as runs/demo, or a .ckpt or .safetensors file."""
     text: str | None = None
     """Text to inspect; the run's probe text by default."""
-    file: PathName | None = None
+    file: FileName | None = None
     """Read the text from this file; - reads standard input."""
-    relations: PathName | None = None
+    relations: FileName | None = None
     """Instead of text: a JSON Lines, CSV or Parquet file of texts with what refers to what, see docs/data.md."""
     ablation: Literal["zero", "mean", "resample"] = "zero"
     """What replaces an ablated output: zeros, its mean over the text, or the output in another window of the text."""
     ablate: Annotated[str, matches(ABLATED, "name heads, MLPs, attentions or layers, as 1.0,1.3,mlp0")] | None = None
     """Loss without these, each alone and all together: heads as 1.0 (layer 1, head 0), mlp0, attn0, layer0."""
-    compare: PathName | None = None
+    compare: Annotated[PathName, not_empty("name a run")] | None = None
     """A second run or checkpoint to compare with: same tokenizer, n_layer and n_head."""
     max_tokens: Length = 96
     """Tokens shown in the maps, at most 256 and at most context_length; statistics use more of the text."""
-    out: PathName | None = None
+    out: FileName | None = None
     """The page; inspection.html beside the weights by default. Or a table of the heads: .csv, .json or .parquet."""
     device: Device = "cpu"
     """Device: cpu, cuda, cuda:1, mps."""
@@ -133,7 +133,7 @@ class ReportConfig(Section):
 
     run: Annotated[PathName, not_empty("name a run folder such as runs/demo, or a W&B run's")]
     """A run folder such as runs/demo, or the folder of a W&B run, also where that is all that is left."""
-    out: PathName | None = None
+    out: FileName | None = None
     """Where the report goes; when not given, report.html in the run's folder."""
 
 
@@ -308,7 +308,7 @@ class PatchConfig(Section):
     """With method=path: paths may pass through MLPs, and not through the residual stream alone."""
     position: int = -1
     """Position whose logits are measured, from 0, or from the end as -1."""
-    out: PathName | None = None
+    out: FileName | None = None
     """Where the page goes, or all effects as .csv, .json or .parquet; patching.html beside the weights by default."""
     device: Device = "cpu"
     """Device: cpu, cuda, cuda:1, mps."""

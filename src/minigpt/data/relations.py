@@ -170,13 +170,18 @@ def _relation(item: Any, length: int) -> Relation:
 
 def _get(data: Any, key: str, kind: type[Any], kind_name: str) -> Any:
     if not isinstance(data, dict) or not isinstance(data.get(key), kind):
-        raise UserError(f'needs "{key}", {kind_name}, in {json.dumps(data)[:80]}')
+        raise UserError(f'needs "{key}", {kind_name}, in {_quoted(data)}')
     return data[key]
+
+
+def _quoted(value: object) -> str:
+    """The beginning of a value as JSON. Parquet has types without a form in JSON, such as bytes and times."""
+    return json.dumps(value, default=repr)[:80]
 
 
 def _span(value: list[Any], key: str, length: int) -> Span:
     if len(value) != 2 or any(type(end) is not int for end in value):
-        raise UserError(f"{key} {json.dumps(value)[:80]} must be two whole numbers, [start, stop]")
+        raise UserError(f"{key} {_quoted(value)} must be two whole numbers, [start, stop]")
     start, stop = value
     if not 0 <= start < stop <= length:
         raise UserError(f"{key} {value} must be [start, stop] with 0 <= start < stop <= {length}, the text's length")

@@ -28,7 +28,7 @@ TOKENS = 1024
 """Tokens per forward pass, unless one window is longer."""
 LOGITS = 1 << 24
 """Most logits in memory at once."""
-_SITE = re.compile(r"(?:(?P<layer>\d+)\.(?P<head>\d+)|(?P<part>mlp|attn|layer)(?P<number>\d+))", re.ASCII)
+_SITE = re.compile(r"(?:(?P<layer>\d{1,6})\.(?P<head>\d{1,6})|(?P<part>mlp|attn|layer)(?P<number>\d{1,6}))", re.ASCII)
 
 
 @dataclass(frozen=True)

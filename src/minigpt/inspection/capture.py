@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from minigpt.data.tokenizers.base import Tokenizer, decode
+from minigpt.errors import UserError
 from minigpt.inspection.attention_taps import used_weights
 from minigpt.inspection.snapshot import Snapshot
 from minigpt.model.attention import Attention
@@ -90,6 +91,10 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
                 module.training = training
 
 
+class DivergedError(UserError):
+    """The activations of a model are NaN or infinite."""
+
+
 def probe(model: GPT, tokenizer: Tokenizer, tokens: Sequence[int], step: int) -> Snapshot:
     """Snapshot of one text: attention weights and value norms of every head, and the likeliest next tokens.
 
@@ -98,6 +103,9 @@ def probe(model: GPT, tokenizer: Tokenizer, tokens: Sequence[int], step: int) ->
         tokenizer: decodes each token for display.
         tokens: T ids, at most the model's `context_length`.
         step: training step of the model's weights.
+
+    Raises:
+        DivergedError: the model gives NaN or infinite numbers.
     """
     layers = [module for module in model.modules() if isinstance(module, Attention)]
     weights: list[Tensor] = []
@@ -110,6 +118,10 @@ def probe(model: GPT, tokenizer: Tokenizer, tokens: Sequence[int], step: int) ->
     device = next(model.parameters()).device
     with evaluation_mode(model), attention_hooks(model, hook):
         expected = model(torch.tensor([list(tokens)], device=device))[0].float().softmax(dim=-1)  # (T, V)
+    if not all(bool(each.isfinite().all()) for each in (*weights, *norms, expected)):
+        raise DivergedError(
+            "the model gives NaN or infinite numbers on the text: it has diverged; take an earlier checkpoint"
+        )
     expected = expected[:, : tokenizer.vocab_size]  # a padded vocabulary has ids without a text
     best = expected.topk(min(EXPECTED, expected.shape[-1]))
     following = (

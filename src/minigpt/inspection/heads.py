@@ -115,6 +115,7 @@ def score_heads(
 
     Raises:
         UserError: resample ablation of a text of one window.
+        DivergedError: the model gives NaN or infinite numbers.
     """
     snapshot = capture.probe(model, tokenizer, probe.tokens, step)
     scores, numbers = measure_repeated(model, first_token(tokenizer))

@@ -10,6 +10,7 @@ https://arxiv.org/abs/2304.05969).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -121,7 +122,7 @@ def activation_patching(model: GPT, contrast: Contrast, sites: Sequence[str] = t
         `get_act_patch_*`.
 
     Raises:
-        UserError: both prompts have the same metric, or there is no such site.
+        UserError: both prompts have the same metric, it is NaN or infinite, or there is no such site.
     """
     wanted = _named(sites)
     with evaluation_mode(model):
@@ -234,6 +235,10 @@ def _ends(model: GPT, contrast: Contrast) -> tuple[float, float]:
     clean, corrupted = (
         float(_metrics(model, contrast, tokens, {})[0]) for tokens in (contrast.clean, contrast.corrupted)
     )
+    if not math.isfinite(clean - corrupted):
+        raise UserError(
+            "the model gives NaN or infinite logits after the prompts: it has diverged; take an earlier checkpoint"
+        )
     if not abs(clean - corrupted) > 1e-6 * max(1.0, abs(clean)):
         raise UserError(
             f"both prompts give {'a logit' if contrast.minus is None else 'a logit difference'} of {clean:.4g}: there "

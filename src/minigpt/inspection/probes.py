@@ -141,12 +141,11 @@ def read_probe(path: Path, vocab_size: int) -> tuple[list[int], list[Link]]:
         data = json.loads(path.read_text(encoding="utf-8"))
         tokens = [int(token) for token in data["tokens"]]
         found = [Link(str(name), int(query), tuple(map(int, keys))) for name, query, *keys in data["links"]]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):  # OverflowError: 1e999
         raise UserError(f"{path}: is damaged; give a text as --text or --file") from None
-    places = [place for link in found for place in (*link.keys, link.query)]
     if not tokens or min(tokens) < 0 or max(tokens) >= vocab_size:
         raise UserError(f"{path}: was made with another tokenizer; give a text as --text or --file")
-    if not all(0 <= place < len(tokens) for place in places) or not all(link.keys for link in found):
+    if not all(link.keys and 0 <= min(link.keys) <= max(link.keys) < link.query < len(tokens) for link in found):
         raise UserError(f"{path}: is damaged; give a text as --text or --file")
     return tokens, found
 

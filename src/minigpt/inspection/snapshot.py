@@ -6,11 +6,10 @@ import contextlib
 import json
 import math
 import os
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,6 @@ NextTokens = tuple[tuple[tuple[str, float], ...], ...]
 
 # Format 1 had step, tokens and weights only.
 _FORMATS = (1, 2)
-# Exceptions of numpy, zipfile and json on damaged files.
-_DAMAGE = (ValueError, TypeError, AttributeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 # bfloat16 weights have three digits, and the rounding adds up over a long row.
 _SUM_TOLERANCE = 0.02
 
@@ -159,19 +156,37 @@ def _readable(path: str | os.PathLike[str]) -> Iterator[Any]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             yield stored
-    except _DAMAGE as error:
-        raise ValueError(f"{os.fspath(path)} is not a snapshot that can be read: {error}") from error
+    except FileNotFoundError:
+        raise
+    # numpy, zipfile, zlib, tokenize and json raise a dozen kinds on damaged files, MemoryError for a size of many TB
+    # and RecursionError for deep JSON among them; and nothing but reading is inside.
+    except Exception as error:
+        said = shorten(str(error) or type(error).__name__, 300, placeholder=" …")
+        raise ValueError(f"{os.fspath(path)} is not a snapshot that can be read: {said}") from error
 
 
-def history_of(newest: Snapshot, earlier: Sequence[Path], most: int) -> list[Snapshot]:
+def history_of(
+    newest: Snapshot, earlier: Sequence[Path], most: int, missing: list[str] | None = None
+) -> list[Snapshot]:
     """The newest snapshot and earlier ones of its probe, thinned to `most` (2 or more), keeping the first.
 
-    Raises:
-        FileNotFoundError, ValueError: a file is missing, or is not a snapshot.
+    Args:
+        newest: the last one shown.
+        earlier: files, in ascending order of steps. A damaged one costs its step only, and training goes on.
+        most: number of snapshots.
+        missing: gets a sentence for each file that cannot be read.
     """
-    steps = [*map(step_of, earlier), newest.step]
-    snapshots = [Snapshot.load(earlier[index]) for index in thinned(steps, most)[:-1]]
-    return [*(s for s in snapshots if s.tokens == newest.tokens and s.weights.shape == newest.weights.shape), newest]
+    steps, snapshots = [*map(step_of, earlier), newest.step], list[Snapshot]()
+    for index in thinned(steps, most)[:-1]:
+        try:
+            snapshot = Snapshot.load(earlier[index])
+        except (FileNotFoundError, ValueError) as error:
+            if missing is not None:
+                missing.append(f"The attention at step {steps[index]} is missing: {error}.")
+            continue
+        if snapshot.tokens == newest.tokens and snapshot.weights.shape == newest.weights.shape:
+            snapshots.append(snapshot)
+    return [*snapshots, newest]
 
 
 def thinned(steps: Sequence[int], most: int) -> list[int]:

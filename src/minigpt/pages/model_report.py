@@ -235,7 +235,7 @@ def _tokens_of_run(loaded: LoadedModel, run: Path) -> list[int]:
         raise UserError(f"{run}: has no attention snapshots; give a text as --text or --file")
     try:
         snapshot = Snapshot.load(files[-1])
-    except ValueError as error:
+    except (FileNotFoundError, ValueError) as error:
         raise UserError(f"{error}; give a text as --text or --file") from None
     if snapshot.token_ids:
         if not 0 <= min(snapshot.token_ids) <= max(snapshot.token_ids) < loaded.tokenizer.vocab_size:

@@ -18,6 +18,8 @@ from minigpt.pages.attention import Labels
 
 COLUMNS = ("induction", "duplicate_token", "previous_token", "current_token", "first_token", "entropy")
 """Scores in the table; the page has all of them."""
+MOST_NAME = 60
+"""Characters of a relation's name in the table."""
 
 
 def tables(seen: HeadScores) -> list[str]:
@@ -64,12 +66,18 @@ def relation_lines(found: Mapping[str, RelationScore]) -> str:
         numbers = (f"{values[at]:.2f}" for values in (score.mass, score.baseline, score.lift))
         half = score.half_interval[at]
         interval = f"±{half:.2f}" if np.isfinite(half) else "–"
-        rows.append([name, f"{at[0]}.{at[1]}", *numbers, interval, str(score.n_links)])
+        rows.append([_cell(name), f"{at[0]}.{at[1]}", *numbers, interval, str(score.n_links)])
     lines = [table(["relation", "head", "weight", "by distance", "lift", "95 % interval", "links"], rows)]
     lines.append("Interval: of the lift, Student's t over the links.")
-    if few := [name for name, score in found.items() if score.n_links < FEWEST_LINKS]:
+    if few := [_cell(name) for name, score in found.items() if score.n_links < FEWEST_LINKS]:
         lines.append(f"Fewer than {FEWEST_LINKS} links, so no head is labelled: {', '.join(few)}.")
     return "\n".join(lines)
+
+
+def _cell(name: str) -> str:
+    """The name of a relation, which a file gives, in a table: on one line, and not long."""
+    line = " ".join(name.split())
+    return (line if len(line) <= MOST_NAME else f"{line[: MOST_NAME - 1]}…").replace("|", "\\|")
 
 
 def parts_to_ablate(asked: str | None, model: GPT, windows: Tensor) -> list[str]:

@@ -143,10 +143,12 @@ def read_diagnosis(run: RunFolder, missing: list[str]) -> list[str]:
         return []
     try:
         summary = json.loads(run.diagnosis.read_text(encoding="utf-8", errors="replace"))["summary"]
-        return [str(sentence) for sentence in summary]
     except (ValueError, KeyError, TypeError, RecursionError):
+        summary = None
+    if not isinstance(summary, list) or not all(isinstance(sentence, str) for sentence in summary):
         missing.append(f"{run.diagnosis.name} holds no summary that can be read.")
         return []
+    return summary
 
 
 def metric_rows(file: Path, missing: list[str]) -> list[dict[str, float]]:
@@ -245,8 +247,8 @@ def _page(run: RunFolder, title: str, most: int, missing: list[str]) -> str | No
     files = run.snapshots
     if files:
         try:
-            return render_page(history_of(Snapshot.load(files[-1]), files[:-1], most), title=title)
-        except ValueError as error:
+            return render_page(history_of(Snapshot.load(files[-1]), files[:-1], most, missing), title=title)
+        except (FileNotFoundError, ValueError) as error:
             missing.append(f"The attention page is missing: {error}.")
     elif file.exists():
         missing.append(f"{file.name} was made by another version of minigpt: open that file by itself.")

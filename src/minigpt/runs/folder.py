@@ -193,4 +193,6 @@ class RunFolder:
     @property
     def snapshots(self) -> list[Path]:
         """Attention maps of all saved steps, in ascending order."""
-        return sorted((self.path / "attention").glob("step_*.npz"))
+        steps = {file: file.stem.removeprefix("step_") for file in (self.path / "attention").glob("step_*.npz")}
+        # By number: step_1000000 is before step_999999 in the alphabet. Other programs' files have other names.
+        return sorted((file for file, step in steps.items() if step.isdecimal()), key=lambda file: int(steps[file]))

@@ -19,6 +19,7 @@ from minigpt.data.shards import PreparedData
 from minigpt.data.tokenising import RELATIONS
 from minigpt.errors import UserError
 from minigpt.files import write_csv, write_text
+from minigpt.inspection.capture import DivergedError
 from minigpt.inspection.diagnostics import Diagnostics, diagnose_model
 from minigpt.inspection.heads import HeadScores, head_table, label_heads, score_heads
 from minigpt.inspection.probes import PROBE_TOKENS, Probe, read_examples
@@ -250,7 +251,10 @@ class AttentionMaps(Callback):
         model = gather_model(pl_module.model)
         if not trainer.is_global_zero or not all(bool(weight.isfinite().all()) for weight in model.parameters()):
             return  # the next loss or checkpoint reports weights that are NaN or infinite
-        seen = score_heads(model, self.tokenizer, self.probe, step, everything=is_last)
+        try:
+            seen = score_heads(model, self.tokenizer, self.probe, step, everything=is_last)
+        except DivergedError:
+            return  # weights so large that activations overflow: the next loss reports them too
         windows = self.val_windows if is_last else self.probe.windows[:1]
         self.newest = (seen.snapshot, diagnose_model(model, windows) if len(windows) else None)
         seen.snapshot.save(self.folder.snapshot(step))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -243,5 +244,9 @@ def read_files(evidence: Evidence, folder: RunFolder, step: int) -> None:
     for row in metric_rows(folder.metrics, []):
         if row["step"] <= step:
             add_row(evidence, int(row["step"]), row)
-    looks = [Look(*read_scores(path)) for path in folder.snapshots]
-    evidence.looks = [look for look in looks if look.step <= step]
+    shape = evidence.config.model.n_layer, evidence.config.model.n_head
+    for path in folder.snapshots:
+        with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one must not keep a run from resuming
+            look = Look(*read_scores(path))
+            if look.step <= step and all(values.shape == shape for values in look.scores.values()):
+                evidence.looks.append(look)
