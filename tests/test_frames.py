@@ -57,5 +57,19 @@ def test_a_missing_library_is_named_with_the_remedy(tmp_path: Path, monkeypatch:
 def test_a_name_that_is_too_long_is_refused_before_the_work(ending: str, tmp_path: Path) -> None:
     for name in ("n" * 300, "n" * 240):  # the second is too long for the temporary file beside it
         with pytest.raises(UserError, match="cannot be written"):
-            require_frame(tmp_path / f"{name}{ending}")
+            require_frame(tmp_path / f"{name}{ending}", "head")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ending", [".csv", ".json", ".parquet"])
+def test_only_such_a_table_is_replaced(ending: str, tmp_path: Path) -> None:
+    table, other = tmp_path / f"a{ending}", tmp_path / f"mine{ending}"
+    for _ in range(2):
+        write_frame(table, COLUMNS, ROWS)
+    with pytest.raises(UserError, match="is there and is not such a table"):
+        write_frame(table, ["layer", *COLUMNS], [])
+    for content in (b"", b"step,loss\n1,2\n", b'{"head": 1}', b"\xff\xfehead"):
+        other.write_bytes(content)
+        with pytest.raises(UserError, match="is there and is not such a table; name another file, or remove it"):
+            require_frame(other, "head")
+        assert other.read_bytes() == content

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,15 @@ def is_frame(path: str | Path) -> bool:
     return Path(path).suffix.lower() in ENDINGS
 
 
-def require_frame(path: str | Path) -> None:
-    """Check before long work that `write_frame` can write this file; parent folders are created.
+def require_frame(path: str | Path, first: str) -> None:
+    """Check before long work that `write_frame` may write this file; parent folders are created.
+
+    Args:
+        path: of the table.
+        first: name of its first column. A file that is there is replaced only if it is such a table.
 
     Raises:
-        UserError: another ending, no pyarrow for .parquet, or a folder that is not writable.
+        UserError: another ending, no pyarrow for .parquet, another file of this name, or a folder that is not writable.
     """
     path = Path(path)
     if not is_frame(path):
@@ -35,6 +40,8 @@ def require_frame(path: str | Path) -> None:
         raise UserError(f"{path}: is a folder; name a file")
     if path.suffix.lower() == ".parquet":
         _pyarrow(path)
+    if path.exists() and _first_column(path) != first:
+        raise UserError(f"{path}: is there and is not such a table; name another file, or remove it")
     require_writable(path.parent, path.name)
 
 
@@ -52,7 +59,7 @@ def write_frame(path: str | Path, columns: Sequence[str], rows: Sequence[Sequenc
     Raises:
         UserError: another ending, no pyarrow for .parquet, or the file cannot be written.
     """
-    require_frame(path)
+    require_frame(path, columns[0])
     path, rows = Path(path), [[_known(value) for value in row] for row in rows]
     columns = [_well_formed(name) for name in columns]
     if path.suffix.lower() == ".csv":
@@ -88,6 +95,19 @@ def pandas_for(what: str) -> Any:
     except ImportError:
         raise UserError(f"{what} needs pandas: pip install pandas") from None
     return pandas
+
+
+def _first_column(path: Path) -> str | None:
+    """Name of the first column of a table; None for other files."""
+    if path.suffix.lower() == ".parquet":
+        try:
+            return str(_pyarrow(path)[1].read_schema(path).names[0])
+        except (OSError, ValueError, IndexError):  # pyarrow's own errors are of these kinds
+            return None
+    with path.open("rb") as file:
+        start = file.read(4096).decode(errors="replace")
+    found = re.match(r'\[\s*\{\s*"([^"]*)"' if path.suffix.lower() == ".json" else r"([^,\n\r]*)", start)
+    return found[1] if found else None
 
 
 def _known(value: object) -> object:

@@ -28,7 +28,7 @@ def attribute(config: AttributeConfig) -> str:
         UserError: there is no such run, position or token, or the text does not fit.
     """
     if config.out is not None:
-        require_frame(config.out)  # fails before the work
+        require_frame(config.out, (LOSS_COLUMNS if config.loss else LOGIT_COLUMNS)[0])  # fails before the work
     loaded = load_model(config.run, config.device)
     shown = _loss(loaded, config) if config.loss else _logit(loaded, config)
     return shown if config.out is None else f"{shown}\n\n-> {config.out}"

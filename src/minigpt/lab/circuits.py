@@ -30,7 +30,7 @@ def find_circuits(config: CircuitsConfig) -> str:
             or the file cannot be written.
     """
     if config.out is not None:
-        require_frame(config.out)
+        require_frame(config.out, (SCORE_COLUMNS if config.head else COMPOSITION_COLUMNS)[0])
     loaded = load_model(config.run, config.device)
     shown = _compositions(loaded, config) if config.head is None else _attribution(loaded, config)
     return shown if config.out is None else f"{shown}\n\n-> {config.out}"

@@ -22,7 +22,7 @@ def read_lens(config: LensConfig) -> str:
         UserError: there is no such run or position, or the text does not fit.
     """
     if config.out is not None:
-        require_frame(config.out)  # fails before the work
+        require_frame(config.out, COLUMNS[0])  # fails before the work
     loaded = load_model(config.run, config.device)
     tokens = encode_text(loaded, config.text)
     position = check_position(config.position, len(tokens))

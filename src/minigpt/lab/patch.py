@@ -85,7 +85,7 @@ def write_patches(config: PatchConfig) -> str:
     beside = Path() if is_foreign(config.run) else Path(config.run)
     out = Path(config.out) if config.out else (beside if beside.is_dir() else beside.parent) / "patching.html"
     if config.out:  # fails before the work, and protects other files from being overwritten
-        require_frame(out) if is_frame(out) else require_page(out)
+        require_frame(out, COLUMNS[0]) if is_frame(out) else require_page(out)
     patches = patch_run(config)
     if is_frame(out):
         write_frame(out, COLUMNS, _cells(patches.maps))

@@ -145,7 +145,7 @@ def _differences(a: Snapshot, b: Snapshot, config: InspectConfig) -> str:
 def write_inspection(config: InspectConfig, text: str | None) -> str:
     """Write the page, or a table of the heads, and return what to print. Arguments and errors as for `inspect_runs`."""
     if config.out and is_frame(config.out):
-        require_frame(config.out)
+        require_frame(config.out, "layer")
     elif config.out:
         require_page(Path(config.out))  # fails before the work, and protects other files from being overwritten
     inspection = inspect_runs(config, text)
