@@ -26,7 +26,8 @@ from minigpt.inspection.snapshot import read_scores
 from minigpt.pages.run_record import metric_rows
 from minigpt.runs.folder import RunFolder
 from minigpt.training.anomalies import Anomalies
-from minigpt.training.callbacks import AttentionMaps, metrics_of
+from minigpt.training.attention_maps import AttentionMaps
+from minigpt.training.callbacks import metrics_of
 from minigpt.training.dashboards import alert, log_table
 from minigpt.training.diagnosis_summary import diagnosis
 from minigpt.training.distributed import is_sharded
