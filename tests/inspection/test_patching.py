@@ -111,7 +111,12 @@ def test_many_small_passes_give_what_one_large_pass_gives(monkeypatch: pytest.Mo
     model, sizes = make({"n_kv_head": 2}), []
     expected = [activation_patching(model, CONTRAST), attribution_patching(model, CONTRAST)]
     hidden = GPT.hidden
-    monkeypatch.setattr(GPT, "hidden", lambda self, tokens, *more: (sizes.append(len(tokens)), hidden(self, tokens, *more))[1])
+
+    def counted(model: GPT, tokens: Tensor, *more: Any) -> Tensor:
+        sizes.append(len(tokens))
+        return hidden(model, tokens, *more)
+
+    monkeypatch.setattr(GPT, "hidden", counted)
     monkeypatch.setattr(patching, "MOST_NUMBERS", 300)
     for patch, before in zip((activation_patching, attribution_patching), expected, strict=True):
         found = patch(model, CONTRAST)
