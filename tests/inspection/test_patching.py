@@ -216,14 +216,14 @@ def test_what_cannot_be_patched_is_said_in_one_line() -> None:
     model, tokens = make({}), CONTRAST.clean
     with pytest.raises(UserError, match="the clean prompt has 6 tokens and the corrupted one 5: patching needs"):
         Contrast(tokens, tokens[:, 1:], 3)
-    with pytest.raises(UserError, match="position=6: the prompts have 6 tokens"):
+    with pytest.raises(UserError, match="position=6: there are 6 positions"):
         Contrast(tokens, tokens, 3, position=6)
     for patch in (activation_patching, attribution_patching):
         with pytest.raises(UserError, match="both prompts give a logit of .*: there is nothing to restore"):
             patch(model, Contrast(tokens, tokens, 3))
         with pytest.raises(UserError, match="site heads: can patch resid_pre, "):
             patch(model, CONTRAST, ["heads"])
-    with pytest.raises(UserError, match=r"sender=2\.0: there are 2 layers of 4 heads"):
+    with pytest.raises(UserError, match=r"sender=2\.0: the model has layers 0 to 1"):
         path_patching(model, CONTRAST, (2, 0))
 
 

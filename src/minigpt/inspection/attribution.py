@@ -19,6 +19,7 @@ from minigpt.inspection.capture import evaluation_mode
 from minigpt.inspection.components import component_hooks
 from minigpt.inspection.hooks import hooks, read_activations
 from minigpt.inspection.lens import chunks_of
+from minigpt.inspection.places import check_position
 from minigpt.model.gpt import GPT, Block, PostNormBlock
 
 
@@ -65,7 +66,11 @@ def direct_logit_attribution(
         minus: id of a token whose logit is subtracted; a difference leaves out what raises all logits alike.
         position: the position whose next token is predicted, from the end if negative.
         document_ids: (1, T), as for `GPT.forward`.
+
+    Raises:
+        UserError: there is no such position.
     """
+    position = check_position(position, tokens.shape[1])
     weight = model.head_weight
     row = _wide(weight[token]) - (0.0 if minus is None else _wide(weight[minus]))
     with evaluation_mode(model):

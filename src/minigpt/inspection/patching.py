@@ -22,6 +22,7 @@ from torch import Tensor
 from minigpt.errors import UserError
 from minigpt.inspection.capture import evaluation_mode
 from minigpt.inspection.hooks import HookFunction, hook_names, hooks, read_activations
+from minigpt.inspection.places import check_head, check_position
 from minigpt.model.gpt import GPT
 
 MOST_TOKENS = 8192
@@ -84,8 +85,7 @@ class Contrast:
                 f"the clean prompt has {n_clean} token{'s' * (n_clean != 1)} and the corrupted one {n_corrupted}: "
                 "patching needs as many in both; replace words by words of as many tokens"
             )
-        if not -n_clean <= self.position < n_clean:
-            raise UserError(f"position={self.position}: the prompts have {n_clean} tokens; count from 0, or from -1")
+        check_position(self.position, n_clean)
 
     def metric(self, logits: Tensor) -> Tensor:
         """(N, V) logits at `position` -> (N,): logit difference of answer and minus, or the answer's logit."""
@@ -193,8 +193,7 @@ def path_patching(model: GPT, contrast: Contrast, sender: tuple[int, int], *, th
     """
     layer, head = sender
     n_layer, n_head = model.config.n_layer, model.config.n_head
-    if not (0 <= layer < n_layer and 0 <= head < n_head):
-        raise UserError(f"sender={layer}.{head}: there are {n_layer} layers of {n_head} heads, counted from 0")
+    check_head(model, layer, head, "sender")
     known = hook_names(model)
     receivers = {name: site for name, site in RECEIVERS.items() if f"blocks.0.{site.hook}" in known}
     with evaluation_mode(model):

@@ -21,6 +21,7 @@ from minigpt.inspection.capture import attention_hooks, evaluation_mode
 from minigpt.inspection.circuits import exact
 from minigpt.inspection.components import component_hooks
 from minigpt.inspection.hooks import hooks
+from minigpt.inspection.places import check_head, check_position
 from minigpt.model.attention import Attention, rotate
 from minigpt.model.gpt import GPT, Block, PostNormBlock
 from minigpt.model.variants.attend import AttentionSpec, attention_weights
@@ -75,9 +76,9 @@ def qk_attribution(
         UserError: there is no such head or position, the query does not attend to the key, or the similarity has no
             score that is a product of query and key.
     """
-    _check_head(model, layer, head)
+    check_head(model, layer, head)
     T = tokens.shape[1]
-    query, key = (_position(*each, T) for each in (("query", query), ("key", key)))
+    query, key = (check_position(at, T, name) for name, at in (("query", query), ("key", key)))
     if key > query:
         raise UserError(f"key={key}: query {query} attends to earlier tokens and itself only; give 0 to {query}")
     block = model.blocks[layer]
@@ -233,15 +234,3 @@ def _require_bilinear(similarity: Similarity) -> None:
         "scores are no sum over components; QK attribution needs scaled_dot, symmetric, hard, cosine, or hopfield with "
         "hopfield_steps=1"
     )
-
-
-def _check_head(model: GPT, layer: int, head: int) -> None:
-    L, H = model.config.n_layer, model.config.n_head
-    if not (0 <= layer < L and 0 <= head < H):
-        raise UserError(f"head={layer}.{head}: the model has layers 0 to {L - 1}, each with heads 0 to {H - 1}")
-
-
-def _position(name: str, position: int, T: int) -> int:
-    if not -T <= position < T:
-        raise UserError(f"{name}={position}: there are {T} tokens; give {-T} to {T - 1}")
-    return position % T
