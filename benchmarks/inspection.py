@@ -33,7 +33,7 @@ from minigpt.inspection.patching import Contrast, activation_patching, attributi
 from minigpt.inspection.qk_attribution import qk_attribution
 from minigpt.model.gpt import GPT
 from minigpt.training import run as training
-from minigpt.training.callbacks import AttentionMaps
+from minigpt.training.attention_maps import AttentionMaps
 
 EVERY = 100
 """Steps between two looks whose cost is asked for."""
@@ -92,10 +92,10 @@ def trained(folder: Path, n_steps: int, between: int | None) -> tuple[float, lis
         if not is_last and not kind:
             own.append(time.perf_counter() - began)
 
-    look = AttentionMaps._look
+    look = AttentionMaps._record
     with (
         mock.patch.object(training, "make_callbacks", lambda *given: [*make_callbacks(*given), clock]),
-        mock.patch.object(AttentionMaps, "_look", looked),
+        mock.patch.object(AttentionMaps, "_record", looked),
     ):
         training.train(config)
     return clock.times[WARM_UP + n_steps] - clock.times[WARM_UP], own

@@ -140,7 +140,7 @@ def test_dropout_backward_hooks_captures_and_other_dtypes_leave_a_model_to_pytor
     assert can_decode(model)
     with capture_attention(model):
         assert obstacle(model) == "blocks.0.attn is captured"
-    with without_head(model.blocks[1].attn, 0):
+    with without_head(model, 1, 0):
         assert obstacle(model) == "blocks.1.attn.proj has a hook"
     handle = model.blocks[1].register_full_backward_hook(lambda *_: None)
     assert obstacle(model) == "blocks.1 has a hook"

@@ -14,6 +14,7 @@ from minigpt.config import GPTConfig
 from minigpt.config.commands import ABLATED
 from minigpt.errors import UserError
 from minigpt.inspection import ablation as module
+from minigpt.inspection import lens
 from minigpt.inspection.ablation import KINDS, Part, ablation, ablation_by_token, losses, without_head
 from minigpt.model.gpt import GPT
 
@@ -104,7 +105,7 @@ def test_each_kind_puts_zeros_the_mean_or_another_window_in_place_of_heads_mlps_
     kind: module.Kind, block: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "TOKENS", 24)  # two of the five windows at a time
-    monkeypatch.setattr(module, "LOGITS", 61 * 2 * 5)  # and five positions
+    monkeypatch.setattr(lens, "CHUNK_LOGITS", 61 * 2 * 5)  # and five positions
     model, _ = tiny(block=block, bias=True, norm="layernorm")
     tokens = torch.randint(61, (5, 13))
     found = ablation(model, tokens, kind=kind, parts=["1.2", "mlp0", "attn1", "0.1, 1.2, mlp1", "layer0"])
@@ -131,7 +132,7 @@ def test_each_kind_puts_zeros_the_mean_or_another_window_in_place_of_heads_mlps_
         for inner, values in ((parts[0][2], mlps[0]), (parts[1][1], adds[1])):
             with replaced(inner, values):
                 expected.append(losses(model, tokens))
-        with without_head(model.blocks[0].attn, 1, stand_in(heads[0], kind, order)[..., D : 2 * D]):
+        with without_head(model, 0, 1, stand_in(heads[0], kind, order)[..., D : 2 * D]):
             own = kept(model, parts[1][0], tokens, inputs=True)
             with replaced(proj, proj(without_two(1, 2, own))), replaced(parts[1][2], mlps[1]):
                 expected.append(losses(model, tokens))
@@ -154,7 +155,7 @@ def test_the_change_of_each_token_has_a_place_for_each_layer_head_window_and_pos
     model, tokens = tiny()
     changes = ablation_by_token(model, tokens)
     assert changes.shape == (2, 4, 2, 12)
-    with without_head(model.blocks[1].attn, 2), torch.no_grad():
+    with without_head(model, 1, 2), torch.no_grad():
         expected = losses(model, tokens)
     torch.testing.assert_close(changes[1, 2], expected - losses(model, tokens).detach(), rtol=0, atol=1e-5)
 
@@ -223,7 +224,7 @@ def test_the_model_is_left_as_it_was_in_the_midst_of_training() -> None:
 def test_heads_come_back_at_the_end_also_after_an_exception() -> None:
     model, tokens = tiny()
     before = model(tokens[:, :-1])
-    with pytest.raises(RuntimeError, match="in between"), without_head(model.blocks[0].attn, 2):
+    with pytest.raises(RuntimeError, match="in between"), without_head(model, 0, 2):
         assert not torch.equal(model(tokens[:, :-1]), before)
         raise RuntimeError("in between")
     assert torch.equal(model(tokens[:, :-1]), before)
@@ -236,7 +237,7 @@ def test_heads_come_back_at_the_end_also_after_an_exception() -> None:
 def test_two_heads_can_be_left_out_together() -> None:
     model, tokens = tiny()
     attention = model.blocks[0].attn
-    with without_head(attention, 0), without_head(attention, 3):
+    with without_head(model, 0, 0), without_head(model, 0, 3):
         found = model(tokens[:, :-1])
     with torch.no_grad():
         attention.proj.weight[:, :8] = 0.0
@@ -246,7 +247,7 @@ def test_two_heads_can_be_left_out_together() -> None:
 
 def test_gradients_pass_a_silenced_head_by() -> None:
     model, tokens = tiny()
-    with without_head(model.blocks[1].attn, 1):
+    with without_head(model, 1, 1):
         losses(model, tokens).mean().backward()
     gradient = model.blocks[1].attn.proj.weight.grad
     assert gradient is not None

@@ -9,6 +9,7 @@ from grids import pairwise
 from torch import Tensor
 
 from minigpt.config import GPTConfig
+from minigpt.errors import UserError
 from minigpt.inspection.attribution import direct_logit_attribution, loss_attribution
 from minigpt.model.gpt import GPT
 
@@ -151,6 +152,12 @@ def test_a_silent_head_has_no_share() -> None:
     silent = found.names.index("0.1")
     assert not found.values[silent].any()
     assert found.values.abs().amax((1, 2))[[i for i in range(len(found.names)) if i != silent]].min() > 1e-3
+
+
+def test_a_position_that_is_not_there_is_refused() -> None:
+    model, tokens = tiny()
+    with pytest.raises(UserError, match="position=5: there are 5 positions; give -5 to 4"):
+        direct_logit_attribution(model, tokens[:1, :5], 3, position=5)
 
 
 def test_documents_are_attributed_apart() -> None:

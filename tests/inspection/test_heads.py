@@ -9,6 +9,7 @@ import torch
 
 from minigpt.config import GPTConfig
 from minigpt.data.tokenizers.base import BytesTokenizer
+from minigpt.inspection import ablation as ablation_module
 from minigpt.inspection import heads, measuring, statistics
 from minigpt.inspection.ablation import KINDS, Kind, ablation, losses
 from minigpt.inspection.capture import capture_attention
@@ -58,7 +59,7 @@ def test_a_context_measured_in_pieces_gives_what_its_maps_say(
 @pytest.mark.parametrize("rows", [5, 100])
 def test_relations_are_measured_in_each_row_as_in_its_own_map(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "ROWS", rows)
-    monkeypatch.setattr(measuring, "TOKENS", 50)  # two rows at a time
+    monkeypatch.setattr(ablation_module, "TOKENS", 50)  # two rows at a time
     model, tokens = tiny().eval(), torch.randint(257, (3, 25))
     links = [[Link("a", 9, (2, 3)), Link("b", 20, (4,))], [], [Link("a", 23, (0,))]]
     found = measure(model, tokens, {}, links).relations

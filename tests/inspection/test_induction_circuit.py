@@ -35,7 +35,7 @@ def test_either_of_the_two_heads_is_needed_and_no_other() -> None:
     with torch.no_grad():
         whole = losses(model, tokens)[:, 16:].mean()
         for layer, head in itertools.product(range(2), range(4)):
-            with without_head(model.blocks[layer].attn, head):
+            with without_head(model, layer, head):
                 changes[layer, head] = losses(model, tokens)[:, 16:].mean() - whole
     for needed in (before, induction):
         assert changes[needed] > 2.0

@@ -111,7 +111,12 @@ def test_many_small_passes_give_what_one_large_pass_gives(monkeypatch: pytest.Mo
     model, sizes = make({"n_kv_head": 2}), []
     expected = [activation_patching(model, CONTRAST), attribution_patching(model, CONTRAST)]
     hidden = GPT.hidden
-    monkeypatch.setattr(GPT, "hidden", lambda self, tokens: (sizes.append(len(tokens)), hidden(self, tokens))[1])
+
+    def counted(model: GPT, tokens: Tensor, *more: Any) -> Tensor:
+        sizes.append(len(tokens))
+        return hidden(model, tokens, *more)
+
+    monkeypatch.setattr(GPT, "hidden", counted)
     monkeypatch.setattr(patching, "MOST_NUMBERS", 300)
     for patch, before in zip((activation_patching, attribution_patching), expected, strict=True):
         found = patch(model, CONTRAST)
@@ -211,14 +216,14 @@ def test_what_cannot_be_patched_is_said_in_one_line() -> None:
     model, tokens = make({}), CONTRAST.clean
     with pytest.raises(UserError, match="the clean prompt has 6 tokens and the corrupted one 5: patching needs"):
         Contrast(tokens, tokens[:, 1:], 3)
-    with pytest.raises(UserError, match="position=6: the prompts have 6 tokens"):
+    with pytest.raises(UserError, match="position=6: there are 6 positions"):
         Contrast(tokens, tokens, 3, position=6)
     for patch in (activation_patching, attribution_patching):
         with pytest.raises(UserError, match="both prompts give a logit of .*: there is nothing to restore"):
             patch(model, Contrast(tokens, tokens, 3))
         with pytest.raises(UserError, match="site heads: can patch resid_pre, "):
             patch(model, CONTRAST, ["heads"])
-    with pytest.raises(UserError, match=r"sender=2\.0: there are 2 layers of 4 heads"):
+    with pytest.raises(UserError, match=r"sender=2\.0: the model has layers 0 to 1"):
         path_patching(model, CONTRAST, (2, 0))
 
 

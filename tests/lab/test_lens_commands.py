@@ -188,8 +188,8 @@ def test_attribute_takes_apart_the_loss_of_a_text_and_of_one_token(
     [
         (["lens"], "text is empty: give one, as --text"),
         (["lens", "--text", "x" * 13], "the prompt has 13 tokens, but the model reads at most 12"),
-        (["lens", "--text", "dog", "--position", "3"], "--position 3: there are 3 positions; give -3 to 2"),
-        (["lens", "--text", "d", "--position", "3"], "--position 3: there is 1 position; give -1 to 0"),
+        (["lens", "--text", "dog", "--position", "3"], "position=3: there are 3 positions; give -3 to 2"),
+        (["lens", "--text", "d", "--position", "3"], "position=3: there is 1 position; give -1 to 0"),
         (["lens", "--text", "dog", "--top", "0"], "top=0: must be at least 1"),
         (["lens", "--text", "dog", "--device", "tpu"], "device=tpu"),
         (
@@ -197,7 +197,7 @@ def test_attribute_takes_apart_the_loss_of_a_text_and_of_one_token(
             "--token ' dog': is 4 tokens (“␣”, “d”, “o”, “g”), not one",
         ),
         (["attribute", "--text", "dog", "--minus", ""], "--minus '': is 0 tokens, not one"),
-        (["attribute", "--text", "dog", "--position", "-4"], "--position -4: there are 3 positions; give -3 to 2"),
+        (["attribute", "--text", "dog", "--position", "-4"], "position=-4: there are 3 positions; give -3 to 2"),
         (["attribute", "--text", "dog", "--loss", "--position", "2"], "there are 2 positions; give -2 to 1"),
         (["attribute", "--text", "x", "--loss"], "--text: is one token"),
         (["attribute", "--text", "dog", "--loss", "--token", "x"], "token: a loss is of the text's tokens"),

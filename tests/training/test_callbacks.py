@@ -150,7 +150,7 @@ def test_a_long_history_is_thinned_with_the_first_and_the_newest_kept(tmp_path: 
         shown.append([snapshot.step for snapshot in snapshots])
         return ""
 
-    monkeypatch.setattr("minigpt.training.callbacks.render_page", render)
+    monkeypatch.setattr("minigpt.training.attention_maps.render_page", render)
     train(small_settings(tmp_path, trainer={"val_check_interval": 1}, attention={"max_snapshots": 4}))
     assert shown[2] == [0, 1, 2, 3]
     assert len(shown[-1]) == 4

@@ -22,7 +22,7 @@ from minigpt.runs.folder import RunFolder
 from minigpt.training.dashboards import alert
 from minigpt.training.diagnosis import MOST_LINES, MOST_UPDATES, Diagnosis
 from minigpt.training.events import find_events
-from minigpt.training.evidence import Evidence, Look, Spike, Update
+from minigpt.training.evidence import Evidence, ScoresAtStep, Spike, Update
 from minigpt.training.run import train
 from minigpt.training.update_ratios import UpdateRatios, part_of
 
@@ -190,14 +190,14 @@ def test_a_loss_that_rises_and_stays_is_divergence_and_one_that_comes_back_is_no
     assert kinds(evidence(losses={s: 3.0 if 60 < s < 70 else 2.0 for s in steps})) == []
 
 
-def look(step: int, induction: float, largest: float = 1.0, entropy: float = 0.5) -> Look:
+def snapshot(step: int, induction: float, largest: float = 1.0, entropy: float = 0.5) -> ScoresAtStep:
     scores = {"induction": induction, "largest_score": largest, "entropy": entropy, "ablation": 0.25}
-    return Look(step, {name: np.full((1, 1), value, np.float32) for name, value in scores.items()}, {})
+    return ScoresAtStep(step, {name: np.full((1, 1), value, np.float32) for name, value in scores.items()}, {})
 
 
 def test_a_head_that_formed_is_an_event_with_its_step_score_and_effect_on_the_loss() -> None:
     scores = {0: 0.0, 64: 0.4, 128: 0.1, 200: 0.5, 400: 0.8}  # not yet at 64: it fell again
-    (event,) = find_events(evidence(looks=[look(step, score) for step, score in scores.items()]))
+    (event,) = find_events(evidence(snapshots=[snapshot(step, score) for step, score in scores.items()]))
     (head,) = event.details["heads"]
     assert (event.kind, event.where, event.step) == ("heads", "induction", 200)
     assert head == {
@@ -208,22 +208,24 @@ def test_a_head_that_formed_is_an_event_with_its_step_score_and_effect_on_the_lo
         "ablation": pytest.approx(0.25),
     }
     assert event.text.endswith(": 0.0 (0.80); without it the loss is 0.25 nats higher")
-    assert kinds(evidence(looks=[look(0, 0.9), look(10, 0.9)])) == [], "it was there from the start"
+    assert kinds(evidence(snapshots=[snapshot(0, 0.9), snapshot(10, 0.9)])) == [], "it was there from the start"
 
 
 def test_scores_that_grow_and_heads_that_collapse_are_warned_about() -> None:
-    growing = evidence(looks=[look(0, 0.0), look(100, 0.0, 60.0), look(200, 0.0, 140.0)])
+    growing = evidence(snapshots=[snapshot(0, 0.0), snapshot(100, 0.0, 60.0), snapshot(200, 0.0, 140.0)])
     (event,) = find_events(growing)
     assert (event.kind, event.step, event.is_warning) == ("growing_scores", 200, True)
     without = dataclasses.replace(growing.config, model=GPTConfig(qk_norm=False))
     assert "optimizer.qk_clip=100" in find_events(dataclasses.replace(growing, config=without))[0].advice
-    collapsed = evidence(looks=[look(0, 0.0), look(100, 0.0, entropy=0.0), look(200, 0.0, entropy=0.001)])
+    collapsed = evidence(
+        snapshots=[snapshot(0, 0.0), snapshot(100, 0.0, entropy=0.0), snapshot(200, 0.0, entropy=0.001)]
+    )
     assert [(each.kind, each.where) for each in find_events(collapsed)] == [("collapsed_head", "0.0")]
 
 
 def test_a_spike_that_does_not_recover_is_blamed_on_the_update_and_the_layer_that_moved_first_is_named() -> None:
     usual = {"blocks.0.attn": 0.01, "blocks.1.mlp": 0.01}
-    updates = [Update(step, dict(usual), dict(usual), dict(usual)) for step in range(30, 100, 10)]
+    updates = [Update(step, dict(usual), dict(usual)) for step in range(30, 100, 10)]
     updates[-1].ratios["blocks.1.mlp"] = 0.025  # less than JUMP in the median of all parts
     updates[-1].gradients["blocks.1.mlp"] = 0.2
     spike = Spike(95, 9.0, 2.0, 0.1, "94", {}, {}, [8.0, 8.5, 8.0])
@@ -233,9 +235,9 @@ def test_a_spike_that_does_not_recover_is_blamed_on_the_update_and_the_layer_tha
 
 
 def test_sinks_and_massive_activations_are_events_without_a_warning() -> None:
-    looks = [Look(step, {}, {"sink_rate": rate}) for step, rate in {0: 0.0, 50: 0.4, 100: 0.5}.items()]
+    snapshots = [ScoresAtStep(step, {}, {"sink_rate": rate}) for step, rate in {0: 0.0, 50: 0.4, 100: 0.5}.items()]
     found = Diagnostics([[1.0]], [500.0], [0.2], 1.0, [])
-    events = find_events(evidence(looks=looks, diagnostics={100: found}))
+    events = find_events(evidence(snapshots=snapshots, diagnostics={100: found}))
     assert [(event.kind, event.step, event.is_warning) for event in events] == [
         ("sinks", 50, False),
         ("massive_activations", 100, False),
@@ -298,7 +300,7 @@ def test_update_ratios_are_those_of_the_whole_matrices_where_these_are_small_and
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
-    ratios, _ = UpdateRatios.ratios(before, updates.sample())
+    ratios = UpdateRatios.ratios(before, updates.sample())
     assert list(ratios) == ["token_embedding", "blocks.0.attn", "blocks.0.mlp", "lm_head"]
     new = model.state_dict()
     for part, ratio in ratios.items():

@@ -73,10 +73,10 @@ def changes_forward(model: nn.Module) -> bool:
 
 def _intervention_in(module: nn.Module) -> str | None:
     own = vars(module)
+    if isinstance(module, Attention) and module.hooks:  # a capture also has a hook of PyTorch's
+        return "is captured"
     if any(own[name] for name in HOOKS):
         return "has a hook"
-    if isinstance(module, Attention) and module.hooks:
-        return "is captured"
     dropout = module.p if isinstance(module, nn.Dropout) else isinstance(module, Attention) and module.dropout
     if module.training and dropout:
         return "has dropout on, in train mode"

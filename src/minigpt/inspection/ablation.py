@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from minigpt.errors import UserError
 from minigpt.inspection.capture import evaluation_mode
-from minigpt.model.attention import Attention
-from minigpt.model.gpt import GPT, Block, PostNormBlock
+from minigpt.inspection.hooks import hooks, read_activations
+from minigpt.inspection.lens import chunks_of
+from minigpt.model.gpt import GPT
 
 Kind = Literal["zero", "mean", "resample"]
 """What replaces an output: zeros; its mean over the windows and positions of the text; or the output in another window,
@@ -26,8 +27,6 @@ UNKNOWN = -1
 """Id after the end of a text that is shorter than the others in a batch: its losses are NaN, and count nowhere."""
 TOKENS = 1024
 """Tokens per forward pass, unless one window is longer."""
-LOGITS = 1 << 24
-"""Most logits in memory at once."""
 _SITE = re.compile(r"(?:(?P<layer>\d{1,6})\.(?P<head>\d{1,6})|(?P<part>mlp|attn|layer)(?P<number>\d{1,6}))", re.ASCII)
 
 
@@ -128,7 +127,7 @@ def ablation(
             f"ablation=resample: takes outputs from another window, but the text has one, of {T} tokens: give a longer "
             "text, or take mean"
         )
-    other, rows = _other_windows(B), max(1, TOKENS // max(T, 1))
+    other, rows = _other_windows(B), rows_per_pass(T)
     means = _mean_outputs(model, tokens, rows) if kind == "mean" else None
     changes, whole = list[Tensor](), list[Tensor]()
     for start in range(0, B, rows):
@@ -142,9 +141,9 @@ def ablation(
     return Ablation(tuple(part.name for part in wanted), kind, torch.cat(changes, dim=1), torch.cat(whole))
 
 
-def ablation_by_token(model: GPT, tokens: Tensor, kind: Kind = "zero") -> Tensor:
-    """Change of each token's loss without each head, (n_layer, n_head, B, T) in nats, of (B, T + 1) ids."""
-    changes = ablation(model, tokens, kind=kind).changes
+def ablation_by_token(model: GPT, tokens: Tensor) -> Tensor:
+    """Zero ablation of each head, by token: (B, T + 1) ids to (n_layer, n_head, B, T) nats."""
+    changes = ablation(model, tokens).changes
     return changes.unflatten(0, (model.config.n_layer, model.config.n_head))
 
 
@@ -165,91 +164,48 @@ def _other_windows(n: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def without_head(attention: Attention, head: int, instead: Tensor | float = 0.0) -> Iterator[None]:
+def without_head(model: GPT, layer: int, head: int, instead: Tensor | float = 0.0) -> Iterator[None]:
     """Replace the output of one head before the output projection: zero ablation by default.
 
     Args:
-        attention: of the head's layer.
-        head: its number.
+        model: restored afterwards.
+        layer: from 0.
+        head: from 0.
         instead: broadcast to (B, T, D).
     """
 
-    def ablate(_: object, arguments: tuple[Tensor]) -> tuple[Tensor]:
-        gathered = arguments[0].unflatten(-1, (attention.n_head, attention.head_dim)).clone()
-        gathered[..., head, :] = instead
-        return (gathered.flatten(-2),)
+    def ablate(z: Tensor, _: str) -> Tensor:
+        z = z.clone()
+        z[..., head, :] = instead
+        return z
 
-    handle = attention.proj.register_forward_pre_hook(ablate)
-    try:
+    with hooks(model, {f"blocks.{layer}.attn.z": ablate}):
         yield
-    finally:
-        handle.remove()
 
 
-@contextlib.contextmanager
-def _without_output(module: nn.Module, instead: Tensor | float) -> Iterator[None]:
-    """Replace what a module returns by zeros, or by what broadcasts to it."""
-    handle = module.register_forward_hook(lambda _, __, output: torch.zeros_like(output) + instead)
-    try:
-        yield
-    finally:
-        handle.remove()
+def _outputs(model: GPT, tokens: Tensor) -> dict[str, Tensor]:
+    """What parts may take instead of their own output, by the names of `hooks`, in a pass of (B, T + 1) ids."""
+    return read_activations(model, ["blocks.*.attn.z", "blocks.*.attn_out", "blocks.*.mlp_out"], _inputs(tokens))
 
 
-@dataclass
-class _Outputs:
-    """Outputs of each layer that an ablated part may take instead of its own."""
-
-    heads: list[Tensor]
-    """(B, T, H D), or (H D,) for means: the heads' outputs before the output projection."""
-    attentions: list[Tensor]
-    """(B, T, C), or (C,): what attention adds to the residual stream."""
-    mlps: list[Tensor]
-
-
-def _updates(block: nn.Module) -> tuple[Attention, nn.Module, nn.Module]:
-    """A block's attention, and the modules whose outputs attention and MLP add to the residual stream."""
-    assert isinstance(block, Block)
-    if isinstance(block, PostNormBlock):
-        return block.attn, block.attn_norm, block.mlp_norm
-    return block.attn, block.attn, block.mlp
-
-
-def _outputs(model: GPT, tokens: Tensor) -> _Outputs:
-    """Outputs of every layer in a forward pass of (B, T + 1) ids."""
-    found = _Outputs([], [], [])
-    with contextlib.ExitStack() as stack:
-        for block in model.blocks:
-            attention, *adds = _updates(block)
-            handle = attention.proj.register_forward_pre_hook(lambda _, arguments: found.heads.append(arguments[0]))
-            stack.callback(handle.remove)
-            for module, outputs in zip(adds, (found.attentions, found.mlps), strict=True):
-                keep = _keeper(outputs)
-                stack.callback(module.register_forward_hook(keep).remove)
-        model.hidden(_inputs(tokens))
-    return found
-
-
-def _keeper(outputs: list[Tensor]) -> Any:
-    return lambda _, __, output: outputs.append(output)
-
-
-def _mean_outputs(model: GPT, tokens: Tensor, rows: int) -> _Outputs:
+def _mean_outputs(model: GPT, tokens: Tensor, rows: int) -> dict[str, Tensor]:
     """Their means over all windows and positions."""
-    sums = _Outputs([], [], [])
+    sums = dict[str, Tensor]()
     for start in range(0, len(tokens), rows):
+        some = tokens[start : start + rows]
         with evaluation_mode(model):
-            found = _outputs(model, tokens[start : start + rows])
-        counted = tokens[start : start + rows, 1:, None] != UNKNOWN
-        for name, each in vars(found).items():
-            added = [(output.float() * counted).sum(dim=(0, 1)) for output in each]
-            old = getattr(sums, name) or [torch.zeros_like(one) for one in added]
-            setattr(sums, name, [a + b for a, b in zip(old, added, strict=True)])
+            found = _outputs(model, some)
+        is_known = some[:, 1:].flatten() != UNKNOWN
+        for name, output in found.items():
+            total = output.flatten(0, 1)[is_known].sum(0, dtype=torch.float32)
+            sums[name] = sums[name] + total if name in sums else total
     n, dtype = int((tokens[:, 1:] != UNKNOWN).sum()), next(model.parameters()).dtype
-    return _Outputs(*([total.div(n).to(dtype) for total in each] for each in vars(sums).values()))
+    return {name: total.div(n).to(dtype) for name, total in sums.items()}
 
 
-def _changes(model: GPT, tokens: Tensor, parts: Sequence[Part], instead: _Outputs | None, positions: slice) -> Tensor:
+def _changes(
+    model: GPT, tokens: Tensor, parts: Sequence[Part], instead: Mapping[str, Tensor] | None, positions: slice
+) -> Tensor:
     """(1 + n_parts, B, T) losses on the CPU: of the whole model, then without each part."""
     targets = tokens[:, 1:][:, positions]
     inputs = _block_inputs(model, _inputs(tokens))
@@ -261,17 +217,18 @@ def _changes(model: GPT, tokens: Tensor, parts: Sequence[Part], instead: _Output
 
 
 @contextlib.contextmanager
-def _ablated(model: GPT, part: Part, instead: _Outputs | None) -> Iterator[None]:
+def _ablated(model: GPT, part: Part, instead: Mapping[str, Tensor] | None) -> Iterator[None]:
+    replaced = [f"blocks.{layer}.attn_out" for layer in part.attentions]
+    replaced += [f"blocks.{layer}.mlp_out" for layer in part.mlps]
+
+    def replace(output: Tensor, name: str) -> Tensor:
+        return torch.zeros_like(output) if instead is None else instead[name].expand_as(output)
+
     with contextlib.ExitStack() as stack:
-        layers = [_updates(block) for block in model.blocks]
         for layer, head in part.heads:
-            attention, D = layers[layer][0], layers[layer][0].head_dim
-            value = 0.0 if instead is None else instead.heads[layer][..., head * D : (head + 1) * D]
-            stack.enter_context(without_head(attention, head, value))
-        for layer in part.attentions:
-            stack.enter_context(_without_output(layers[layer][1], instead.attentions[layer] if instead else 0.0))
-        for layer in part.mlps:
-            stack.enter_context(_without_output(layers[layer][2], instead.mlps[layer] if instead else 0.0))
+            value = 0.0 if instead is None else instead[f"blocks.{layer}.attn.z"][..., head, :]
+            stack.enter_context(without_head(model, layer, head, value))
+        stack.enter_context(hooks(model, dict.fromkeys(replaced, replace)))
         yield
 
 
@@ -296,14 +253,17 @@ def _losses_from(model: GPT, layer: int, inputs: list[tuple[Any, ...]], targets:
 
 def _losses_at(model: GPT, x: Tensor, targets: Tensor) -> Tensor:
     """(B, T, C) of `GPT.hidden` and (B, T) targets -> (B, T) nats, without the logits of all positions at once."""
-    V = model.config.vocab_size or 1
-    step = max(1, LOGITS // (V * max(len(targets), 1)))
-    parts = zip(x.split(step, dim=1), targets.split(step, dim=1), strict=True)
-    return torch.cat([_cross_entropy(model.logits(some), wanted) for some, wanted in parts], dim=1)
+    hidden, flat = x.flatten(0, 1), targets.flatten()
+    each = [_cross_entropy(model.logits(hidden[where]), flat[where]) for where in chunks_of(len(flat), model)]
+    return torch.cat(each).view(targets.shape)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """(B, T, V) logits and (B, T) targets -> (B, T) nats."""
-    known = targets.clamp(min=0).flatten()
-    each = F.cross_entropy(logits.float().flatten(0, 1), known, reduction="none").view(targets.shape)
+    """(n, V) logits and (n,) targets -> (n,) nats."""
+    each = F.cross_entropy(logits.float(), targets.clamp(min=0), reduction="none")
     return each.masked_fill(targets == UNKNOWN, torch.nan)
+
+
+def rows_per_pass(T: int) -> int:
+    """Windows of T tokens in one forward pass."""
+    return max(1, TOKENS // max(T, 1))

@@ -8,16 +8,18 @@ theirs here; see ablation and patching for that.
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.inspection.capture import evaluation_mode
+from minigpt.inspection.components import component_hooks
+from minigpt.inspection.hooks import hooks, read_activations
 from minigpt.inspection.lens import chunks_of
+from minigpt.inspection.places import check_position
 from minigpt.model.gpt import GPT, Block, PostNormBlock
 
 
@@ -64,7 +66,11 @@ def direct_logit_attribution(
         minus: id of a token whose logit is subtracted; a difference leaves out what raises all logits alike.
         position: the position whose next token is predicted, from the end if negative.
         document_ids: (1, T), as for `GPT.forward`.
+
+    Raises:
+        UserError: there is no such position.
     """
+    position = check_position(position, tokens.shape[1])
     weight = model.head_weight
     row = _wide(weight[token]) - (0.0 if minus is None else _wide(weight[minus]))
     with evaluation_mode(model):
@@ -116,13 +122,8 @@ def _prediction_gap(model: GPT, final: Tensor, targets: Tensor) -> _Gap:
 
 def _final_stream(model: GPT, tokens: Tensor, document_ids: Tensor | None) -> Tensor:
     """(B, T, C): the residual stream before the final norm."""
-    kept = list[Tensor]()
-    handle = model.final_norm.register_forward_pre_hook(lambda _, arguments: kept.append(arguments[0]))
-    try:
-        model.hidden(tokens, document_ids)
-    finally:
-        handle.remove()
-    return kept[0]
+    name = f"blocks.{model.config.n_layer - 1}.resid_post"
+    return read_activations(model, [name], tokens, document_ids)[name]
 
 
 def _contributions(
@@ -135,39 +136,22 @@ def _contributions(
     direction, norm_bias = _before_norm(model.final_norm, final, direction)
     parts = dict[str, Tensor]()
 
-    def embedding(_: nn.Module, __: object, output: Tensor) -> None:
-        parts["embedding"] = (direction * output).sum(-1)
+    def whole(name: str, update: Tensor) -> None:
+        parts[name] = (direction * update).sum(-1)
 
-    def first_input(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        if model.config.position in {"learned", "sinusoidal"}:
-            parts["position embedding"] = (direction * arguments[0]).sum(-1) - parts["embedding"]
-
-    def heads(layer: int, block: Block, _: nn.Module, arguments: tuple[Tensor], output: Tensor) -> None:
-        toward, bias = direction, None
+    def heads(layer: int, block: Block, z: Tensor) -> None:
+        toward, bias, proj = direction, None, block.attn.proj
         if isinstance(block, PostNormBlock):
-            toward, bias = _before_norm(block.attn_norm, output, direction)
-        proj, n_head = block.attn.proj, block.attn.n_head
+            toward, bias = _before_norm(block.attn_norm, F.linear(z.flatten(-2), proj.weight, proj.bias), direction)
         # A direction in the heads' channels: the (B, T, H, C) outputs of all heads are never written out.
-        values = (toward @ _wide(proj.weight) * arguments[0]).unflatten(-1, (n_head, -1)).sum(-1)  # (B, T, H)
-        parts.update({f"{layer}.{head}": values[..., head] for head in range(n_head)})
+        values = ((toward @ _wide(proj.weight)).view_as(z) * z).sum(-1)  # (B, T, H)
+        parts.update({f"{layer}.{head}": values[..., head] for head in range(z.shape[2])})
         if proj.bias is not None:
             bias = (toward * proj.bias).sum(-1) + (0.0 if bias is None else bias)
         if bias is not None:
             parts[f"attn{layer} bias"] = bias
 
-    def mlp(layer: int, _: nn.Module, __: object, output: Tensor) -> None:
-        parts[f"mlp{layer}"] = (direction * output).sum(-1)
-
-    with contextlib.ExitStack() as stack:
-        handles = [model.token_embedding.register_forward_hook(embedding)]
-        handles.append(model.blocks[0].register_forward_pre_hook(first_input))
-        for layer, block in enumerate(model.blocks):
-            assert isinstance(block, Block)
-            handles.append(block.attn.proj.register_forward_hook(partial(heads, layer, block)))
-            update = block.mlp_norm if isinstance(block, PostNormBlock) else block.mlp
-            handles.append(update.register_forward_hook(partial(mlp, layer)))
-        for handle in handles:
-            stack.callback(handle.remove)
+    with hooks(model, component_hooks(model, model.config.n_layer, whole, heads)):
         model.hidden(tokens, document_ids)
     return parts if norm_bias is None else parts | {"final_norm bias": norm_bias}
 

@@ -140,7 +140,11 @@ def probe(model: GPT, tokenizer: Tokenizer, tokens: Sequence[int], step: int) ->
 
 def value_norms(attention: Attention, value: Tensor) -> Tensor:
     """|v W_O| of (B, H_kv, S, D) values, (B, H, S): what a key adds to the stream if it has all of a head's weight."""
+    return written_norms(attention, repeat_heads(value, attention.n_head))
+
+
+def written_norms(attention: Attention, z: Tensor) -> Tensor:
+    """|z W_O| of each head's (B, H, T, D) vectors, (B, H, T): their length in the residual stream."""
     projections = attention.proj.weight.unflatten(1, (attention.n_head, -1)).transpose(0, 1)  # (H, C, D)
-    gram = (projections.mT @ projections).to(value.dtype)  # |W v|^2 = v (W^T W) v, without the (B, H, S, C) products
-    value = repeat_heads(value, attention.n_head)
-    return ((value @ gram) * value).sum(-1).clamp(min=0).sqrt()
+    gram = (projections.mT @ projections).to(z.dtype)  # |W z|^2 = z (W^T W) z, without the (B, H, T, C) products
+    return ((z @ gram) * z).sum(-1).clamp(min=0).sqrt()

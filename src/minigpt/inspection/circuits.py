@@ -54,13 +54,10 @@ def symmetry(model: GPT) -> Tensor:
     """
     layers = []
     for attention, norm, _ in layers_of(model):
-        names = attention.similarity.projections
-        if "key" not in names:
+        if "key" not in attention.similarity.projections:
             layers.append(torch.full((attention.n_head,), torch.nan, dtype=torch.float64))
             continue
-        key = query = projection(attention, "key") @ norm  # (H, D, C)
-        if "query" in names:
-            query = projection(attention, "query") @ norm
+        query, key = query_and_key(attention, norm)
         across = key @ query.mT  # (H, D, D)
         size = ((query @ query.mT) * (key @ key.mT)).sum((-2, -1))
         layers.append((across * across.mT).sum((-2, -1)) / size)
@@ -74,6 +71,12 @@ def layers_of(model: GPT) -> Iterator[tuple[Attention, Tensor, Tensor]]:
         assert isinstance(block, Block)
         norm, none = linear_part(block.attn_norm, C), torch.eye(C, dtype=torch.float64)
         yield block.attn, *((none, norm) if isinstance(block, PostNormBlock) else (norm, none))
+
+
+def query_and_key(attention: Attention, norm: Tensor) -> tuple[Tensor, Tensor]:
+    """(H, D, C) each, with the norm before them folded in; one and the same where they share a projection."""
+    key = projection(attention, "key") @ norm
+    return (projection(attention, "query") @ norm if "query" in attention.similarity.projections else key), key
 
 
 def projection(attention: Attention, name: str) -> Tensor:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minigpt.inspection.circuits import exact, layers_of, projection
+from minigpt.inspection.circuits import exact, layers_of, projection, query_and_key
 from minigpt.model.attention import Attention
 from minigpt.model.gpt import GPT
 
@@ -56,10 +56,8 @@ def composition_scores(model: GPT) -> Tensor:
         grams = value @ value.mT, output.mT @ output
         # (what reads the stream, the Gram matrix of what its result is multiplied with, |W_read|^2), of each kind.
         reads = {"V": (value, grams[1], (grams[0] * grams[1]).sum((-2, -1)))}
-        if "key" in (names := attention.similarity.projections):
-            key = query = projection(attention, "key") @ norm
-            if "query" in names:
-                query = projection(attention, "query") @ norm
+        if "key" in attention.similarity.projections:
+            query, key = query_and_key(attention, norm)
             of_query, of_key = query @ query.mT, key @ key.mT
             size = (of_query * of_key).sum((-2, -1))
             reads |= {"Q": (query, of_key, size), "K": (key, of_query, size)}

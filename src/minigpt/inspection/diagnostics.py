@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from minigpt.inspection.ablation import UNKNOWN, losses
-from minigpt.inspection.capture import attention_hooks, evaluation_mode
-from minigpt.model.attention import Attention
-from minigpt.model.gpt import GPT
+from minigpt.inspection.capture import attention_hooks, evaluation_mode, written_norms
+from minigpt.inspection.hooks import HookFunction, hooks
+from minigpt.model.gpt import GPT, Block
 from minigpt.model.variants.attend import AttentionSpec, attention_scores
 
 REPEATED = 16
@@ -47,27 +45,22 @@ def diagnose_model(model: GPT, windows: Tensor) -> Diagnostics:
         model: not modified.
         windows: (B, T + 1) ids; UNKNOWN after the end of a shorter one. Losses by position need several.
     """
-    outputs: list[Tensor] = []
-    stream: list[Tensor] = []
+    windows = windows.to(next(model.parameters()).device)
+    first = windows[0][windows[0] != UNKNOWN]
+    outputs, stream = list[Tensor](), list[Tensor]()
 
-    def outputs_of(attention: Attention, _: object, arguments: tuple[Tensor, ...]) -> None:
-        # |z W_O| of each head without the (T, H, C) products: z (W^T W) z.
-        z = arguments[0].unflatten(-1, (attention.n_head, attention.head_dim)).transpose(1, 2)  # (B, H, T, D)
-        projections = attention.proj.weight.unflatten(1, (attention.n_head, -1)).transpose(0, 1)  # (H, C, D)
-        gram = (projections.mT @ projections).to(z.dtype)  # (H, D, D)
-        outputs.append(((z @ gram) * z).sum(-1).clamp(min=0).sqrt().mean(dim=(0, 2)).float())
+    def outputs_of(block: Block, z: Tensor, name: str) -> None:
+        outputs.append(written_norms(block.attn, z.transpose(1, 2)).mean(dim=(0, 2)).float())
 
-    def activations_of(_: object, __: object, x: Tensor) -> None:
+    def activations_of(x: Tensor, name: str) -> None:
         size = x.abs().float()
         stream.append(torch.stack([size.max(), size.median()]))
 
-    windows = windows.to(next(model.parameters()).device)
-    with contextlib.ExitStack() as held, evaluation_mode(model):
-        for block in model.blocks:
-            attention: Any = block.attn
-            held.callback(attention.proj.register_forward_pre_hook(partial(outputs_of, attention)).remove)
-            held.callback(block.register_forward_hook(activations_of).remove)
-        first = windows[0][windows[0] != UNKNOWN]
+    functions: dict[str, HookFunction] = {"blocks.*.resid_post": activations_of}
+    for layer, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
+        functions[f"blocks.{layer}.attn.z"] = partial(outputs_of, block)
+    with evaluation_mode(model), hooks(model, functions):
         model.hidden(first[None, :-1])
     largest, median = torch.stack(stream).T.tolist()
     effect, by_position = position_effect(model, int(windows[0, 0])), losses_by_position(model, windows)

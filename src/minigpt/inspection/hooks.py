@@ -152,6 +152,29 @@ def run_with_cache(
     return logits, ActivationCache(stored, model.config.n_layer)
 
 
+def read_activations(
+    model: GPT, names: Iterable[str], tokens: Tensor, document_ids: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Activations of one pass by name, neither copied nor detached.
+
+    The output head is not run, so `logits` is none of them.
+
+    Args:
+        model: in eval mode, unless dropout is wanted.
+        names: as for `hooks`.
+        tokens: (B, T) ids.
+        document_ids: as for `GPT.forward`.
+    """
+    found = dict[str, Tensor]()
+
+    def keep(activation: Tensor, name: str) -> None:
+        found[name] = activation
+
+    with hooks(model, dict.fromkeys(names, keep)):
+        model.hidden(tokens, document_ids)
+    return found
+
+
 def plain_name(name: str) -> str:
     """blocks.0.attn.hook_z, TransformerLens' name -> blocks.0.attn.z."""
     plain = re.sub(r"(^|\.)hook_", r"\1", name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from minigpt.inspection.capture import evaluation_mode
+from minigpt.inspection.hooks import read_activations
 from minigpt.model.gpt import GPT
 
 CHUNK_LOGITS = 2**22
@@ -125,13 +125,8 @@ def logit_lens(model: GPT, tokens: Tensor, document_ids: Tensor | None = None) -
 
 def residual_streams(model: GPT, tokens: Tensor, document_ids: Tensor | None = None) -> Tensor:
     """(n_layer + 1, B, T, C): the input of the first block, then the output of each block, before the final norm."""
-    streams = list[Tensor]()
-    with contextlib.ExitStack() as stack:
-        for module in (*model.blocks, model.final_norm):  # each one's input is the output of the one before it
-            handle = module.register_forward_pre_hook(lambda _, arguments: streams.append(arguments[0]))
-            stack.callback(handle.remove)
-        model.hidden(tokens, document_ids)
-    return torch.stack(streams)
+    names = ["blocks.0.resid_pre", *(f"blocks.{layer}.resid_post" for layer in range(model.config.n_layer))]
+    return torch.stack(list(read_activations(model, names, tokens, document_ids).values()))
 
 
 def chunks_of(n: int, model: GPT) -> list[slice]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minigpt.inspection.ablation import UNKNOWN, losses
+from minigpt.inspection.ablation import UNKNOWN, losses, rows_per_pass
 from minigpt.inspection.capture import attention_hooks, evaluation_mode
 from minigpt.inspection.relations import Heads, Link, RelationScore, RelationTally, stacked
 from minigpt.inspection.statistics import Statistic
@@ -21,8 +21,6 @@ from minigpt.model.variants.attend import AttentionSpec, attention_scores, weigh
 
 ROWS = 256
 """Queries per chunk."""
-TOKENS = 1024
-"""Tokens per forward pass, unless one window is longer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +51,7 @@ def measure(
     B, T = tokens.shape[0], tokens.shape[1] - 1
     tally = _Tally(model.config.n_layer, model.config.n_head, wanted)
     each = []
-    rows = max(1, TOKENS // max(T, 1))
+    rows = rows_per_pass(T)
     for start in range(0, B, rows):
         tally.links, tally.counted = links[start : start + rows], tokens[start : start + rows, 1:] != UNKNOWN
         with evaluation_mode(model), attention_hooks(model, tally.add):

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from minigpt.errors import UserError
 from minigpt.inspection.capture import evaluation_mode
-from minigpt.inspection.hooks import HookFunction, hook_names, hooks
+from minigpt.inspection.hooks import HookFunction, hook_names, hooks, read_activations
+from minigpt.inspection.places import check_head, check_position
 from minigpt.model.gpt import GPT
 
 MOST_TOKENS = 8192
@@ -84,8 +85,7 @@ class Contrast:
                 f"the clean prompt has {n_clean} token{'s' * (n_clean != 1)} and the corrupted one {n_corrupted}: "
                 "patching needs as many in both; replace words by words of as many tokens"
             )
-        if not -n_clean <= self.position < n_clean:
-            raise UserError(f"position={self.position}: the prompts have {n_clean} tokens; count from 0, or from -1")
+        check_position(self.position, n_clean)
 
     def metric(self, logits: Tensor) -> Tensor:
         """(N, V) logits at `position` -> (N,): logit difference of answer and minus, or the answer's logit."""
@@ -131,7 +131,7 @@ def activation_patching(model: GPT, contrast: Contrast, sites: Sequence[str] = t
         for name, (hook, axes) in wanted.items():
             layers = []
             for layer in _layers(model, hook):
-                activation = _capture(model, contrast, contrast.clean, [layer])[layer]
+                activation = _capture(model, contrast.clean, [layer])[layer]
                 layers.append(_sweep(model, contrast, layer, axes, activation))
             values[name] = torch.stack(layers)
     return Patching(clean, corrupted, values)
@@ -193,16 +193,15 @@ def path_patching(model: GPT, contrast: Contrast, sender: tuple[int, int], *, th
     """
     layer, head = sender
     n_layer, n_head = model.config.n_layer, model.config.n_head
-    if not (0 <= layer < n_layer and 0 <= head < n_head):
-        raise UserError(f"sender={layer}.{head}: there are {n_layer} layers of {n_head} heads, counted from 0")
+    check_head(model, layer, head, "sender")
     known = hook_names(model)
     receivers = {name: site for name, site in RECEIVERS.items() if f"blocks.0.{site.hook}" in known}
     with evaluation_mode(model):
         clean, corrupted = _ends(model, contrast)
         heads, mlps = _layers(model, "attn.z"), _layers(model, "mlp_out")
-        frozen = _capture(model, contrast, contrast.corrupted, heads + ([] if through_mlps else mlps))
+        frozen = _capture(model, contrast.corrupted, heads + ([] if through_mlps else mlps))
         sent = frozen[heads[layer]].clone()
-        sent[:, :, head] = _capture(model, contrast, contrast.clean, [heads[layer]])[heads[layer]][:, :, head]
+        sent[:, :, head] = _capture(model, contrast.clean, [heads[layer]])[heads[layer]][:, :, head]
         writes: dict[str, HookFunction] = {}
         for name, activation in (frozen | {heads[layer]: sent}).items():
             writes[name] = partial(_replace, activation)
@@ -254,10 +253,8 @@ def _metrics(model: GPT, contrast: Contrast, tokens: Tensor, writes: Mapping[str
     return contrast.metric(model.logits(x[:, contrast.position]).float())
 
 
-def _capture(model: GPT, contrast: Contrast, tokens: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    _metrics(model, contrast, tokens, dict.fromkeys(names, partial(_keep, found)))
-    return found
+def _capture(model: GPT, tokens: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    return read_activations(model, names, tokens.to(next(model.parameters()).device))
 
 
 def _keep(found: dict[str, Tensor], tensor: Tensor, name: str) -> None:
@@ -300,9 +297,7 @@ def _patch(activation: Tensor, axes: Sequence[int], places: Tensor, tensor: Tens
 def _estimates(model: GPT, contrast: Contrast, names: Sequence[str], axes: Sequence[int], steps: int) -> Tensor:
     """(number of names, ...): first-order change of the metric by each patch, float32 on the CPU."""
     first = "blocks.0.resid_pre"
-    clean, corrupted = (
-        _capture(model, contrast, tokens, [*names, first]) for tokens in (contrast.clean, contrast.corrupted)
-    )
+    clean, corrupted = (_capture(model, tokens, [*names, first]) for tokens in (contrast.clean, contrast.corrupted))
     total: dict[str, Tensor] = {}
     for step in range(steps):
         begin = torch.lerp(corrupted[first], clean[first], step / steps)

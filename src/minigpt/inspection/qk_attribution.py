@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from minigpt.errors import UserError
 from minigpt.inspection.capture import attention_hooks, evaluation_mode
 from minigpt.inspection.circuits import exact
+from minigpt.inspection.components import component_hooks
+from minigpt.inspection.hooks import hooks
+from minigpt.inspection.places import check_head, check_position
 from minigpt.model.attention import Attention, rotate
 from minigpt.model.gpt import GPT, Block, PostNormBlock
 from minigpt.model.variants.attend import AttentionSpec, attention_weights
@@ -73,9 +76,9 @@ def qk_attribution(
         UserError: there is no such head or position, the query does not attend to the key, or the similarity has no
             score that is a product of query and key.
     """
-    _check_head(model, layer, head)
+    check_head(model, layer, head)
     T = tokens.shape[1]
-    query, key = (_position(*each, T) for each in (("query", query), ("key", key)))
+    query, key = (check_position(at, T, name) for name, at in (("query", query), ("key", key)))
     if key > query:
         raise UserError(f"key={key}: query {query} attends to earlier tokens and itself only; give 0 to {query}")
     block = model.blocks[layer]
@@ -103,20 +106,13 @@ class _Parts:
     @contextlib.contextmanager
     def collected(self, model: GPT) -> Iterator[None]:
         """A forward pass inside the block fills the parts."""
-        handles = [
-            model.token_embedding.register_forward_hook(self._embedding),
-            model.blocks[0].register_forward_pre_hook(partial(self._first_input, model.config.position)),
-        ]
-        for layer, block in enumerate(model.blocks[: self.layer]):
-            assert isinstance(block, Block)
-            handles.append(block.attn.proj.register_forward_hook(partial(self._heads, layer, block)))
-            update = block.mlp_norm if isinstance(block, PostNormBlock) else block.mlp
-            handles.append(update.register_forward_hook(partial(self._mlp, layer)))
+        # The rotary table is an argument of each block, not an activation.
+        handle = model.blocks[0].register_forward_pre_hook(self._first_input)
         try:
-            yield
+            with hooks(model, component_hooks(model, self.layer, self._whole, self._heads)):
+                yield
         finally:
-            for handle in handles:
-                handle.remove()
+            handle.remove()
 
     def stacked(self) -> tuple[tuple[str, ...], Tensor]:
         """Names, and (N, positions, C) float64 on the CPU; the last is `BIAS`, zeros so far."""
@@ -130,19 +126,17 @@ class _Parts:
     def _at_positions(self, x: Tensor) -> Tensor:
         return exact(torch.stack([x[0, position] for position in self.positions]))
 
-    def _embedding(self, _: nn.Module, __: object, output: Tensor) -> None:
-        self._parts["embedding"] = self._at_positions(output)
+    def _whole(self, name: str, update: Tensor) -> None:
+        self._parts[name] = self._at_positions(update)
 
-    def _first_input(self, position: str, _: nn.Module, arguments: tuple[Tensor, object, Tensor | None]) -> None:
-        x, rotary = arguments[0], arguments[2]
-        if position in {"learned", "sinusoidal"}:
-            self._parts["position embedding"] = self._at_positions(x) - self._parts["embedding"]
+    def _first_input(self, _: nn.Module, arguments: tuple[Tensor, object, Tensor | None]) -> None:
+        rotary = arguments[2]
         if rotary is not None:  # (2, T, D), or (2, B, T, D) where positions count from the start of a document
             table = rotary if rotary.ndim == 3 else rotary[:, 0]
             self._rotary = exact(torch.stack([table[:, position] for position in self.positions], dim=1))
 
-    def _heads(self, layer: int, block: Block, proj: nn.Linear, arguments: tuple[Tensor], _: Tensor) -> None:
-        gathered = self._at_positions(arguments[0]).unflatten(-1, (block.attn.n_head, -1))  # (positions, H, D)
+    def _heads(self, layer: int, block: Block, z: Tensor) -> None:
+        proj, gathered = block.attn.proj, self._at_positions(z)  # (positions, H, D)
         weight = exact(proj.weight).unflatten(1, (block.attn.n_head, -1))  # (C, H, D)
         written = torch.einsum("phd,chd->hpc", gathered, weight)
         bias = torch.zeros_like(written[:1]) if proj.bias is None else exact(proj.bias).expand_as(written[:1])
@@ -152,9 +146,6 @@ class _Parts:
         self._parts |= {f"{layer}.{head}": written[head] for head in range(block.attn.n_head)}
         if has_bias:
             self._parts[f"attn{layer} bias"] = written[-1]
-
-    def _mlp(self, layer: int, _: nn.Module, __: object, output: Tensor) -> None:
-        self._parts[f"mlp{layer}"] = self._at_positions(output)
 
 
 class _Score:
@@ -243,15 +234,3 @@ def _require_bilinear(similarity: Similarity) -> None:
         "scores are no sum over components; QK attribution needs scaled_dot, symmetric, hard, cosine, or hopfield with "
         "hopfield_steps=1"
     )
-
-
-def _check_head(model: GPT, layer: int, head: int) -> None:
-    L, H = model.config.n_layer, model.config.n_head
-    if not (0 <= layer < L and 0 <= head < H):
-        raise UserError(f"head={layer}.{head}: the model has layers 0 to {L - 1}, each with heads 0 to {H - 1}")
-
-
-def _position(name: str, position: int, T: int) -> int:
-    if not -T <= position < T:
-        raise UserError(f"{name}={position}: there are {T} tokens; give {-T} to {T - 1}")
-    return position % T

@@ -11,7 +11,8 @@ from minigpt.config import AttributeConfig
 from minigpt.errors import UserError
 from minigpt.frames import require_frame, write_frame
 from minigpt.inspection.attribution import LossAttribution, direct_logit_attribution, loss_attribution
-from minigpt.lab.prompts import check_position, encode_text, encode_token, text_of, written
+from minigpt.inspection.places import check_position
+from minigpt.lab.prompts import encode_text, encode_token, text_of, written
 from minigpt.markdown import table
 from minigpt.runs.loading import LoadedModel, load_model
 

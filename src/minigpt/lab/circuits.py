@@ -7,8 +7,9 @@ import torch
 from minigpt.config import CircuitsConfig
 from minigpt.frames import require_frame, write_frame
 from minigpt.inspection.composition import KINDS, composition_scores, random_composition, strongest
+from minigpt.inspection.places import check_position
 from minigpt.inspection.qk_attribution import QKAttribution, qk_attribution
-from minigpt.lab.prompts import check_position, encode_text, written
+from minigpt.lab.prompts import encode_text, written
 from minigpt.markdown import table
 from minigpt.runs.loading import LoadedModel, load_model
 
@@ -60,13 +61,13 @@ def _attribution(loaded: LoadedModel, config: CircuitsConfig) -> str:
     assert config.text is not None
     tokens = encode_text(loaded, config.text)
     layer, head = map(int, config.head.split("."))
-    query = check_position(config.query, len(tokens), "--query")
+    query = check_position(config.query, len(tokens), "query")
     ids = torch.tensor([tokens], device=config.device)
     if config.key is None:
         # The query attends to itself, if to nothing else.
         key = int(qk_attribution(loaded.model, ids, layer, head, query, query).weights.argmax())
     else:
-        key = check_position(config.key, len(tokens), "--key")
+        key = check_position(config.key, len(tokens), "key")
     found = qk_attribution(loaded.model, ids, layer, head, query, key)
     if config.out is not None:
         write_frame(config.out, SCORE_COLUMNS, found.strongest(found.values.numel()))

@@ -7,7 +7,8 @@ import torch
 from minigpt.config import LensConfig
 from minigpt.frames import require_frame, write_frame
 from minigpt.inspection.lens import Reading, logit_lens
-from minigpt.lab.prompts import check_position, encode_text, text_of, written
+from minigpt.inspection.places import check_position
+from minigpt.lab.prompts import encode_text, text_of, written
 from minigpt.markdown import table
 from minigpt.runs.loading import LoadedModel, load_model
 

@@ -1,4 +1,4 @@
-"""A text, a token and a position that a user names on the command line -> ids, or one line of what is wrong."""
+"""A text and a token that a user names on the command line -> ids, or one line of what is wrong."""
 
 from __future__ import annotations
 
@@ -35,18 +35,6 @@ def encode_token(tokenizer: Tokenizer, text: str, option: str) -> int:
         f"{option} {text!r}: is {len(ids)} tokens{f' ({parts})' if ids else ''}, not one; "
         "give one token, a space before a word included"
     )
-
-
-def check_position(position: int, n_tokens: int, option: str = "--position") -> int:
-    """The position, counted from the start.
-
-    Raises:
-        UserError: there is no such one.
-    """
-    if not -n_tokens <= position < n_tokens:
-        there_are = "there is 1 position" if n_tokens == 1 else f"there are {n_tokens} positions"
-        raise UserError(f"{option} {position}: {there_are}; give {-n_tokens} to {n_tokens - 1}")
-    return position % n_tokens
 
 
 def written(tokenizer: Tokenizer, token: int) -> str:

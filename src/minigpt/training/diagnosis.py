@@ -26,12 +26,13 @@ from minigpt.inspection.snapshot import read_scores
 from minigpt.pages.run_record import metric_rows
 from minigpt.runs.folder import RunFolder
 from minigpt.training.anomalies import Anomalies
-from minigpt.training.callbacks import AttentionMaps, metrics_of
+from minigpt.training.attention_maps import AttentionMaps
+from minigpt.training.callbacks import metrics_of
 from minigpt.training.dashboards import alert, log_table
 from minigpt.training.diagnosis_summary import diagnosis
 from minigpt.training.distributed import is_sharded
 from minigpt.training.events import find_events
-from minigpt.training.evidence import Event, Evidence, Look, Spike, Update
+from minigpt.training.evidence import Event, Evidence, ScoresAtStep, Spike, Update
 from minigpt.training.memorising import Memorising
 from minigpt.training.module import TrainingModule
 from minigpt.training.update_ratios import UpdateRatios
@@ -100,7 +101,7 @@ class Diagnosis(Callback):
         if self._step:
             read_files(self.evidence, self.folder, self._step)
         self._sample_before_next(self._step)
-        self._look(trainer)
+        self._take_in_snapshot(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, TrainingModule)
@@ -117,13 +118,13 @@ class Diagnosis(Callback):
         logged_step, row = metrics_of(trainer).logged
         if logged_step == step:
             add_row(self.evidence, step, row)
-        self._look(trainer)
+        self._take_in_snapshot(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         add_row(self.evidence, trainer.global_step, {"val/loss": metrics_of(trainer).val_loss})
-        self._look(trainer)
+        self._take_in_snapshot(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -141,8 +142,8 @@ class Diagnosis(Callback):
             if len(spike.after) < SPIKE_FOLLOWED:
                 spike.after.append(module.step_loss)
         if self._before is not None:
-            ratios, sizes = UpdateRatios.ratios(self._before, self.updates.sample())
-            self.evidence.updates.append(Update(step, ratios, self._gradients(module), sizes))
+            ratios = UpdateRatios.ratios(self._before, self.updates.sample())
+            self.evidence.updates.append(Update(step, ratios, self._gradients(module)))
             if len(self.evidence.updates) > MOST_UPDATES:
                 self.evidence.updates[: MOST_UPDATES // 2] = self.evidence.updates[: MOST_UPDATES // 2 : 2]
         found = self.anomalies.newest_spike
@@ -172,23 +173,23 @@ class Diagnosis(Callback):
 
     def _scores(self, module: TrainingModule) -> dict[str, float]:
         """Largest attention score of each layer on the step's first row, relative to the last snapshot's."""
-        looks = [look for look in self.evidence.looks if "largest_score" in look.scores]
-        if not looks or is_sharded(module.model):
+        snapshots = [each for each in self.evidence.snapshots if "largest_score" in each.scores]
+        if not snapshots or is_sharded(module.model):
             return {}
         batch = module.micro_batches[-1]
         row = torch.cat([batch.tokens[:1], batch.targets[:1, -1:].masked_fill(batch.targets[:1, -1:] == IGNORED, 0)], 1)
         largest = measure(module.model, row, {}).scores["largest_score"].max(axis=1)
-        before = np.nanmax(looks[-1].scores["largest_score"], axis=1)
+        before = np.nanmax(snapshots[-1].scores["largest_score"], axis=1)
         pairs = enumerate(zip(largest.tolist(), before.tolist(), strict=True))
         return {f"attention scores of layer {layer}": now / was for layer, (now, was) in pairs if was > 0}
 
-    def _look(self, trainer: L.Trainer) -> None:
+    def _take_in_snapshot(self, trainer: L.Trainer) -> None:
         """Take in a new attention snapshot, or a validation of a run without, and announce new events."""
         found = self.evidence
         if self.maps is not None and self.maps.newest is not None:
             snapshot, diagnostics = self.maps.newest
-            if not found.looks or found.looks[-1].step < snapshot.step:
-                found.looks.append(Look(snapshot.step, snapshot.scores, snapshot.numbers))
+            if not found.snapshots or found.snapshots[-1].step < snapshot.step:
+                found.snapshots.append(ScoresAtStep(snapshot.step, snapshot.scores, snapshot.numbers))
                 if diagnostics is not None:
                     found.diagnostics[snapshot.step] = diagnostics
                 self._announce(trainer)
@@ -212,7 +213,7 @@ class Diagnosis(Callback):
         """A drop, or heads of a kind that two snapshots agree on: early scores come and go."""
         of_model = event.where.replace(" ", "_") in LABELS
         return event.kind == "drop" or (
-            event.kind == "heads" and of_model and event.step < self.evidence.looks[-1].step
+            event.kind == "heads" and of_model and event.step < self.evidence.snapshots[-1].step
         )
 
     def _send(self, trainer: L.Trainer, key: str, text: str, *, warn: bool) -> None:
@@ -233,7 +234,7 @@ class Diagnosis(Callback):
 
 def add_row(evidence: Evidence, step: int, row: Mapping[str, float]) -> None:
     """Take in a row of metrics.csv."""
-    series = {"train/loss": evidence.losses, "grad_norm": evidence.grad_norms, "val/loss": evidence.val_losses}
+    series = {"train/loss": evidence.losses, "val/loss": evidence.val_losses}
     for name, values in series.items():
         if math.isfinite(row.get(name, math.nan)):
             values[step] = row[name]
@@ -247,6 +248,6 @@ def read_files(evidence: Evidence, folder: RunFolder, step: int) -> None:
     shape = evidence.config.model.n_layer, evidence.config.model.n_head
     for path in folder.snapshots:
         with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one must not keep a run from resuming
-            look = Look(*read_scores(path))
-            if look.step <= step and all(values.shape == shape for values in look.scores.values()):
-                evidence.looks.append(look)
+            found = ScoresAtStep(*read_scores(path))
+            if found.step <= step and all(values.shape == shape for values in found.scores.values()):
+                evidence.snapshots.append(found)

@@ -14,7 +14,7 @@ import numpy as np
 from minigpt.inspection.glossary import RELATION
 from minigpt.inspection.heads import LABELS, RELATION_LABEL, label_heads
 from minigpt.training import trouble
-from minigpt.training.evidence import BINS, Event, Evidence, Look, binned
+from minigpt.training.evidence import BINS, Event, Evidence, ScoresAtStep, binned
 
 FLAT, STEEP = 0.004, 0.012
 """Fall of the loss from bin to bin, as a share of it: below FLAT it stands still, above STEEP it drops."""
@@ -34,10 +34,10 @@ def find_events(evidence: Evidence) -> list[Event]:
 
 def heads_formed(evidence: Evidence) -> Iterator[Event]:
     """Heads that have a label at the last snapshot and had not at the first, an event for each label."""
-    looks = [look for look in evidence.looks if look.scores]
-    if len(looks) < 2:
+    snapshots = [snapshot for snapshot in evidence.snapshots if snapshot.scores]
+    if len(snapshots) < 2:
         return
-    last = looks[-1].scores
+    last = snapshots[-1].scores
     thresholds = {name: RELATION_LABEL if name.startswith(RELATION) else LABELS.get(name) for name in last}
     formed: dict[str, list[dict[str, Any]]] = {}
     for layer, labels in enumerate(label_heads(last)):
@@ -46,9 +46,13 @@ def heads_formed(evidence: Evidence) -> Iterator[Event]:
             name = next(names, None)
             if name is None or name in {"first_token", "current_token"}:
                 continue
-            first = _formed_at(looks, name, thresholds[name] or math.inf, layer, head)
+            first = _formed_at(snapshots, name, thresholds[name] or math.inf, layer, head)
             if first:  # else it was there from the start
-                found = {"head": f"{layer}.{head}", "step": looks[first].step, "after_step": looks[first - 1].step}
+                found = {
+                    "head": f"{layer}.{head}",
+                    "step": snapshots[first].step,
+                    "after_step": snapshots[first - 1].step,
+                }
                 found["score"] = float(last[name][layer, head])
                 if "ablation" in last and np.isfinite(last["ablation"][layer, head]):
                     found["ablation"] = float(last["ablation"][layer, head])
@@ -58,10 +62,10 @@ def heads_formed(evidence: Evidence) -> Iterator[Event]:
         yield Event(heads[0]["step"], "heads", _formed_in_words(label, heads), label, details={"heads": heads})
 
 
-def _formed_at(looks: Sequence[Look], name: str, threshold: float, layer: int, head: int) -> int:
+def _formed_at(snapshots: Sequence[ScoresAtStep], name: str, threshold: float, layer: int, head: int) -> int:
     """Index of the first snapshot from which on the score stays above its threshold."""
-    first = len(looks)
-    while first and name in looks[first - 1].scores and looks[first - 1].scores[name][layer, head] >= threshold:
+    first = len(snapshots)
+    while first and name in snapshots[first - 1].scores and snapshots[first - 1].scores[name][layer, head] >= threshold:
         first -= 1
     return first
 
@@ -107,7 +111,11 @@ def phases(evidence: Evidence) -> Iterator[Event]:
 
 def sinks(evidence: Evidence) -> Iterator[Event]:
     """Attention sinks that appear (Xiao et al. 2023, https://arxiv.org/abs/2309.17453)."""
-    rates = {look.step: look.numbers["sink_rate"] for look in evidence.looks if "sink_rate" in look.numbers}
+    rates = {
+        snapshot.step: snapshot.numbers["sink_rate"]
+        for snapshot in evidence.snapshots
+        if "sink_rate" in snapshot.numbers
+    }
     above = [step for step, rate in rates.items() if rate >= SINK_RATE]
     if above and rates[max(rates)] >= SINK_RATE and above[0] != min(rates):
         share = rates[max(rates)]

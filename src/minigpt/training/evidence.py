@@ -35,7 +35,7 @@ class Event:
         return f"{self.kind} {self.where}".strip()
 
 
-class Look(NamedTuple):
+class ScoresAtStep(NamedTuple):
     """Head scores and numbers of one attention snapshot."""
 
     step: int
@@ -44,13 +44,11 @@ class Look(NamedTuple):
 
 
 class Update(NamedTuple):
-    """Update-to-weight ratios, gradient norms and sizes of weights of one step, by part."""
+    """Update-to-weight ratios and gradient norms of one step, by part."""
 
     step: int
     ratios: dict[str, float]
     gradients: dict[str, float]
-    sizes: dict[str, float]
-    """Root mean square of the weights before the step."""
 
 
 @dataclass
@@ -77,9 +75,8 @@ class Evidence:
     config: Config
     losses: dict[int, float] = field(default_factory=dict)
     """train/loss by step."""
-    grad_norms: dict[int, float] = field(default_factory=dict)
     val_losses: dict[int, float] = field(default_factory=dict)
-    looks: list[Look] = field(default_factory=list)
+    snapshots: list[ScoresAtStep] = field(default_factory=list)
     diagnostics: dict[int, Diagnostics] = field(default_factory=dict)
     updates: list[Update] = field(default_factory=list)
     spikes: list[Spike] = field(default_factory=list)
@@ -91,7 +88,7 @@ class Evidence:
     @property
     def step(self) -> int:
         """The last step of which anything is known."""
-        known = [*self.losses, *self.val_losses, *self.skipped, *(each.step for each in self.looks)]
+        known = [*self.losses, *self.val_losses, *self.skipped, *(each.step for each in self.snapshots)]
         return max(known, default=0)
 
 

@@ -25,8 +25,9 @@ from minigpt.files import shown, write_text
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import CHECKPOINT_KEY, newest_checkpoint
 from minigpt.training.anomalies import Anomalies
+from minigpt.training.attention_maps import AttentionMaps
 from minigpt.training.budget import Planner
-from minigpt.training.callbacks import AttentionMaps, Metrics
+from minigpt.training.callbacks import Metrics
 from minigpt.training.checkpoints import Checkpoints
 from minigpt.training.class_path import find_class
 from minigpt.training.console import announce, say_stopped, summarise

@@ -146,22 +146,22 @@ def large_updates(evidence: Evidence) -> Iterator[Event]:
 def growing_scores(evidence: Evidence) -> Iterator[Event]:
     """Attention scores (logits) that grow beyond LARGE_SCORE."""
     model = evidence.config.model
-    looks = [look for look in evidence.looks if "largest_score" in look.scores]
-    if model.similarity not in {"scaled_dot", "symmetric", "hopfield"} or not looks:
+    snapshots = [snapshot for snapshot in evidence.snapshots if "largest_score" in snapshot.scores]
+    if model.similarity not in {"scaled_dot", "symmetric", "hopfield"} or not snapshots:
         return
-    peaks = [float(np.nanmax(look.scores["largest_score"])) for look in looks]
+    peaks = [float(np.nanmax(snapshot.scores["largest_score"])) for snapshot in snapshots]
     largest = int(np.argmax(peaks))
     if largest and peaks[largest] > max(LARGE_SCORE, 2 * peaks[0]):
-        scores = looks[largest].scores["largest_score"]
+        scores = snapshots[largest].scores["largest_score"]
         layer, head = np.unravel_index(int(np.nanargmax(scores)), scores.shape)
         advice = "a lower optimizer.learning_rate"
         if not model.qk_norm:
             advice = "model.qk_norm=true in a new run, or optimizer.qk_clip=100 in this one"
         yield Event(
-            next(look.step for look, peak in zip(looks, peaks, strict=True) if peak > LARGE_SCORE),
+            next(snapshot.step for snapshot, peak in zip(snapshots, peaks, strict=True) if peak > LARGE_SCORE),
             "growing_scores",
-            f"attention scores grow: {peaks[0]:.0f} at step {looks[0].step}, {peaks[largest]:.0f} at step "
-            f"{looks[largest].step} in head {layer}.{head}",
+            f"attention scores grow: {peaks[0]:.0f} at step {snapshots[0].step}, {peaks[largest]:.0f} at step "
+            f"{snapshots[largest].step} in head {layer}.{head}",
             is_warning=True,
             advice=advice,
             details={"head": f"{layer}.{head}", "largest": peaks[largest]},
@@ -187,18 +187,18 @@ def dead_heads(evidence: Evidence) -> Iterator[Event]:
 
 def collapsed_heads(evidence: Evidence) -> Iterator[Event]:
     """Heads with an entropy of zero that no label explains: entropy collapse (Zhai et al. 2023, arXiv:2303.06296)."""
-    looks = [look for look in evidence.looks if "entropy" in look.scores][-2:]
-    if len(looks) < 2 or evidence.config.model.similarity == "hard":
+    snapshots = [snapshot for snapshot in evidence.snapshots if "entropy" in snapshot.scores][-2:]
+    if len(snapshots) < 2 or evidence.config.model.similarity == "hard":
         return
-    labels = label_heads(looks[-1].scores)
-    low = np.all([np.nan_to_num(look.scores["entropy"], nan=1.0) < COLLAPSED for look in looks], axis=0)
+    labels, entropy = label_heads(snapshots[-1].scores), snapshots[-1].scores["entropy"]
+    low = np.all([np.nan_to_num(snapshot.scores["entropy"], nan=1.0) < COLLAPSED for snapshot in snapshots], axis=0)
     heads = [(layer, head) for layer, head in np.argwhere(low) if labels[layer][head] in {None, "first token"}]
     for layer, head in heads:
         at = "the first token" if labels[layer][head] else "one token at a time"
         yield Event(
-            looks[0].step,
+            snapshots[0].step,
             "collapsed_head",
-            f"head {layer}.{head} attends to {at} only: its entropy is {looks[-1].scores['entropy'][layer, head]:.3f}",
+            f"head {layer}.{head} attends to {at} only: its entropy is {entropy[layer, head]:.3f}",
             f"{layer}.{head}",
             True,
             "model.qk_norm=true or a lower optimizer.learning_rate",

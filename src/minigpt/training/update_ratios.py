@@ -36,12 +36,11 @@ class UpdateRatios:
         }
 
     @staticmethod
-    def ratios(before: dict[str, Tensor], after: dict[str, Tensor]) -> tuple[dict[str, float], dict[str, float]]:
-        """The ratio of each part for the step between two samples, and the root mean square of its weights before."""
+    def ratios(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, float]:
+        """The ratio of each part for the step between two samples."""
         pairs = [(before[part].float(), after[part].float()) for part in after]
         norms = torch.stack([torch.stack([(new - old).norm(), old.norm()]) for old, new in pairs]).tolist()
-        ratios = {part: change / size if size else 0.0 for part, (change, size) in zip(after, norms, strict=True)}
-        return ratios, {part: size / after[part].numel() ** 0.5 for part, (_, size) in zip(after, norms, strict=True)}
+        return {part: change / size if size else 0.0 for part, (change, size) in zip(after, norms, strict=True)}
 
     @torch.no_grad()
     def gradients(self) -> dict[str, float]:
