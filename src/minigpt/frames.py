@@ -40,9 +40,9 @@ def require_frame(path: str | Path, first: str) -> None:
         raise UserError(f"{path}: is a folder; name a file")
     if path.suffix.lower() == ".parquet":
         _pyarrow(path)
+    require_writable(path.parent, path.name)
     if path.exists() and _first_column(path) != first:
         raise UserError(f"{path}: is there and is not such a table; name another file, or remove it")
-    require_writable(path.parent, path.name)
 
 
 def write_frame(path: str | Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

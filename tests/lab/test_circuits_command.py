@@ -63,7 +63,7 @@ def test_it_shows_which_components_make_a_query_match_the_key_it_attends_to_most
 
 
 def test_all_pairs_go_to_a_file(circuit: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "pairs.json"
+    out, other = tmp_path / "pairs.json", tmp_path / "parts.json"
     dispatch(["circuits", circuit, "--top", "1", "--out", str(out)])
     assert capsys.readouterr().out.endswith(f"-> {out}\n")
     pairs = json.loads(out.read_text())
@@ -71,9 +71,9 @@ def test_all_pairs_go_to_a_file(circuit: str, tmp_path: Path, capsys: pytest.Cap
     best = max((pair for pair in pairs if pair["composition"] == "K"), key=lambda pair: pair["score"])
     assert (best["earlier"], best["later"]) == ("0.0", "1.0")
     assert best["score"] / best["random"] == pytest.approx(2.0, abs=0.1)
-    dispatch(["circuits", circuit, "--text", TEXT, "--head", "1.0", "--query", str(AT_S), "--out", str(out)])
+    dispatch(["circuits", circuit, "--text", TEXT, "--head", "1.0", "--query", str(AT_S), "--out", str(other)])
     score = float(capsys.readouterr().out.partition(", score ")[2].partition("\n")[0])
-    parts = json.loads(out.read_text())
+    parts = json.loads(other.read_text())
     assert len(parts) == 9**2
     assert list(parts[0].values())[:2] == ["embedding", "0.0"]
     assert sum(part["score"] for part in parts) == pytest.approx(score, abs=1e-3)
