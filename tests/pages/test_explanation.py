@@ -341,7 +341,7 @@ def test_the_page_works_in_a_sandboxed_frame_and_in_a_narrow_window(explained: P
     page.goto(outer.as_uri())
     frame = page.frame_locator("iframe")
     frame.locator(".head-button").nth(2).click()
-    assert frame.locator("html").get_attribute("data-head") == "0"
+    frame.locator('html[data-head="0"]').wait_for(state="attached")
     page.close()
 
 
