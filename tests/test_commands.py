@@ -26,8 +26,8 @@ NOT_TYPED = {
     "pip install -c constraints.txt -e .": "the tests have an environment",
     "minigpt train demo": "the same as `make demo`, which is typed",
 }
-SLOW = re.compile(r"minigpt (prove-resume|compare)")
-"""Minutes of trainings in processes of their own; `make test-slow` types these too."""
+SLOW = re.compile(r"minigpt (prove-resume|compare|doctor)")
+"""Many trainings or measurements, each tested elsewhere; `make test-slow` types these too."""
 SMALLER = "--model.n_layer 1 --model.n_head 2 --model.n_embd 32 --data.batch_size 4"
 """What the quick suite adds to a budget; `make test-slow` has it choose all by itself."""
 RECIPES_COMPARED = ("scaled_dot.yaml", "uniform.yaml")
