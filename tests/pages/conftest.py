@@ -5,16 +5,22 @@ from minigpt.pages.attention import render_page
 
 
 @pytest.fixture(scope="package")
-def browser():
-    """One browser window for all tests of pages (starting one takes longer than a test)."""
+def chromium():
+    """One browser for all tests of pages (starting one takes longer than a test)."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
         pytest.skip("no Chromium: install one, or set MINIGPT_CHROMIUM to its path")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        context = browser.new_context(viewport={"width": 1200, "height": 800})
-        yield context
+        yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    """A window of its own for each module: one that has opened dozens of pages stalls for half a minute."""
+    with chromium.new_context(viewport={"width": 1200, "height": 800}) as context:
+        yield context
 
 
 @pytest.fixture
