@@ -37,7 +37,8 @@ TEXTS = """The texts are not in the project. bible.txt: the first 150 kB of Debi
 `anarchism` without their markup. A tenth of each is held out, or 50 kB. The time of `budget` and `demo` is that of the
 whole command but for what comes before and after training (8 to 18 seconds here, most of it preparing the text); later
 versions count preparing in the budget. nanoGPT's time is that of its steps alone. Bible's
-runs of 5 minutes were made at the same time, on one core each, beside other work. Runs of 20 minutes are missing."""
+runs of 5 minutes and faq's of 20 were made at the same time, on one core each, beside other work. Runs of 20 minutes of
+the other texts are missing."""
 SHAKESPEARE_CHAR = nanogpt.Recipe(
     n_layer=6, n_head=6, n_embd=384, context_length=256, batch_size=64, dropout=0.2, max_steps=5000
 )
