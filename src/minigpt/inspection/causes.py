@@ -63,22 +63,23 @@ def find_causes(
             so that one can ask why the model would continue like that.
         with_ablation: also ablate each head, which costs about half a forward pass for each.
     """
-    device = next(model.parameters()).device
+    device, is_open = next(model.parameters()).device, following is None
     with evaluation_mode(model):
         text = torch.tensor([list(tokens)], device=device)  # (1, T)
         lens = logit_lens(model, text)
-        ids, probabilities = lens.top(1)  # (n_layer + 1, 1, T, 1)
-        last = ids[-1, 0, -1, 0].item() if following is None else following
-        whole = torch.cat([text, torch.tensor([[last]], device=device)], dim=1)  # (1, T + 1)
+        if following is None:
+            following = int(model.logits(model.final_norm(lens.stream[-1, :, -1])).argmax())
+        whole = torch.cat([text, torch.tensor([[following]], device=device)], dim=1)  # (1, T + 1)
+        read = lens.read(whole[:, 1:], 1)
         found = loss_attribution(model, whole)
         without = ablation_by_token(model, whole)[:, :, 0] if with_ablation else None
         return Causes(
             targets=tuple(decode(tokenizer, [token]) for token in whole[0, 1:].tolist()),
-            is_open=following is None,
+            is_open=is_open,
             losses=_array(found.losses[0]),
-            best=tuple(tuple(decode(tokenizer, [token]) for token in layer) for layer in ids[:, 0, :, 0].tolist()),
-            best_probabilities=_array(probabilities[:, 0, :, 0]),
-            target_probabilities=_array(lens.log_probabilities(whole[:, 1:])[:, 0].exp()),
+            best=tuple(tuple(decode(tokenizer, [token]) for token in layer) for layer in read.ids[:, 0, :, 0].tolist()),
+            best_probabilities=_array(read.probabilities[:, 0, :, 0]),
+            target_probabilities=_array(read.log_probabilities[:, 0].exp()),
             components=tuple(found.names),
             attribution=_array(found.values[:, 0]),
             entropy=_array(found.entropy[0]),
