@@ -7,7 +7,7 @@ import math
 import os
 import statistics
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -152,10 +152,7 @@ class Run:
         from minigpt.pages.model_report import inspect_runs
 
         not_settings = {"run", "text", "file", "out"}
-        known = [each.name for each in dataclasses.fields(InspectConfig) if each.name not in not_settings]
-        for name in settings:
-            if name not in known:
-                raise UserError(f"unknown setting {name}{did_you_mean(name, known) or f'; there are {known}'}")
+        _require_settings(settings, InspectConfig, not_settings)
         given: dict[str, Any] = {
             name: str(path_of(value)) if name == "compare" else value for name, value in settings.items()
         }
@@ -175,10 +172,7 @@ class Run:
         """
         from minigpt.lab.patch import patch_run
 
-        known = [each.name for each in dataclasses.fields(PatchConfig) if each.name not in {"run", "out"}]
-        for name in settings:
-            if name not in known:
-                raise UserError(f"unknown setting {name}{did_you_mean(name, known) or f'; there are {known}'}")
+        _require_settings(settings, PatchConfig, {"run", "out"})
         return patch_run(PatchConfig(str(self.path), clean, corrupted, answer, **settings))
 
     def attention(self, step: int | None = None) -> Snapshot:
@@ -190,9 +184,9 @@ class Run:
         Raises:
             UserError: there is no snapshot of this step, or it is damaged.
         """
-        from minigpt.inspection.snapshot import Snapshot
+        from minigpt.inspection.snapshot import Snapshot, step_of
 
-        files = {int(file.stem.removeprefix("step_")): file for file in RunFolder(self.path).snapshots}
+        files = {step_of(file): file for file in RunFolder(self.path).snapshots}
         if not files:
             raise UserError(f"{self.path}: has no attention snapshots; train with --attention.enabled true")
         if step is not None and step not in files:
@@ -215,6 +209,18 @@ class Run:
         from minigpt.lab.share import write_shared
 
         return write_shared(ShareConfig(str(self.path), None if out is None else str(out)))[0]
+
+
+def _require_settings(given: Iterable[str], config: type[InspectConfig | PatchConfig], without: Set[str]) -> None:
+    """Refuse settings that a command lacks, or that a method gives itself.
+
+    Raises:
+        UserError: names the setting, and a similar one.
+    """
+    known = [each.name for each in dataclasses.fields(config) if each.name not in without]
+    for name in given:
+        if name not in known:
+            raise UserError(f"unknown setting {name}{did_you_mean(name, known) or f'; there are {known}'}")
 
 
 def path_of(run: Run | str | Path) -> Path:
