@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 RELATION = "relation: "
@@ -267,6 +267,5 @@ def term_of(name: str) -> Term | None:
     if (score := name.removeprefix("attn/max/")) != name:
         term = GLOSSARY.get(score) or term_of(RELATION + score.replace("_", " "))
         assert term is not None
-        return Term(name, f"Largest value of all heads. {term.sentence}", term.low, term.high, term.unit,
-                    f"{term.higher_means}", term.differs)  # fmt: skip
+        return replace(term, name=name, sentence=f"Largest value of all heads. {term.sentence}")
     return None

@@ -134,8 +134,7 @@ def read_numbers(path: str | os.PathLike[str]) -> tuple[int, dict[str, float]]:
         FileNotFoundError, ValueError: as for `Snapshot.load`.
     """
     with _readable(path) as stored:
-        numbers = _checked_numbers(_text_of(stored["numbers"])) if "numbers" in stored else {}
-        return int(stored["step"]), numbers
+        return int(stored["step"]), _numbers_in(stored)
 
 
 def read_scores(path: str | os.PathLike[str]) -> tuple[int, dict[str, npt.NDArray[np.float32]], dict[str, float]]:
@@ -147,7 +146,11 @@ def read_scores(path: str | os.PathLike[str]) -> tuple[int, dict[str, npt.NDArra
     with _readable(path) as stored:
         names = _text_of(stored["score_names"]) if "score_names" in stored else []
         scores = dict(zip(names, stored["scores"], strict=True)) if names else {}
-        return int(stored["step"]), scores, read_numbers(path)[1]
+        return int(stored["step"]), scores, _numbers_in(stored)
+
+
+def _numbers_in(stored: Any) -> dict[str, float]:
+    return _checked_numbers(_text_of(stored["numbers"])) if "numbers" in stored else {}
 
 
 @contextlib.contextmanager
