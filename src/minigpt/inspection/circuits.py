@@ -100,5 +100,6 @@ def linear_part(norm: nn.Module, width: int) -> Tensor:
 
 
 def exact(weight: Tensor | nn.Module) -> Tensor:
+    """A weight in float64 on the CPU."""
     assert isinstance(weight, Tensor)
     return weight.cpu().double()

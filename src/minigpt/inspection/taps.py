@@ -29,9 +29,11 @@ class Part(NamedTuple):
     axes: tuple[int, ...]
 
     def read(self, x: Tensor) -> Tensor:
+        """(..., n) -> (..., *axes)."""
         return x[..., self.start : self.stop].unflatten(-1, self.axes)
 
     def written(self, x: Tensor, new: Tensor) -> Tensor:
+        """(..., n) with (..., *axes) in the place of these channels."""
         return torch.cat([x[..., : self.start], new.flatten(-len(self.axes)), x[..., self.stop :]], dim=-1)
 
 
@@ -44,6 +46,8 @@ def _through(tap: Tap, x: Tensor, part: Part | None) -> Tensor | None:
 
 
 def on_output(module: nn.Module, tap: Tap, part: Part | None = None) -> Remove:
+    """Tap the output of a module, or some channels of it."""
+
     def hook(_module: nn.Module, _arguments: Any, output: Tensor) -> Tensor | None:
         return _through(tap, output, part)
 
@@ -51,6 +55,8 @@ def on_output(module: nn.Module, tap: Tap, part: Part | None = None) -> Remove:
 
 
 def on_input(module: nn.Module, tap: Tap, part: Part | None = None) -> Remove:
+    """Tap the first argument of a module, or some channels of it."""
+
     def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
         new = _through(tap, arguments[0], part)
         return None if new is None else (new, *arguments[1:])
