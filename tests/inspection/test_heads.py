@@ -10,7 +10,7 @@ import torch
 from minigpt.config import GPTConfig
 from minigpt.data.tokenizers.base import BytesTokenizer
 from minigpt.inspection import ablation as ablation_module
-from minigpt.inspection import heads, measuring, statistics
+from minigpt.inspection import heads, statistics
 from minigpt.inspection.ablation import KINDS, Kind, ablation, losses
 from minigpt.inspection.capture import capture_attention
 from minigpt.inspection.heads import (
@@ -30,6 +30,7 @@ from minigpt.inspection.measuring import measure
 from minigpt.inspection.probes import Probe
 from minigpt.inspection.relations import Link, RelationScore, RelationTally
 from minigpt.model.gpt import GPT
+from minigpt.model.variants import attend
 
 TINY: dict[str, Any] = {"vocab_size": 257, "context_length": 24, "n_layer": 2, "n_head": 4, "n_embd": 32}
 CODE = "add(add(a), add(b))\n" * 3
@@ -45,7 +46,7 @@ def tiny(**changes: Any) -> GPT:
 def test_a_context_measured_in_pieces_gives_what_its_maps_say(
     kind: dict[str, Any], rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measuring, "ROWS", rows)
+    monkeypatch.setattr(attend, "ROWS_PER_CHUNK", rows)
     model, tokens = tiny(**kind).eval(), torch.randint(257, (3, 25))
     found = measure(model, tokens, TEXT_STATISTICS)
     with torch.no_grad(), capture_attention(model) as maps:
@@ -58,7 +59,7 @@ def test_a_context_measured_in_pieces_gives_what_its_maps_say(
 
 @pytest.mark.parametrize("rows", [5, 100])
 def test_relations_are_measured_in_each_row_as_in_its_own_map(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "ROWS", rows)
+    monkeypatch.setattr(attend, "ROWS_PER_CHUNK", rows)
     monkeypatch.setattr(ablation_module, "TOKENS", 50)  # two rows at a time
     model, tokens = tiny().eval(), torch.randint(257, (3, 25))
     links = [[Link("a", 9, (2, 3)), Link("b", 20, (4,))], [], [Link("a", 23, (0,))]]
@@ -77,7 +78,7 @@ def test_relations_are_measured_in_each_row_as_in_its_own_map(rows: int, monkeyp
 
 
 def test_the_largest_score_is_that_of_all_pairs_before_the_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "ROWS", 5)
+    monkeypatch.setattr(attend, "ROWS_PER_CHUNK", 5)
     model = tiny(logit_softcap=2.0, qk_norm=False)
     model.blocks[0].attn.qkv.weight.data *= 100
     largest = measure(model, torch.randint(257, (3, 25)), {}).scores["largest_score"]

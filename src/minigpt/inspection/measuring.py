@@ -17,10 +17,7 @@ from minigpt.inspection.capture import attention_hooks, evaluation_mode
 from minigpt.inspection.relations import Heads, Link, RelationScore, RelationTally, stacked
 from minigpt.inspection.statistics import Statistic
 from minigpt.model.gpt import GPT
-from minigpt.model.variants.attend import AttentionSpec, attention_scores, weights_of
-
-ROWS = 256
-"""Queries per chunk."""
+from minigpt.model.variants.attend import AttentionSpec, attention_scores, query_chunks, weights_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,10 +72,8 @@ class _Tally:
         """For each layer, the weights on links."""
 
     def add(self, layer: int, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> None:
-        T = query.shape[2]
         parts = []
-        for start in range(0, T, ROWS):
-            queries = range(start, min(T, start + ROWS))
+        for queries in query_chunks(query.shape[2]):
             scores = attention_scores(query, key, spec, queries)
             weights = weights_of(scores, spec["similarity"])
             places = torch.arange(queries.start, queries.stop, device=weights.device)

@@ -22,7 +22,7 @@ from minigpt.errors import UserError
 from minigpt.files import append, write_csv, write_text
 from minigpt.inspection.capture import attention_hooks, evaluation_mode
 from minigpt.model.gpt import GPT
-from minigpt.model.variants.attend import AttentionSpec, attention_scores
+from minigpt.model.variants.attend import AttentionSpec, attention_scores, query_chunks
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import newest_checkpoint
 from minigpt.training.distributed import gather_on_rank_zero, on_rank_zero, reshard
@@ -39,8 +39,6 @@ SPIKE = 6.0
 WINDOW, ENOUGH = 128, 64
 """Most and fewest steps from which that mean is computed."""
 SPIKE_COLUMNS = ("step", "loss", "mean", "std", "micro_batches")
-QUERIES_AT_ONCE = 256
-"""Query rows of attention scores that a report computes at a time, to bound its memory."""
 
 
 class Anomalies(Callback):
@@ -190,10 +188,8 @@ def _rows_again(model: GPT, tokens: Tensor, targets: Tensor) -> tuple[list[list[
     rows: list[dict[str, Any]] = []
 
     def hook(layer: int, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> None:
-        T, S = query.shape[2], key.shape[2]
-        for start in range(0, T, QUERIES_AT_ONCE):
-            queries = range(start, min(start + QUERIES_AT_ONCE, T))
-            edges = spec["graph"].mask(queries, range(S), query.device)
+        for queries in query_chunks(query.shape[2]):
+            edges = spec["graph"].mask(queries, range(key.shape[2]), query.device)
             scores = attention_scores(query, key, spec, queries).abs().masked_fill(~edges, 0.0)
             found = scores.amax(dim=(0, 2, 3))  # NaN wins over numbers
             largest[layer] = torch.maximum(largest.get(layer, found), found)

@@ -15,10 +15,7 @@ from torch import Tensor
 
 from minigpt.model.attention import Attention
 from minigpt.model.gpt import GPT
-from minigpt.model.variants.attend import AttentionSpec, attention_scores
-
-QUERIES_AT_ONCE = 256
-"""Rows of scores in memory at a time: the fused kernel does not tell its largest."""
+from minigpt.model.variants.attend import AttentionSpec, attention_scores, query_chunks
 
 
 class QKClip:
@@ -47,9 +44,8 @@ class QKClip:
         plain: AttentionSpec = {**spec, "key_bias": None, "softcap": None}
         if query.device.type == "cpu" and self._is_bounded(query, key, plain):
             return
-        for start in range(0, query.shape[2], QUERIES_AT_ONCE):
-            scores = attention_scores(query, key, plain, range(start, min(start + QUERIES_AT_ONCE, query.shape[2])))
-            found = scores.amax(dim=(0, 2, 3)).to(self.largest.dtype)  # (H,)
+        for queries in query_chunks(query.shape[2]):  # the fused kernel does not tell its largest
+            found = attention_scores(query, key, plain, queries).amax(dim=(0, 2, 3)).to(self.largest.dtype)  # (H,)
             self.largest[number].copy_(torch.maximum(self.largest[number], found))
 
     def _is_bounded(self, query: Tensor, key: Tensor, spec: AttentionSpec) -> bool:

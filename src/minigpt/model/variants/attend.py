@@ -18,7 +18,7 @@ from minigpt.config import check_attention
 from minigpt.errors import UserError
 from minigpt.model.cache import LayerCache
 from minigpt.model.variants.graphs import Causal, Full, Graph
-from minigpt.model.variants.kernels import by_blocks, chunked, fused, has_triton, repeat_heads
+from minigpt.model.variants.kernels import ROWS_PER_CHUNK, by_blocks, chunked, fused, has_triton, repeat_heads
 from minigpt.model.variants.linear_attention import causal_linear_attention, float32_product, full_linear_attention
 from minigpt.model.variants.similarities import Hard, Linear, ScoreFactors, Similarity
 
@@ -127,6 +127,11 @@ def attention_weights(
     """
     spec: AttentionSpec = {"similarity": similarity, "graph": graph, "key_bias": key_bias, "softcap": softcap}
     return weights_of(attention_scores(query, key, spec, queries), similarity)
+
+
+def query_chunks(T: int) -> list[range]:
+    """The T queries in chunks whose scores, written out, take little memory."""
+    return [range(start, min(start + ROWS_PER_CHUNK, T)) for start in range(0, T, ROWS_PER_CHUNK)]
 
 
 def attention_scores(query: Tensor, key: Tensor, spec: AttentionSpec, queries: range | None = None) -> Tensor:
