@@ -73,10 +73,9 @@ class Probe:
         if one_by_one:
             return cls._of_texts(tokenizer, tokens, context_length, most_shown, most_measured, known)
         shown = tuple(tokens[: min(most_shown, context_length)])
-        T = min(context_length, len(tokens) - 1)
-        n_windows = max(1, min(most_measured, len(tokens) - 1) // T) if T else 0
+        windows = windows_of(tokens, context_length, most_measured)
+        n_windows, T = len(windows), windows.shape[1] - 1
         used = tokens[: max(n_windows * T + 1, len(shown))]
-        windows = torch.tensor(used[: n_windows * T + 1]).unfold(0, T + 1, T) if T else torch.zeros(0, 1).long()
         found = links_of_documents(tokenizer, used) if known is None else known
         return cls(
             shown,
@@ -129,6 +128,18 @@ class Probe:
         """
         links = [[link.name, link.query, *link.keys] for link in self.text_links]
         write_text(path, json.dumps({"tokens": self.text, "links": links}))
+
+
+def windows_of(tokens: Sequence[int], context_length: int, most: int) -> Tensor:
+    """(B, T + 1) windows from the beginning of a text, each of which predicts T tokens: as many as fit into `most`.
+
+    At least one, of the whole context or the whole text; none for a text of one token.
+    """
+    T = min(context_length, len(tokens) - 1)
+    if not T:
+        return torch.zeros(0, 1).long()
+    n = max(1, min(most, len(tokens) - 1) // T)
+    return torch.tensor(tokens[: n * T + 1]).unfold(0, T + 1, T)
 
 
 def read_probe(path: Path, vocab_size: int) -> tuple[list[int], list[Link]]:

@@ -7,7 +7,6 @@ import time
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from minigpt.files import write_csv, write_text
 from minigpt.inspection.capture import DivergedError
 from minigpt.inspection.diagnostics import Diagnostics, diagnose_model
 from minigpt.inspection.heads import HeadScores, head_table, label_heads, score_heads
-from minigpt.inspection.probes import PROBE_TOKENS, Probe, read_examples
+from minigpt.inspection.probes import PROBE_TOKENS, Probe, read_examples, windows_of
 from minigpt.inspection.snapshot import Snapshot, history_of, step_of
 from minigpt.pages.attention import render_page
 from minigpt.pages.grid import grid_image, save_png
@@ -157,9 +156,9 @@ def _probe(config: Config, data: PreparedData) -> Probe:
 
 def _val_windows(config: Config, data: PreparedData) -> Tensor:
     """(B, T + 1) ids of the beginning of the val split, on which the loss is measured by position."""
-    T = min(config.model.context_length, len(data.val.tokens) - 1)
-    n_windows = max(1, min(POSITION_TOKENS, len(data.val.tokens) - 1) // T)
-    return torch.from_numpy(data.val.tokens.read(0, n_windows * T + 1).astype("int64")).unfold(0, T + 1, T)
+    T = config.model.context_length
+    enough = min(max(POSITION_TOKENS, T) + 1, len(data.val.tokens))
+    return windows_of(data.val.tokens.read(0, enough).tolist(), T, POSITION_TOKENS)
 
 
 def _first_regular_step(config: Config) -> int:
