@@ -9,16 +9,13 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
 from minigpt.inspection import packing
 from minigpt.inspection.glossary import term_of
 from minigpt.inspection.relations import Link
 from minigpt.inspection.snapshot import Snapshot
 from minigpt.pages.causes import causes_data
 from minigpt.pages.colormap import COLOURS, DIFFERENCE_COLOURS
-from minigpt.pages.documents import Page, base64_of, document, json_for_html, policy_of
+from minigpt.pages.documents import Page, base64_of, document, json_for_html, policy_of, rounded
 
 if TYPE_CHECKING:  # it loads torch, which a report does without
     from minigpt.inspection.causes import Causes
@@ -158,7 +155,9 @@ def _run_data(
         "steps": [frame.step for frame in frames],
         "levels": packing.encode_frames(levels),
         "norms": packing.encode_frames(norms) if with_norms else None,
-        "scores": [[_rounded(frame.scores[n]) if n in frame.scores else None for n in names] for frame in frames],
+        "scores": [
+            [rounded(frame.scores[n].ravel()) if n in frame.scores else None for n in names] for frame in frames
+        ],
         "next": [[_next_data(ranking, texts) for ranking in frame.next_tokens] for frame in frames],
     }
 
@@ -166,11 +165,6 @@ def _run_data(
 def _is_coarse(frames: Sequence[Snapshot]) -> bool:
     """Whether the page would be so large that the weights of all steps but the last are rounded more."""
     return len(frames) > 1 and sum(frame.weights.size for frame in frames) / 2 > _EXACT_WEIGHTS
-
-
-def _rounded(scores: npt.NDArray[np.float32]) -> list[float | None]:
-    """Four digits each; null for NaN, which JSON lacks."""
-    return [None if np.isnan(score) else float(f"{score:.4g}") for score in scores.ravel()]
 
 
 def _next_data(ranking: Sequence[tuple[str, float]], texts: dict[str, int]) -> list[float]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from minigpt.pages.documents import rounded
+
 if TYPE_CHECKING:  # it loads torch, which a report does without
     from minigpt.inspection.causes import Causes, Floats
 
@@ -28,19 +30,15 @@ def causes_data(causes: Causes, step: int, texts: dict[str, int]) -> dict[str, o
         "step": step,
         "targets": [numbered(text) for text in causes.targets],
         "open": causes.is_open,
-        "losses": _rounded(causes.losses),
-        "entropy": _rounded(causes.entropy),
+        "losses": rounded(causes.losses),
+        "entropy": rounded(causes.entropy),
         "best": [[numbered(text) for text in layer] for layer in causes.best],
-        "bestShares": [_rounded(layer) for layer in causes.best_probabilities],
-        "targetShares": [_rounded(layer) for layer in causes.target_probabilities],
+        "bestShares": [rounded(layer) for layer in causes.best_probabilities],
+        "targetShares": [rounded(layer) for layer in causes.target_probabilities],
         "components": list(causes.components),
         "attribution": _signed(causes.attribution),
         "ablation": None if causes.ablation is None else _signed(causes.ablation),
     }
-
-
-def _rounded(values: Floats) -> list[float]:
-    return [float(f"{value:.4g}") for value in values]
 
 
 def _signed(values: Floats) -> dict[str, object]:

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import html
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -89,6 +90,11 @@ def policy_of(*names: str, more: str = "") -> str:
     scripts = " ".join(_hash(_script(name)) for name in names)
     styles = " ".join(_hash(_style(name)) for name in names)
     return f"default-src 'none'; base-uri 'none'; form-action 'none'; script-src {scripts}; style-src {styles}{more}"
+
+
+def rounded(values: Iterable[float]) -> list[float | None]:
+    """Four digits each, for JSON: null for NaN, which it lacks."""
+    return [None if math.isnan(value) else float(f"{value:.4g}") for value in values]
 
 
 def json_for_html(data: object) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from minigpt.pages.colormap import DIVERGING_COLOURS
-from minigpt.pages.documents import Page, base64_of, document, facts_html, json_for_html, tiles_html
+from minigpt.pages.documents import Page, base64_of, document, facts_html, json_for_html, rounded, tiles_html
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,11 +79,6 @@ def _record(heat: HeatMap) -> dict[str, object]:
         "axes": heat.axes,
         "rows": list(heat.rows),
         "columns": list(heat.columns),
-        "effects": _numbers(heat.effects),
-        "values": _numbers(heat.values),
+        "effects": rounded(heat.effects.flatten().tolist()),
+        "values": rounded(heat.values.flatten().tolist()),
     }
-
-
-def _numbers(values: Tensor) -> list[float | None]:
-    """Row after row, with four digits; None for NaN, which JSON lacks."""
-    return [None if value != value else float(f"{value:.4g}") for value in values.flatten().tolist()]
