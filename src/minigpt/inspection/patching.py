@@ -158,16 +158,13 @@ def attribution_patching(
     wanted = _named(sites)
     with evaluation_mode(model):
         clean, corrupted = _ends(model, contrast)
-        values = {}
-        for name, (hook, axes) in wanted.items():
-            names = _layers(model, hook)
-            # One layer at a time where the weights of all would be too many.
-            n_weights = len(names) * model.config.n_head * contrast.clean.shape[-1] ** 2
-            groups = [[each] for each in names] if name == "pattern" and n_weights > MOST_NUMBERS else [names]
-            changes = [
-                change for group in groups for change in _estimates(model, contrast, group, list(axes.values()), steps)
-            ]
-            values[name] = corrupted + torch.stack(changes)
+        changes: dict[str, list[Tensor]] = {name: [] for name in wanted}
+        for names in _groups(model, contrast, list(dict.fromkeys(site.hook for site in wanted.values()))):
+            products = _products(model, contrast, names, steps)
+            for name, (hook, axes) in wanted.items():
+                layers = [layer for layer in _layers(model, hook) if layer in products]
+                changes[name] += [_summed(products[layer], list(axes.values())) for layer in layers]
+        values = {name: corrupted + torch.stack(each) for name, each in changes.items()}
     return Patching(clean, corrupted, values)
 
 
@@ -294,8 +291,19 @@ def _patch(activation: Tensor, axes: Sequence[int], places: Tensor, tensor: Tens
     return patched
 
 
-def _estimates(model: GPT, contrast: Contrast, names: Sequence[str], axes: Sequence[int], steps: int) -> Tensor:
-    """(number of names, ...): first-order change of the metric by each patch, float32 on the CPU."""
+def _groups(model: GPT, contrast: Contrast, hooked: Sequence[str]) -> list[list[str]]:
+    """Activations that share their forward and backward passes: all but the weights, then these."""
+    groups = [[name for hook in hooked if hook != "attn.pattern" for name in _layers(model, hook)]]
+    if "attn.pattern" in hooked:
+        patterns = _layers(model, "attn.pattern")
+        # One layer at a time where the weights of all would be too many.
+        n_weights = len(patterns) * model.config.n_head * contrast.clean.shape[-1] ** 2
+        groups += [[each] for each in patterns] if n_weights > MOST_NUMBERS else [patterns]
+    return [group for group in groups if group]
+
+
+def _products(model: GPT, contrast: Contrast, names: Sequence[str], steps: int) -> dict[str, Tensor]:
+    """By name, mean gradient times clean minus corrupted activation, element by element."""
     first = "blocks.0.resid_pre"
     clean, corrupted = (_capture(model, tokens, [*names, first]) for tokens in (contrast.clean, contrast.corrupted))
     total: dict[str, Tensor] = {}
@@ -313,9 +321,10 @@ def _estimates(model: GPT, contrast: Contrast, names: Sequence[str], axes: Seque
             gradients = torch.autograd.grad(metric, [met[name] for name in names])
         for name, gradient in zip(names, gradients, strict=True):
             total[name] = total[name] + gradient if name in total else gradient
-    changes = []
-    for name in names:
-        change = (total[name] / steps * (clean[name] - corrupted[name])).float()
-        change = change.movedim(list(axes), list(range(len(axes))))  # what is summed over comes last
-        changes.append(change.flatten(len(axes)).sum(-1).cpu())
-    return torch.stack(changes)
+    return {name: (total[name] / steps * (clean[name] - corrupted[name])).float() for name in names}
+
+
+def _summed(product: Tensor, axes: Sequence[int]) -> Tensor:
+    """The sum over all axes but these, in their order, on the CPU: the change by each patch."""
+    product = product.movedim(list(axes), list(range(len(axes))))  # what is summed over comes last
+    return product.flatten(len(axes)).sum(-1).cpu()
