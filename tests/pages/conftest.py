@@ -24,20 +24,30 @@ def browser(chromium):
 
 
 @pytest.fixture
-def show(browser, tmp_path):
-    """show(snapshots, ...) opens their page; at the end every page must have been silent and without requests."""
+def open_view(browser, tmp_path):
+    """open_view(page, ...) opens a document; at the end every page must have been silent and without requests."""
     views = []
 
-    def open_page(snapshots, width=1200, height=800, **fields):
+    def open_page(page, width=1200, height=800, kind=View):
         path = tmp_path / f"page{len(views)}.html"
-        path.write_text(render_page(snapshots, title=TITLE, **fields), encoding="utf-8")
-        views.append(View(browser, path, width, height))
+        path.write_text(page, encoding="ascii")
+        views.append(kind(browser, path, width, height))
         return views[-1]
 
     yield open_page
     for view in views:
         view.check_clean()
         view.close()
+
+
+@pytest.fixture
+def show(open_view):
+    """show(snapshots, ...) opens their attention page."""
+
+    def open_page(snapshots, width=1200, height=800, **fields):
+        return open_view(render_page(snapshots, title=TITLE, **fields), width, height)
+
+    return open_page
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import functools
 import json
 import re
 import zlib
@@ -206,20 +207,9 @@ class Explanation(View):
 
 
 @pytest.fixture
-def show(browser: Any, tmp_path: Path) -> Any:
-    """show(page) opens it; at the end every page must have been silent and without requests."""
-    views = []
-
-    def open_page(page: Page, width: int = 1200, height: int = 800) -> Explanation:
-        path = tmp_path / f"page{len(views)}.html"
-        path.write_text(page, encoding="ascii")
-        views.append(Explanation(browser, path, width, height))
-        return views[-1]
-
-    yield open_page
-    for view in views:
-        view.check_clean()
-        view.close()
+def show(open_view: Any) -> Any:
+    """show(page) opens it."""
+    return functools.partial(open_view, kind=Explanation)
 
 
 @pytest.fixture(scope="module")

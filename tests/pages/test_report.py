@@ -67,20 +67,13 @@ class Report(View):
 
 
 @pytest.fixture
-def show(browser: Any, tmp_path: Path) -> Any:
-    """show(record) opens its report; at the end every report must have been silent and without requests."""
-    views = []
+def show(open_view: Any) -> Any:
+    """show(record) opens its report."""
 
     def open_report(record: RunRecord | str, width: int = 1200, height: int = 800) -> Report:
-        path = tmp_path / f"report{len(views)}.html"
-        path.write_text(record if isinstance(record, str) else render_report(record), encoding="ascii")
-        views.append(Report(browser, path, width, height))
-        return views[-1]
+        return open_view(record if isinstance(record, str) else render_report(record), width, height, kind=Report)
 
-    yield open_report
-    for view in views:
-        view.check_clean()
-        view.close()
+    return open_report
 
 
 @pytest.fixture(scope="module")
