@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import small_settings
+from bridge import in_transformer_lens
+from small_runs import GPT2, small_settings
 
-from minigpt.cli.main import dispatch
 from minigpt.inspection.hooks import hooks, plain_name, run_with_cache
 from minigpt.runs.loading import load_model
 from minigpt.training.run import train
@@ -15,7 +15,7 @@ from minigpt.training.run import train
 MODELS: dict[str, dict[str, Any]] = {
     "Qwen3": {"n_kv_head": 1, "head_dim": 12},
     "Llama": {"n_kv_head": 1, "qk_norm": False},
-    "GPT-2": {"position": "learned", "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "bias": True},
+    "GPT-2": GPT2,
     "OLMo 2": {"block": "post_norm", "qk_norm_per_head": False},
     "GPT-NeoX": {"block": "parallel", "norm": "layernorm", "mlp": "gelu_exact", "qk_norm": False, "bias": True},
 }
@@ -26,13 +26,10 @@ MISSING = {"OLMo 2": {"ln1.normalized", "ln2.normalized"}, "GPT-NeoX": {"resid_m
 @pytest.mark.slow  # TransformerLens takes six seconds to import
 @pytest.mark.parametrize("name", MODELS)
 def test_activations_are_those_of_transformer_lens(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformer_lens.model_bridge import TransformerBridge
-
     monkeypatch.chdir(tmp_path)
     settings = {"context_length": 64} | MODELS[name]
     run = train(small_settings(tmp_path, model=settings, attention={"enabled": False}))
-    dispatch(["export", str(run.path)])
-    theirs: Any = TransformerBridge.boot_transformers("small-hf", device="cpu", dtype=torch.float32)
+    theirs = in_transformer_lens(run.path)
     model, tokens = load_model(run.path).model, torch.randint(256, (2, 20))
     with torch.no_grad():
         _, expected = theirs.run_with_cache(tokens)

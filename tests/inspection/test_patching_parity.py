@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from bridge import in_transformer_lens
 from scripts import ROOT
-from small_runs import small_settings
+from small_runs import GPT2, small_settings
 
-from minigpt.cli.main import dispatch
 from minigpt.cli.parsing import parse_training
 from minigpt.config import PatchConfig
 from minigpt.inspection.capture import capture_attention
@@ -21,7 +21,7 @@ from minigpt.training.run import train
 
 MODELS: dict[str, dict[str, Any]] = {
     "modern": {"n_kv_head": 1, "head_dim": 12},
-    "GPT-2's": {"position": "learned", "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "bias": True},
+    "GPT-2's": GPT2,
 }
 THEIRS = {
     "resid_pre": "resid_pre",
@@ -39,7 +39,6 @@ def test_every_patch_has_the_effect_that_it_has_in_transformer_lens(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformer_lens import patching as theirs
-    from transformer_lens.model_bridge import TransformerBridge
     from transformer_lens.tools.analysis.attribution_patching import attribution_patch
 
     monkeypatch.chdir(tmp_path)
@@ -49,8 +48,7 @@ def test_every_patch_has_the_effect_that_it_has_in_transformer_lens(
             if parameter.ndim == 2:
                 parameter.mul_(3)
     save_weights(tmp_path / "large.safetensors", loaded.model, loaded.config, loaded.tokenizer, 0)
-    dispatch(["export", "large.safetensors", "--out", "large-hf"])
-    bridge: Any = TransformerBridge.boot_transformers("large-hf", device="cpu", dtype=torch.float32)
+    bridge = in_transformer_lens("large.safetensors")
     clean, corrupted = (torch.tensor([list(text.encode())]) for text in ("3 plus 4 is", "3 plus 9 is"))
     contrast = Contrast(clean, corrupted, answer=55, minus=57)
 

@@ -5,20 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from interop.comparing import SMALL, randomised
+from bridge import model_in_transformer_lens, random_model
+from small_runs import GPT2
 
-from minigpt.cli.main import dispatch
-from minigpt.config import Config, GPTConfig
-from minigpt.data.tokenizers.base import BytesTokenizer
 from minigpt.inspection.composition import KINDS, composition_scores
 from minigpt.inspection.qk_attribution import qk_attribution
-from minigpt.model.gpt import GPT
-from minigpt.runs.loading import save_weights
 
 MODELS: dict[str, dict[str, Any]] = {
     "Qwen3's": {"n_kv_head": 2, "head_dim": 12},
     "Llama's": {"qk_norm": False, "n_kv_head": 2},
-    "GPT-2's": {"position": "learned", "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "bias": True},
+    "GPT-2's": GPT2,
 }
 AT = ((0, 15, 6), (3, 9, 9), (2, 19, 0))
 """Head, query, key."""
@@ -29,19 +25,12 @@ AT = ((0, 15, 6), (3, 9, 9), (2, 19, 0))
 def test_compositions_and_parts_of_scores_are_those_of_transformer_lens(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformer_lens.model_bridge import TransformerBridge
-
     monkeypatch.chdir(tmp_path)
-    config = Config(
-        model=GPTConfig(**(SMALL | {"vocab_size": 257, "tie_embeddings": name == "GPT-2's"} | MODELS[name]))
-    )
-    model = randomised(GPT(config.model).eval())
+    config, model = random_model(MODELS[name])
     for block in model.blocks if config.model.qk_norm else ():
         torch.nn.init.ones_(block.attn.q_norm.weight)  # they do not fold these gains in
         torch.nn.init.ones_(block.attn.k_norm.weight)
-    save_weights("model.safetensors", model, config, BytesTokenizer())
-    dispatch(["export", "model.safetensors"])
-    theirs: Any = TransformerBridge.boot_transformers("model-hf", device="cpu", dtype=torch.float32)
+    theirs = model_in_transformer_lens(config, model)
     tokens = torch.randint(257, (1, 20), generator=torch.Generator().manual_seed(0))
     theirs.enable_compatibility_mode(disable_warnings=True, fold_value_biases=False)
     scores = composition_scores(model)

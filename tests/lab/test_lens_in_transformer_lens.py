@@ -5,20 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from interop.comparing import SMALL, randomised
+from bridge import model_in_transformer_lens, random_model
+from small_runs import GPT2
 
-from minigpt.cli.main import dispatch
-from minigpt.config import Config, GPTConfig
-from minigpt.data.tokenizers.base import BytesTokenizer
 from minigpt.inspection.attribution import direct_logit_attribution
 from minigpt.inspection.lens import logit_lens
-from minigpt.model.gpt import GPT
-from minigpt.runs.loading import save_weights
 
 MODELS: dict[str, dict[str, Any]] = {
     "Qwen3's": {"n_kv_head": 2, "head_dim": 12},
     "Llama's": {"qk_norm": False},
-    "GPT-2's": {"position": "learned", "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "bias": True},
+    "GPT-2's": GPT2,
 }
 
 
@@ -27,16 +23,9 @@ MODELS: dict[str, dict[str, Any]] = {
 def test_lens_and_attribution_are_those_of_transformer_lens(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformer_lens.model_bridge import TransformerBridge
-
     monkeypatch.chdir(tmp_path)
-    config = Config(
-        model=GPTConfig(**(SMALL | {"vocab_size": 257, "tie_embeddings": name == "GPT-2's"} | MODELS[name]))
-    )
-    model = randomised(GPT(config.model).eval())
-    save_weights("model.safetensors", model, config, BytesTokenizer())
-    dispatch(["export", "model.safetensors"])
-    theirs: Any = TransformerBridge.boot_transformers("model-hf", device="cpu", dtype=torch.float32)
+    config, model = random_model(MODELS[name])
+    theirs = model_in_transformer_lens(config, model)
     tokens = torch.randint(257, (1, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         _, cache = theirs.run_with_cache(tokens)

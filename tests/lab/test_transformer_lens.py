@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import small_settings
+from bridge import in_transformer_lens
+from small_runs import GPT2, small_settings
 
-from minigpt.cli.main import dispatch
 from minigpt.inspection import statistics
 from minigpt.inspection.capture import capture_attention
 from minigpt.inspection.measuring import measure
@@ -16,7 +16,7 @@ from minigpt.training.run import train
 
 MODELS: dict[str, dict[str, Any]] = {
     "modern": {"n_kv_head": 1, "head_dim": 12},
-    "GPT-2's": {"position": "learned", "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "bias": True},
+    "GPT-2's": GPT2,
 }
 
 
@@ -26,13 +26,11 @@ def test_every_head_has_the_same_pattern_and_score_in_transformer_lens(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformer_lens.head_detector import detect_head
-    from transformer_lens.model_bridge import TransformerBridge
 
     monkeypatch.chdir(tmp_path)
     settings = {"context_length": 64} | MODELS[name]
     run = train(small_settings(tmp_path, model=settings, attention={"enabled": False}))
-    dispatch(["export", str(run.path)])
-    theirs: Any = TransformerBridge.boot_transformers("small-hf", device="cpu", dtype=torch.float32)
+    theirs = in_transformer_lens(run.path)
     model = load_model(run.path).model
     text = "".join(chr(33 + i * 17 % 80) for i in range(30)) * 2  # no character twice in each half
     tokens, period = theirs.to_tokens(text), len(text) // 2

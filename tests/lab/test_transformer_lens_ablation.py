@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import small_settings
+from bridge import in_transformer_lens
+from small_runs import GPT2, small_settings
 
-from minigpt.cli.main import dispatch
 from minigpt.inspection.ablation import ablation
 from minigpt.runs.loading import load_model
 from minigpt.training.run import train
 
 MODELS: dict[str, dict[str, Any]] = {
     "modern": {"n_kv_head": 1, "head_dim": 12},
-    "GPT-2's": {"position": "learned", "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "bias": True},
+    "GPT-2's": GPT2,
 }
 
 
@@ -23,13 +23,10 @@ MODELS: dict[str, dict[str, Any]] = {
 def test_the_loss_of_each_token_without_a_head_or_an_mlp_is_the_same_in_transformer_lens(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformer_lens.model_bridge import TransformerBridge
-
     monkeypatch.chdir(tmp_path)
     settings = {"context_length": 64} | MODELS[name]
     run = train(small_settings(tmp_path, model=settings, attention={"enabled": False}))
-    dispatch(["export", str(run.path)])
-    theirs: Any = TransformerBridge.boot_transformers("small-hf", device="cpu", dtype=torch.float32)
+    theirs = in_transformer_lens(run.path)
     model = load_model(run.path).model
     tokens = torch.tensor([list(f"{i} plus {i + 3} is {2 * i + 3}; {i} plus".encode())[:20] for i in range(10, 14)])
 

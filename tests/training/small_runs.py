@@ -15,6 +15,9 @@ from unittest import mock
 
 from minigpt.config import Config
 
+GPT2: dict[str, Any] = {"position": "learned", "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "bias": True}
+"""Model settings of GPT-2's family, but for its tied embeddings."""
+
 
 def small_text(n_lines: int = 400) -> str:
     """Lines of made-up arithmetic: learnable, and no file of anybody's."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import WandbLogger
-from small_runs import small_settings, train_and_die
+from small_runs import GPT2, small_settings, train_and_die
 
 from minigpt.config import Config, GPTConfig
 from minigpt.errors import UserError
@@ -27,14 +27,7 @@ from minigpt.training.run import train
 from minigpt.training.update_ratios import UpdateRatios, part_of
 
 ADAMW = {"name": "adamw", "learning_rate": 4e-3, "warmup_steps": 5, "weight_decay": 0.1}
-GPT2 = {
-    "position": "learned",
-    "norm": "layernorm",
-    "mlp": "gelu",
-    "qk_norm": False,
-    "bias": True,
-    "tie_embeddings": True,
-}
+TIED_GPT2 = GPT2 | {"tie_embeddings": True}
 
 
 def settings(tmp_path: Path, steps: int = 160, callbacks: Any = (), **sections: Any) -> Config:
@@ -72,8 +65,8 @@ FAULTS: dict[str, tuple[list[tuple[str, dict[str, Any]]], set[str]]] = {
 HEALTHY: dict[str, dict[str, Any]] = {
     "muon": {},
     "adamw": {"optimizer": ADAMW},
-    "gpt2": {"model": GPT2, "optimizer": ADAMW},
-    "gpt2 with muon": {"model": GPT2},
+    "gpt2": {"model": TIED_GPT2, "optimizer": ADAMW},
+    "gpt2 with muon": {"model": TIED_GPT2},
     "alibi": {"model": {"position": "alibi"}},
     "grouped heads": {"model": {"n_kv_head": 1}},
     "post-norm": {"model": {"block": "post_norm"}, "optimizer": ADAMW},
@@ -131,7 +124,7 @@ def test_healthy_runs_of_all_kinds_have_no_warning(name: str, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [{}, {"model": GPT2, "optimizer": ADAMW}])
+@pytest.mark.parametrize("family", [{}, {"model": TIED_GPT2, "optimizer": ADAMW}])
 @pytest.mark.parametrize("name", FAULTS)
 def test_each_fault_alone_is_named(name: str, family: dict[str, Any], tmp_path: Path) -> None:
     callbacks, wanted = FAULTS[name]

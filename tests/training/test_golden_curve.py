@@ -11,23 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import small_settings
+from small_runs import GPT2, small_settings
 
 from minigpt.training.run import train
 
 GOLDEN = Path(__file__).parent / "golden_curve.json"
 ADAMW = {"name": "adamw", "learning_rate": 4e-3, "warmup_steps": 3, "weight_decay": 0.1}
-GPT2 = {
-    "position": "learned",
-    "norm": "layernorm",
-    "mlp": "gelu",
-    "qk_norm": False,
-    "bias": True,
-    "tie_embeddings": True,
-}
+TIED_GPT2 = GPT2 | {"tie_embeddings": True}
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "modern": ({"n_kv_head": 1}, ADAMW),
-    "gpt2": (GPT2, ADAMW),
+    "gpt2": (TIED_GPT2, ADAMW),
     "muon": ({}, {"name": "muon", "momentum_warmup_steps": 10}),
 }
 """Settings of the model and of the optimizer."""
