@@ -1,4 +1,4 @@
-"""Settings of the other commands: sample, inspect, report, share, export, import, compare, prove_resume, patch."""
+"""Settings of the commands other than train, one class for each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ FileName = Annotated[PathName, not_empty("name a file")]
 Length = Annotated[int, bounds(ge=1, le=256)]
 HUB_NAME = r"(?a:(?!.*(--|\.\.|\.git$))(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b)"
 """Names of models that the Hugging Face hub has, as gpt2 and Qwen/Qwen3-0.6B."""
-ABLATED = r" *(?a:\d{1,6}\.\d{1,6}|(mlp|attn|layer)\d{1,6})( *, *(?a:\d{1,6}\.\d{1,6}|(mlp|attn|layer)\d{1,6}))* *"
+_PART = r"(?a:\d{1,6}\.\d{1,6}|(?:mlp|attn|layer)\d{1,6})"
+ABLATED = rf" *{_PART}(?: *, *{_PART})* *"
 """Names of parts of a model, as in `inspection.ablation.Part.of`."""
 
 
