@@ -182,7 +182,7 @@ class Run:
             step: one of those in the run's folder `attention`; None for the last.
 
         Raises:
-            UserError: there is no snapshot of this step, or it is damaged.
+            UserError: no snapshot was taken at this step, or its file is damaged.
         """
         from minigpt.inspection.snapshot import Snapshot, step_of
 

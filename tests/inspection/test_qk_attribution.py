@@ -89,7 +89,7 @@ def test_a_softcap_comes_after_the_score_and_alibi_is_a_part_of_its_own() -> Non
     parts = [qk_attribution(model, tokens, 2, 1, 9, key) for key in (2, 6)]
     assert parts[0].position_bias == pytest.approx(-7 * float(model.slopes[1]))
     capped = [3.0 * torch.tensor(each.score / 3.0).tanh() + each.position_bias for each in parts]
-    # A constant of each query is left out of the model's own bias.
+    # The model's own bias omits a constant of each query.
     assert float(capped[0] - capped[1]) == pytest.approx(float(scores[1, 9, 2] - scores[1, 9, 6]), abs=1e-5)
     for each in parts:
         assert float(each.values.sum()) == pytest.approx(each.score, abs=1e-4)

@@ -154,7 +154,7 @@ def test_a_text_that_ends_asks_why_the_model_would_go_on_as_it_likes(show):
 def test_an_ablation_that_was_too_costly_is_said_to_be_left_out(show):
     view = show(history(), causes=[made_causes(ablation=None)])
     open_panel(view, "ablation")
-    assert "Left out" in view.text("#causes-note")
+    assert "Not computed" in view.text("#causes-note")
     assert lines(view) == []
 
 

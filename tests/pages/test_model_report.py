@@ -354,7 +354,7 @@ def test_a_large_model_is_scored_on_less_and_says_so(tmp_path: Path, monkeypatch
     assert "The loss without each head is of 6 of 16 tokens." in seen.table
     monkeypatch.setattr(heads, "ABLATION_OPERATIONS", one / 2)
     seen = inspect_runs(config, text)
-    assert "the loss without each head is left out; --device cuda has it." in seen.table
+    assert "the loss without each head is not computed; give --device cuda." in seen.table
     assert "ablation" not in seen.snapshot.scores
 
 

@@ -42,7 +42,7 @@ class Causes:
     entropy: Floats
     """(T,) nats, of the prediction. The loss is the entropy and the sum of the attribution."""
     ablation: Floats | None
-    """(n_layer, n_head, T) nats: loss with a head zeroed, minus the loss; None where it was left out."""
+    """(n_layer, n_head, T) nats: loss with a head zeroed, minus the loss; None if not computed."""
 
 
 def find_causes(

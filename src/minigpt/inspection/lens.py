@@ -111,8 +111,9 @@ class LogitLens:
 def logit_lens(model: GPT, tokens: Tensor, document_ids: Tensor | None = None) -> LogitLens:
     """Run the model once and keep its residual stream at each depth (nostalgebraist 2020, "interpreting GPT").
 
-    https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens. Early rows are biased where the
-    stream's basis still turns, so a low probability is no proof that a layer knows nothing (arXiv:2303.08112).
+    https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens. Early rows are biased, as the
+    basis of the stream changes with depth: a low probability does not prove that a layer knows nothing
+    (arXiv:2303.08112).
 
     Args:
         model: not modified.

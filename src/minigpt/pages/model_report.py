@@ -175,10 +175,10 @@ def _left_out(seen: HeadScores, probe: Probe, n_tokens: int) -> str:
         lines.append(
             f"The loss without each head is of {seen.ablated_tokens:,} of {n:,} tokens."
             if seen.ablated_tokens
-            else "The model is large: the loss without each head is left out; --device cuda has it."
+            else "The model is large: the loss without each head is not computed; give --device cuda."
         )
     if seen.causes is not None and seen.causes.ablation is None:
-        lines.append("The model is large: the loss of each token without each head is left out; --device cuda has it.")
+        lines.append("The model is large: the loss of each token without each head is not computed; give --device cuda.")
     return "\n".join(lines)
 
 

@@ -71,7 +71,7 @@ def _draw_scale(picture: Image.Image) -> None:
 def _draw_words(
     picture: Image.Image, corner: tuple[int, int], cell: int, name: str, score: npt.NDArray[np.floating]
 ) -> None:
-    """A table's name, its best head, and the numbers of layers and heads, some left out where they would touch."""
+    """A table's name, its best head, and the numbers of layers and heads, thinned where they would overlap."""
     draw, font, (left, top) = ImageDraw.Draw(picture), ImageFont.load_default(), corner
     draw.text((left, top), name.replace("_", " "), fill=_INK, font=font)
     draw.text((left, top + 14), _best(score), fill=_MUTED, font=font)

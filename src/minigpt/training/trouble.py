@@ -29,7 +29,7 @@ COLLAPSED = 0.01
 NO_POSITIONS = 1e-5
 """Relative difference of scores that is rounding."""
 JUMP = 3.0
-"""Growth of the updates from one measurement to the next that no schedule of ours makes."""
+"""Growth of the updates between two measurements that is an event; no schedule of the learning rate reaches it."""
 UNMOVED = 3
 """Measurements in a row without any change after which a part counts as frozen."""
 MOVED = 4.0

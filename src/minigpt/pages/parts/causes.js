@@ -72,7 +72,7 @@ const CAUSES = {
     ? [effectItems(thumbs.map((_, i) => [nameOf(i), causes.ablation(i, token), i]), false),
       ["Nats: the loss of ", label(targetOf(causes, token)),
         " with each head's output zeroed, minus its loss; above zero the head helps. Others may compensate."]]
-    : [[], ["Left out, as the model is large for a CPU."]]),
+    : [[], ["Not computed: the model is large for a CPU."]]),
 };
 
 const targetOf = (causes, token) => `\u201c${visible(data.texts[causes.targets[token]])}\u201d`;
