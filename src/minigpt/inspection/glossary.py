@@ -73,7 +73,14 @@ _HEAD_SCORES = (
         "more of the head's attention goes to the sink",
         "The first token is whatever the window begins with. TransformerLens prepends BOS and measures that.",
     ),
-    Term("mean_distance", "Mean distance from query to key, by weight.", 0.0, None, "tokens", "it attends to more distant tokens"),
+    Term(
+        "mean_distance",
+        "Mean distance from query to key, by weight.",
+        0.0,
+        None,
+        "tokens",
+        "it attends to more distant tokens",
+    ),
     Term(
         "near_zero",
         "Share of the keys with less than a hundredth of an even share of the weight, mean over queries.",

@@ -178,7 +178,9 @@ def _left_out(seen: HeadScores, probe: Probe, n_tokens: int) -> str:
             else "The model is large: the loss without each head is not computed; give --device cuda."
         )
     if seen.causes is not None and seen.causes.ablation is None:
-        lines.append("The model is large: the loss of each token without each head is not computed; give --device cuda.")
+        lines.append(
+            "The model is large: the loss of each token without each head is not computed; give --device cuda."
+        )
     return "\n".join(lines)
 
 
