@@ -23,7 +23,7 @@ class Reading {
     this.model = model;
     this.options = options;
     this.cache = model.cache();
-    this.trace = new Trace(model);
+    this.trace = new Trace(model.config);
     this.tokens = [];
     this.surprise = [];                   // bits; null for the first token
   }
@@ -61,6 +61,9 @@ class Reading {
     const rows = this.trace.residual;
     return this.model.lens(rows[rows.length - 1][position]);
   }
+
+  // Mean outputs of the parts over the positions that predict a token of the text, as inspection/ablation.py has them.
+  means() { return meansOf(this.trace, Math.max(1, this.tokens.length - 1)); }
 
   // Mean loss of the text in nats per token; null for fewer than two tokens.
   loss() {
@@ -119,7 +122,7 @@ class Session {
   }
 
   setChanged() {
-    const means = this.spec && needsMeans(this.spec) && this.base.tokens.length ? meansOf(this.base.trace) : null;
+    const means = this.spec && needsMeans(this.spec) && this.base.tokens.length ? this.base.means() : null;
     this.changed = this.spec && new Reading(this.model, { interventions: this.spec, means });
   }
 
