@@ -36,6 +36,7 @@ _FOLDERS = {
     "live": (
         "engine_client",
         "page",
+        "panel_next",
         "maps",
         "panels_interventions",
         "panel_lens",

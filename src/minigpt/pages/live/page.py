@@ -9,7 +9,8 @@ from typing import Any
 from minigpt.config import GPTConfig
 from minigpt.data.tokenizers.base import Tokenizer
 from minigpt.model.gpt import GPT
-from minigpt.pages.documents import Page, document, joined_scripts, json_for_html, policy_of
+from minigpt.pages.colormap import COLOURS
+from minigpt.pages.documents import Page, base64_of, document, joined_scripts, json_for_html, policy_of
 from minigpt.pages.live.tokenizer_data import tokenizer_data
 from minigpt.pages.live.weights import Kind, pack_weights
 
@@ -20,6 +21,7 @@ ENGINE = (
     "tokenizer",
     "sample",
     "session",
+    "session_measures",
     "lesson_numbers",
     "questions_check",
 )
@@ -60,6 +62,7 @@ def live_page(
         "tokenizer": tokenizer_data(tokenizer),
         "text": text,
         "facts": dict(facts),
+        "colours": base64_of(COLOURS),
         "questions": list(questions),
     }
     engine = engine_script()
