@@ -78,8 +78,11 @@ function tellMeasured(tokens, effects, kind) {
 
 function drawSelectedHead() {
   const value = headChange(), scale = value?.scale ?? (value?.mean ? 0 : 1), name = selectedHead();
-  tell({ "chosen-head": `Head ${name}`, "head-off": isHeadOff(value) ? "switch this head on" : "switch this head off" });
-  $("head-off").setAttribute("aria-pressed", isHeadOff(value));
+  $("chosen-head").textContent = `Head ${name}`;
+  for (const button of document.querySelectorAll(".head-off")) {
+    button.textContent = isHeadOff(value) ? "switch this head on" : "switch this head off";
+    button.setAttribute("aria-pressed", isHeadOff(value));
+  }
   $("head-scale").value = scale;
   $("head-scale-value").textContent = `\u00d7 ${scale.toFixed(2)}`;
   for (const way of Object.keys(WAYS_OF_ATTENDING)) $(`head-${way}`).setAttribute("aria-pressed", value?.attend === way);
@@ -89,17 +92,17 @@ const setHead = (value) => intervene(withPart(state.interventions, "heads", sele
 
 // The keys that the selected token can attend to, the one chosen before kept where there is one.
 function drawCell() {
-  const query = state.selected, before = Number($("cell-key").value || 0);
+  const query = state.selected, before = Number($("cell-key").value || 0), chosen = state.cell?.query === query ? state.cell.key : before;
   const keys = state.labels.slice(0, query + 1).map((_, i) => make("option", { value: i, textContent: tokenWords(i, state.labels) }));
   $("cell-key").replaceChildren(...keys);
-  $("cell-key").value = clamp(state.key ?? before, 0, query);
+  $("cell-key").value = clamp(chosen, 0, query);
   $("cell-query").textContent = tokenWords(query, state.labels);
   drawCellWeight();
 }
 
 function drawCellWeight() {
   const cell = selectedCell(), set = cellWeight(state.interventions, cell);
-  const weight = set ?? weightOf(cell) ?? 0;
+  const isKnown = cell.query < patterns.n, weight = set ?? (isKnown ? weightAt(cell.layer, cell.head, cell.query, cell.key) : 0);
   $("cell-weight").value = weight;
   $("cell-weight-value").textContent = `${weight.toFixed(2)}${set === null ? "" : ", set by you"}`;
   $("cell-undo").disabled = set === null;
@@ -122,15 +125,25 @@ function drawChanges() {
 
 function drawInterventions(changed) {
   drawParts();
-  drawSelectedHead();
   drawCell();
   drawChanges();
   drawCompare(changed);
 }
 
+// What is shown whichever tab is open: the button above the large map, and marks on the small maps of changed heads.
+function drawChangedHeads(changed) {
+  if (!["layer", "head", "interventions"].some((name) => changed.has(name))) return;
+  drawSelectedHead();
+  $("map-reset").hidden = state.interventions === null;
+  thumbs.forEach((thumb, i) => {
+    const layer = Math.floor(i / N_HEAD), isChanged = (part, key) => state.interventions?.[part]?.[key] !== undefined;
+    thumb.classList.toggle("changed", isChanged("heads", headName(layer, i % N_HEAD)) || isChanged("attentions", layer) || isChanged("layers", layer));
+  });
+}
+
 function startInterventions() {
   buildParts();
-  $("head-off").addEventListener("click", () => togglePart("heads", selectedHead()));
+  for (const button of document.querySelectorAll(".head-off")) button.addEventListener("click", () => togglePart("heads", selectedHead()));
   $("head-scale").addEventListener("input", () => {
     const scale = Number($("head-scale").value);
     setHead(scale === 1 ? null : { scale });
@@ -138,10 +151,10 @@ function startInterventions() {
   for (const way of Object.keys(WAYS_OF_ATTENDING)) {
     $(`head-${way}`).addEventListener("click", () => setHead(headChange()?.attend === way ? null : { attend: way }));
   }
-  $("cell-key").addEventListener("change", () => { change({ key: Number($("cell-key").value) }); });
+  $("cell-key").addEventListener("change", () => selectCell(state.selected, Number($("cell-key").value)));
   $("cell-weight").addEventListener("input", () => intervene(withCell(state.interventions, selectedCell(), Number($("cell-weight").value))));
   $("cell-undo").addEventListener("click", () => intervene(withCell(state.interventions, selectedCell(), null)));
-  $("reset-all").addEventListener("click", () => intervene(null));
+  for (const id of ["reset-all", "map-reset"]) $(id).addEventListener("click", () => intervene(null));
   $("measure").addEventListener("click", measureParts);
   onChoice("off", drawParts);
 }
@@ -149,4 +162,5 @@ function startInterventions() {
 shared("changes", { read: (text) => ({ interventions: checkedSpec(JSON.parse(text), N_LAYER, N_HEAD) }),
   write: () => state.interventions && JSON.stringify(state.interventions) });
 startInterventions();
+onChange(drawChangedHeads);
 addTab("change", "Change the model", drawInterventions);
