@@ -1,1 +1,1 @@
-"""The live page: one HTML file in which a model runs."""
+"""The live page: a run as one HTML file, in which the model itself runs."""
