@@ -3,9 +3,9 @@ const COMPARED = 12;                      // next tokens listed
 const MOST_CHANGE = 4;                    // bits of surprise from which on the tint of a token is strongest
 const signedText = (value, digits) => `${value < 0 ? "\u2212" : "+"}${Math.abs(value).toFixed(digits)}`;
 
-function pairOfBars(before, after) {
+function barsOf(...shares) {
   const both = make("span", { className: "bars" }, { "aria-hidden": "true" });
-  both.append(...[before, after].map((share) => {
+  both.append(...shares.map((share) => {
     const bar = make("i");
     bar.style.setProperty("--length", `${(100 * share).toFixed(2)}%`);
     return bar;
@@ -26,9 +26,10 @@ function compareRow(cells, attributes = {}) {
 // Both distributions at the selected position, sorted by the larger probability of each token.
 function drawCompared(rows, isChanged) {
   $("compared").replaceChildren(...rows.map(({ token, label, base, changed }) => compareRow(
-    [make("bdi", { textContent: label }), pairOfBars(base, isChanged ? changed : 0), percentOf(base),
-      ...(isChanged ? [percentOf(changed), `${signedText(100 * (changed - base), Math.abs(changed - base) < 0.0995 ? 2 : 1)}`] : ["", ""])],
+    [make("bdi", { textContent: label }), barsOf(...(isChanged ? [base, changed] : [base])), percentOf(base),
+      ...(isChanged ? [percentOf(changed), `${signedText(100 * (changed - base), Math.abs(changed - base) < 0.0995 ? 2 : 1)}`] : [])],
     { "data-token": token })));
+  document.querySelectorAll(".compared .after").forEach((head) => { head.hidden = !isChanged; });
   const [first, second] = ["base", "changed"].map((run) => rows.reduce((best, row) => (row[run] > best[run] ? row : best), rows[0]));
   const before = `The model expects \u201c${first.label}\u201d (${percentOf(first.base)})`;
   $("compare-words").textContent = !isChanged ? `${before}. Change something above to see what it expects then.`

@@ -130,7 +130,7 @@ function drawAlternatives(node) {
   $("alternatives").replaceChildren(...(node?.alternatives ?? []).map((alternative) => {
     const { token, label, probability, drawn } = alternative, isDrawn = token === node.token;
     const button = make("button", { type: "button", className: "alternative" }, { "aria-pressed": isDrawn, "data-token": token });
-    button.append(make("bdi", { textContent: label }), pairOfBars(probability, drawn), make("span", { className: "number", textContent: percentOf(probability) }),
+    button.append(make("bdi", { textContent: label }), barsOf(probability, drawn), make("span", { className: "number", textContent: percentOf(probability) }),
       make("span", { className: "number", textContent: drawn ? percentOf(drawn) : "filtered" }));
     button.addEventListener("click", () => replaceToken(alternative));
     const item = make("li");
@@ -157,7 +157,8 @@ function branchList(segments, path) {
 
 function drawBranches() {
   const segments = writing.tree.segments();
-  $("branches").replaceChildren(...(segments.length ? [branchList(segments, new Set(writing.tree.path()))] : []));
+  $("branches").replaceChildren(branchList(segments, new Set(writing.tree.path())));
+  $("tree").hidden = leavesOf(segments).length < 2;
 }
 
 function drawWrite() {
