@@ -44,6 +44,7 @@ _FOLDERS = {
         "panel_lens",
         "write_tree",
         "panel_write",
+        "lesson_figures",
         "lesson",
         "guess",
     )
