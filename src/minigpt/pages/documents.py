@@ -40,6 +40,7 @@ _FOLDERS = {
         "panels_interventions",
         "panel_lens",
         "panel_write",
+        "lesson_figures",
         "lesson",
         "guess",
     )
