@@ -26,7 +26,7 @@ from minigpt.lab.share import base_names
 from minigpt.model.gpt import GPT
 from minigpt.pages.documents import Page
 from minigpt.pages.live.page import live_page
-from minigpt.pages.live.weights import Kind, quantised_model
+from minigpt.pages.live.weights import WeightKind, quantised_model
 from minigpt.runs.folder import RunFolder, name_of
 from minigpt.runs.loading import UNKNOWN_TEXT, LoadedModel, load_model
 
@@ -106,7 +106,7 @@ def make_live(config: LiveConfig) -> Live:
     return Live(page, n_parameters, measured)
 
 
-def _facts(loaded: LoadedModel, kind: Kind, n_parameters: int, measured: Measured) -> dict[str, str]:
+def _facts(loaded: LoadedModel, kind: WeightKind, n_parameters: int, measured: Measured) -> dict[str, str]:
     model, sources = loaded.model.config, loaded.config.data.sources
     return {
         "model": f"{n_parameters / 1e6:.2f} million parameters: {model.n_layer} layers of {model.n_head} heads, "
@@ -130,7 +130,7 @@ def _opening_text(loaded: LoadedModel) -> str:
     return prompts[0] if prompts and prompts[0] else TEXT
 
 
-def measure(loaded: LoadedModel, kind: Kind, text: str) -> Measured:
+def measure(loaded: LoadedModel, kind: WeightKind, text: str) -> Measured:
     """The loss with and without the page's weights: on held-out text of the run, else on the page's text."""
     n_parameters = sum(weight.numel() for weight in loaded.model.parameters())
     most = int(min(MEASURED, max(256, OPERATIONS / (4 * n_parameters))))  # two models, two operations a weight

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minigpt.config import GPTConfig
 from minigpt.data.tokenizers.base import Tokenizer
 from minigpt.model.gpt import GPT
-from minigpt.pages.documents import Page, document, joined_scripts, json_for_html, policy_of
+from minigpt.pages.colormap import COLOURS
+from minigpt.pages.documents import Page, base64_of, document, joined_scripts, json_for_html, policy_of
 from minigpt.pages.live.tokenizer_data import tokenizer_data
-from minigpt.pages.live.weights import Kind, pack_weights
+from minigpt.pages.live.weights import WeightKind, live_config, pack_weights
 
 ENGINE = (
     "weights",
+    "kernels",
+    "cache",
+    "trace",
+    "attention",
     "model",
     "interventions",
     "tokenizer",
     "sample",
     "session",
+    "session_measures",
+    "session_panels",
     "lesson_numbers",
     "questions_check",
 )
@@ -34,7 +39,7 @@ def live_page(
     title: str,
     facts: Mapping[str, str],
     questions: Sequence[Mapping[str, Any]] = (),
-    kind: Kind = "int8",
+    kind: WeightKind = "int8",
 ) -> Page:
     """Put a model into a page, which computes everything that it shows.
 
@@ -55,11 +60,12 @@ def live_page(
     """
     packed = pack_weights(model, kind)
     data = {
-        "config": page_config(model.config),
+        "config": live_config(model.config),
         "header": packed.header,
         "tokenizer": tokenizer_data(tokenizer),
         "text": text,
         "facts": dict(facts),
+        "colours": base64_of(COLOURS),
         "questions": list(questions),
     }
     engine = engine_script()
@@ -77,14 +83,3 @@ def live_page(
 def engine_script() -> str:
     """The script that computes: it touches no document, so a worker and Node run it too."""
     return joined_scripts("live", ENGINE)
-
-
-def page_config(config: GPTConfig) -> dict[str, Any]:
-    """The model's settings for model.js, those filled in that are given by others."""
-    return dataclasses.asdict(config) | {
-        "kv_heads": config.kv_heads,
-        "width_per_head": config.width_per_head,
-        "mlp_width": config.mlp_width,
-        "eps": config.eps,
-        "windows": list(config.windows),
-    }

@@ -1,0 +1,52 @@
+// What the panels ask of the session: both distributions of a next token, the logit lens, and tokens to write.
+
+// Probabilities of all tokens.
+function softmaxOf(logits) {
+  const total = logSumExp(logits);
+  return Float64Array.from(logits, (logit) => Math.exp(logit - total));
+}
+
+// The likeliest tokens after a position with their probabilities without and with the interventions, by the larger of them.
+Session.prototype.compare = function ({ position, count }) {
+  if (position < 0 || position >= this.base.tokens.length) return [];
+  const [base, changed] = [this.base, this.changed ?? this.base].map((reading) => softmaxOf(reading.logits(position)));
+  const larger = (token) => Math.max(base[token], changed[token]);
+  return [...new Set([...topOf(base, count), ...topOf(changed, count)])].sort((a, b) => larger(b) - larger(a)).slice(0, count)
+    .map((token) => ({ token, label: this.tokenizer.label(token), base: base[token], changed: changed[token] }));
+};
+
+// What the final norm and the head read from the residual stream at a position: before the first layer, then after each
+// (nostalgebraist 2020, "interpreting GPT: the logit lens"). target: the text's next token; probability null at its end.
+Session.prototype.lens = function ({ position }) {
+  if (position < 0 || position >= this.base.tokens.length) return { base: [], changed: null };
+  const target = this.base.tokens[position + 1];
+  const read = (reading) => reading && reading.trace.residual.map((rows) => {
+    const probabilities = softmaxOf(this.model.lens(rows[position])), [token] = topOf(probabilities, 1);
+    return { ...this.candidate(token, probabilities[token]), targetProbability: target === undefined ? null : probabilities[target] };
+  });
+  return { base: read(this.base), changed: read(this.changed) };
+};
+
+// Draws the token after `tokens`, with the interventions. Draw number `position` of a seed is always the same number, so one
+// path of the tree and one seed give the same text again. Alternatives: probability by the model; drawn: after the filters.
+Session.prototype.writeStep = async function ({ tokens, settings, position, count = 12 }) {
+  const { options } = this.changed ?? this.base;
+  if (this.writer?.options !== options) this.writer = new Reading(this.model, options);
+  await this.writer.read(tokens);
+  const logits = this.writer.logits(tokens.length - 1), last = candidates(logits, settings, tokens).stages.at(-1);
+  const token = settings.temperature === 0 ? last.tokens[topOf(last.logits, 1)[0]] : draw(last, randomAt(settings.seed, position));
+  const probability = softmaxOf(logits), drawn = new Map();
+  if (settings.temperature === 0) drawn.set(token, 1);
+  else probabilities(last).forEach((share, i) => drawn.set(last.tokens[i], share));
+  const shown = topOf(probability, count);
+  if (!shown.includes(token)) shown.splice(-1, 1, token);
+  return { token, label: this.tokenizer.label(token), isEnd: token === this.tokenizer.endOfText,
+    alternatives: shown.map((each) => ({ ...this.candidate(each, probability[each]), drawn: drawn.get(each) ?? 0 })) };
+};
+
+// The generator of a seed, after the numbers of earlier draws.
+function randomAt(seed, position) {
+  const random = new Random(seed);
+  for (let i = 0; i < position; i++) random.uniform();
+  return random;
+}
