@@ -139,6 +139,7 @@ function drawHeads(changed) {
       drawLarge();
       drawKeys();
       root.dataset.drawn = state.numbers;
+      update({ drawn: state.numbers });   // for panels that show a weight
     });
   }
 }
