@@ -1,23 +1,21 @@
 // Causal multi-head self-attention: project, rotate, extend the cache, attend, and mix the heads (model/attention.py).
 
+// What a product of query and key is multiplied with, where the score is such a product.
+const SCALES = {
+  scaled_dot: (D, config) => 1 / (Math.sqrt(D) * config.softmax_temperature),
+  hopfield: (D, config) => config.hopfield_beta ?? 1 / Math.sqrt(D),
+};
+SCALES.symmetric = SCALES.scaled_dot;                                 // queries are the keys
+SCALES.hard = SCALES.scaled_dot;                                      // its weights are not a softmax
+
 // score(query, i, key, j, head) of two vectors of D numbers at i and j; model/variants/similarities.py explains them.
 const SIMILARITIES = {
-  scaled_dot: (D, config) => {
-    const scale = 1 / (Math.sqrt(D) * config.softmax_temperature);
-    return (query, i, key, j) => scale * dot(query, i, key, j, D);
-  },
-  symmetric: (D, config) => SIMILARITIES.scaled_dot(D, config),       // queries are the keys
-  hard: (D, config) => SIMILARITIES.scaled_dot(D, config),            // its weights are not a softmax
-  hopfield: (D, config) => {
-    const beta = config.hopfield_beta ?? 1 / Math.sqrt(D);
-    return (query, i, key, j) => beta * dot(query, i, key, j, D);
-  },
-  cosine: (D, config, logTemperature) => {
+  cosine: (D, logTemperature) => {
     const norm = (x, i) => Math.max(Math.sqrt(dot(x, i, x, i, D)), 1e-6);
     const temperatures = Array.from(logTemperature, (x) => Math.max(Math.exp(x), 0.01));
     return (query, i, key, j, head) => dot(query, i, key, j, D) / (norm(query, i) * norm(key, j) * temperatures[head]);
   },
-  gaussian: (D, config, logTemperature, logWidth) => {
+  gaussian: (D, logWidth) => {
     const precisions = Array.from(logWidth, (x) => Math.exp(-2 * x));
     return (query, i, key, j, head) => {
       let square = 0;
@@ -50,23 +48,25 @@ class Attention {
     // A similarity has no weights for what it does not read.
     this.nQuery = similarity === "symmetric" || similarity === "uniform" ? 0 : H;
     this.nKey = similarity === "uniform" ? 0 : kv_heads;
-    this.score = SIMILARITIES[similarity](D, config, data("similarity.log_temperature"), data("similarity.log_width"));
+    this.scale = SCALES[similarity]?.(D, config) ?? null;
+    this.score = this.scale !== null ? (query, i, key, j) => this.scale * dot(query, i, key, j, D)
+      : SIMILARITIES[similarity](D, data("similarity.log_temperature") ?? data("similarity.log_width"));
     this.steps = similarity === "hopfield" ? config.hopfield_steps : 1;
   }
 
   // x (T, C), the normalised stream -> (T, C). Adds keys and values to the cache; writes weights and z into the trace.
   forward(x, run) {
-    const { T, cache, trace, plan } = run, { n_head: H, kv_heads, width_per_head: D } = this.config;
+    const { T, cache, trace, plan } = run, { n_head: H, width_per_head: D } = this.config;
     const { query, key, value } = this.project(x, run);
     cache.extend(this.layer, key, value);
     const values = cache.layers[this.layer].value, z = new Float64Array(T * H * D);
     for (let t = 0; t < T; t++) {
       const position = cache.position + t, pattern = trace && new Float32Array(H * (position + 1));
       for (let h = 0; h < H; h++) {
-        const at = (t * H + h) * D, kv = Math.floor(h / (H / kv_heads));
+        const at = (t * H + h) * D;
         const weights = this.weights(query, at, h, position, cache);
         plan?.changePattern(this.layer, h, position, weights, cache.documents[position]);
-        weighOneHead(weights, values, kv, cache.width, z, at, D);
+        weighOneHead(weights, values, this.kvHead(h), cache.width, z, at, D);
         pattern?.set(weights, h * (position + 1));
       }
       trace?.patterns[this.layer].push(pattern);
@@ -102,19 +102,30 @@ class Attention {
 
   // The weights of the keys 0..position for the query at `at`, of one head: they sum to 1.
   weights(query, at, head, position, cache) {
-    const first = this.firstKey(position, cache);
-    for (let step = 1; step < this.steps; step++) {  // Hopfield: the weighted sum of keys is the next query
+    const first = this.firstKey(position, cache), last = this.lastQuery(query, at, head, first, position, cache);
+    return this.normalised(this.scores(last.query, last.at, head, first, position, cache), first);
+  }
+
+  // Hopfield: all but the last step replace the query by the weighted sum of keys.
+  lastQuery(query, at, head, first, position, cache) {
+    for (let step = 1; step < this.steps; step++) {
       const weights = this.normalised(this.scores(query, at, head, first, position, cache), first);
-      query = this.retrieved(weights, head, cache);
+      query = new Float64Array(this.config.width_per_head);
       at = 0;
+      weighOneHead(weights, cache.layers[this.layer].key, this.kvHead(head), cache.width, query, at, query.length);
     }
-    return this.normalised(this.scores(query, at, head, first, position, cache), first);
+    return { query, at };
+  }
+
+  // The key and value head that a query head reads.
+  kvHead(head) {
+    return Math.floor((head * this.config.kv_heads) / this.config.n_head);
   }
 
   // The scores of the keys first..last; -Infinity before.
   scores(query, at, head, first, last, cache) {
-    const { n_head: H, kv_heads, width_per_head: D, logit_softcap: cap, slopes } = this.config;
-    const keys = cache.layers[this.layer].key, column = Math.floor(head / (H / kv_heads)) * D;
+    const { width_per_head: D, logit_softcap: cap, slopes } = this.config;
+    const keys = cache.layers[this.layer].key, column = this.kvHead(head) * D;
     const scores = new Float64Array(last + 1).fill(-Infinity, 0, first);
     for (let s = first; s <= last; s++) {
       const score = this.score(query, at, keys, s * cache.width + column, head);
@@ -131,10 +142,16 @@ class Attention {
     return similarity === "linear" ? shares(scores, first) : softmax(scores);
   }
 
-  retrieved(weights, head, cache) {
-    const { n_head: H, kv_heads, width_per_head: D } = this.config, query = new Float64Array(D);
-    weighOneHead(weights, cache.layers[this.layer].key, Math.floor(head / (H / kv_heads)), cache.width, query, 0, D);
-    return query;
+  // What `explain` asks: query, before and after the rotation, of the stream at one position.
+  queryAt(stream, { attnNorm }, position, { documents }) {
+    const isPost = this.config.block === "post_norm", x = Float64Array.from(stream);
+    return this.project(isPost ? x : normalise(x, attnNorm, this.config), { T: 1, cache: { position, documents } });
+  }
+
+  // The cached keys or values that a head reads, (S, D).
+  rowsOf(rows, head, cache) {
+    const D = this.config.width_per_head, from = this.kvHead(head) * D;
+    return columns(rows.subarray(0, cache.position * cache.width), cache.position, from, D);
   }
 }
 

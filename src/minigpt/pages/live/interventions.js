@@ -26,15 +26,15 @@ function planOf(spec, means, config) {
 class Plan {
   constructor(heads, outputs, cells, means, config) {
     Object.assign(this, { heads, outputs, means, D: config.width_per_head, H: config.n_head });
-    this.cells = Map.groupBy(cells, ({ layer, head, query }) => `${layer}.${head}.${query}`);
+    this.cells = cells;
   }
 
   // Weights of the keys 0..query, in place. A head that is forced never leaves the document of its query.
   changePattern(layer, head, query, weights, documentStart) {
     const attend = this.heads[`${layer}.${head}`]?.attend;
     if (attend) weights.fill(0)[attend === "first" ? documentStart : Math.max(query - 1, documentStart)] = 1;
-    const cells = this.cells.get(`${layer}.${head}.${query}`)?.filter(({ key }) => key <= query);
-    if (cells?.length) setCells(weights, cells, documentStart);
+    const cells = this.cells.filter((cell) => cell.layer === layer && cell.head === head && cell.query === query && cell.key <= query);
+    if (cells.length) setCells(weights, cells, documentStart);
   }
 
   // z (T, H, D), in place, before the output projection.

@@ -7,7 +7,8 @@ from typing import Any
 
 from minigpt.data.tokenizers.base import Tokenizer
 from minigpt.model.gpt import GPT
-from minigpt.pages.documents import Page, document, joined_scripts, json_for_html, policy_of
+from minigpt.pages.colormap import COLOURS
+from minigpt.pages.documents import Page, base64_of, document, joined_scripts, json_for_html, policy_of
 from minigpt.pages.live.tokenizer_data import tokenizer_data
 from minigpt.pages.live.weights import WeightKind, live_config, pack_weights
 
@@ -64,6 +65,7 @@ def live_page(
         "tokenizer": tokenizer_data(tokenizer),
         "text": text,
         "facts": dict(facts),
+        "colours": base64_of(COLOURS),
         "questions": list(questions),
     }
     engine = engine_script()
