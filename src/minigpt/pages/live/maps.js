@@ -138,7 +138,8 @@ function drawHeads(changed) {
       drawMaps();
       drawLarge();
       drawKeys();
-      update({ drawn: state.numbers });
+      root.dataset.drawn = state.numbers;
+      update({ drawn: state.numbers });   // for panels that show a weight
     });
   }
 }
