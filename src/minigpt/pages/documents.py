@@ -37,6 +37,7 @@ _FOLDERS = {
         "engine_client",
         "page",
         "maps",
+        "head_scores",
         "panel_next",
         "changes",
         "panels_interventions",
@@ -44,6 +45,7 @@ _FOLDERS = {
         "panel_lens",
         "write_tree",
         "panel_write",
+        "lesson_figures",
         "lesson",
         "guess",
     )
