@@ -269,7 +269,11 @@ def test_the_link_keeps_the_changes_and_leaves_out_what_the_model_does_not_have(
     read = "text => links.get('changes').read(text).interventions"
     assert page.page.evaluate(read, json.dumps(good)) == good
     assert page.page.evaluate(read, json.dumps(bad)) is None
+<<<<<<< HEAD
     page.page.evaluate("location.hash = new URLSearchParams({ changes: '{\"mlps\":{\"0\":\"zero\"}}' })")
+=======
+    page.page.evaluate('location.hash = new URLSearchParams({ changes: \'{"mlps":{"0":"zero"}}\' })')
+>>>>>>> panels
     page.page.wait_for_selector("html[data-changes='1']")
     page.settle()
     assert page.loss_change() == pytest.approx(effect("mlp0"), abs=1e-4)
