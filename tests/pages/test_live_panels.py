@@ -133,7 +133,9 @@ def test_parts_are_switched_off_by_zero_or_by_their_mean_and_each_change_is_undo
     page.click("#measure")
     most = max(("0.0", "0.1", "1.0", "1.1"), key=effect)
     assert page.state("measured") == most
-    assert f"{effect(most):+.3f}".replace("-", "\u2212") in page.page.locator(f"[data-part='heads {most}']").get_attribute("title")
+    assert f"{effect(most):+.3f}".replace("-", "\u2212") in page.page.locator(
+        f"[data-part='heads {most}']"
+    ).get_attribute("title")
 
 
 def test_a_head_is_scaled_or_made_to_attend_to_one_token_and_a_cell_gets_the_weight_that_is_set(panels: Any) -> None:
@@ -178,7 +180,9 @@ def test_the_lens_reads_each_layer_as_inspection_does_before_and_after_the_chang
     assert [int(token) for token in page.state("lens").split()] == ids[:, 0, 5, 0].tolist()
     assert page.texts("#lens-rows th") == ["embedding", "after layer 0", "after layer 1 (output)"]
     shown = page.texts("#lens-rows small")
-    assert [float(text.strip(" %")) for text in shown] == pytest.approx((100 * probabilities[:, 0, 5, 0]).tolist(), abs=0.06)
+    assert [float(text.strip(" %")) for text in shown] == pytest.approx(
+        (100 * probabilities[:, 0, 5, 0]).tolist(), abs=0.06
+    )
     assert "\u201ct\u201d" in page.view.text("#lens-target")
     page.page.evaluate("change({ interventions: { layers: { 1: 'zero' } } })")
     page.settle()
@@ -269,11 +273,7 @@ def test_the_link_keeps_the_changes_and_leaves_out_what_the_model_does_not_have(
     read = "text => links.get('changes').read(text).interventions"
     assert page.page.evaluate(read, json.dumps(good)) == good
     assert page.page.evaluate(read, json.dumps(bad)) is None
-<<<<<<< HEAD
-    page.page.evaluate("location.hash = new URLSearchParams({ changes: '{\"mlps\":{\"0\":\"zero\"}}' })")
-=======
     page.page.evaluate('location.hash = new URLSearchParams({ changes: \'{"mlps":{"0":"zero"}}\' })')
->>>>>>> panels
     page.page.wait_for_selector("html[data-changes='1']")
     page.settle()
     assert page.loss_change() == pytest.approx(effect("mlp0"), abs=1e-4)
