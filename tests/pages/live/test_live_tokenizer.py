@@ -20,8 +20,7 @@ from minigpt.pages.live.split_patterns import javascript_pattern
 from minigpt.pages.live.tokenizer_data import tokenizer_data
 from minigpt.pages.tokens import label
 
-LIVE = ROOT / "src" / "minigpt" / "pages" / "live"
-SCRIPTS = [LIVE / "tokenizer.js", LIVE / "tokenizer_huggingface.js"]
+SCRIPTS = [ROOT / "src" / "minigpt" / "pages" / "live" / "tokenizer.js"]
 TEXTS = hard_texts(300)
 MORE_TEXTS = hard_texts(2000, seed=1)
 DEEPSEEK = [
