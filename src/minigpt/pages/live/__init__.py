@@ -1,1 +1,1 @@
-"""The live page: one HTML file in which the model itself runs."""
+"""The live page: a run as one HTML file, in which the model itself runs."""
