@@ -174,7 +174,8 @@ class _Translation:
         self.parts.append("(?:" if kind in ("(", "(?i:") else kind)
         self.place += len(kind)
         self.atom = len(self.parts)
-        if self.folding and self.oniguruma and _ONE_CHARACTER.search(self.pattern[self.place :].split(")")[0].lower()):
+        inside = re.sub(r"\[.*?\]", ".", self.pattern[self.place :].split(")")[0]).lower()
+        if self.folding and self.oniguruma and _ONE_CHARACTER.search(inside):
             raise self._refusal("(?i:...) with ff, fi, fl, ss or st")
 
     def _close(self) -> None:

@@ -118,7 +118,7 @@ _WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\
 
 
 def _steps(step: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A pre-tokenizer in the terms of tokenizer_huggingface.js."""
+    """A pre-tokenizer in the terms of tokenizer.js."""
     match step:
         case {"type": "ByteLevel"}:
             if step["add_prefix_space"]:
