@@ -2,7 +2,7 @@
 const ROW_OF_VECTOR = 64;                 // numbers of a long vector in one row of its picture
 const WARM = [222, 90, 50], COLD = [50, 120, 220];             // above and below zero; the paler, the closer to it
 
-const numberText = (x) => (x === -Infinity ? "\u2212\u221e" : `${x < 0 ? "\u2212" : ""}${Math.abs(x).toFixed(Math.abs(x) >= 100 ? 1 : 2)}`);
+const numberText = (x, digits = 2) => (x === -Infinity ? "\u2212\u221e" : `${x < 0 ? "\u2212" : ""}${Math.abs(x).toFixed(digits)}`);
 const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
 
 // "s_{ij} = q_i" with subscripts and superscripts as elements.
@@ -34,15 +34,16 @@ const colourWord = (share) => {           // -1 to 1 -> alpha, blue, green, red;
 };
 
 // A heat map with a row of its own for what the pointer or the arrows are on. rows: arrays of numbers of one length, or a typed
-// array for each. cellName(row, column) names a cell; names: text of each row, or none; marks: [[row, column]] to outline.
-function heatFigure(title, rows, { cellName, names = null, marked = -1, marks = [], height = 14 }) {
+// array for each. cellName(row, column) names a cell; names: text of each row, or none; marks: [[row, column]] to outline; a power
+// below 1 makes small numbers visible beside large ones.
+function heatFigure(title, rows, { cellName, names = null, marked = -1, marks = [], height = 14, power = 0.5 }) {
   const width = rows[0].length, flat = rows.flatMap((row) => [...row]);
   const low = Math.min(...flat), high = Math.max(...flat), most = Math.max(-low, high) || 1;
   const figure = make("figure", { className: "heat" }), canvas = make("canvas", { tabIndex: 0 }, { role: "img" });
   const said = `${title}: ${rows.length > 1 ? `${rows.length} rows of ${width}` : plural(width, "number")}, ${numberText(low)} to ${numberText(high)}`;
   const caption = make("figcaption"), readout = make("span", { textContent: `${numberText(low)} to ${numberText(high)}` }, { "aria-live": "polite" });
   canvas.setAttribute("aria-label", `${said}; arrows read single numbers`);
-  putPixels(canvas, width, Uint32Array.from(flat, (x) => colourWord(Math.sign(x) * Math.sqrt(Math.abs(x) / most))));
+  putPixels(canvas, width, Uint32Array.from(flat, (x) => colourWord(Math.sign(x) * (Math.abs(x) / most) ** power)));
   canvas.style.height = `${height * rows.length}px`;
   caption.append(make("b", { textContent: title }), " ", readout);
   const picture = make("div", { className: "picture" }), frame = make("div", { className: "cells" });

@@ -20,6 +20,7 @@ ENGINE = (
     "attention",
     "model",
     "interventions",
+    "explain",
     "tokenizer",
     "sample",
     "session",
