@@ -49,12 +49,10 @@ function choiceButtons({ choices }) {
 
 // Built once for each question, so that a radio button keeps the focus while one chooses.
 function askQuestion() {
-  const { ask, pick, part } = question(), isChoice = pick === "choice";
-  $("guess-ask").textContent = ask;
+  const { ask: text, pick } = question(), isChoice = pick === "choice";
+  $("guess-ask").textContent = text;
   $("guess-choices").hidden = !isChoice;
   $("guess-choices").replaceChildren(...(isChoice ? choiceButtons(question()) : []));
-  // The map of the head that a question is about, with the row to read.
-  if (question().kind === "key") change({ ...headOfName(part), selected: question().position, cell: null });
   drawGuess();
 }
 
@@ -65,6 +63,7 @@ function drawGuess() {
   const how = { head: "Select a head in the maps", token: "Select a token in the text", choice: "Choose one" }[pick];
   $("guess-pick").replaceChildren(`${how}. Your guess: `, ...(picked === null ? ["none yet"] : answerNodes(question(), picked)));
   $("guess-pick").hidden = result !== null;
+  for (const radio of $("guess-choices").querySelectorAll("input")) radio.disabled = result !== null;
   $("guess-check").disabled = picked === null || !isFirstText();
   $("guess-check").hidden = result !== null;
   $("guess-other").hidden = isFirstText();
@@ -84,6 +83,7 @@ async function checkGuess() {
     await ask("guess", "check", asks, (values) => {
       const best = values[0][0], rank = values.findIndex(([name]) => name === picked);
       guess.results[index] = { values, best, picked, rank, isRight: rank === 0 };
+      if (asks.kind === "key") change({ ...headOfName(asks.part), selected: asks.position, cell: { query: asks.position, key: Number(best) } });
     });
   } catch (error) {
     $("problem").textContent = error.message;
@@ -114,8 +114,9 @@ function drawResult(result) {
   $("guess-answer").hidden = result === null;
   if (result === null) return $("guess-verdict").replaceChildren();
   const asks = question(), { values, best, picked, rank, isRight } = result, [what, why] = GUESS_WORDS[asks.kind](asks);
+  const place = rank < 0 ? ", comes later, so it cannot be attended to." : `, is number ${rank + 1} of ${values.length}.`;
   $("guess-verdict").replaceChildren(...(isRight ? ["Right: ", ...answerNodes(asks, best), "."]
-    : ["It is ", ...answerNodes(asks, best), ". Your guess, ", ...answerNodes(asks, picked), `, is number ${rank + 1} of ${values.length}.`]));
+    : ["It is ", ...answerNodes(asks, best), ". Your guess, ", ...answerNodes(asks, picked), place]));
   const listed = values.slice(0, GUESS_LISTED);
   if (rank >= GUESS_LISTED) listed.push(values[rank]);
   $("guess-what").textContent = `${what}${state.interventions ? ", without your changes" : ""}:`;

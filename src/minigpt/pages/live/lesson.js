@@ -60,14 +60,14 @@ function queryStep(numbers) {
   }
   const two = isSymmetric ? "This model uses one matrix for both: what a token looks for is what it offers."
     : "W_{Q} and W_{K} are two different matrices: what a token looks for is not what it offers. So who attends to whom has a direction.";
-  const parts = [sentence(isSymmetric ? "" : "A query is what a token looks for, a key is what a token offers. ", ...formulaOf(two).childNodes),
+  const parts = [sentence(isSymmetric ? "" : "A query is what a token looks for, a key is what a token offers. ", ...mathNodes(two)),
     vectorFigure(LESSON_CONFIG.block === "post_norm" ? "what the head reads: the stream" : "what the head reads: the stream, normalised", attnInput.data)];
   if (isRotary) parts.push(vectorFigure("query before its rotation", queryBefore.data));
   parts.push(vectorFigure(isRotary ? "query, rotated" : "query", query.data), tokensFigure(isRotary ? "keys, rotated" : "keys", keys, numbers));
   if (isRotary) parts.push(sentence("Rotary positions (RoPE) turn pairs of these numbers by angles that grow with the position, so the score of a pair can depend on its distance."));
   if (LESSON_CONFIG.qk_norm) parts.push(sentence("Queries and keys are normalised first (QK-norm), so no score can grow only because the vectors are long."));
-  return { formula: isSymmetric ? `k_{j} = W_{K} ${whatIsRead("j")}, \u2003 q_{i} = k_{i}`
-    : `q_{i} = W_{Q} ${whatIsRead("i")}, \u2003 k_{j} = W_{K} ${whatIsRead("j")}`, parts };
+  return { formula: isSymmetric ? [`k_{j} = W_{K} ${whatIsRead("j")}`, "q_{i} = k_{i}"]
+    : [`q_{i} = W_{Q} ${whatIsRead("i")}`, `k_{j} = W_{K} ${whatIsRead("j")}`], parts };
 }
 
 // ---- from scores to weights ----------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ function scoreStep(numbers) {
     sentence("The score says how well a key fits a query.", isScaled ? " Divided by \u221aD, the scores of wide heads are as small as those of narrow ones." : "", ...extra),
     lessonTable(scale !== null ? ["key j", "q_{i} \u00b7 k_{j}", "score s_{ij}"] : ["key j", "score s_{ij}"],
       shownLines(numbers, (key) => [...(scale !== null ? [numberText(products.data[key])] : []), numberText(scores[key])]), position),
-    heatFigure("scores of all pairs: rows are queries, columns are keys", pairs, { names: shown.map((key) => state.labels[key]), marked: at(position), cellName: name, marks, height: 20, power: 1 }),
+    heatFigure("scores of all pairs: rows are queries, columns are keys", pairs, { names: shown.map((key) => state.labels[key]), marked: at(position), cellName: name, marks, height: 20, power: 1, isPrinted: true }),
     ...(partner < 0 ? [sentence("Select a later token to compare a pair in both directions.")] : scoreExample(numbers, partner))] };
 }
 
@@ -107,7 +107,7 @@ function maskStep(numbers) {
   const later = n - 1 - position, rule = firstKey > 0 ? (limit ? `, at most ${limit} tokens back` : ", in the same document") : "";
   const isShown = shownLines(numbers, (key) => (isAllowed(numbers, key) ? [numberText(scores[key]), numberText(scores[key]), short(unmasked[key])]
     : [numberText(scores[key]), { text: numberText(-Infinity), isOut: true }, { text: short(unmasked[key]), isOut: true }]));
-  return { formula: "s_{ij} = \u2212\u221e \u2003 for j > i", parts: [
+  return { formula: ["s_{ij} = \u2212\u221e", "for j > i"], parts: [
     sentence("Token ", tokenNodes(position), ` may attend to itself and to earlier tokens${rule}. The mask sets all other scores to \u2212\u221e, so that their weight becomes 0: `
       + "each token must be predicted without a look at it."),
     sentence(later ? `Without the mask, the tokens that it removes would have got ${percentOf(lost)} of the weight.`
@@ -132,7 +132,7 @@ function softmaxStep(numbers) {
 
 function valueStep(numbers) {
   const { position, weights: { data: weights }, values, weightedSum } = numbers, best = weights.indexOf(Math.max(...weights));
-  return { formula: `v_{j} = W_{V} ${whatIsRead("j")}, \u2003 z_{i} = \u03a3_{j} a_{ij} v_{j}`, parts: [
+  return { formula: [`v_{j} = W_{V} ${whatIsRead("j")}`, "z_{i} = \u03a3_{j} a_{ij} v_{j}"], parts: [
     sentence("A value is what a token passes on to those that attend to it. The head's output is the sum of the values, each times its weight. Here ", tokenNodes(best),
       ` has the largest weight, ${short(weights[best])}.`),
     lessonTable(["key j", "weight a_{ij}"], shownLines(numbers, (key) => [shareOf(weights[key])], (key) => isAllowed(numbers, key)), position),
@@ -151,7 +151,7 @@ function headsStep({ layer, head, z: { shape: [H, D], data: z }, written, attnOu
 
 function mlpStep({ layer, mlpHidden: { data: hidden }, mlpOut, streamAfter }) {
   const { block } = LESSON_CONFIG, reads = { parallel: "the stream as it was before attention", post_norm: "the stream after attention" }[block] ?? "the stream after attention, normalised";
-  return { formula: `x_{i} \u2190 x_{i} + MLP(${whatIsRead("i")}), \u2003 ${MLP_FORMULAS[LESSON_CONFIG.mlp]}`, parts: [
+  return { formula: [`x_{i} \u2190 x_{i} + MLP(${whatIsRead("i")})`, MLP_FORMULAS[LESSON_CONFIG.mlp]], parts: [
     sentence(`The MLP reads ${reads}. It widens it to ${plural(hidden.length, "number")}, applies a nonlinear function, and adds the result to the stream. No token sees another one here.`),
     vectorFigure("hidden numbers", hidden), vectorFigure("update by the MLP", mlpOut.data), vectorFigure(`stream after layer ${layer}`, streamAfter.data)] };
 }
@@ -159,7 +159,7 @@ function mlpStep({ layer, mlpHidden: { data: hidden }, mlpOut, streamAfter }) {
 function logitStep({ layer, position, finalNormed, top }) {
   const left = LESSON_CONFIG.n_layer - 1 - layer, way = left ? `${plural(left, "more layer")} ${left === 1 ? "does" : "do"} the same. Then the` : "This was the last layer. The";
   const lines = top.map(({ label, logit, probability }) => ({ text: make("bdi", { textContent: label }), cells: [numberText(logit), { text: percentOf(probability), share: probability }] }));
-  return { formula: "logits = W_{head} norm(x_{i}), \u2003 p = softmax(logits)", parts: [
+  return { formula: ["logits = W_{head} norm(x_{i})", "p = softmax(logits)"], parts: [
     sentence(`${way} output head gives each token of the vocabulary a number, its logit, and a softmax over the vocabulary makes probabilities of them: what the model expects after `, tokenNodes(position), "."),
     vectorFigure("stream after the final norm", finalNormed.data), lessonTable(["next token", "logit", "probability"], lines)] };
 }
@@ -182,7 +182,7 @@ function buildLesson(panel) {
     dot.addEventListener("click", () => goToStep(i));
     return dot;
   }));
-  nav.append(step("lesson-back", "\u2190 back", -1), dots, step("lesson-on", "next \u2192", 1));
+  nav.append(step("lesson-back", "\u2190 back", -1), step("lesson-on", "next \u2192", 1), dots);
   panel.append(nav, make("h2", { id: "lesson-title" }, { "aria-live": "polite" }), make("p", { id: "lesson-where" }), make("div", { id: "lesson-body" }));
   panel.addEventListener("keydown", (event) => {
     const arrow = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -199,7 +199,7 @@ function drawStep() {
   $("lesson-title").textContent = `${state.lessonStep + 1} of ${LESSON_STEPS.length}: ${title}`;
   $("lesson-where").replaceChildren(`Token i is `, ...tokenNodes(numbers.position), `; head ${headName(numbers.layer, numbers.head)}`,
     state.interventions ? ", with your changes" : "", ". Select others in the text and in the maps.");
-  $("lesson-body").replaceChildren(formulaOf(formula), ...parts);
+  $("lesson-body").replaceChildren(formulaLine([formula].flat()), ...parts);
   [...$("lesson-dots").children].forEach((dot, i) => dot.setAttribute("aria-current", i === state.lessonStep ? "step" : "false"));
   $("lesson-back").disabled = state.lessonStep === 0;
   $("lesson-on").disabled = state.lessonStep === LESSON_STEPS.length - 1;
