@@ -93,8 +93,9 @@ def make_live(config: LiveConfig) -> Live:
     """
     loaded = load_model(config.run)
     text = _opening_text(loaded) if config.text is None else config.text
-    # Refuses what the page could not show.
-    tokens = encode_prompt(loaded.tokenizer, text, loaded.model.config.context_length)
+    from_start = loaded.config.data.mode == "examples"
+    # Refuses a text that the page could not show.
+    tokens = encode_prompt(loaded.tokenizer, text, loaded.model.config.context_length, from_start=from_start)
     n_parameters = sum(weight.numel() for weight in loaded.model.parameters())
     measured = measure(loaded, config.weights, text)
     page = live_page(
@@ -103,6 +104,7 @@ def make_live(config: LiveConfig) -> Live:
         text,
         title=model_name(config.run) if is_foreign(config.run) else name_of(config.run),
         facts=_facts(loaded, config.weights, n_parameters, measured),
+        first_token=loaded.tokenizer.end_of_text if from_start else None,
         questions=live_questions(loaded.model, loaded.tokenizer, tokens),
         kind=config.weights,
     )

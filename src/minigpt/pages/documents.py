@@ -37,6 +37,7 @@ _FOLDERS = {
         "engine_client",
         "page",
         "maps",
+        "head_scores",
         "panel_next",
         "changes",
         "panels_interventions",

@@ -138,7 +138,7 @@ function drawHeads(changed) {
       drawMaps();
       drawLarge();
       drawKeys();
-      root.dataset.drawn = state.numbers;
+      update({ drawn: state.numbers });
     });
   }
 }
@@ -194,7 +194,7 @@ function buildMaps() {
     for (let head = 0; head < N_HEAD; head++) {
       const name = headName(layer, head);
       const thumb = make("button", { type: "button", className: "thumb", title: `layer ${layer}, head ${head}` }, { "aria-label": `head ${name}` });
-      thumb.append(make("canvas"), make("span", { className: "tag", textContent: name }));
+      thumb.append(make("canvas"), make("span", { className: "tag", textContent: `${name} ` }));
       thumb.addEventListener("click", () => selectHead(layer, head));
       thumbs.push(thumb);
       grid.append(thumb);

@@ -1,9 +1,10 @@
 // The live page: its state, the text and its tokens, tabs and links. The panels hang on change, onChange, addTab and shared.
 const data = JSON.parse($("data").textContent);
 const N_LAYER = data.config.n_layer, N_HEAD = data.config.n_head;
-// numbers counts the engine's answers: it is in the set of changed names whenever what the model computed is new.
+// numbers counts the engine's answers: it is in the set of changed names whenever what the model computed is new. drawn is the
+// number of the answer whose attention patterns the maps show.
 const state = { text: "", tokens: [], labels: [], offsets: null, n: 0, total: 0, limit: data.config.context_length,
-  surprise: { base: [], changed: null }, loss: { base: null, changed: null }, numbers: 0,
+  surprise: { base: [], changed: null }, loss: { base: null, changed: null }, numbers: 0, drawn: 0,
   selected: 0, layer: 0, head: 0, cell: null, interventions: null, tab: "" };
 const engine = new EngineClient();
 
@@ -18,8 +19,8 @@ const onChange = (draw) => { drawers.push(draw); };
 function update(partial) {
   Object.assign(state, partial);
   state.selected = clamp(state.selected, 0, Math.max(0, state.n - 1));
-  const { n, selected, layer, head, tab, numbers } = state;
-  Object.assign(root.dataset, { n, selected, layer, head, tab, numbers, loss: state.loss.base ?? "", changedLoss: state.loss.changed ?? "" });
+  const { n, selected, layer, head, tab, numbers, drawn } = state;
+  Object.assign(root.dataset, { n, selected, layer, head, tab, numbers, drawn, loss: state.loss.base ?? "", changedLoss: state.loss.changed ?? "" });
   const changed = new Set(Object.keys(partial));
   for (const draw of drawers) draw(changed);
 }
@@ -216,6 +217,9 @@ const whole = (text, size) => {
 
 function shareCore() {
   shared("text", { read: (text) => ({ text }), write: () => state.text });
+  // Tokens that were chosen, not cut from a text: the same text may be cut otherwise.
+  shared("tokens", { read: (text) => ({ tokens: text.split(".").map((id) => whole(id, data.config.vocab_size)) }),
+    write: () => (state.n && state.offsets === null ? state.tokens.join(".") : null) });
   shared("at", { read: (text) => ({ selected: whole(text, state.limit) }), write: () => `${state.selected}` });
   shared("head", { read: (text) => ({ layer: whole(text.split(".")[0], N_LAYER), head: whole(text.split(".")[1], N_HEAD) }),
     write: () => headName(state.layer, state.head) });
@@ -262,10 +266,10 @@ start(async () => {
   drawFacts();
   listenToPage();
   for (const draw of [drawTokens, drawStatus, drawTextArea, drawTabs, drawLink]) onChange(draw);
-  const { text, selected, interventions, ...wanted } = { text: data.text, tab: [...tabs.keys()][0], ...linkState() };
+  const { text, tokens, selected, interventions, ...wanted } = { text: data.text, tab: [...tabs.keys()][0], ...linkState() };
   $("area").value = text;
   $("main").hidden = false;
   update(wanted);
   await loadModel();
-  await change({ text, ...(selected === undefined ? {} : { selected }), ...(interventions ? { interventions } : {}) });
+  await change({ text, tokens, selected, ...(interventions ? { interventions } : {}) });
 });

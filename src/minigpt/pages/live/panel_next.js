@@ -27,4 +27,4 @@ function drawNext(changed) {
   });
 }
 
-addTab("next", "next token", drawNext);
+addTab("next", "Next token", drawNext);

@@ -90,12 +90,12 @@ function drawSelectedHead() {
 
 const setHead = (value) => intervene(withPart(state.interventions, "heads", selectedHead(), value));
 
-// The keys that the selected token can attend to, the one chosen before kept where there is one.
+// The keys that the selected token can attend to; the cell marked in the large map is chosen, or else the strongest.
 function drawCell() {
-  const query = state.selected, before = Number($("cell-key").value || 0), chosen = state.cell?.query === query ? state.cell.key : before;
+  const query = state.selected, key = shownQuery() === query ? shownCell()[1] : 0;
   const keys = state.labels.slice(0, query + 1).map((_, i) => make("option", { value: i, textContent: tokenWords(i, state.labels) }));
   $("cell-key").replaceChildren(...keys);
-  $("cell-key").value = clamp(chosen, 0, query);
+  $("cell-key").value = key;
   $("cell-query").textContent = tokenWords(query, state.labels);
   drawCellWeight();
 }
@@ -152,7 +152,10 @@ function startInterventions() {
     $(`head-${way}`).addEventListener("click", () => setHead(headChange()?.attend === way ? null : { attend: way }));
   }
   $("cell-key").addEventListener("change", () => selectCell(state.selected, Number($("cell-key").value)));
-  $("cell-weight").addEventListener("input", () => intervene(withCell(state.interventions, selectedCell(), Number($("cell-weight").value))));
+  $("cell-weight").addEventListener("input", () => {
+    const cell = selectedCell(), { query, key } = cell;   // stays the chosen one, whichever key is the strongest then
+    change({ cell: { query, key }, interventions: withCell(state.interventions, cell, Number($("cell-weight").value)) });
+  });
   $("cell-undo").addEventListener("click", () => intervene(withCell(state.interventions, selectedCell(), null)));
   for (const id of ["reset-all", "map-reset"]) $(id).addEventListener("click", () => intervene(null));
   $("measure").addEventListener("click", measureParts);

@@ -34,10 +34,8 @@ Session.prototype.writeStep = async function ({ tokens, settings, position, coun
   if (this.writer?.options !== options) this.writer = new Reading(this.model, options);
   await this.writer.read(tokens);
   const logits = this.writer.logits(tokens.length - 1), last = candidates(logits, settings, tokens).stages.at(-1);
-  const token = settings.temperature === 0 ? last.tokens[topOf(last.logits, 1)[0]] : draw(last, randomAt(settings.seed, position));
-  const probability = softmaxOf(logits), drawn = new Map();
-  if (settings.temperature === 0) drawn.set(token, 1);
-  else probabilities(last).forEach((share, i) => drawn.set(last.tokens[i], share));
+  const token = draw(last, randomAt(settings.seed, position)), probability = softmaxOf(logits), drawn = new Map();
+  probabilities(last).forEach((share, i) => drawn.set(last.tokens[i], share));
   const shown = topOf(probability, count);
   if (!shown.includes(token)) shown.splice(-1, 1, token);
   return { token, label: this.tokenizer.label(token), isEnd: token === this.tokenizer.endOfText,
