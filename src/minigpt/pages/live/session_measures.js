@@ -38,10 +38,11 @@ function partSpecs({ n_layer, n_head }, kind) {
 
 // Change of the text's loss in nats per token without each part (kind "zero" or "mean"): above zero the part helps. As `ablation`
 // of inspection/ablation.py. A forward pass for each part, so other calls are answered in between; null if the text changes.
-Session.prototype.ablations = async function ({ kind }) {
+Session.prototype.ablations = async function ({ kind, parts = null }) {
   const { base } = this, tokens = [...base.tokens], whole = base.loss(), means = kind === "mean" ? base.means() : null, changes = {};
   if (whole === null) return {};
   for (const [name, interventions] of Object.entries(partSpecs(this.model.config, kind))) {
+    if (parts && !parts.includes(name)) continue;
     const reading = new Reading(this.model, { interventions, means });
     const isStale = () => tokens.length !== base.tokens.length || tokens.some((token, i) => token !== base.tokens[i]);
     if (!await reading.read(tokens, isStale)) return null;
