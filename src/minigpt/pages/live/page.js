@@ -217,6 +217,9 @@ const whole = (text, size) => {
 
 function shareCore() {
   shared("text", { read: (text) => ({ text }), write: () => state.text });
+  // Tokens that were chosen, not cut from a text: the same text may be cut otherwise.
+  shared("tokens", { read: (text) => ({ tokens: text.split(".").map((id) => whole(id, data.config.vocab_size)) }),
+    write: () => (state.n && state.offsets === null ? state.tokens.join(".") : null) });
   shared("at", { read: (text) => ({ selected: whole(text, state.limit) }), write: () => `${state.selected}` });
   shared("head", { read: (text) => ({ layer: whole(text.split(".")[0], N_LAYER), head: whole(text.split(".")[1], N_HEAD) }),
     write: () => headName(state.layer, state.head) });
@@ -263,10 +266,10 @@ start(async () => {
   drawFacts();
   listenToPage();
   for (const draw of [drawTokens, drawStatus, drawTextArea, drawTabs, drawLink]) onChange(draw);
-  const { text, selected, interventions, ...wanted } = { text: data.text, tab: [...tabs.keys()][0], ...linkState() };
+  const { text, tokens, selected, interventions, ...wanted } = { text: data.text, tab: [...tabs.keys()][0], ...linkState() };
   $("area").value = text;
   $("main").hidden = false;
   update(wanted);
   await loadModel();
-  await change({ text, ...(selected === undefined ? {} : { selected }), ...(interventions ? { interventions } : {}) });
+  await change({ text, tokens, selected, ...(interventions ? { interventions } : {}) });
 });

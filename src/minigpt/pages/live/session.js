@@ -77,13 +77,16 @@ const needsMeans = ({ heads = {}, mlps = {}, attentions = {}, layers = {} }) =>
   Object.values(heads).some((head) => head.mean) || [mlps, attentions, layers].some((parts) => Object.values(parts).includes("mean"));
 
 class Session {
+  constructor() {
+    this.newest = null;                   // arguments of the newest call of text(), which replaces those that still run
+  }
+
   async init({ config, header, chunks, tokenizer }) {
     this.tokenizer = makeTokenizer(tokenizer);
     this.model = new GPT(config, await loadTensors(header, chunks));
     this.base = new Reading(this.model);
     this.changed = null;                  // a Reading with interventions, or null without
     this.spec = null;
-    this.newest = null;                   // arguments of the newest call of text(), which replaces those that still run
     return { limit: this.limit, vocabSize: this.tokenizer.vocabSize };
   }
 
@@ -96,10 +99,10 @@ class Session {
     return first === null || first === undefined ? cut : [{ id: first, start: 0, end: 0 }, ...cut];
   }
 
+  // The text of tokens, without what encode puts before it.
   decode(tokens) {
-    const { beginOfText, endOfText, decode } = this.tokenizer;
-    const isFirst = tokens.length && (tokens[0] === beginOfText || (tokens.length === 1 && tokens[0] === endOfText));
-    return this.tokenizer.decode(isFirst ? tokens.slice(1) : tokens);
+    const { beginOfText, endOfText } = this.tokenizer, isAlone = tokens.length === 1;
+    return this.tokenizer.decode(tokens[0] === (beginOfText ?? (isAlone ? endOfText : null)) ? tokens.slice(1) : tokens);
   }
 
   // Reads {text} or {tokens}. null when a newer call came meanwhile.
