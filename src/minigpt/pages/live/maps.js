@@ -138,8 +138,7 @@ function drawHeads(changed) {
       drawMaps();
       drawLarge();
       drawKeys();
-      root.dataset.drawn = state.numbers;
-      update({ drawn: state.numbers });   // for panels that show a weight
+      update({ drawn: state.numbers });
     });
   }
 }

@@ -4,7 +4,7 @@ const END_OF_TEXT = "<|endoftext|>";
 const UTF8 = new TextEncoder();
 
 function makeTokenizer(data) {
-  const kinds = { bytes: bytesTokenizer, chars: charsTokenizer, bpe: bpeTokenizer };
+  const kinds = { bytes: bytesTokenizer, chars: charsTokenizer, bpe: bpeTokenizer, huggingface: huggingFaceTokenizer };
   const { cut, bytesOfToken } = kinds[data.kind](data);
   // A model may have more rows than its tokenizer has tokens; such a token has no text.
   const bytes = (id) => (id < data.vocab_size ? bytesOfToken(id) : new Uint8Array(0));
@@ -41,22 +41,28 @@ function charsTokenizer(data) {
 
 // Byte-level BPE as tiktoken does it: bytes are merged in the order of the merged tokens' ids.
 function bpeTokenizer(data) {
-  const all = atob(data.bytes), ranks = new Map(), pattern = new RegExp(data.pattern, "gu");
-  let read = 0;
-  const tokens = data.lengths.map((length) => all.slice(read, read += length));   // a character of code 0 to 255 a byte
-  tokens.forEach((token, id) => ranks.set(token, id));
-  const rankOf = (left, right) => ranks.get(tokens[left] + tokens[right]);
+  const tokens = binaryTokens(data), ranks = new Map(tokens.map((token, id) => [token, id]));
+  const pattern = new RegExp(data.pattern, "gu"), rankOf = (left, right) => ranks.get(tokens[left] + tokens[right]);
   const idsOf = (word) => {
-    const bytes = Array.from(UTF8.encode(word), (byte) => String.fromCharCode(byte)), whole = ranks.get(bytes.join(""));
-    return whole === undefined ? mergePairs(bytes.map((byte) => ranks.get(byte)), rankOf, (id) => id) : [whole];
+    const bytes = binaryOf(word), whole = ranks.get(bytes);
+    return whole === undefined ? mergePairs(Array.from(bytes, (byte) => ranks.get(byte)), rankOf, (id) => id) : [whole];
   };
-  const bytesOfToken = (id) => (id < tokens.length ? Uint8Array.from(tokens[id], (byte) => byte.charCodeAt(0))
-    : UTF8.encode(data.special[id - tokens.length]));
+  const bytesOfToken = (id) => (id < tokens.length ? bytesOfBinary(tokens[id]) : UTF8.encode(data.special[id - tokens.length]));
   const cut = (text) => {
     const ids = [...text.matchAll(pattern)].flatMap(([word]) => idsOf(word));
     return placed(ids.map((id) => ({ id, size: tokens[id].length })), unitsOf(text, 0));
   };
   return { cut, bytesOfToken };
+}
+
+// Bytes as a string with a character of code 0 to 255 for each: what a Map can find.
+const binaryOf = (text) => Array.from(UTF8.encode(text), (byte) => String.fromCharCode(byte)).join("");
+const bytesOfBinary = (binary) => Uint8Array.from(binary, (byte) => byte.charCodeAt(0));
+
+function binaryTokens({ bytes, lengths }) {
+  const all = atob(bytes);
+  let end = 0;
+  return lengths.map((length) => all.slice(end, end += length));
 }
 
 // Merges pairs of neighbours: always the pair of the lowest rank, and the leftmost of these. `rankOf(left, right)` is
