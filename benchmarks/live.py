@@ -1,8 +1,8 @@
 """How fast the live page is: `python benchmarks/live.py --run runs/demo`.
 
 page: the page of a run for each type of weights: its size, the change of the loss, and the time to the first view.
-sizes: models of several sizes with random weights, in the page's engine: loading, decoding, many tokens at once, and one
-more token as somebody types it. All in headless Chromium, from a file.
+sizes: models of several sizes with random weights, in the page's engine: loading, decoding, many tokens at once, and
+one more token as somebody types it. All in headless Chromium, from a file.
 """
 
 from __future__ import annotations
@@ -41,10 +41,14 @@ SIZES: dict[str, tuple[GPTConfig, float | None]] = {
 }
 """Model -> config, and the fewest tokens a second that it must decode."""
 
-# In the page, on its own thread: the model alone, as the worker has it. Returns seconds, for decoding those of each token.
+# In the page, on its own thread: the model alone, as the worker has it. Returns seconds; of decoding, a token.
 MEASURE = """async ({ n, atOnce, rounds }) => {
   const chunks = [...document.querySelectorAll("script.weights")].map((element) => element.textContent);
-  const seconds = async (work) => { const began = performance.now(); await work(); return (performance.now() - began) / 1e3; };
+  const seconds = async (work) => {
+    const began = performance.now();
+    await work();
+    return (performance.now() - began) / 1e3;
+  };
   const found = { decoding: [], atOnce: [] }, V = data.config.vocab_size;
   let model;
   found.loading = await seconds(async () => { model = new GPT(data.config, await loadTensors(data.header, chunks)); });
@@ -54,7 +58,8 @@ MEASURE = """async ({ n, atOnce, rounds }) => {
     for (let i = 0; i < n; i++) {
       each.push(await seconds(() => model.forward([tokens[i]], { cache, logits: "last" })));
     }
-    const whole = await seconds(() => model.forward(tokens.slice(0, atOnce), { trace: new Trace(data.config), logits: "all" }));
+    const trace = new Trace(data.config), some = tokens.slice(0, atOnce);
+    const whole = await seconds(() => model.forward(some, { trace, logits: "all" }));
     if (round) {                          // the first warms up
       found.decoding.push(each.reduce((sum, value) => sum + value, 0) / n);
       found.atOnce.push(whole);
@@ -99,7 +104,7 @@ def opened(browser: Any, file: Path) -> tuple[Any, float]:
     page = browser.new_page(viewport={"width": 1200, "height": 800})
     began = time.perf_counter()
     page.goto(file.as_uri())
-    page.wait_for_selector("html[data-ready='1']", timeout=300_000)
+    page.wait_for_selector("html[data-ready='1']", timeout=60_000)
     return page, time.perf_counter() - began
 
 

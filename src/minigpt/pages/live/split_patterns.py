@@ -203,6 +203,6 @@ class _Translation:
 
     def _refusal(self, construct: str) -> UserError:
         return UserError(
-            f"the tokenizer's split pattern {self.pattern!r:.60} has {construct!r}, for which the live page has no "
-            "equal in JavaScript: train with data.tokenizer bytes, chars or bpe:N"
+            f"the tokenizer's split pattern {self.pattern!r:.60} has {construct!r}, which the live page cannot say in "
+            "JavaScript: look into this model with `minigpt inspect`"
         )

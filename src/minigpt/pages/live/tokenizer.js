@@ -48,7 +48,8 @@ function bpeTokenizer(data) {
     const bytes = binaryOf(word), whole = ranks.get(bytes);
     return whole === undefined ? mergePairs(Array.from(bytes, (byte) => ranks.get(byte)), rankOf, (id) => id) : [whole];
   };
-  const bytesOfToken = (id) => (id < tokens.length ? bytesOfBinary(tokens[id]) : UTF8.encode(data.special[id - tokens.length]));
+  const bytesOfToken = (id) =>
+    (id < tokens.length ? bytesOfBinary(tokens[id]) : UTF8.encode(data.special[id - tokens.length]));
   const cut = (text) => {
     const ids = [...text.matchAll(pattern)].flatMap(([word]) => idsOf(word));
     return placed(ids.map((id) => ({ id, size: tokens[id].length })), unitsOf(text, 0));
@@ -161,7 +162,8 @@ function fallbackTokens(data) {
 
 // The merges, in order, as pairs of ids of three bytes each; a pair's token is that of both texts together.
 function mergeTables(data, tokens) {
-  const outside = new Set(data.outside), packed = bytesOfBinary(atob(data.merges)), ranks = new Map(), vocabulary = new Map();
+  const outside = new Set(data.outside), packed = bytesOfBinary(atob(data.merges));
+  const ranks = new Map(), vocabulary = new Map();
   tokens.forEach((token, id) => { if (!outside.has(id)) vocabulary.set(token, id); });
   const idAt = (i) => packed[i] | packed[i + 1] << 8 | packed[i + 2] << 16;
   const key = (left, right) => left * 2 ** 24 + right;

@@ -216,15 +216,15 @@ REFUSED = [
 
 @pytest.mark.parametrize("pattern", REFUSED)
 def test_a_pattern_that_may_mean_another_thing_in_javascript_is_refused(pattern: str) -> None:
-    with pytest.raises(UserError, match="no equal in JavaScript"):
+    with pytest.raises(UserError, match="cannot say in JavaScript"):
         javascript_pattern(pattern, oniguruma=True)
 
 
 def test_a_step_or_token_that_the_page_does_not_know_is_refused() -> None:
     punctuation = HuggingFaceTokenizer(splitting(pre_tokenizers.Punctuation()))
-    with pytest.raises(UserError, match="pre_tokenizer has the step 'Punctuation'"):
+    with pytest.raises(UserError, match="has the pre_tokenizer 'Punctuation'"):
         tokenizer_data(punctuation)
     saved = with_added_tokens()
     saved["added_tokens"][-1]["lstrip"] = True
-    with pytest.raises(UserError, match="token '  ' has lstrip"):
+    with pytest.raises(UserError, match="added token '  ' with lstrip"):
         tokenizer_data(HuggingFaceTokenizer(saved))
