@@ -31,8 +31,7 @@ const largest = (values) => values.reduce((most, value) => Math.max(most, value)
 const descending = (values) => values.slice().sort().reverse();
 
 function keptFrom({ tokens, logits }, least) {
-  const kept = [...logits.keys()].filter((i) => logits[i] >= least);
-  return { tokens: Int32Array.from(kept, (i) => tokens[i]), logits: Float64Array.from(kept, (i) => logits[i]) };
+  return { tokens: tokens.filter((_, i) => logits[i] >= least), logits: logits.filter((logit) => logit >= least) };
 }
 
 // The smallest logit of the nucleus, the likeliest tokens whose probabilities add up to top_p (Holtzman et al. 2019,
