@@ -58,6 +58,7 @@ def test_the_command_writes_the_page_beside_the_weights_and_says_what_its_weight
 
 def test_of_a_file_without_its_run_the_loss_is_that_of_the_pages_text(run: RunFolder, tmp_path: Path) -> None:
     file = shutil.copy(run.weights, tmp_path / "alone.safetensors")
+    assert data_of(make_live(LiveConfig(str(file))).page)["text"].startswith("1 plus")  # as the model goes on
     live = make_live(LiveConfig(str(file), text="1 plus 2 is 3", weights="float16"))
     assert live.measured.text == "12 tokens of the page's text"
     assert abs(live.measured.change) < 1e-3
