@@ -26,6 +26,7 @@ from minigpt.lab.share import base_names
 from minigpt.model.gpt import GPT
 from minigpt.pages.documents import Page
 from minigpt.pages.live.page import live_page
+from minigpt.pages.live.questions import live_questions
 from minigpt.pages.live.weights import WeightKind, quantised_model
 from minigpt.runs.folder import RunFolder, name_of
 from minigpt.runs.loading import UNKNOWN_TEXT, LoadedModel, load_model
@@ -92,7 +93,9 @@ def make_live(config: LiveConfig) -> Live:
     """
     loaded = load_model(config.run)
     text = _opening_text(loaded) if config.text is None else config.text
-    encode_prompt(loaded.tokenizer, text, loaded.model.config.context_length)  # refuses what the page could not show
+    from_start = loaded.config.data.mode == "examples"
+    # Refuses a text that the page could not show.
+    tokens = encode_prompt(loaded.tokenizer, text, loaded.model.config.context_length, from_start=from_start)
     n_parameters = sum(weight.numel() for weight in loaded.model.parameters())
     measured = measure(loaded, config.weights, text)
     page = live_page(
@@ -101,6 +104,8 @@ def make_live(config: LiveConfig) -> Live:
         text,
         title=model_name(config.run) if is_foreign(config.run) else name_of(config.run),
         facts=_facts(loaded, config.weights, n_parameters, measured),
+        first_token=loaded.tokenizer.end_of_text if from_start else None,
+        questions=live_questions(loaded.model, loaded.tokenizer, tokens),
         kind=config.weights,
     )
     return Live(page, n_parameters, measured)

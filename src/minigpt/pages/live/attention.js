@@ -48,8 +48,8 @@ class Attention {
     // A similarity has no weights for what it does not read.
     this.nQuery = similarity === "symmetric" || similarity === "uniform" ? 0 : H;
     this.nKey = similarity === "uniform" ? 0 : kv_heads;
-    this.scale = SCALES[similarity]?.(D, config) ?? null;
-    this.score = this.scale !== null ? (query, i, key, j) => this.scale * dot(query, i, key, j, D)
+    const scale = this.scale = SCALES[similarity]?.(D, config) ?? null;
+    this.score = scale !== null ? (query, i, key, j) => scale * dot(query, i, key, j, D)
       : SIMILARITIES[similarity](D, data("similarity.log_temperature") ?? data("similarity.log_width"));
     this.steps = similarity === "hopfield" ? config.hopfield_steps : 1;
   }
@@ -82,12 +82,13 @@ class Attention {
     const { nQuery, nKey } = this, qkv = linear(x, this.qkv);
     let query = columns(qkv, T, 0, nQuery * D), key = columns(qkv, T, nQuery * D, nKey * D);
     const value = columns(qkv, T, (nQuery + nKey) * D, kv_heads * D);
+    const plain = { query, key };                   // as projected, for `explain`
     // Per head the norm's weight has D numbers, else H D: `normalise` goes by them.
     if (qk_norm && nQuery) query = normalise(query, this.qNorm, this.config);
     if (qk_norm && nKey) key = normalise(key, this.kNorm, this.config);
     if (!nKey) key = new Float64Array(T * kv_heads * D);
-    if (!nQuery) query = nKey ? key.slice() : new Float64Array(T * H * D);
-    const plain = { query, key };                   // before the rotation, for `explain`
+    if (!nQuery) query = nKey ? key : new Float64Array(T * H * D);
+    if (!nQuery) plain.query = nKey ? plain.key : query;
     if (this.config.rotary) {
       query = rotate(query, T, D, this.rotary, cache);
       key = rotate(key, T, D, this.rotary, cache);
@@ -142,7 +143,7 @@ class Attention {
     return similarity === "linear" ? shares(scores, first) : softmax(scores);
   }
 
-  // What `explain` asks: query, before and after the rotation, of the stream at one position.
+  // What `explain` asks: the query, as projected and after norm and rotation, of the stream at one position.
   queryAt(stream, { attnNorm }, position, { documents }) {
     const isPost = this.config.block === "post_norm", x = Float64Array.from(stream);
     return this.project(isPost ? x : normalise(x, attnNorm, this.config), { T: 1, cache: { position, documents } });

@@ -44,7 +44,7 @@ GPT.prototype.explainScores = function (layer, head, position, cache, trace) {
   const weights = new Float32Array(T);
   weights.set(trace.weights(layer, head, position));
   return {
-    queryBefore: shaped(plain.query.subarray(head * D, (head + 1) * D), D),           // before the rotation
+    queryBefore: shaped(plain.query.subarray(head * D, (head + 1) * D), D),           // as projected: no norm, no rotation
     query: shaped(query.subarray(at, at + D), D), keys: shaped(keys, T, D),
     products: shaped(Array.from({ length: T }, (_, s) => dot(query, at, keys, s * D, D)), T),
     scale: attn.scale, softcap: logit_softcap, bias: slopes && shaped(Array.from({ length: T }, (_, s) => slopes[head] * s), T),

@@ -20,6 +20,7 @@ ENGINE = (
     "attention",
     "model",
     "interventions",
+    "explain",
     "tokenizer",
     "sample",
     "session",
@@ -38,6 +39,7 @@ def live_page(
     *,
     title: str,
     facts: Mapping[str, str],
+    first_token: int | None = None,
     questions: Sequence[Mapping[str, Any]] = (),
     kind: WeightKind = "int8",
 ) -> Page:
@@ -49,6 +51,7 @@ def live_page(
         text: what the page opens with.
         title: of the page, such as the run's name.
         facts: about the model, name -> text.
+        first_token: before every text, for models trained on whole texts; `begin_of_text` where the tokenizer has one.
         questions: of "guess first", see `questions.questions`.
         kind: type of the weights in the page.
 
@@ -58,11 +61,12 @@ def live_page(
     Raises:
         UserError: the page cannot compute what a setting of the model or a part of the tokenizer asks for.
     """
+    first_token = tokenizer.begin_of_text if first_token is None else first_token
     packed = pack_weights(model, kind)
     data = {
         "config": live_config(model.config),
         "header": packed.header,
-        "tokenizer": tokenizer_data(tokenizer),
+        "tokenizer": tokenizer_data(tokenizer) | {"begin_of_text": first_token},
         "text": text,
         "facts": dict(facts),
         "colours": base64_of(COLOURS),

@@ -25,8 +25,9 @@ function compareRow(cells, attributes = {}) {
 
 // Both distributions at the selected position, sorted by the larger probability of each token.
 function drawCompared(rows, isChanged) {
+  const most = rows.reduce((limit, { base, changed: after }) => Math.max(limit, base, after), 0);    // the longest bar
   $("compared").replaceChildren(...rows.map(({ token, label, base, changed }) => compareRow(
-    [make("bdi", { textContent: label }), barsOf(...(isChanged ? [base, changed] : [base])), percentOf(base),
+    [make("bdi", { textContent: label }), barsOf(...(isChanged ? [base / most, changed / most] : [base / most])), percentOf(base),
       ...(isChanged ? [percentOf(changed), `${signedText(100 * (changed - base), Math.abs(changed - base) < 0.0995 ? 2 : 1)}`] : [])],
     { "data-token": token })));
   document.querySelectorAll(".compared .after").forEach((head) => { head.hidden = !isChanged; });
@@ -41,7 +42,7 @@ function drawCompared(rows, isChanged) {
 function drawLosses() {
   const { base, changed } = state.loss, has = changed !== null && Number.isFinite(base);
   $("losses").textContent = !Number.isFinite(base) ? "The text has one token: there is nothing to predict yet."
-    : `Loss of the text: ${base.toFixed(3)} nats per token${has ? ` before, ${changed.toFixed(3)} after (${signedText(changed - base, 3)})` : ""}.`;
+    : `${base.toFixed(3)} nats per token${has ? ` before, ${changed.toFixed(3)} after (${signedText(changed - base, 3)})` : ""}.`;
   $("loss-tokens").hidden = $("loss-scale").hidden = !has;
   root.dataset.lossChange = has ? (changed - base).toFixed(6) : "";
   if (!has) return;

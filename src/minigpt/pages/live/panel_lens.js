@@ -11,8 +11,8 @@ function lensCells({ label, probability, targetProbability }, hasTarget) {
 }
 
 function drawLensTable({ base, changed }, target) {
-  const n = base.length, heads = ["stream", ...(changed ? ["before: likeliest", "p of target", "after: likeliest", "p of target"] : ["likeliest", "p of target"])]
-    .filter((name) => target !== null || name !== "p of target");
+  const n = base.length, heads = ["stream", ...(changed ? ["before: likeliest", "target", "after: likeliest", "target"] : ["likeliest", "target"])]
+    .filter((name) => target !== null || name !== "target");
   const top = make("tr");
   top.append(...heads.map((textContent) => make("th", { textContent, scope: "col" })));
   $("lens-head").replaceChildren(top);

@@ -5,8 +5,8 @@ import unicodedata
 
 _WORDS = (
     "the house and return first def add it's I'LL we'Ve 'S 'ſ KELVIN 12 123 12345 ² ½ ٣ #!? --- \r\n \r \n\n \0 aaaa "
-    "abab <|endoftext|> <| |> </s> <0x0A> <table> <s> é e\u0301 가 ᄀ\u1161 ㄱ 東京 ภาษา עברית नमस्ते 🙂 👩\u200d👧 \u200b "
-    "\ufeff \ufffd ſ ß ﬆ K İ ǅ \u0345 ▁ ▁▁ Ġ"
+    "abab <|endoftext|> <| |> </s> <0x0A> <table> <s> é e\u0301 가 ᄀ\u1161 ㄱ 東京 ภาษา עברית नमस्ते 🙂 \u200b "
+    "👩\u200d👧 \ufeff \ufffd ſ ß ﬆ K İ ǅ \u0345 ▁ ▁▁ Ġ"
 )
 _SPACES = [" ", "  ", " " * 4, " " * 9, "\t", "\x1c", "\x85", "\u2028", "\u00a0", "\u3000", " ▁▁"]
 PIECES = [*_WORDS.split(" "), *_SPACES, "\ud800"]
