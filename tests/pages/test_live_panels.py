@@ -296,3 +296,19 @@ def test_panels_fit_a_narrow_window_and_hostile_tokens_stay_text(panels: Any) ->
         page.settle()
         assert page.page.evaluate("document.documentElement.scrollWidth") <= 360, tab
         assert page.page.locator("img").count() == 0
+
+
+def test_a_slider_that_asks_faster_than_the_model_reads_ends_at_its_last_value(panels: Any) -> None:
+    page = panels("change")
+    select(page, N_TOKENS - 1, 0, 0)
+    page.page.evaluate(
+        """() => { for (let i = 0; i < 20; i++) {
+            $("head-scale").value = 2 - 0.1 * i;
+            $("head-scale").dispatchEvent(new Event("input")); }
+            $("head-scale").value = 0;
+            $("head-scale").dispatchEvent(new Event("input")); }"""
+    )
+    page.settle()
+    assert page.loss_change() == pytest.approx(effect("0.0"), abs=1e-4)
+    answered = int(page.state("numbers"))
+    assert answered < 10, "stale values are not computed"

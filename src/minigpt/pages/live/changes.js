@@ -35,7 +35,8 @@ function changesOf(spec, labels) {
     }
   }
   for (const cell of spec?.cells ?? []) {
-    const words = `head ${cell.layer}.${cell.head}: ${tokenWords(cell.query, labels)} attends to ${tokenWords(cell.key, labels)} with weight ${cell.weight.toFixed(2)}`;
+    const [query, key] = [cell.query, cell.key].map((position) => tokenWords(position, labels));
+    const words = `head ${cell.layer}.${cell.head}: ${query} attends to ${key} with weight ${cell.weight.toFixed(2)}`;
     found.push({ layer: cell.layer, words, without: withCell(spec, cell, null) });
   }
   return found.sort((a, b) => a.layer - b.layer);
