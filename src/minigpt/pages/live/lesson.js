@@ -21,7 +21,7 @@ const shownLines = ({ shown }, cells, keep = () => true) => shown.map((position,
   .map(({ position, i }) => ({ position, cells: cells(position, i) }));
 
 // The other token that the lesson compares with: the key with the most weight but the token itself; -1 for the first token.
-function partnerOf({ weights, position }) {
+function partnerOf({ weights: { data: weights }, position }) {
   let best = -1;
   for (let key = 0; key < position; key++) if (best < 0 || weights[key] > weights[best]) best = key;
   return best;
@@ -40,43 +40,43 @@ function tokenStep(numbers) {
     lessonTable(["token", "id"], shownLines(numbers, (key) => [state.tokens[key].toLocaleString("en")]), position)] };
 }
 
-function embeddingStep({ token, embedding, stream, start, layer }) {
+function embeddingStep({ token, embedding, streamBefore, start, layer }) {
   const added = { learned: "plus a learned vector of the position", sinusoidal: "plus sines and cosines of the position" }[LESSON_CONFIG.position];
-  const parts = [sentence(`Row ${token.toLocaleString("en")} of the embedding matrix E: ${plural(embedding.length, "number")}, learned in training, that stand for `
-      + `this token wherever it occurs${added ? `, ${added}` : ""}.`), vectorFigure("embedding", embedding)];
+  const parts = [sentence(`Row ${token.toLocaleString("en")} of the embedding matrix E: ${plural(embedding.data.length, "number")}, learned in training, that stand for `
+      + `this token wherever it occurs${added ? `, ${added}` : ""}.`), vectorFigure("embedding", embedding.data)];
   if (added) parts.push(vectorFigure("with its position", start));
   if (layer > 0) {
     const earlier = layer === 1 ? "Layer 0 has" : `Layers 0 to ${layer - 1} have`;
     parts.push(sentence(`${earlier} added to these numbers. The sum is the residual stream, which layer ${layer} reads:`),
-      vectorFigure(`stream before layer ${layer}`, stream));
+      vectorFigure(`stream before layer ${layer}`, streamBefore.data));
   }
   return { formula: added ? "x_{i} = E[id_{i}] + P[i]" : "x_{i} = E[id_{i}]", parts };
 }
 
 function queryStep(numbers) {
-  const { normed, query, plainQuery, keys } = numbers, isRotary = LESSON_CONFIG.position === "rotary";
+  const { attnInput, query, queryBefore, keys } = numbers, isRotary = LESSON_CONFIG.position === "rotary";
   if (LESSON_CONFIG.similarity === "uniform") {
     return { formula: `v_{j} = W_{V} ${whatIsRead("j")}`, parts: [sentence("This model's attention has neither queries nor keys: every token takes the mean of all values that it may see.")] };
   }
   const two = isSymmetric ? "This model uses one matrix for both: what a token looks for is what it offers."
     : "W_{Q} and W_{K} are two different matrices: what a token looks for is not what it offers. So who attends to whom has a direction.";
-  const parts = [sentence(isSymmetric ? "" : "A query is what a token looks for, a key is what a token offers. ", ...formulaOf(two).childNodes),
-    vectorFigure(LESSON_CONFIG.block === "post_norm" ? "what the head reads: the stream" : "what the head reads: the stream, normalised", normed)];
-  if (isRotary) parts.push(vectorFigure("query before its rotation", plainQuery));
-  parts.push(vectorFigure(isRotary ? "query, rotated" : "query", query), tokensFigure(isRotary ? "keys, rotated" : "keys", keys, numbers));
+  const parts = [sentence(isSymmetric ? "" : "A query is what a token looks for, a key is what a token offers. ", ...mathNodes(two)),
+    vectorFigure(LESSON_CONFIG.block === "post_norm" ? "what the head reads: the stream" : "what the head reads: the stream, normalised", attnInput.data)];
+  if (isRotary) parts.push(vectorFigure("query before its rotation", queryBefore.data));
+  parts.push(vectorFigure(isRotary ? "query, rotated" : "query", query.data), tokensFigure(isRotary ? "keys, rotated" : "keys", keys, numbers));
   if (isRotary) parts.push(sentence("Rotary positions (RoPE) turn pairs of these numbers by angles that grow with the position, so the score of a pair can depend on its distance."));
   if (LESSON_CONFIG.qk_norm) parts.push(sentence("Queries and keys are normalised first (QK-norm), so no score can grow only because the vectors are long."));
-  return { formula: isSymmetric ? `k_{j} = W_{K} ${whatIsRead("j")}, \u2003 q_{i} = k_{i}`
-    : `q_{i} = W_{Q} ${whatIsRead("i")}, \u2003 k_{j} = W_{K} ${whatIsRead("j")}`, parts };
+  return { formula: isSymmetric ? [`k_{j} = W_{K} ${whatIsRead("j")}`, "q_{i} = k_{i}"]
+    : [`q_{i} = W_{Q} ${whatIsRead("i")}`, `k_{j} = W_{K} ${whatIsRead("j")}`], parts };
 }
 
 // ---- from scores to weights ----------------------------------------------------------------------------------------
 
-function scoreExample({ position, shown, products, scale, scores, pairs }, partner) {
-  const i = shown.indexOf(partner), there = scores[partner], back = pairs[i][shown.indexOf(position)], parts = [];
-  if (products) {
+function scoreExample({ position, shown, products, scale, scoresBeforeMask, pairs }, partner) {
+  const i = shown.indexOf(partner), there = scoresBeforeMask.data[partner], back = pairs[i][shown.indexOf(position)], parts = [];
+  if (scale !== null) {
     parts.push(sentence("The query of ", tokenNodes(position), " times the key of ", tokenNodes(partner),
-      `: \u03a3 q k = ${numberText(products[i])}, times ${scale.toFixed(3)} is ${numberText(products[i] * scale)}.`));
+      `: q \u00b7 k = ${numberText(products.data[partner])}. Times ${scale.toFixed(3)} it is ${numberText(products.data[partner] * scale)}.`));
   }
   const why = isSymmetric ? "Both are equal, because queries are keys here." : "The two differ, because query and key are different projections.";
   parts.push(sentence("Row ", tokenNodes(position), ", column ", tokenNodes(partner), `: ${numberText(there)}. The other way round, row `, tokenNodes(partner), ", column ",
@@ -85,7 +85,7 @@ function scoreExample({ position, shown, products, scale, scores, pairs }, partn
 }
 
 function scoreStep(numbers) {
-  const { position, shown, products, scores, pairs } = numbers, partner = partnerOf(numbers), at = (key) => shown.indexOf(key);
+  const { position, shown, products, scale, scoresBeforeMask: { data: scores }, pairs } = numbers, partner = partnerOf(numbers), at = (key) => shown.indexOf(key);
   const name = (row, column) => `query \u201c${state.labels[shown[row]]}\u201d #${shown[row]}, key \u201c${state.labels[shown[column]]}\u201d #${shown[column]}`;
   const marks = partner < 0 ? [] : [[at(position), at(partner)], [at(partner), at(position)]];
   const { similarity, softmax_temperature, logit_softcap } = LESSON_CONFIG, isScaled = SCORE_FORMULAS[similarity].includes("\u221aD"), extra = [];
@@ -94,20 +94,20 @@ function scoreStep(numbers) {
   if (LESSON_CONFIG.position === "alibi") extra.push(" ALiBi adds a bias that favours near keys.");
   return { formula: SCORE_FORMULAS[similarity], parts: [
     sentence("The score says how well a key fits a query.", isScaled ? " Divided by \u221aD, the scores of wide heads are as small as those of narrow ones." : "", ...extra),
-    lessonTable(products ? ["key j", "q_{i} \u00b7 k_{j}", "score s_{ij}"] : ["key j", "score s_{ij}"],
-      shownLines(numbers, (key, i) => [...(products ? [numberText(products[i])] : []), numberText(scores[key])]), position),
-    heatFigure("scores of all pairs: rows are queries, columns are keys", pairs, { names: shown.map((key) => state.labels[key]), marked: at(position), cellName: name, marks, height: 20 }),
+    lessonTable(scale !== null ? ["key j", "q_{i} \u00b7 k_{j}", "score s_{ij}"] : ["key j", "score s_{ij}"],
+      shownLines(numbers, (key) => [...(scale !== null ? [numberText(products.data[key])] : []), numberText(scores[key])]), position),
+    heatFigure("scores of all pairs: rows are queries, columns are keys", pairs, { names: shown.map((key) => state.labels[key]), marked: at(position), cellName: name, marks, height: 20, power: 1, isPrinted: true }),
     ...(partner < 0 ? [sentence("Select a later token to compare a pair in both directions.")] : scoreExample(numbers, partner))] };
 }
 
 function maskStep(numbers) {
-  const { position, n, firstKey, scores, unmasked } = numbers, limit = LESSON_CONFIG.windows[numbers.layer];
+  const { position, n, firstKey, scoresBeforeMask: { data: scores }, unmasked } = numbers, limit = LESSON_CONFIG.windows[numbers.layer];
   let lost = 0;
   for (let key = 0; key < n; key++) if (!isAllowed(numbers, key)) lost += unmasked[key];
   const later = n - 1 - position, rule = firstKey > 0 ? (limit ? `, at most ${limit} tokens back` : ", in the same document") : "";
   const isShown = shownLines(numbers, (key) => (isAllowed(numbers, key) ? [numberText(scores[key]), numberText(scores[key]), short(unmasked[key])]
     : [numberText(scores[key]), { text: numberText(-Infinity), isOut: true }, { text: short(unmasked[key]), isOut: true }]));
-  return { formula: "s_{ij} = \u2212\u221e \u2003 for j > i", parts: [
+  return { formula: ["s_{ij} = \u2212\u221e", "for j > i"], parts: [
     sentence("Token ", tokenNodes(position), ` may attend to itself and to earlier tokens${rule}. The mask sets all other scores to \u2212\u221e, so that their weight becomes 0: `
       + "each token must be predicted without a look at it."),
     sentence(later ? `Without the mask, the tokens that it removes would have got ${percentOf(lost)} of the weight.`
@@ -116,7 +116,7 @@ function maskStep(numbers) {
 }
 
 function softmaxStep(numbers) {
-  const { position, scores, weights, shown } = numbers, isSoft = !(LESSON_CONFIG.similarity in WEIGHT_FORMULAS), allowed = (key) => isAllowed(numbers, key);
+  const { position, scores: { data: scores }, weights: { data: weights }, shown } = numbers, isSoft = !(LESSON_CONFIG.similarity in WEIGHT_FORMULAS), allowed = (key) => isAllowed(numbers, key);
   let most = -Infinity, others = 1;
   for (let key = 0; key <= position; key++) if (allowed(key)) most = Math.max(most, scores[key]);
   for (const key of shown) if (key <= position) others -= weights[key];
@@ -131,37 +131,37 @@ function softmaxStep(numbers) {
 // ---- from values to logits -----------------------------------------------------------------------------------------
 
 function valueStep(numbers) {
-  const { position, weights, values, z } = numbers, best = weights.indexOf(Math.max(...weights));
-  return { formula: `v_{j} = W_{V} ${whatIsRead("j")}, \u2003 z_{i} = \u03a3_{j} a_{ij} v_{j}`, parts: [
+  const { position, weights: { data: weights }, values, weightedSum } = numbers, best = weights.indexOf(Math.max(...weights));
+  return { formula: [`v_{j} = W_{V} ${whatIsRead("j")}`, "z_{i} = \u03a3_{j} a_{ij} v_{j}"], parts: [
     sentence("A value is what a token passes on to those that attend to it. The head's output is the sum of the values, each times its weight. Here ", tokenNodes(best),
       ` has the largest weight, ${short(weights[best])}.`),
     lessonTable(["key j", "weight a_{ij}"], shownLines(numbers, (key) => [shareOf(weights[key])], (key) => isAllowed(numbers, key)), position),
-    tokensFigure("values", values, numbers), vectorFigure("weighted sum of the values", z)] };
+    tokensFigure("values", values, numbers), vectorFigure("weighted sum of the values", weightedSum.data)] };
 }
 
-function headsStep({ layer, head, heads, shape: { H, D }, written, attnOut, afterAttention }) {
-  const rows = Array.from({ length: H }, (_, h) => heads.slice(h * D, (h + 1) * D)), names = rows.map((_, h) => headName(layer, h)), most = Math.max(...written, 1e-9);
+function headsStep({ layer, head, z: { shape: [H, D], data: z }, written, attnOut, streamAfterAttn }) {
+  const rows = Array.from({ length: H }, (_, h) => z.slice(h * D, (h + 1) * D)), names = rows.map((_, h) => headName(layer, h)), most = Math.max(...written, 1e-9);
   return { formula: "x_{i} \u2190 x_{i} + W_{O} [z^{0}; z^{1}; \u2026]", parts: [
     sentence(`Each head of layer ${layer} has done the same with matrices of its own. Their sums are put side by side, and the output matrix turns them into one `
       + "update of the residual stream."),
     heatFigure(`the heads' sums, ${H} of ${D} numbers`, rows, { names, marked: head, cellName: (row, column) => `head ${names[row]}, number ${column}` }),
     lessonTable(["head", "length of what it adds"], written.map((length, h) => ({ text: names[h], cells: [{ text: numberText(length), share: length / most }] }))),
-    vectorFigure("update by attention", attnOut), vectorFigure("stream after attention", afterAttention)] };
+    vectorFigure("update by attention", attnOut.data), vectorFigure("stream after attention", streamAfterAttn.data)] };
 }
 
-function mlpStep({ layer, hidden, mlpOut, after }) {
+function mlpStep({ layer, mlpHidden: { data: hidden }, mlpOut, streamAfter }) {
   const { block } = LESSON_CONFIG, reads = { parallel: "the stream as it was before attention", post_norm: "the stream after attention" }[block] ?? "the stream after attention, normalised";
-  return { formula: `x_{i} \u2190 x_{i} + MLP(${whatIsRead("i")}), \u2003 ${MLP_FORMULAS[LESSON_CONFIG.mlp]}`, parts: [
+  return { formula: [`x_{i} \u2190 x_{i} + MLP(${whatIsRead("i")})`, MLP_FORMULAS[LESSON_CONFIG.mlp]], parts: [
     sentence(`The MLP reads ${reads}. It widens it to ${plural(hidden.length, "number")}, applies a nonlinear function, and adds the result to the stream. No token sees another one here.`),
-    vectorFigure("hidden numbers", hidden), vectorFigure("update by the MLP", mlpOut), vectorFigure(`stream after layer ${layer}`, after)] };
+    vectorFigure("hidden numbers", hidden), vectorFigure("update by the MLP", mlpOut.data), vectorFigure(`stream after layer ${layer}`, streamAfter.data)] };
 }
 
-function logitStep({ layer, position, finalNormed, next }) {
+function logitStep({ layer, position, finalNormed, top }) {
   const left = LESSON_CONFIG.n_layer - 1 - layer, way = left ? `${plural(left, "more layer")} ${left === 1 ? "does" : "do"} the same. Then the` : "This was the last layer. The";
-  const lines = next.map(({ label, logit, probability }) => ({ text: make("bdi", { textContent: label }), cells: [numberText(logit), { text: percentOf(probability), share: probability }] }));
-  return { formula: "logits = W_{head} norm(x_{i}), \u2003 p = softmax(logits)", parts: [
+  const lines = top.map(({ label, logit, probability }) => ({ text: make("bdi", { textContent: label }), cells: [numberText(logit), { text: percentOf(probability), share: probability }] }));
+  return { formula: ["logits = W_{head} norm(x_{i})", "p = softmax(logits)"], parts: [
     sentence(`${way} output head gives each token of the vocabulary a number, its logit, and a softmax over the vocabulary makes probabilities of them: what the model expects after `, tokenNodes(position), "."),
-    vectorFigure("stream after the final norm", finalNormed), lessonTable(["next token", "logit", "probability"], lines)] };
+    vectorFigure("stream after the final norm", finalNormed.data), lessonTable(["next token", "logit", "probability"], lines)] };
 }
 
 const LESSON_STEPS = [["Token", tokenStep], ["Embedding", embeddingStep], ["Query and keys", queryStep], ["Scores", scoreStep], ["Mask", maskStep],
@@ -182,7 +182,7 @@ function buildLesson(panel) {
     dot.addEventListener("click", () => goToStep(i));
     return dot;
   }));
-  nav.append(step("lesson-back", "\u2190 back", -1), dots, step("lesson-on", "next \u2192", 1));
+  nav.append(step("lesson-back", "\u2190 back", -1), step("lesson-on", "next \u2192", 1), dots);
   panel.append(nav, make("h2", { id: "lesson-title" }, { "aria-live": "polite" }), make("p", { id: "lesson-where" }), make("div", { id: "lesson-body" }));
   panel.addEventListener("keydown", (event) => {
     const arrow = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -199,7 +199,7 @@ function drawStep() {
   $("lesson-title").textContent = `${state.lessonStep + 1} of ${LESSON_STEPS.length}: ${title}`;
   $("lesson-where").replaceChildren(`Token i is `, ...tokenNodes(numbers.position), `; head ${headName(numbers.layer, numbers.head)}`,
     state.interventions ? ", with your changes" : "", ". Select others in the text and in the maps.");
-  $("lesson-body").replaceChildren(formulaOf(formula), ...parts);
+  $("lesson-body").replaceChildren(formulaLine([formula].flat()), ...parts);
   [...$("lesson-dots").children].forEach((dot, i) => dot.setAttribute("aria-current", i === state.lessonStep ? "step" : "false"));
   $("lesson-back").disabled = state.lessonStep === 0;
   $("lesson-on").disabled = state.lessonStep === LESSON_STEPS.length - 1;

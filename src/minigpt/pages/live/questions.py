@@ -162,8 +162,9 @@ def _about_loss(removed: Ablation) -> list[dict[str, Any]]:
     # The largest rise first: what a head is for shows best where it matters most.
     for index in sorted(heads, key=lambda index: -float(removed.changes[index, 0].max())):
         if _stands_out(removed.changes[index, 0].tolist(), LEAST_TOKEN_CHANGE):
-            ask = f"Which token loses most if head {removed.parts[index]} is switched off?"
-            return [{"kind": "loss", "part": removed.parts[index], "ask": ask, "pick": "token"}]
+            part = removed.parts[index]
+            ask = f"Which token loses most if head {part} is switched off: whose loss rises most?"
+            return [{"kind": "loss", "part": part, "ask": ask, "pick": "token"}]
     return []
 
 

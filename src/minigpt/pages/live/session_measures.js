@@ -36,11 +36,12 @@ function partSpecs({ n_layer, n_head }, kind) {
   return specs;
 }
 
-// Reads the text without each part (kind "zero" or "mean"): name -> measure(reading). A forward pass for each part, so other calls
-// are answered in between; null if the text changes.
-Session.prototype.withoutEachPart = async function (kind, measure) {
+// Reads the text without each part (kind "zero" or "mean"; only some `parts`): name -> measure(reading). A forward pass for each
+// part, so other calls are answered in between; null if the text changes.
+Session.prototype.withoutEachPart = async function (kind, measure, parts = null) {
   const { base } = this, tokens = [...base.tokens], means = kind === "mean" ? base.means() : null, found = {};
   for (const [name, interventions] of Object.entries(partSpecs(this.model.config, kind))) {
+    if (parts && !parts.includes(name)) continue;
     const reading = new Reading(this.model, { interventions, means });
     const isStale = () => tokens.length !== base.tokens.length || tokens.some((token, i) => token !== base.tokens[i]);
     if (!await reading.read(tokens, isStale)) return null;
@@ -51,9 +52,9 @@ Session.prototype.withoutEachPart = async function (kind, measure) {
 };
 
 // Change of the text's loss in nats per token without each part: above zero the part helps. As `ablation` of inspection/ablation.py.
-Session.prototype.ablations = async function ({ kind }) {
+Session.prototype.ablations = async function ({ kind, parts = null }) {
   const whole = this.base.loss();
-  return whole === null ? {} : this.withoutEachPart(kind, (reading) => reading.loss() - whole);
+  return whole === null ? {} : this.withoutEachPart(kind, (reading) => reading.loss() - whole, parts);
 };
 
 // One forward pass for a head and a position, see model.explain.
