@@ -276,8 +276,11 @@ def test_interventions_act_on_writing_and_wrong_settings_are_refused_with_their_
 def test_the_link_keeps_the_changes_and_leaves_out_what_the_model_does_not_have(panels: Any) -> None:
     page = panels("change")
     good = {"heads": {"1.0": {"scale": 2}}, "cells": [{"layer": 0, "head": 1, "query": 3, "key": 1, "weight": 0.5}]}
-    bad = {"heads": {"9.0": {"scale": 0}, "0.0": {"scale": "<b>"}, "__proto__": {}}, "mlps": {"0": "gone", "7": "zero"}}
-    bad["cells"] = [{"layer": 0, "head": 0, "query": 1, "key": 2, "weight": 0.5}, None]
+    bad = {
+        "heads": {"9.0": {"scale": 0}, "0.0": {"scale": "<b>", "attend": "toString"}, "__proto__": {}},
+        "mlps": {"0": "gone", "7": "zero"},
+    }
+    bad["cells"] = [{"layer": 0, "head": 0, "query": 2, "key": 1, "weight": "0.5"}, None]
     read = "text => links.get('changes').read(text).interventions"
     assert page.page.evaluate(read, json.dumps(good)) == good
     assert page.page.evaluate(read, json.dumps(bad)) is None

@@ -35,6 +35,7 @@ function drawCompared(rows, isChanged) {
       ...(isChanged ? [percentOf(changed), pointsOf(changed - base)] : [])],
     { "data-token": token })));
   document.querySelectorAll(".compared .after").forEach((head) => { head.hidden = !isChanged; });
+  $("compare-before").textContent = isChanged ? "before" : "probability";
   const [first, second] = ["base", "changed"].map((run) => likeliestOf(rows, run));
   const before = `The model expects \u201c${first.label}\u201d (${percentOf(first.base)})`;
   $("compare-words").textContent = !isChanged ? `${before}. Change something above to see what it expects then.`

@@ -45,9 +45,10 @@ function buildParts() {
 // What was measured without a part, where it was on this text.
 const effectOf = (name) => (measured.tokens === state.tokens ? measured.effects[name] : undefined);
 
-function effectWords({ loss, label, isOther }) {
-  const expected = isOther ? `\u201c${label}\u201d` : "the same token";
-  return `: without it the loss changes by ${signedText(loss, 3)} nats per token, and the model expects ${expected} after #${measured.position}`;
+function effectWords({ loss, label, isOther, probability }) {
+  const then = isOther ? `expects \u201c${label}\u201d instead (its own token: ${percentOf(probability)})`
+    : `still expects the same token (${percentOf(probability)})`;
+  return `: without it the loss changes by ${signedText(loss, 3)} nats per token; after #${measured.position} the model ${then}`;
 }
 
 function drawParts() {
