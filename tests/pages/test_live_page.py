@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from test_engine import make
 from minigpt.data.tokenizers.base import BytesTokenizer
 from minigpt.inspection.ablation import losses
 from minigpt.model.gpt import GPT
+from minigpt.pages import live
 from minigpt.pages.documents import Page
 from minigpt.pages.live.page import ENGINE, engine_script, live_page
 
@@ -27,6 +29,11 @@ def page_of(text: str = TEXT, title: str = "tiny", **facts: str) -> Page:
     return live_page(model_of(), BytesTokenizer(), text, title=title, facts=facts, kind="float32")
 
 
+def scripts_of(page: str) -> list[str]:
+    """The engine and the page's own script."""
+    return re.findall(r'<script(?: id="engine")?>(.*?)</script>', page, re.DOTALL)
+
+
 def loss() -> float:
     with torch.no_grad():
         return float(losses(model_of(), torch.tensor([BytesTokenizer().encode(TEXT)])).mean())
@@ -36,7 +43,7 @@ def test_the_policy_allows_the_pages_two_scripts_and_its_worker_and_nothing_else
     page = page_of("".join(HOSTILE), HOSTILE[0], **{HOSTILE[0]: HOSTILE[1]})
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
     assert policy is not None
-    scripts = re.findall(r"<script(?: id=\"engine\")?>(.*?)</script>", page, re.DOTALL)
+    scripts = scripts_of(page)
     hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts]
     assert policy[1].startswith("default-src 'none'; base-uri 'none'; form-action 'none'; ")
     assert f"script-src {' '.join(hashes)}; style-src 'sha256-" in policy[1]
@@ -48,7 +55,16 @@ def test_the_engine_is_one_script_that_touches_no_document() -> None:
     script = engine_script()
     assert script.isascii()
     assert not re.search(r"</script|<!--|\b(document|window|localStorage)\.|\bfetch\(|XMLHttpRequest", script)
-    assert len(ENGINE) == len(set(ENGINE))
+
+
+def test_every_script_of_the_folder_is_in_the_page_once_and_no_two_define_the_same_name() -> None:
+    files = sorted(Path(live.__file__).parent.glob("*.js"))
+    scripts = dict(zip(("engine", "page"), scripts_of(page_of()), strict=True))
+    found = [name for file in files for name, text in scripts.items() if file.read_text() in text]
+    assert len(found) == len(files)
+    assert found.count("engine") == len(ENGINE)
+    names = re.findall(r"^(?:async )?(?:const|let|class|function\*?) (\w+)", "".join(scripts.values()), re.MULTILINE)
+    assert sorted(names) == sorted(set(names))
 
 
 def framed(page: str, head: str = "") -> str:

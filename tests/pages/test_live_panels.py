@@ -1,4 +1,4 @@
-"""The live page's panels in a real browser: interventions, logit lens and writing do what PyTorch and `inspection` do."""
+"""The live page's panels in a real browser: interventions, lens and writing do what PyTorch and `inspection` do."""
 
 import json
 from typing import Any
@@ -97,7 +97,8 @@ def test_one_click_switches_the_selected_head_off_and_before_and_after_stand_sid
     assert larger == sorted(larger, reverse=True)
     assert sum(row["changed"] for row in rows) == pytest.approx(1, abs=1e-5)
     cells = page.texts("#compared tr:first-child td")
-    assert cells[0] == rows[0]["label"] and cells[4][0] in "+\u2212"
+    assert cells[0] == rows[0]["label"]
+    assert cells[4][0] in "+\u2212"
     assert len(page.texts("#loss-tokens .token")) == N_TOKENS
     page.page.locator("#loss-tokens .token").nth(4).click()
     assert page.state("selected") == "4"
@@ -131,11 +132,16 @@ def test_parts_are_switched_off_by_zero_or_by_their_mean_and_each_change_is_undo
     assert page.spec() is None
     assert page.page.locator("#reset-all").is_disabled()
     page.click("#measure")
+    page.page.wait_for_selector("html[data-measured]")
     most = max(("0.0", "0.1", "1.0", "1.1"), key=effect)
     assert page.state("measured") == most
-    assert f"{effect(most):+.3f}".replace("-", "\u2212") in page.page.locator(
-        f"[data-part='heads {most}']"
-    ).get_attribute("title")
+    words = page.page.locator(f"[data-part='heads {most}']").get_attribute("title")
+    assert f"{effect(most):+.3f}".replace("-", "\u2212") in words
+    marked = page.page.locator("[data-other='1']").evaluate_all("parts => parts.map((part) => part.dataset.part)")
+    assert marked, "what the model expects after the last token can be changed"
+    expected = page.state("expected")
+    page.click(f"[data-part='{marked[0]}']")
+    assert page.state("expectedChanged") != expected
 
 
 def test_a_head_is_scaled_or_made_to_attend_to_one_token_and_a_cell_gets_the_weight_that_is_set(panels: Any) -> None:
@@ -232,7 +238,8 @@ def test_a_written_token_is_replaced_by_another_of_its_list_and_the_old_branch_i
     assert page.state("written").split() == [first[0], token]
     page.click("#write-step")
     second = page.state("written").split()
-    assert second[:2] == [first[0], token] and len(second) == 3
+    assert second[:2] == [first[0], token]
+    assert len(second) == 3
     assert page.state("branches") == "2"
     page.page.locator(".branch[aria-current=false]").first.click()
     assert page.state("written").split() == first
@@ -257,7 +264,8 @@ def test_interventions_act_on_writing_and_wrong_settings_are_refused_with_their_
             stream = model.final_norm(model.token_embedding(torch.tensor([tokens[-1]])))
             tokens.append(int(model.lm_head(stream)[0].argmax()))
     changed = write(page, 6)
-    assert changed == tokens[N_TOKENS:] and changed != plain
+    assert changed == tokens[N_TOKENS:]
+    assert changed != plain
     page.page.fill("#write-top_p", "1.5")
     page.page.click("#write-step")
     assert page.view.text("#write-message") == "top-p: takes a number from 0.000001 to 1, or nothing."

@@ -121,8 +121,7 @@ def policy_of(*names: str, scripts: Sequence[str] = (), more: str = "") -> str:
 
 def joined_scripts(folder: str, names: Iterable[str]) -> str:
     """One script of several files of a folder beside this module; they share one scope."""
-    there = resources.files("minigpt.pages").joinpath(folder)  # while the live page's parts arrive one by one
-    return "".join(_file(f"{folder}/{name}.js") for name in names if there.joinpath(f"{name}.js").is_file())
+    return "".join(_file(f"{folder}/{name}.js") for name in names)
 
 
 def rounded(values: Iterable[float]) -> list[float | None]:

@@ -4,7 +4,7 @@ const GUESS_LISTED = 5;                   // best answers shown with their numbe
 const guess = { index: 0, results: data.questions.map(() => null), choices: data.questions.map(() => null) };
 
 // Of each score: what its number is, and what such a head is good for.
-const GUESSED_SCORES = {
+const SCORE_ANSWERS = {
   previous_token: ["Mean weight on the previous token", "Later layers can build on it: an induction head needs one to find what followed a token before."],
   first_token: ["Mean weight on the first token", "Heads that find nothing to attend to often put their weight there: an attention sink."],
   current_token: ["Mean weight on the token itself", "Such a head works on each token alone, as an MLP does."],
@@ -12,7 +12,7 @@ const GUESSED_SCORES = {
   entropy: ["Evenness of the weights: 1 is the same for all keys, 0 all on one", "Its output is close to the mean of all values that it may see."],
 };
 const GUESS_WORDS = {
-  score: ({ score }) => GUESSED_SCORES[score],
+  score: ({ score }) => SCORE_ANSWERS[score],
   ablation: () => ["Loss of the text without it minus the loss with it, in nats per token", "A small change does not prove that a part is unused: others may take its place."],
   loss: ({ part }) => [`Loss of each token without head ${part} minus the loss with it, in nats`, "A head can be for a few places only, and its mean effect small."],
   key: ({ part }) => [`Weight of each key in head ${part}`, "In the head's map, the row of the query has its brightest cell in this column."],

@@ -29,7 +29,8 @@ class MLP {
 
 class Block {
   constructor(config, layer, get) {
-    const norm = (name) => ({ weight: get(`blocks.${layer}.${name}.weight`).data, bias: get(`blocks.${layer}.${name}.bias`)?.data });
+    const data = (name) => get(`blocks.${layer}.${name}`)?.data;
+    const norm = (name) => ({ weight: data(`${name}.weight`), bias: data(`${name}.bias`) });
     this.config = config;
     this.layer = layer;
     this.attnNorm = norm("attn_norm");

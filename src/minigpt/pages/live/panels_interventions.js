@@ -1,6 +1,6 @@
 // The panel of interventions: switch off, scale or redirect parts of the model. What comes of it is drawn by panel_compare.js.
 const partButtons = [];                   // {button, part, key, layer, name}
-const measured = { tokens: null, effects: {} };          // change of the text's loss without each part, once measured
+const measured = { tokens: null, position: 0, effects: {} };             // see Session.partEffects
 
 const offKind = () => document.querySelector("input[name=off]:checked").value;
 const offValue = (part) => (part === "heads" ? (offKind() === "mean" ? { mean: true } : { scale: 0 }) : offKind());
@@ -38,38 +38,49 @@ function buildParts() {
   }
 }
 
-function drawParts() {
-  const effects = measured.tokens === state.tokens ? measured.effects : {};
-  const most = Math.max(...Object.values(effects).map(Math.abs), 1e-9);
-  for (const { button, part, key, name } of partButtons) {
-    const effect = effects[name], words = `switch off ${partName(part, key)}`;
-    const note = effect === undefined ? "" : `, loss ${signedText(effect, 3)} nats without it`;
-    button.setAttribute("aria-pressed", isPartOff(part, key));
-    button.setAttribute("aria-label", `${words}${note}`);
-    button.title = `${words}${note}`;
-    button.dataset.changed = part === "heads" && state.interventions?.heads?.[key] !== undefined ? "1" : "";
-    button.style.setProperty("--effect", effect === undefined ? 0 : (Math.abs(effect) / most).toFixed(3));
-    button.dataset.sign = effect < 0 ? "less" : "more";
-  }
+// What was measured without a part, where it was on this text.
+const effectOf = (name) => (measured.tokens === state.tokens ? measured.effects[name] : undefined);
+
+function effectWords({ loss, label, isOther }) {
+  return `: without it the loss changes by ${signedText(loss, 3)} nats per token, and the model expects ${isOther ? `\u201c${label}\u201d` : "the same token"} after #${measured.position}`;
 }
 
-// Asks the engine for the loss of the text without each part. One forward pass a part, so only when asked for.
+function drawParts() {
+  const most = Math.max(...Object.values(measured.effects).map(({ loss }) => Math.abs(loss)), 1e-9);
+  for (const { button, part, key, name } of partButtons) {
+    const effect = effectOf(name), words = `switch off ${partName(part, key)}${effect ? effectWords(effect) : ""}`;
+    button.setAttribute("aria-pressed", isPartOff(part, key));
+    button.setAttribute("aria-label", words);
+    button.title = words;
+    button.style.setProperty("--effect", effect ? (Math.abs(effect.loss) / most).toFixed(3) : 0);
+    Object.assign(button.dataset, { changed: part === "heads" && state.interventions?.heads?.[key] ? "1" : "",
+      sign: effect?.loss < 0 ? "less" : "more", other: effect?.isOther ? "1" : "" });
+  }
+  $("measured").hidden = measured.tokens !== state.tokens;
+}
+
+// Asks the engine what each part is for. One forward pass a part, so only when asked for.
 async function measureParts() {
-  const text = state.tokens, kind = offKind();
+  const { tokens, selected: position } = state, kind = offKind();
+  Object.assign(measured, { tokens, position, effects: {} });
   $("measure").disabled = true;
-  $("measured").textContent = "measuring: one forward pass for each part \u2026";
+  $("measured").textContent = "Measuring: one forward pass for each part \u2026";
+  drawParts();
   try {
-    await ask("measure", "ablations", { kind }, (effects) => tellMeasured(text, effects, kind));
+    await ask("measure", "partEffects", { kind, position }, tellMeasured);
   } catch (error) {
     $("measured").textContent = error.message;
   }
   $("measure").disabled = false;
 }
 
-function tellMeasured(tokens, effects, kind) {
-  Object.assign(measured, { tokens, effects });
-  const [name, effect] = Object.entries(effects).filter(([each]) => each.includes(".")).reduce((a, b) => (b[1] > a[1] ? b : a));
-  $("measured").textContent = `The darker a part, the more the loss of this text changes without it (${kind}). It needs head ${name} most: ${signedText(effect, 3)} nats per token.`;
+function tellMeasured(effects) {
+  measured.effects = effects;
+  const [name, { loss }] = Object.entries(effects).filter(([each]) => each.includes(".")).reduce((a, b) => (b[1].loss > a[1].loss ? b : a));
+  const others = Object.values(effects).filter(({ isOther }) => isOther).length;
+  $("measured").replaceChildren(`This text needs head ${name} most: without it the loss changes by ${signedText(loss, 3)} nats per token. `
+    + "Orange: the loss rises without the part; blue: it falls. ", others ? `\u2260: without the part (${others} of them) the model expects another token after `
+    : "No part alone changes which token the model expects after ", make("bdi", { textContent: tokenWords(measured.position, state.labels) }), ".");
   root.dataset.measured = name;
   drawParts();
 }

@@ -22,7 +22,7 @@ function candidates(logits, settings, seen = []) {
   // By value, not by place: ties with the k-th token stay, whichever comes first in the vocabulary.
   if (isSet(top_k) && top_k < V) keep("top_k", descending(last().logits)[top_k - 1]);
   if (isSet(top_p) && top_p < 1) keep("top_p", nucleusThreshold(last().logits, top_p));
-  if (min_p) keep("min_p", largest(last().logits) + Math.log(min_p));   // a ratio of probabilities: a difference of logits
+  if (min_p) keep("min_p", largest(last().logits) + Math.log(min_p));   // ratios of probabilities: differences of logits
   return { stages };
 }
 
@@ -31,11 +31,11 @@ const largest = (values) => values.reduce((most, value) => Math.max(most, value)
 const descending = (values) => values.slice().sort().reverse();
 
 function keptFrom({ tokens, logits }, least) {
-  const kept = [...logits.keys()].filter((i) => logits[i] >= least);
-  return { tokens: Int32Array.from(kept, (i) => tokens[i]), logits: Float64Array.from(kept, (i) => logits[i]) };
+  return { tokens: tokens.filter((_, i) => logits[i] >= least), logits: logits.filter((logit) => logit >= least) };
 }
 
-// The smallest logit of the likeliest tokens whose probabilities add up to top_p: Holtzman et al. 2019, arXiv:1904.09751.
+// The smallest logit of the nucleus, the likeliest tokens whose probabilities add up to top_p (Holtzman et al. 2019,
+// arXiv:1904.09751).
 function nucleusThreshold(logits, top_p) {
   const likeliest = descending(logits), exps = likeliest.map((logit) => Math.exp(logit - likeliest[0]));
   const total = exps.reduce((sum, value) => sum + value, 0);

@@ -178,7 +178,7 @@ function topOf(logits, count) {
   return best;
 }
 
-const IN_BACKGROUND = new Set(["ablations", "check"]);      // long calls that others need not wait for
+const IN_BACKGROUND = new Set(["ablations", "partEffects", "check"]);      // long calls that others need not wait for
 
 // Answers calls {id, name, args} one after the other with post({id, result} or {id, error}).
 function serveSession(post) {

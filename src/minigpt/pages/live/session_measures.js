@@ -36,20 +36,25 @@ function partSpecs({ n_layer, n_head }, kind) {
   return specs;
 }
 
-// Change of the text's loss in nats per token without each part (kind "zero" or "mean"): above zero the part helps. As `ablation`
-// of inspection/ablation.py. A forward pass for each part, so other calls are answered in between; null if the text changes.
-Session.prototype.ablations = async function ({ kind, parts = null }) {
-  const { base } = this, tokens = [...base.tokens], whole = base.loss(), means = kind === "mean" ? base.means() : null, changes = {};
-  if (whole === null) return {};
+// Reads the text without each part (kind "zero" or "mean"; only some `parts`): name -> measure(reading). A forward pass for each
+// part, so other calls are answered in between; null if the text changes.
+Session.prototype.withoutEachPart = async function (kind, measure, parts = null) {
+  const { base } = this, tokens = [...base.tokens], means = kind === "mean" ? base.means() : null, found = {};
   for (const [name, interventions] of Object.entries(partSpecs(this.model.config, kind))) {
     if (parts && !parts.includes(name)) continue;
     const reading = new Reading(this.model, { interventions, means });
     const isStale = () => tokens.length !== base.tokens.length || tokens.some((token, i) => token !== base.tokens[i]);
     if (!await reading.read(tokens, isStale)) return null;
-    changes[name] = reading.loss() - whole;
+    found[name] = measure(reading);
     await pause();
   }
-  return changes;
+  return found;
+};
+
+// Change of the text's loss in nats per token without each part: above zero the part helps. As `ablation` of inspection/ablation.py.
+Session.prototype.ablations = async function ({ kind, parts = null }) {
+  const whole = this.base.loss();
+  return whole === null ? {} : this.withoutEachPart(kind, (reading) => reading.loss() - whole, parts);
 };
 
 // One forward pass for a head and a position, see model.explain.

@@ -15,6 +15,17 @@ Session.prototype.compare = function ({ position, count }) {
     .map((token) => ({ token, label: this.tokenizer.label(token), base: base[token], changed: changed[token] }));
 };
 
+// What each part is for: without it, the change of the text's loss in nats per token, the likeliest token after a position, and
+// the probability of the token that the whole model expects there.
+Session.prototype.partEffects = function ({ kind, position }) {
+  const whole = this.base.loss(), [expected] = topOf(this.base.logits(position), 1);
+  return this.withoutEachPart(kind, (reading) => {
+    const probability = softmaxOf(reading.logits(position)), [token] = topOf(probability, 1);
+    return { loss: whole === null ? 0 : reading.loss() - whole, token, label: this.tokenizer.label(token), probability: probability[expected],
+      isOther: token !== expected };
+  });
+};
+
 // What the final norm and the head read from the residual stream at a position: before the first layer, then after each
 // (nostalgebraist 2020, "interpreting GPT: the logit lens"). target: the text's next token; probability null at its end.
 Session.prototype.lens = function ({ position }) {

@@ -174,7 +174,8 @@ class _Translation:
         self.parts.append("(?:" if kind in ("(", "(?i:") else kind)
         self.place += len(kind)
         self.atom = len(self.parts)
-        if self.folding and self.oniguruma and _ONE_CHARACTER.search(self.pattern[self.place :].split(")")[0].lower()):
+        inside = re.sub(r"\[.*?\]", ".", self.pattern[self.place :].split(")")[0]).lower()
+        if self.folding and self.oniguruma and _ONE_CHARACTER.search(inside):
             raise self._refusal("(?i:...) with ff, fi, fl, ss or st")
 
     def _close(self) -> None:
@@ -202,6 +203,6 @@ class _Translation:
 
     def _refusal(self, construct: str) -> UserError:
         return UserError(
-            f"the tokenizer's split pattern {self.pattern!r:.60} has {construct!r}, for which the live page has no "
-            "equal in JavaScript: train with data.tokenizer bytes, chars or bpe:N"
+            f"the tokenizer's split pattern {self.pattern!r:.60} has {construct!r}, which the live page cannot say in "
+            "JavaScript: look into this model with `minigpt inspect`"
         )

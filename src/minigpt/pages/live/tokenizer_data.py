@@ -15,6 +15,11 @@ from minigpt.data.tokenizers.huggingface import HuggingFaceTokenizer
 from minigpt.errors import UserError
 from minigpt.pages.live.split_patterns import javascript_pattern, literal_pattern
 
+_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""What the pre-tokenizer ByteLevel splits by: GPT-2's pattern."""
+_OPTIONS = ("single_word", "lstrip", "rstrip")
+"""Of added tokens, which models of today do not use."""
+
 
 def tokenizer_data(tokenizer: Tokenizer) -> dict[str, Any]:
     """The data of a tokenizer.
@@ -40,7 +45,13 @@ def _of_kind(tokenizer: Tokenizer) -> dict[str, Any]:
             return _bpe(tokenizer)
         case HuggingFaceTokenizer():
             return _huggingface(tokenizer)
-    raise UserError(f"the live page cannot run a tokenizer of the type {type(tokenizer).__name__}")
+    raise _refusal(f"is a {type(tokenizer).__name__}")
+
+
+def _refusal(reason: str) -> UserError:
+    return UserError(
+        f"the tokenizer {reason}, which the live page cannot run: look into this model with `minigpt inspect`"
+    )
 
 
 def _bpe(tokenizer: BPETokenizer) -> dict[str, Any]:
@@ -105,20 +116,15 @@ def _added(tokens: Iterable[dict[str, Any]]) -> dict[str, Any]:
     found = sorted(tokens, key=lambda token: len(token["content"]), reverse=True)
     for token in found:
         if not token["special"] and (option := next((o for o in _OPTIONS if token[o]), None)):
-            raise UserError(f"the live page cannot run a tokenizer whose token {token['content']!r:.40} has {option}")
+            raise _refusal(f"has an added token {token['content']!r:.40} with {option}")
     return {
         "pattern": "|".join(literal_pattern(token["content"]) for token in found) or "(?!)",
         "ids": [[token["content"], token["id"]] for token in found if not token["special"]],
     }
 
 
-_OPTIONS = ("single_word", "lstrip", "rstrip")
-_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""What ByteLevel splits by, GPT-2's pattern."""
-
-
 def _steps(step: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A pre-tokenizer in the terms of tokenizer_huggingface.js."""
+    """A pre-tokenizer in the terms of tokenizer.js."""
     match step:
         case {"type": "ByteLevel"}:
             if step["add_prefix_space"]:
@@ -138,7 +144,7 @@ def _steps(step: dict[str, Any]) -> Iterator[dict[str, Any]]:
         case {"type": "Digits", "individual_digits": individual}:
             yield _split(r"\p{N}", "Isolated" if individual else "Contiguous")
         case _:
-            raise UserError(f"the live page cannot run a tokenizer whose pre_tokenizer has the step {step['type']!r}")
+            raise _refusal(f"has the pre_tokenizer {step['type']!r}")
 
 
 def _split(pattern: str, behavior: str = "Isolated", *, invert: bool = False) -> dict[str, Any]:
