@@ -26,7 +26,7 @@ from minigpt.training.run import train
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run with a tokenizer of its own text."""
-    return train(small_settings(tmp_path_factory.mktemp("owner"), data={"tokenizer": "chars"}))
+    return train(small_settings(tmp_path_factory.mktemp("owner"), data={"tokenizer": "chars"}, attention={}))
 
 
 def data_of(page: str) -> dict[str, Any]:
@@ -93,6 +93,6 @@ def test_what_cannot_become_a_page_is_refused_in_one_line(
 
 
 def test_a_model_trained_on_whole_texts_reads_each_after_end_of_text(tmp_path: Path) -> None:
-    settings = small_settings(tmp_path, data={"mode": "examples"}, attention={"enabled": False})
+    settings = small_settings(tmp_path, data={"mode": "examples"})
     loaded = load_model(train(settings).path)
     assert data_of(make_live(LiveConfig(str(loaded.path))).page)["tokenizer"]["begin_of_text"] == 256
