@@ -33,7 +33,8 @@ class Plan {
   changePattern(layer, head, query, weights, documentStart) {
     const attend = this.heads[`${layer}.${head}`]?.attend;
     if (attend) weights.fill(0)[attend === "first" ? documentStart : Math.max(query - 1, documentStart)] = 1;
-    const cells = this.cells.filter((cell) => cell.layer === layer && cell.head === head && cell.query === query && cell.key <= query);
+    const isHere = (cell) => cell.layer === layer && cell.head === head && cell.query === query && cell.key <= query;
+    const cells = this.cells.filter(isHere);
     if (cells.length) setCells(weights, cells, documentStart);
   }
 
@@ -62,8 +63,8 @@ class Plan {
 
 // Sets the weights of some keys; those of the other keys are rescaled, so that the row still sums to 1.
 function setCells(weights, cells, documentStart) {
-  const wanted = new Map(cells.map(({ key, weight }) => [key, weight]));
-  const total = [...wanted.values()].reduce((sum, weight) => sum + weight, 0), isFree = (s) => s >= documentStart && !wanted.has(s);
+  const wanted = new Map(cells.map(({ key, weight }) => [key, weight])), isFree = (s) => s >= documentStart && !wanted.has(s);
+  const total = [...wanted.values()].reduce((sum, weight) => sum + weight, 0);
   let others = 0, n = 0;
   for (let s = 0; s < weights.length; s++) if (isFree(s)) { others += weights[s]; n++; }
   const left = Math.max(0, 1 - total);

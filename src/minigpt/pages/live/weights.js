@@ -15,8 +15,10 @@ function halfToNumber(half) {
 }
 
 function halvesToFloats(halves) {
-  const table = Float32Array.from({ length: 65536 }, (_, half) => halfToNumber(half));
-  return Float32Array.from(halves, (half) => table[half]);
+  const table = new Float32Array(65536), floats = new Float32Array(halves.length);
+  for (let half = 0; half < table.length; half++) table[half] = halfToNumber(half);
+  for (let i = 0; i < halves.length; i++) floats[i] = table[halves[i]];
+  return floats;
 }
 
 // Map of name -> {shape, data, scales}: data is a Float32Array, or an Int8Array whose row o is to be multiplied with
@@ -29,17 +31,16 @@ async function loadTensors(header, chunks) {
     bytes.set(part, at);
     at += part.length;
   }
-  if (at !== header.n_bytes) throw new Error(`the weights have ${at} bytes, not ${header.n_bytes}: the page is not complete`);
+  if (at !== header.n_bytes) {
+    throw new Error(`the weights have ${at} bytes, not ${header.n_bytes}: the page is not complete`);
+  }
   const tensors = new Map();
   for (const { name, shape, kind, offset, scales } of header.tensors) {
     const n = shape.reduce((product, size) => product * size, 1);
-    if (kind === "int8") {
-      tensors.set(name, { shape, data: new Int8Array(bytes.buffer, offset, n), scales: new Float32Array(bytes.buffer, scales, shape[0]) });
-    } else if (kind === "float16") {
-      tensors.set(name, { shape, data: halvesToFloats(new Uint16Array(bytes.buffer, offset, n)) });
-    } else {
-      tensors.set(name, { shape, data: new Float32Array(bytes.buffer, offset, n) });
-    }
+    const view = (type, start, length) => new type(bytes.buffer, start, length);
+    const data = kind === "int8" ? view(Int8Array, offset, n)
+      : kind === "float16" ? halvesToFloats(view(Uint16Array, offset, n)) : view(Float32Array, offset, n);
+    tensors.set(name, kind === "int8" ? { shape, data, scales: view(Float32Array, scales, shape[0]) } : { shape, data });
   }
   return tensors;
 }
