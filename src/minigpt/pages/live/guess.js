@@ -148,7 +148,7 @@ function buildGuess(panel) {
 
 // A model without a clear answer to any question has no such tab.
 if (data.questions.length) {
-  buildGuess(addTab("guess", "guess first", (changed) => {
+  buildGuess(addTab("guess", "Guess first", (changed) => {
     if (changed.has("tab") && !$("guess-ask").textContent) askQuestion();
     else drawGuess();
   }));

@@ -50,7 +50,7 @@ function heatFigure(title, rows, { cellName, names = null, marked = -1, marks = 
   canvas.style.height = `${height * rows.length}px`;
   caption.append(make("b", { textContent: title }), " ", readout);
   const picture = make("div", { className: "picture" }), frame = make("div", { className: "cells" });
-  frame.append(canvas, ...(isPrinted ? [printedNumbers(flat, width, height)] : []), ...marks.map(([row, column], i) => markOf(row, column, rows.length, width, i)));
+  frame.append(canvas, ...(isPrinted ? [printedNumbers(flat, width, height)] : []), ...marks.map(([row, column], i) => outlineOf(row, column, rows.length, width, i)));
   if (names) picture.append(rowNames(names, marked, height));
   picture.append(frame);
   figure.append(caption, picture);
@@ -65,7 +65,7 @@ function printedNumbers(flat, width, height) {
   return grid;
 }
 
-function markOf(row, column, rows, columns, i) {
+function outlineOf(row, column, rows, columns, i) {
   const mark = make("div", { className: `cell-mark mark-${i}` });
   Object.assign(mark.style, { top: `${100 * row / rows}%`, left: `${100 * column / columns}%`, height: `${100 / rows}%`, width: `${100 / columns}%` });
   return mark;

@@ -206,7 +206,7 @@ function buildMaps() {
   for (let layer = 0; layer < N_LAYER; layer++) {
     for (let head = 0; head < N_HEAD; head++) {
       const name = headName(layer, head);
-      const thumb = make("button", { type: "button", className: "thumb", title: `layer ${layer}, head ${head}` }, { "aria-label": `head ${name}` });
+      const thumb = make("button", { type: "button", className: "thumb", title: `layer ${layer}, head ${head}` });
       thumb.append(make("canvas"), make("span", { className: "tag", textContent: `${name} ` }));
       thumb.addEventListener("click", () => selectHead(layer, head));
       thumbs.push(thumb);
