@@ -64,7 +64,7 @@ class Guess:
         self.page.click("#tab-guess")
 
     def pick(self, name: str, kind: str) -> None:
-        selector = {"head": f".thumb[aria-label='head {name}']", "token": f".token[data-position='{name}']"}
+        selector = {"head": f".thumb[aria-label^='head {name}']", "token": f".token[data-position='{name}']"}
         self.page.click(selector.get(kind, f"input[name=guess-choice][value='{name}']"))
         self.page.wait_for_selector(f"html[data-guess-picked='{name}']", state="attached")
 
