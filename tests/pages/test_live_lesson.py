@@ -1,4 +1,4 @@
-"""The lesson of the live page in a real browser: its numbers are PyTorch's, in every step and for every kind of attention."""
+"""The live page's lesson in a real browser: its numbers are PyTorch's, in every step, for every kind of attention."""
 
 import re
 from typing import Any
