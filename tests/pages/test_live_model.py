@@ -168,6 +168,37 @@ def test_a_variant_without_a_script_is_refused_when_the_page_is_made(monkeypatch
         live_config(GPTConfig())
 
 
+WRITTEN = """
+const model = await open(data), cache = model.cache(), written = [];
+for (let next = data.tokens.slice(0, 4); written.length < 100; next = written.slice(-1)) {
+  const logits = model.forward(next, { cache, logits: "last" });
+  written.push(logits.indexOf(Math.max(...logits)));
+}
+return written;
+"""
+
+
+def test_a_hundred_tokens_written_greedily_are_pytorchs() -> None:
+    model = made(context_length=128)
+    tokens = text()[:4]
+    with torch.no_grad():
+        for _ in range(100):
+            tokens = torch.cat([tokens, model(tokens[None])[0, -1:].argmax(-1)])
+    written = in_node(WRITTEN, packed(model))
+    assert written == tokens[4:].tolist()
+    assert len(set(written)) > 10  # no loop over a few tokens, in which a fault would not show
+
+
+def test_chromium_computes_the_same_logits(browser: Any) -> None:
+    model = made()
+    page = browser.new_page()
+    page.add_script_tag(content="\n".join(path.read_text() for path in ENGINE) + OPEN)
+    found = page.evaluate("async (data) => Array.from((await open(data)).forward(data.tokens))", packed(model))
+    page.close()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.tensor(found).view(T, -1), model(text()[None])[0], rtol=0, atol=1e-4)
+
+
 TRACED = """
 return Promise.all(data.map(async (each) => {
   const model = await open(each), trace = new Trace(each.config);

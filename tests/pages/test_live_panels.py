@@ -276,8 +276,11 @@ def test_interventions_act_on_writing_and_wrong_settings_are_refused_with_their_
 def test_the_link_keeps_the_changes_and_leaves_out_what_the_model_does_not_have(panels: Any) -> None:
     page = panels("change")
     good = {"heads": {"1.0": {"scale": 2}}, "cells": [{"layer": 0, "head": 1, "query": 3, "key": 1, "weight": 0.5}]}
-    bad = {"heads": {"9.0": {"scale": 0}, "0.0": {"scale": "<b>"}, "__proto__": {}}, "mlps": {"0": "gone", "7": "zero"}}
-    bad["cells"] = [{"layer": 0, "head": 0, "query": 1, "key": 2, "weight": 0.5}, None]
+    bad = {
+        "heads": {"9.0": {"scale": 0}, "0.0": {"scale": "<b>", "attend": "toString"}, "__proto__": {}},
+        "mlps": {"0": "gone", "7": "zero"},
+    }
+    bad["cells"] = [{"layer": 0, "head": 0, "query": 2, "key": 1, "weight": "0.5"}, None]
     read = "text => links.get('changes').read(text).interventions"
     assert page.page.evaluate(read, json.dumps(good)) == good
     assert page.page.evaluate(read, json.dumps(bad)) is None
@@ -296,3 +299,19 @@ def test_panels_fit_a_narrow_window_and_hostile_tokens_stay_text(panels: Any) ->
         page.settle()
         assert page.page.evaluate("document.documentElement.scrollWidth") <= 360, tab
         assert page.page.locator("img").count() == 0
+
+
+def test_a_slider_that_asks_faster_than_the_model_reads_ends_at_its_last_value(panels: Any) -> None:
+    page = panels("change")
+    select(page, N_TOKENS - 1, 0, 0)
+    page.page.evaluate(
+        """() => { for (let i = 0; i < 20; i++) {
+            $("head-scale").value = 2 - 0.1 * i;
+            $("head-scale").dispatchEvent(new Event("input")); }
+            $("head-scale").value = 0;
+            $("head-scale").dispatchEvent(new Event("input")); }"""
+    )
+    page.settle()
+    assert page.loss_change() == pytest.approx(effect("0.0"), abs=1e-4)
+    answered = int(page.state("numbers"))
+    assert answered < 10, "stale values are not computed"

@@ -1,4 +1,4 @@
-"""The live page's session, in Node: it reads only what is new, drops what is stale, and measures what `inspection` does."""
+"""The live page's session, in Node: it reads what is new, drops what is stale, measures what `inspection` does."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,10 @@ CODE = """
   const session = new Session(), found = {};
   await session.init(data.init);
   const read = [], forward = session.model.forward;
-  session.model.forward = function (tokens, ...rest) { read.push(tokens.length); return forward.call(this, tokens, ...rest); };
+  session.model.forward = function (tokens, options) {
+    read.push(tokens.length);
+    return forward.call(this, tokens, options);
+  };
   found.first = await session.text({ text: data.text });
   found.patterns = session.patterns({ run: "base" });
   found.scores = session.scores();

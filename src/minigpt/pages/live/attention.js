@@ -89,9 +89,10 @@ class Attention {
     if (!nKey) key = new Float64Array(T * kv_heads * D);
     if (!nQuery) query = nKey ? key : new Float64Array(T * H * D);
     if (!nQuery) plain.query = nKey ? plain.key : query;
-    if (this.config.rotary) {
-      query = rotate(query, T, D, this.rotary, cache);
-      key = rotate(key, T, D, this.rotary, cache);
+    const { rotary } = this.config;
+    if (rotary) {
+      query = rotate(query, T, D, rotary, cache);
+      key = rotate(key, T, D, rotary, cache);
     }
     return { query, key, value, plain };
   }
@@ -193,25 +194,24 @@ function columns(x, T, from, width) {
   return y;
 }
 
-// Rotary positions: channel pair (i, i + D/2) of each head turns by the angle of its position.
-function rotate(x, T, D, { cos, sin, n }, cache) {
-  const y = x.slice(), width = x.length / T;
+// Rotary positions: channel pair (i, i + D/2) of each head turns by frequencies[i] radians per token; pairs without a frequency
+// do not turn. `length` is YaRN's factor. No table of all positions: a context of 128,000 would take 130 MB.
+function rotate(x, T, D, { frequencies, length }, cache) {
+  const y = x.slice(), width = x.length / T, n = frequencies.length;
+  const cos = new Float64Array(n), sin = new Float64Array(n);
   for (let t = 0; t < T; t++) {
-    const position = cache.position + t, from = (position - cache.documents[position]) * n;
+    const position = cache.position + t - cache.documents[cache.position + t];
+    for (let i = 0; i < n; i++) {
+      cos[i] = length * Math.cos(position * frequencies[i]);
+      sin[i] = length * Math.sin(position * frequencies[i]);
+    }
     for (let at = t * width; at < (t + 1) * width; at += D) {
       for (let i = 0; i < n; i++) {
         const a = x[at + i], b = x[at + i + D / 2];
-        y[at + i] = a * cos[from + i] - b * sin[from + i];
-        y[at + i + D / 2] = b * cos[from + i] + a * sin[from + i];
+        y[at + i] = a * cos[i] - b * sin[i];
+        y[at + i + D / 2] = b * cos[i] + a * sin[i];
       }
     }
   }
   return y;
-}
-
-// Cosines and sines of every position, (T, n) each, for n frequencies in radians per token; `rotary_table`.
-function rotaryTable(context_length, { frequencies, length }) {
-  const n = frequencies.length, angle = (i) => Math.floor(i / n) * frequencies[i % n];
-  const table = (wave) => Float64Array.from({ length: context_length * n }, (_, i) => Math.fround(length * wave(angle(i))));
-  return { cos: table(Math.cos), sin: table(Math.sin), n };
 }

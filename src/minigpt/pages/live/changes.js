@@ -35,7 +35,8 @@ function changesOf(spec, labels) {
     }
   }
   for (const cell of spec?.cells ?? []) {
-    const words = `head ${cell.layer}.${cell.head}: ${tokenWords(cell.query, labels)} attends to ${tokenWords(cell.key, labels)} with weight ${cell.weight.toFixed(2)}`;
+    const [query, key] = [cell.query, cell.key].map((position) => tokenWords(position, labels));
+    const words = `head ${cell.layer}.${cell.head}: ${query} attends to ${key} with weight ${cell.weight.toFixed(2)}`;
     found.push({ layer: cell.layer, words, without: withCell(spec, cell, null) });
   }
   return found.sort((a, b) => a.layer - b.layer);
@@ -53,21 +54,27 @@ function partWords(part, key, value) {
   return value === "mean" || value.mean ? `${name}: its mean output at every position` : `${name}: switched off (zero)`;
 }
 
+const isIndex = (number, size) => Number.isInteger(number) && number >= 0 && number < size;
+const isWithin = (number, most) => Number.isFinite(number) && number >= 0 && number <= most;
+
+// One change of a head, or null.
+function checkedHead(value) {
+  if (Object.hasOwn(WAYS_OF_ATTENDING, value?.attend)) return { attend: value.attend };
+  return value?.mean === true ? { mean: true } : isWithin(value?.scale, MOST_SCALE) ? { scale: value.scale } : null;
+}
+
 // A spec from a link, which anybody may have written: what the model does not have is left out.
 function checkedSpec(spec, nLayer, nHead) {
-  const has = (number, size) => Number.isInteger(number) && number >= 0 && number < size;
-  const isHead = (key) => /^\d+\.\d+$/.test(key) && has(Number(key.split(".")[0]), nLayer) && has(Number(key.split(".")[1]), nHead);
-  const isHeadValue = (value) => value?.mean === true || Object.hasOwn(WAYS_OF_ATTENDING, value?.attend)
-    || (Number.isFinite(value?.scale) && value.scale >= 0 && value.scale <= MOST_SCALE);
-  const isCell = (cell) => has(cell?.layer, nLayer) && has(cell.head, nHead) && has(cell.query, 1e6) && has(cell.key, cell.query + 1)
-    && cell.weight >= 0 && cell.weight <= 1;
-  const good = { heads: {}, mlps: {}, attentions: {}, layers: {}, cells: [] };
-  for (const [key, value] of Object.entries(spec?.heads ?? {})) if (isHead(key) && isHeadValue(value)) good.heads[key] = value;
-  for (const part of CHANGE_PARTS.slice(1)) {
-    for (const [key, value] of Object.entries(spec?.[part] ?? {})) {
-      if (/^\d+$/.test(key) && has(Number(key), nLayer) && (value === "zero" || value === "mean")) good[part][key] = value;
-    }
+  const entries = (part) => Object.entries(spec?.[part] ?? {});
+  const isHead = (key) => /^\d+\.\d+$/.test(key) && isIndex(Number(key.split(".")[0]), nLayer) && isIndex(Number(key.split(".")[1]), nHead);
+  const isCell = (cell) => isIndex(cell?.layer, nLayer) && isIndex(cell.head, nHead) && isIndex(cell.query, 1e6)
+    && isIndex(cell.key, cell.query + 1) && isWithin(cell.weight, 1);
+  const good = { heads: {} };
+  for (const [key, value] of entries("heads")) if (isHead(key) && checkedHead(value)) good.heads[key] = checkedHead(value);
+  for (const part of ["mlps", "attentions", "layers"]) {
+    good[part] = Object.fromEntries(entries(part).filter(([key, value]) =>
+      /^\d+$/.test(key) && isIndex(Number(key), nLayer) && (value === "zero" || value === "mean")));
   }
-  if (Array.isArray(spec?.cells)) good.cells = spec.cells.filter(isCell);
+  good.cells = entries("cells").map(([, cell]) => cell).filter(isCell);
   return tidySpec(good);
 }

@@ -79,8 +79,6 @@ class GPT {
     this.blocks = config.windows.map((_, layer) => new Block(config, layer, get));
     this.finalNorm = { weight: get("final_norm.weight").data, bias: get("final_norm.bias")?.data };
     this.lmHead = { weight: config.tie_embeddings ? this.tokenEmbedding : get("lm_head.weight") };
-    const rotary = config.rotary && rotaryTable(config.context_length, config.rotary);
-    for (const { attn } of this.blocks) attn.rotary = rotary;
   }
 
   cache() {

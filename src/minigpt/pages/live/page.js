@@ -38,25 +38,24 @@ async function change(partial) {
 const asked = new Map();                  // name -> number of its newest call
 let pending = 0;                          // calls that change the numbers and have no answer yet
 
-// Asks the engine; show(answer) is called unless the same asker has asked again since.
+// Asks the engine; show(answer) is called unless the same asker has asked again since, and an error is shown.
 async function ask(asker, name, args, show) {
-  const number = (asked.get(asker) ?? 0) + 1;
+  const number = (asked.get(asker) ?? 0) + 1, isNewest = () => asked.get(asker) === number;
   asked.set(asker, number);
-  const answer = await engine.call(name, args);
-  if (asked.get(asker) === number && answer !== null) show(answer);
+  const answer = await engine.call(name, args).catch((error) => {
+    if (isNewest()) $("problem").textContent = error.message;
+    return null;
+  });
+  if (isNewest() && answer !== null) show(answer);
 }
 
 async function compute(name, args, selected) {
   root.dataset.busy = ++pending;
-  try {
-    await ask(name, name, args, (answer) => {
-      $("problem").textContent = "";
-      const follows = name === "text" && state.selected >= state.n - 1;      // who types at the end stays there
-      update({ selected: selected ?? (follows ? answer.n - 1 : state.selected), ...answer, numbers: state.numbers + 1 });
-    });
-  } catch (error) {
-    $("problem").textContent = error.message;
-  }
+  await ask(name, name, args, (answer) => {
+    $("problem").textContent = "";
+    const follows = name === "text" && state.selected >= state.n - 1;        // who types at the end stays there
+    update({ selected: selected ?? (follows ? answer.n - 1 : state.selected), ...answer, numbers: state.numbers + 1 });
+  });
   root.dataset.busy = --pending || "";
 }
 
@@ -269,7 +268,8 @@ start(async () => {
   const { text, tokens, selected, interventions, ...wanted } = { text: data.text, tab: [...tabs.keys()][0], ...linkState() };
   $("area").value = text;
   $("main").hidden = false;
+  const loaded = loadModel();             // before what the panels ask
   update(wanted);
-  await loadModel();
+  await loaded;
   await change({ text, tokens, selected, ...(interventions ? { interventions } : {}) });
 });

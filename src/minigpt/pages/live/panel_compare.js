@@ -23,15 +23,20 @@ function compareRow(cells, attributes = {}) {
   return row;
 }
 
+// Change of a probability in percentage points.
+const pointsOf = (change) => signedText(100 * change, Math.abs(change) < 0.0995 ? 2 : 1);
+const likeliestOf = (rows, run) => rows.reduce((best, row) => (row[run] > best[run] ? row : best), rows[0]);
+
 // Both distributions at the selected position, sorted by the larger probability of each token.
 function drawCompared(rows, isChanged) {
   const most = rows.reduce((limit, { base, changed: after }) => Math.max(limit, base, after), 0);    // the longest bar
   $("compared").replaceChildren(...rows.map(({ token, label, base, changed }) => compareRow(
     [make("bdi", { textContent: label }), barsOf(...(isChanged ? [base / most, changed / most] : [base / most])), percentOf(base),
-      ...(isChanged ? [percentOf(changed), `${signedText(100 * (changed - base), Math.abs(changed - base) < 0.0995 ? 2 : 1)}`] : [])],
+      ...(isChanged ? [percentOf(changed), pointsOf(changed - base)] : [])],
     { "data-token": token })));
   document.querySelectorAll(".compared .after").forEach((head) => { head.hidden = !isChanged; });
-  const [first, second] = ["base", "changed"].map((run) => rows.reduce((best, row) => (row[run] > best[run] ? row : best), rows[0]));
+  $("compare-before").textContent = isChanged ? "before" : "probability";
+  const [first, second] = ["base", "changed"].map((run) => likeliestOf(rows, run));
   const before = `The model expects \u201c${first.label}\u201d (${percentOf(first.base)})`;
   $("compare-words").textContent = !isChanged ? `${before}. Change something above to see what it expects then.`
     : first.token === second.token ? `${before}, and still does after the changes (${percentOf(second.changed)}).`
@@ -47,8 +52,8 @@ function drawLosses() {
   root.dataset.lossChange = has ? (changed - base).toFixed(6) : "";
   if (!has) return;
   $("loss-tokens").replaceChildren(...state.labels.map((label, i) => {
-    const difference = i ? state.surprise.changed[i] - state.surprise.base[i] : 0;
-    const title = i ? `${state.surprise.base[i].toFixed(2)} \u2192 ${state.surprise.changed[i].toFixed(2)} bits` : "the first token has no surprise";
+    const before = state.surprise.base[i], after = state.surprise.changed[i], difference = i ? after - before : 0;
+    const title = i ? `${before.toFixed(2)} \u2192 ${after.toFixed(2)} bits` : "the first token has no surprise";
     const span = make("span", { className: `token change${difference < 0 ? " less" : ""}`, textContent: writtenText(label), title });
     span.style.setProperty("--share", (0.85 * clamp(Math.abs(difference) / MOST_CHANGE, 0, 1)).toFixed(3));
     span.classList.toggle("selected", i === state.selected);
@@ -62,5 +67,7 @@ function drawCompare(changed) {
   drawLosses();
   $("compare-title").replaceChildren("Next token after ", make("bdi", { textContent: tokenWords(state.selected, state.labels) }));
   const isChanged = state.interventions !== null;
-  ask("compare", "compare", { position: state.selected, count: COMPARED }, (rows) => { if (rows.length) drawCompared(rows, isChanged); });
+  ask("compare", "compare", { position: state.selected, count: COMPARED }, (rows) => {
+    if (rows.length) drawCompared(rows, isChanged);
+  });
 }

@@ -11,8 +11,8 @@ function lensCells({ label, probability, targetProbability }, hasTarget) {
 }
 
 function drawLensTable({ base, changed }, target) {
-  const n = base.length, heads = ["stream", ...(changed ? ["before: likeliest", "target", "after: likeliest", "target"] : ["likeliest", "target"])]
-    .filter((name) => target !== null || name !== "target");
+  const n = base.length, runs = changed ? ["before: likeliest", "after: likeliest"] : ["likeliest"];
+  const heads = ["stream", ...runs.flatMap((name) => (target === null ? [name] : [name, "target"]))];
   const top = make("tr");
   top.append(...heads.map((textContent) => make("th", { textContent, scope: "col" })));
   $("lens-head").replaceChildren(top);
@@ -24,12 +24,13 @@ function drawLensTable({ base, changed }, target) {
   }));
 }
 
-// Says where the model makes up its mind: the first layer from which on the likeliest token stays the output's.
-function lensSentence(rows) {
+// Where the model makes up its mind: the first layer from which on the likeliest token stays the output's.
+function lensWords(rows) {
   const last = rows.at(-1).token;
   let row = rows.length - 1;
   while (row > 0 && rows[row - 1].token === last) row--;
-  return `The output \u201c${rows.at(-1).label}\u201d is the likeliest from ${row === 0 ? "the embedding" : `layer ${row - 1}`} on.`;
+  const from = row === 0 ? "from the embedding on" : row === rows.length - 1 ? "only after the last layer" : `from layer ${row - 1} on`;
+  return `\u201c${rows.at(-1).label}\u201d is the likeliest ${from}`;
 }
 
 function drawLens(changed) {
@@ -40,8 +41,10 @@ function drawLens(changed) {
 
 function drawReadings(found, position, target) {
   $("lens-title").replaceChildren("After ", make("bdi", { textContent: tokenWords(position, state.labels) }));
-  $("lens-words").textContent = `${lensSentence(found.base)}${found.changed ? ` After the changes: ${lensSentence(found.changed)}` : ""}`;
-  $("lens-target").textContent = target === null ? "This is the last token of the text: there is no target." : `Target: the text's next token \u201c${target}\u201d.`;
+  const after = found.changed ? `; after the changes, ${lensWords(found.changed)}` : "";
+  $("lens-words").textContent = `The model\u2019s token ${lensWords(found.base)}${after}.`;
+  $("lens-target").textContent = target === null ? "This is the last token of the text: there is no target."
+    : `Target: the text\u2019s next token \u201c${target}\u201d.`;
   drawLensTable(found, target);
   root.dataset.lens = found.base.map(({ token }) => token).join(" ");
 }

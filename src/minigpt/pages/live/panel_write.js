@@ -124,14 +124,15 @@ function drawWritten() {
 }
 
 function drawAlternatives(node) {
-  $("alternatives-title").replaceChildren(...(node ? ["Instead of ", make("bdi", { textContent: `\u201c${node.label}\u201d` })] : ["Alternatives"]));
-  $("alternatives-words").textContent = node ? "Click a token: the text goes on from there. Bars: by the model, and when drawn (after the filters)."
+  $("alternatives-title").textContent = node ? `Instead of \u201c${node.label}\u201d` : "Alternatives";
+  $("alternatives-words").textContent = node
+    ? "Click a token: the text goes on from there. Bars: its probability by the model, and when drawn, after the filters."
     : "Write a token to see what else could have been drawn.";
   $("alternatives").replaceChildren(...(node?.alternatives ?? []).map((alternative) => {
     const { token, label, probability, drawn } = alternative, isDrawn = token === node.token;
     const button = make("button", { type: "button", className: "alternative" }, { "aria-pressed": isDrawn, "data-token": token });
-    button.append(make("bdi", { textContent: label }), barsOf(probability, drawn), make("span", { className: "number", textContent: percentOf(probability) }),
-      make("span", { className: "number", textContent: drawn ? percentOf(drawn) : "filtered" }));
+    button.append(make("bdi", { textContent: label }), barsOf(probability, drawn), ...[percentOf(probability), drawn ? percentOf(drawn) : "filtered"]
+      .map((textContent) => make("span", { className: "number", textContent })));
     button.addEventListener("click", () => replaceToken(alternative));
     const item = make("li");
     item.append(button);
@@ -145,8 +146,8 @@ function branchList(segments, path) {
   const list = make("ul");
   list.append(...segments.map(({ nodes, next }) => {
     const item = make("li"), isCurrent = path.has(nodes.at(-1)) || nodes.includes(writing.tree.tip);
-    const button = make("button", { type: "button", className: "branch", textContent: nodes.map(({ label }) => writtenText(label)).join("").replaceAll("\n", "") },
-      { "aria-current": isCurrent });
+    const textContent = nodes.map(({ label }) => writtenText(label)).join("").replaceAll("\n", "");
+    const button = make("button", { type: "button", className: "branch", textContent }, { "aria-current": isCurrent });
     button.addEventListener("click", () => returnTo(next.length ? leavesOf(next).at(-1) : nodes.at(-1)));
     item.append(button);
     if (next.length) item.append(branchList(next, path));

@@ -32,8 +32,12 @@ function buildParts() {
   for (let layer = 0; layer < N_LAYER; layer++) {
     const row = make("div", { className: "parts-row" }, { role: "group", "aria-label": `layer ${layer}` });
     row.append(partButton("layers", `${layer}`, `layer ${layer}`, `layer${layer}`));
-    for (let head = 0; head < N_HEAD; head++) row.append(partButton("heads", headName(layer, head), headName(layer, head), headName(layer, head)));
-    row.append(partButton("attentions", `${layer}`, "attention", `attn${layer}`), partButton("mlps", `${layer}`, "MLP", `mlp${layer}`));
+    for (let head = 0; head < N_HEAD; head++) {
+      const name = headName(layer, head);
+      row.append(partButton("heads", name, name, name));
+    }
+    row.append(partButton("attentions", `${layer}`, "attention", `attn${layer}`));
+    row.append(partButton("mlps", `${layer}`, "MLP", `mlp${layer}`));
     $("parts").append(row);
   }
 }
@@ -41,8 +45,10 @@ function buildParts() {
 // What was measured without a part, where it was on this text.
 const effectOf = (name) => (measured.tokens === state.tokens ? measured.effects[name] : undefined);
 
-function effectWords({ loss, label, isOther }) {
-  return `: without it the loss changes by ${signedText(loss, 3)} nats per token, and the model expects ${isOther ? `\u201c${label}\u201d` : "the same token"} after #${measured.position}`;
+function effectWords({ loss, label, isOther, probability }) {
+  const then = isOther ? `expects \u201c${label}\u201d instead (its own token: ${percentOf(probability)})`
+    : `still expects the same token (${percentOf(probability)})`;
+  return `: without it the loss changes by ${signedText(loss, 3)} nats per token; after #${measured.position} the model ${then}`;
 }
 
 function drawParts() {
@@ -76,11 +82,13 @@ async function measureParts() {
 
 function tellMeasured(effects) {
   measured.effects = effects;
-  const [name, { loss }] = Object.entries(effects).filter(([each]) => each.includes(".")).reduce((a, b) => (b[1].loss > a[1].loss ? b : a));
-  const others = Object.values(effects).filter(({ isOther }) => isOther).length;
-  $("measured").replaceChildren(`This text needs head ${name} most: without it the loss changes by ${signedText(loss, 3)} nats per token. `
-    + "Orange: the loss rises without the part; blue: it falls. ", others ? `\u2260: without the part (${others} of them) the model expects another token after `
-    : "No part alone changes which token the model expects after ", make("bdi", { textContent: tokenWords(measured.position, state.labels) }), ".");
+  const heads = Object.keys(effects).filter((name) => name.includes("."));
+  const name = heads.reduce((best, each) => (effects[each].loss > effects[best].loss ? each : best));
+  const hasOthers = Object.values(effects).some(({ isOther }) => isOther);
+  $("measured").textContent = `Of all heads, this text needs ${name} most: without it the loss changes by ${signedText(effects[name].loss, 3)} nats `
+    + "per token. Orange: the loss rises without the part; blue: it falls. "
+    + `${hasOthers ? "\u2260: without the part the model expects another token" : "No part alone changes which token the model expects"} after `
+    + `${tokenWords(measured.position, state.labels)}. Measured on the model as it was trained.`;
   root.dataset.measured = name;
   drawParts();
 }
@@ -148,7 +156,8 @@ function drawChangedHeads(changed) {
   $("map-reset").hidden = state.interventions === null;
   thumbs.forEach((thumb, i) => {
     const layer = Math.floor(i / N_HEAD), isChanged = (part, key) => state.interventions?.[part]?.[key] !== undefined;
-    thumb.classList.toggle("changed", isChanged("heads", headName(layer, i % N_HEAD)) || isChanged("attentions", layer) || isChanged("layers", layer));
+    const isWhole = isChanged("attentions", layer) || isChanged("layers", layer);
+    thumb.classList.toggle("changed", isWhole || isChanged("heads", headName(layer, i % N_HEAD)));
   });
 }
 

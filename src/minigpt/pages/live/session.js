@@ -79,6 +79,7 @@ const needsMeans = ({ heads = {}, mlps = {}, attentions = {}, layers = {} }) =>
 class Session {
   constructor() {
     this.newest = null;                   // arguments of the newest call of text(), which replaces those that still run
+    this.newestSpec = undefined;          // the same of interventions()
   }
 
   async init({ config, header, chunks, tokenizer }) {
@@ -129,8 +130,10 @@ class Session {
     this.changed = this.spec && new Reading(this.model, { interventions: this.spec, means });
   }
 
-  // Reads the text again with a specification of interventions (see interventions.js), or with none.
+  // Reads the text again with a specification of interventions (see interventions.js), or with none. null when a newer call waits,
+  // as a slider makes many.
   async interventions(spec) {
+    if (this.newestSpec !== undefined && this.newestSpec !== spec) return null;
     this.spec = spec;
     this.setChanged();
     if (this.changed) await this.changed.read(this.base.tokens);
@@ -193,6 +196,7 @@ function serveSession(post) {
       }
     };
     if (name === "text") session.newest = args;
+    if (name === "interventions") session.newestSpec = args;
     queue = queue.then(() => { const done = answer(); return IN_BACKGROUND.has(name) ? null : done; });
   };
 }
