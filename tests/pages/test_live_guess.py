@@ -62,9 +62,10 @@ class Guess:
     def __init__(self, view: Any) -> None:
         self.view, self.page, self.state = view, view.page, view.state
         self.page.click("#tab-guess")
+        self.page.set_default_timeout(5000)
 
     def pick(self, name: str, kind: str) -> None:
-        selector = {"head": f".thumb[aria-label='head {name}']", "token": f".token[data-position='{name}']"}
+        selector = {"head": f".thumb[aria-label^='head {name}']", "token": f".token[data-position='{name}']"}
         self.page.click(selector.get(kind, f"input[name=guess-choice][value='{name}']"))
         self.page.wait_for_selector(f"html[data-guess-picked='{name}']", state="attached")
 
@@ -101,8 +102,12 @@ def test_right_guesses_are_called_right_and_explained_with_the_numbers_of_inspec
 def test_a_wrong_guess_is_told_its_rank_and_the_answer_shows_itself_on_a_click(open_guess: Any) -> None:
     guess, (right, *_) = Guess(open_guess()), answers()
     wrong = next(name for name in ("0.0", "0.1", "1.0", "1.1") if name != right)
+    score = guess.page.locator(".thumb .score").first
+    assert not score.is_visible(), "the number on a map would tell"
+    assert guess.page.locator("#guess-check").is_disabled(), "the head that was selected before is no guess"
     guess.pick(wrong, "head")
     assert guess.check() == "wrong"
+    assert score.is_visible()
     assert guess.view.text("#guess-verdict").startswith(f"It is head {right}. Your guess, head {wrong}, is number ")
     guess.page.click(f"#guess-list li[data-name='{right}'] button")
     assert ".".join(map(str, guess.view.selected())) == right

@@ -1,4 +1,4 @@
-"""The lesson of the live page in a real browser: its numbers are PyTorch's, in every step and for every kind of attention."""
+"""The live page's lesson in a real browser: its numbers are PyTorch's, in every step, for every kind of attention."""
 
 import re
 from typing import Any
@@ -48,7 +48,7 @@ class Lesson:
         self.view, self.page = view, view.page
         self.page.click("#tab-lesson")
         self.page.click(f".token[data-position='{POSITION}']")
-        self.page.click(f".thumb[aria-label='head {LAYER}.{HEAD}']")
+        self.page.click(f".thumb[aria-label^='head {LAYER}.{HEAD}']")
         self.page.wait_for_selector(f"html[data-lesson-of^='{LAYER}.{HEAD} {POSITION} ']", state="attached")
 
     def go(self, title: str) -> None:
@@ -147,7 +147,9 @@ def test_arrows_and_buttons_go_through_the_steps_and_the_link_keeps_the_step(ope
     canvas = page.locator("#lesson-body canvas")
     canvas.press("ArrowRight")
     canvas.press("ArrowDown")
-    assert re.search(r"query \u201c.*\u201d #\d+, key \u201c.*\u201d #\d+: \u2212?\d", page.locator("figcaption").text_content())
+    assert re.search(
+        r"query \u201c.*\u201d #\d+, key \u201c.*\u201d #\d+: \u2212?\d", page.locator("figcaption").text_content()
+    )
     assert lesson.title() == "4 of 10: Scores", "arrows in a picture read its cells"
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert "step=3" in page.evaluate("linkText()")

@@ -1,7 +1,7 @@
 // Guess first: the questions of questions.py, one at a time. A head is guessed by selecting it in the maps, a token by selecting
 // it in the text; the engine computes the answer (questions_check.js).
 const GUESS_LISTED = 5;                   // best answers shown with their numbers
-const guess = { index: 0, results: data.questions.map(() => null), choices: data.questions.map(() => null) };
+const guess = { index: 0, results: data.questions.map(() => null), picked: data.questions.map(() => null) };
 
 // Of each score: what its number is, and what such a head is good for.
 const SCORE_ANSWERS = {
@@ -23,10 +23,12 @@ const question = () => data.questions[guess.index];
 const headOfName = (name) => ({ layer: Number(name.split(".")[0]), head: Number(name.split(".")[1]) });
 const isFirstText = () => state.text === data.text;
 
-// The guess as it stands: the selected head or token, or the chosen answer.
-function pickedName() {
-  const { pick } = question();
-  return pick === "head" ? headName(state.layer, state.head) : pick === "token" ? `${state.selected}` : guess.choices[guess.index];
+// A head or token that is selected is the guess, but not what was selected before the question, nor the end of a new text.
+function followSelection(changed) {
+  const { pick } = question(), has = (...names) => names.some((name) => changed.has(name));
+  if (has("tab", "numbers") || guess.results[guess.index]) return;
+  if (pick === "head" && has("layer", "head")) guess.picked[guess.index] = headName(state.layer, state.head);
+  if (pick === "token" && has("selected")) guess.picked[guess.index] = `${state.selected}`;
 }
 
 // A name of an answer in words.
@@ -40,8 +42,8 @@ function answerNodes({ pick, choices }, name) {
 
 function choiceButtons({ choices }) {
   return choices.map(({ name, label }) => {
-    const text = make("label"), radio = make("input", { type: "radio", name: "guess-choice", value: name, checked: guess.choices[guess.index] === name });
-    radio.addEventListener("change", () => { guess.choices[guess.index] = name; drawGuess(); });
+    const text = make("label"), radio = make("input", { type: "radio", name: "guess-choice", value: name, checked: guess.picked[guess.index] === name });
+    radio.addEventListener("change", () => { guess.picked[guess.index] = name; drawGuess(); });
     text.append(radio, make("bdi", { textContent: label }));
     return text;
   });
@@ -57,7 +59,7 @@ function askQuestion() {
 }
 
 function drawGuess() {
-  const { results, index } = guess, { pick } = question(), result = results[index], picked = pickedName();
+  const { results, index } = guess, { pick } = question(), result = results[index], picked = guess.picked[index];
   const answered = results.filter(Boolean), right = answered.filter(({ isRight }) => isRight).length;
   $("guess-count").textContent = `Question ${index + 1} of ${results.length}${answered.length ? `; ${right} of ${answered.length} right` : ""}`;
   const how = { head: "Select a head in the maps", token: "Select a token in the text", choice: "Choose one" }[pick];
@@ -69,6 +71,7 @@ function drawGuess() {
   $("guess-other").hidden = isFirstText();
   $("guess-back").disabled = index === 0;
   $("guess-next").disabled = index === results.length - 1;
+  root.dataset.guessHides = !result && question().kind === "score" ? "scores" : "";      // the maps' numbers would tell, see live.css
   drawResult(result);
   Object.assign(root.dataset, { guess: index, guessPicked: picked ?? "", guessResult: result ? (result.isRight ? "right" : "wrong") : "", guessBest: result?.best ?? "" });
 }
@@ -76,7 +79,7 @@ function drawGuess() {
 // ---- the answer ----------------------------------------------------------------------------------------------------
 
 async function checkGuess() {
-  const { index } = guess, asks = question(), picked = pickedName();
+  const { index } = guess, asks = question(), picked = guess.picked[index];
   $("guess-check").disabled = true;
   $("guess-verdict").textContent = "computing \u2026";
   try {
@@ -148,8 +151,11 @@ function buildGuess(panel) {
 
 // A model without a clear answer to any question has no such tab.
 if (data.questions.length) {
-  buildGuess(addTab("guess", "guess first", (changed) => {
+  buildGuess(addTab("guess", "Guess first", (changed) => {
     if (changed.has("tab") && !$("guess-ask").textContent) askQuestion();
-    else drawGuess();
+    else {
+      followSelection(changed);
+      drawGuess();
+    }
   }));
 }

@@ -219,4 +219,4 @@ function drawLesson(changed) {
 
 state.lessonStep = 0;
 shared("step", { read: (text) => ({ lessonStep: whole(text, LESSON_STEPS.length) }), write: () => (state.lessonStep ? `${state.lessonStep}` : null) });
-buildLesson(addTab("lesson", "step by step", drawLesson));
+buildLesson(addTab("lesson", "Step by step", drawLesson));
