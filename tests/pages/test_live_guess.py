@@ -62,7 +62,6 @@ class Guess:
     def __init__(self, view: Any) -> None:
         self.view, self.page, self.state = view, view.page, view.state
         self.page.click("#tab-guess")
-        self.page.set_default_timeout(5000)
 
     def pick(self, name: str, kind: str) -> None:
         selector = {"head": f".thumb[aria-label^='head {name}']", "token": f".token[data-position='{name}']"}

@@ -13,7 +13,8 @@ const SCORE_ANSWERS = {
 };
 const GUESS_WORDS = {
   score: ({ score }) => SCORE_ANSWERS[score],
-  ablation: () => ["Loss of the text without it minus the loss with it, in nats per token", "A small change does not prove that a part is unused: others may take its place."],
+  ablation: () => ["Loss of the text without it minus the loss with it, in nats per token",
+    "A small change does not prove that a part is unused: others may take its place."],
   loss: ({ part }) => [`Loss of each token without head ${part} minus the loss with it, in nats`, "A head can be for a few places only, and its mean effect small."],
   key: ({ part }) => [`Weight of each key in head ${part}`, "In the head's map, the row of the query has its brightest cell in this column."],
   next: () => ["Probability of the next token", "It is what the model learned from its own text, and need not be how this text goes on."],
@@ -73,7 +74,8 @@ function drawGuess() {
   $("guess-next").disabled = index === results.length - 1;
   root.dataset.guessHides = !result && question().kind === "score" ? "scores" : "";      // the maps' numbers would tell, see live.css
   drawResult(result);
-  Object.assign(root.dataset, { guess: index, guessPicked: picked ?? "", guessResult: result ? (result.isRight ? "right" : "wrong") : "", guessBest: result?.best ?? "" });
+  const verdict = result ? (result.isRight ? "right" : "wrong") : "";
+  Object.assign(root.dataset, { guess: index, guessPicked: picked ?? "", guessResult: verdict, guessBest: result?.best ?? "" });
 }
 
 // ---- the answer ----------------------------------------------------------------------------------------------------
@@ -144,9 +146,11 @@ function buildGuess(panel) {
   const answer = make("div", { id: "guess-answer" }), other = make("p", { id: "guess-other" }), nav = make("div", { className: "lesson-nav" });
   other.append("The questions are about the text that the page opened with. ", guessButton("guess-restore", "go back to it", () => change({ text: data.text })));
   answer.append(make("h3", { id: "guess-what" }), make("ol", { id: "guess-list", className: "list" }), make("p", { id: "guess-why" }));
-  nav.append(guessButton("guess-back", "\u2190 question before", () => goToQuestion(guess.index - 1)), guessButton("guess-next", "next question \u2192", () => goToQuestion(guess.index + 1)));
-  panel.append(make("p", { id: "guess-count" }), make("h2", { id: "guess-ask" }), make("div", { id: "guess-choices" }, { role: "radiogroup", "aria-label": "answers" }), other,
-    make("p", { id: "guess-pick" }, { "aria-live": "polite" }), guessButton("guess-check", "check", checkGuess), make("p", { id: "guess-verdict" }, { role: "status" }), answer, nav);
+  nav.append(guessButton("guess-back", "\u2190 question before", () => goToQuestion(guess.index - 1)),
+    guessButton("guess-next", "next question \u2192", () => goToQuestion(guess.index + 1)));
+  const choices = make("div", { id: "guess-choices" }, { role: "radiogroup", "aria-label": "answers" });
+  panel.append(make("p", { id: "guess-count" }), make("h2", { id: "guess-ask" }), choices, other);
+  panel.append(make("p", { id: "guess-pick" }, { "aria-live": "polite" }), guessButton("guess-check", "check", checkGuess), make("p", { id: "guess-verdict" }, { role: "status" }), answer, nav);
 }
 
 // A model without a clear answer to any question has no such tab.
