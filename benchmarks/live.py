@@ -42,7 +42,7 @@ SIZES: dict[str, tuple[GPTConfig, float | None]] = {
 """Model -> config, and the fewest tokens a second that it must decode."""
 
 # In the page, on its own thread: the model alone, as the worker has it. Returns seconds; of decoding, a token.
-MEASURE = """async ({ n, atOnce, rounds }) => {
+MEASURE = """async ({ n, atOnce, rounds, warmUp }) => {
   const chunks = [...document.querySelectorAll("script.weights")].map((element) => element.textContent);
   const seconds = async (work) => {
     const began = performance.now();
@@ -53,14 +53,14 @@ MEASURE = """async ({ n, atOnce, rounds }) => {
   let model;
   found.loading = await seconds(async () => { model = new GPT(data.config, await loadTensors(data.header, chunks)); });
   const tokens = Array.from({ length: Math.max(n, atOnce) + 1 }, (_, i) => (i * 7919) % V);
-  for (let round = 0; round <= rounds; round++) {
+  for (let round = -warmUp; round < rounds; round++) {
     const cache = model.cache(), each = [];
     for (let i = 0; i < n; i++) {
       each.push(await seconds(() => model.forward([tokens[i]], { cache, logits: "last" })));
     }
     const trace = new Trace(data.config), some = tokens.slice(0, atOnce);
     const whole = await seconds(() => model.forward(some, { trace, logits: "all" }));
-    if (round) {                          // the first warms up
+    if (round >= 0) {
       found.decoding.push(each.reduce((sum, value) => sum + value, 0) / n);
       found.atOnce.push(whole);
     }
@@ -103,8 +103,8 @@ def opened(browser: Any, file: Path) -> tuple[Any, float]:
     """A page that has shown its first numbers, and after how many seconds."""
     page = browser.new_page(viewport={"width": 1200, "height": 800})
     began = time.perf_counter()
-    page.goto(file.as_uri())
-    page.wait_for_selector("html[data-ready='1']", timeout=60_000)
+    page.goto(file.as_uri(), wait_until="commit")  # an unfinished page delays its load event
+    page.wait_for_selector("html[data-ready='1']", timeout=120_000)
     return page, time.perf_counter() - began
 
 
@@ -159,7 +159,12 @@ def sizes(chosen: Namespace) -> Iterator[Block]:
             page, view = opened(browser, file)
             big = n_parameters > 5e7
             typing = page.evaluate(TYPE, {"n": 4 if big else 16})
-            given = {"n": 8 if big else 64, "atOnce": N_AT_ONCE, "rounds": 2 if big else n_rounds}
+            given = {
+                "n": 4 if big else 64,
+                "atOnce": N_AT_ONCE,
+                "rounds": 2 if big else n_rounds,
+                "warmUp": int(not big),
+            }
             found = page.evaluate(MEASURE, given)
             page.close()
             decoding = Spread([1 / seconds for seconds in found["decoding"]])

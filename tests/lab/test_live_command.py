@@ -26,7 +26,7 @@ from minigpt.training.run import train
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run with a tokenizer of its own text."""
-    return train(small_settings(tmp_path_factory.mktemp("owner"), data={"tokenizer": "chars"}))
+    return train(small_settings(tmp_path_factory.mktemp("owner"), data={"tokenizer": "chars"}, attention={}))
 
 
 def data_of(page: str) -> dict[str, Any]:
@@ -58,6 +58,7 @@ def test_the_command_writes_the_page_beside_the_weights_and_says_what_its_weight
 
 def test_of_a_file_without_its_run_the_loss_is_that_of_the_pages_text(run: RunFolder, tmp_path: Path) -> None:
     file = shutil.copy(run.weights, tmp_path / "alone.safetensors")
+    assert data_of(make_live(LiveConfig(str(file))).page)["text"].startswith("1 plus")  # as the model goes on
     live = make_live(LiveConfig(str(file), text="1 plus 2 is 3", weights="float16"))
     assert live.measured.text == "12 tokens of the page's text"
     assert abs(live.measured.change) < 1e-3
@@ -92,6 +93,6 @@ def test_what_cannot_become_a_page_is_refused_in_one_line(
 
 
 def test_a_model_trained_on_whole_texts_reads_each_after_end_of_text(tmp_path: Path) -> None:
-    settings = small_settings(tmp_path, data={"mode": "examples"}, attention={"enabled": False})
+    settings = small_settings(tmp_path, data={"mode": "examples"})
     loaded = load_model(train(settings).path)
     assert data_of(make_live(LiveConfig(str(loaded.path))).page)["tokenizer"]["begin_of_text"] == 256

@@ -13,9 +13,9 @@ import torch
 
 from minigpt.config import LiveConfig
 from minigpt.data.shards import open_prepared
-from minigpt.data.tokenizers.base import decode
 from minigpt.errors import UserError
 from minigpt.files import require_page, write_text
+from minigpt.generation.generator import Writer
 from minigpt.generation.text import encode_prompt
 from minigpt.inspection.ablation import losses, rows_per_pass
 from minigpt.inspection.capture import evaluation_mode
@@ -32,7 +32,7 @@ from minigpt.runs.folder import RunFolder, name_of
 from minigpt.runs.loading import UNKNOWN_TEXT, LoadedModel, load_model
 
 TEXT = "Once upon a time there was a little cat. The little cat"
-"""What a page of a model opens with that is not from a run here."""
+"""What the page of another program's model opens with. Words that come again are what its heads look for."""
 OPENING_TOKENS = 48
 """Tokens of the run's probe text with which the page opens: they fill the screen, and take a moment to compute."""
 MEASURED = 8192
@@ -92,7 +92,7 @@ def make_live(config: LiveConfig) -> Live:
         UserError: there is no such model, or the page cannot run it or encode the text.
     """
     loaded = load_model(config.run)
-    text = _opening_text(loaded) if config.text is None else config.text
+    text = _opening_text(loaded, config.run) if config.text is None else config.text
     from_start = loaded.config.data.mode == "examples"
     # Refuses a text that the page could not show.
     tokens = encode_prompt(loaded.tokenizer, text, loaded.model.config.context_length, from_start=from_start)
@@ -113,26 +113,29 @@ def make_live(config: LiveConfig) -> Live:
 
 def _facts(loaded: LoadedModel, kind: WeightKind, n_parameters: int, measured: Measured) -> dict[str, str]:
     model, sources = loaded.model.config, loaded.config.data.sources
-    return {
+    facts = {
         "model": f"{n_parameters / 1e6:.2f} million parameters: {model.n_layer} layers of {model.n_head} heads, "
         f"{model.n_embd} wide; context of {model.context_length} tokens",
         "trained on": "" if sources == [UNKNOWN_TEXT] else ", ".join(base_names(sources)),
         "weights": f"{kind}; loss {measured}",
     }
+    return {name: text for name, text in facts.items() if text}
 
 
-def _opening_text(loaded: LoadedModel) -> str:
-    """The beginning of the text inspected during training: of its first document, which is what can be typed."""
-    run = _run_of(loaded)
-    most = min(OPENING_TOKENS, loaded.model.config.context_length)
+def _opening_text(loaded: LoadedModel, path: str) -> str:
+    """The beginning of the text inspected during training, as far as it can be typed; else what the model writes."""
+    run, most = _run_of(loaded), min(OPENING_TOKENS, max(1, loaded.model.config.context_length // 2))
+    if is_foreign(path):
+        return TEXT
     if run is not None and run.probe.is_file():
         tokens, _ = read_probe(run.probe, loaded.tokenizer.vocab_size)
-        end = loaded.tokenizer.end_of_text
+        end = loaded.tokenizer.end_of_text  # separates documents, and has no text
         document = list(itertools.takewhile(lambda token: token != end, tokens[tokens[0] == end :]))
         if document:
-            return decode(loaded.tokenizer, document[:most])
-    prompts = loaded.config.sampling.prompts
-    return prompts[0] if prompts and prompts[0] else TEXT
+            return loaded.tokenizer.decode_bytes(document[:most]).decode("utf-8", errors="ignore")
+    writer = Writer.load(path)
+    written = writer.generate(writer.first_prompt, max_new_tokens=most)
+    return (written.prompt + written.text).replace("\ufffd", "")  # of half a character at the end
 
 
 def measure(loaded: LoadedModel, kind: WeightKind, text: str) -> Measured:

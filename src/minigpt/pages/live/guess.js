@@ -1,7 +1,7 @@
 // Guess first: the questions of questions.py, one at a time. A head is guessed by selecting it in the maps, a token by selecting
 // it in the text; the engine computes the answer (questions_check.js).
 const GUESS_LISTED = 5;                   // best answers shown with their numbers
-const guess = { index: 0, results: data.questions.map(() => null), choices: data.questions.map(() => null) };
+const guess = { index: 0, results: data.questions.map(() => null), picked: data.questions.map(() => null) };
 
 // Of each score: what its number is, and what such a head is good for.
 const SCORE_ANSWERS = {
@@ -13,7 +13,8 @@ const SCORE_ANSWERS = {
 };
 const GUESS_WORDS = {
   score: ({ score }) => SCORE_ANSWERS[score],
-  ablation: () => ["Loss of the text without it minus the loss with it, in nats per token", "A small change does not prove that a part is unused: others may take its place."],
+  ablation: () => ["Loss of the text without it minus the loss with it, in nats per token",
+    "A small change does not prove that a part is unused: others may take its place."],
   loss: ({ part }) => [`Loss of each token without head ${part} minus the loss with it, in nats`, "A head can be for a few places only, and its mean effect small."],
   key: ({ part }) => [`Weight of each key in head ${part}`, "In the head's map, the row of the query has its brightest cell in this column."],
   next: () => ["Probability of the next token", "It is what the model learned from its own text, and need not be how this text goes on."],
@@ -23,10 +24,12 @@ const question = () => data.questions[guess.index];
 const headOfName = (name) => ({ layer: Number(name.split(".")[0]), head: Number(name.split(".")[1]) });
 const isFirstText = () => state.text === data.text;
 
-// The guess as it stands: the selected head or token, or the chosen answer.
-function pickedName() {
-  const { pick } = question();
-  return pick === "head" ? headName(state.layer, state.head) : pick === "token" ? `${state.selected}` : guess.choices[guess.index];
+// A head or token that is selected is the guess, but not what was selected before the question, nor the end of a new text.
+function followSelection(changed) {
+  const { pick } = question(), has = (...names) => names.some((name) => changed.has(name));
+  if (has("tab", "numbers") || guess.results[guess.index]) return;
+  if (pick === "head" && has("layer", "head")) guess.picked[guess.index] = headName(state.layer, state.head);
+  if (pick === "token" && has("selected")) guess.picked[guess.index] = `${state.selected}`;
 }
 
 // A name of an answer in words.
@@ -40,8 +43,8 @@ function answerNodes({ pick, choices }, name) {
 
 function choiceButtons({ choices }) {
   return choices.map(({ name, label }) => {
-    const text = make("label"), radio = make("input", { type: "radio", name: "guess-choice", value: name, checked: guess.choices[guess.index] === name });
-    radio.addEventListener("change", () => { guess.choices[guess.index] = name; drawGuess(); });
+    const text = make("label"), radio = make("input", { type: "radio", name: "guess-choice", value: name, checked: guess.picked[guess.index] === name });
+    radio.addEventListener("change", () => { guess.picked[guess.index] = name; drawGuess(); });
     text.append(radio, make("bdi", { textContent: label }));
     return text;
   });
@@ -57,7 +60,7 @@ function askQuestion() {
 }
 
 function drawGuess() {
-  const { results, index } = guess, { pick } = question(), result = results[index], picked = pickedName();
+  const { results, index } = guess, { pick } = question(), result = results[index], picked = guess.picked[index];
   const answered = results.filter(Boolean), right = answered.filter(({ isRight }) => isRight).length;
   $("guess-count").textContent = `Question ${index + 1} of ${results.length}${answered.length ? `; ${right} of ${answered.length} right` : ""}`;
   const how = { head: "Select a head in the maps", token: "Select a token in the text", choice: "Choose one" }[pick];
@@ -69,14 +72,16 @@ function drawGuess() {
   $("guess-other").hidden = isFirstText();
   $("guess-back").disabled = index === 0;
   $("guess-next").disabled = index === results.length - 1;
+  root.dataset.guessHides = !result && question().kind === "score" ? "scores" : "";      // the maps' numbers would tell, see live.css
   drawResult(result);
-  Object.assign(root.dataset, { guess: index, guessPicked: picked ?? "", guessResult: result ? (result.isRight ? "right" : "wrong") : "", guessBest: result?.best ?? "" });
+  const verdict = result ? (result.isRight ? "right" : "wrong") : "";
+  Object.assign(root.dataset, { guess: index, guessPicked: picked ?? "", guessResult: verdict, guessBest: result?.best ?? "" });
 }
 
 // ---- the answer ----------------------------------------------------------------------------------------------------
 
 async function checkGuess() {
-  const { index } = guess, asks = question(), picked = pickedName();
+  const { index } = guess, asks = question(), picked = guess.picked[index];
   $("guess-check").disabled = true;
   $("guess-verdict").textContent = "computing \u2026";
   try {
@@ -141,15 +146,20 @@ function buildGuess(panel) {
   const answer = make("div", { id: "guess-answer" }), other = make("p", { id: "guess-other" }), nav = make("div", { className: "lesson-nav" });
   other.append("The questions are about the text that the page opened with. ", guessButton("guess-restore", "go back to it", () => change({ text: data.text })));
   answer.append(make("h3", { id: "guess-what" }), make("ol", { id: "guess-list", className: "list" }), make("p", { id: "guess-why" }));
-  nav.append(guessButton("guess-back", "\u2190 question before", () => goToQuestion(guess.index - 1)), guessButton("guess-next", "next question \u2192", () => goToQuestion(guess.index + 1)));
-  panel.append(make("p", { id: "guess-count" }), make("h2", { id: "guess-ask" }), make("div", { id: "guess-choices" }, { role: "radiogroup", "aria-label": "answers" }), other,
-    make("p", { id: "guess-pick" }, { "aria-live": "polite" }), guessButton("guess-check", "check", checkGuess), make("p", { id: "guess-verdict" }, { role: "status" }), answer, nav);
+  nav.append(guessButton("guess-back", "\u2190 question before", () => goToQuestion(guess.index - 1)),
+    guessButton("guess-next", "next question \u2192", () => goToQuestion(guess.index + 1)));
+  const choices = make("div", { id: "guess-choices" }, { role: "radiogroup", "aria-label": "answers" });
+  panel.append(make("p", { id: "guess-count" }), make("h2", { id: "guess-ask" }), choices, other);
+  panel.append(make("p", { id: "guess-pick" }, { "aria-live": "polite" }), guessButton("guess-check", "check", checkGuess), make("p", { id: "guess-verdict" }, { role: "status" }), answer, nav);
 }
 
 // A model without a clear answer to any question has no such tab.
 if (data.questions.length) {
-  buildGuess(addTab("guess", "guess first", (changed) => {
+  buildGuess(addTab("guess", "Guess first", (changed) => {
     if (changed.has("tab") && !$("guess-ask").textContent) askQuestion();
-    else drawGuess();
+    else {
+      followSelection(changed);
+      drawGuess();
+    }
   }));
 }

@@ -50,7 +50,8 @@ function heatFigure(title, rows, { cellName, names = null, marked = -1, marks = 
   canvas.style.height = `${height * rows.length}px`;
   caption.append(make("b", { textContent: title }), " ", readout);
   const picture = make("div", { className: "picture" }), frame = make("div", { className: "cells" });
-  frame.append(canvas, ...(isPrinted ? [printedNumbers(flat, width, height)] : []), ...marks.map(([row, column], i) => markOf(row, column, rows.length, width, i)));
+  frame.append(canvas, ...(isPrinted ? [printedNumbers(flat, width, height)] : []));
+  frame.append(...marks.map(([row, column], i) => outlineOf(row, column, rows.length, width, i)));
   if (names) picture.append(rowNames(names, marked, height));
   picture.append(frame);
   figure.append(caption, picture);
@@ -65,7 +66,7 @@ function printedNumbers(flat, width, height) {
   return grid;
 }
 
-function markOf(row, column, rows, columns, i) {
+function outlineOf(row, column, rows, columns, i) {
   const mark = make("div", { className: `cell-mark mark-${i}` });
   Object.assign(mark.style, { top: `${100 * row / rows}%`, left: `${100 * column / columns}%`, height: `${100 / rows}%`, width: `${100 / columns}%` });
   return mark;
@@ -106,7 +107,8 @@ function vectorFigure(title, vector, name = "number") {
   for (let at = 0; at < vector.length; at += width) rows.push(vector.slice(at, at + width));
   const last = rows[rows.length - 1];     // filled up with zeros, which have no colour
   if (last.length < width) rows[rows.length - 1] = Float64Array.from({ length: width }, (_, i) => last[i] ?? 0);
-  return heatFigure(`${title}, ${plural(vector.length, "number")}`, rows, { cellName: (row, column) => `${name} ${row * width + column}`, height: rows.length > 1 ? 9 : 18 });
+  return heatFigure(`${title}, ${plural(vector.length, "number")}`, rows, {
+    cellName: (row, column) => `${name} ${row * width + column}`, height: rows.length > 1 ? 9 : 18 });
 }
 
 // One row for each shown token.

@@ -1,4 +1,4 @@
-// What the panels measure on the text: the statistics of each head, the loss without each part, one forward pass in detail.
+// What the panels measure on the text: the statistics of each head, the loss without each part.
 
 // Statistics of a row of weights, as in inspection/statistics.py; they need a query after the first token.
 const STATISTICS = {
@@ -31,7 +31,9 @@ function partSpecs({ n_layer, n_head }, kind) {
   const specs = {}, head = kind === "mean" ? { mean: true } : { scale: 0 };
   for (let layer = 0; layer < n_layer; layer++) {
     for (let h = 0; h < n_head; h++) specs[`${layer}.${h}`] = { heads: { [`${layer}.${h}`]: head } };
-    for (const [name, part] of [["attn", "attentions"], ["mlp", "mlps"], ["layer", "layers"]]) specs[name + layer] = { [part]: { [layer]: kind } };
+    for (const [name, part] of [["attn", "attentions"], ["mlp", "mlps"], ["layer", "layers"]]) {
+      specs[name + layer] = { [part]: { [layer]: kind } };
+    }
   }
   return specs;
 }
@@ -55,9 +57,4 @@ Session.prototype.withoutEachPart = async function (kind, measure, parts = null)
 Session.prototype.ablations = async function ({ kind, parts = null }) {
   const whole = this.base.loss();
   return whole === null ? {} : this.withoutEachPart(kind, (reading) => reading.loss() - whole, parts);
-};
-
-// One forward pass for a head and a position, see model.explain.
-Session.prototype.explain = function ({ layer, head, position }) {
-  return this.model.explain(this.base.tokens, layer, head, position, this.spec);
 };
