@@ -66,10 +66,13 @@ CODE = """
   receive({ id: 6, name: "ablations", args: { kind: "zero" } });
   receive({ id: 7, name: "next", args: { position: 0, count: 1 } });
   receive({ id: 8, name: "nothing", args: {} });
-  while (answers.length < 8) await new Promise((resolve) => setTimeout(resolve, 5));
-  found.order = answers.map(({ id }) => id);
+  const scaled = (scale) => ({ heads: { "0.1": { scale } } });
+  [0.5, 1.5, 2].forEach((scale, i) => receive({ id: 9 + i, name: "interventions", args: scaled(scale) }));
+  while (answers.length < 11) await new Promise((resolve) => setTimeout(resolve, 5));
+  found.order = answers.map(({ id }) => id).filter((id) => id < 9);
   found.stale = answers.filter(({ id }) => id >= 2 && id <= 4).map(({ result }) => result);
   found.newest = answers.find(({ id }) => id === 5).result.n;
+  found.slid = answers.filter(({ id }) => id >= 9).map(({ result }) => result && result.loss.changed);
   found.error = answers.find(({ id }) => id === 8).error;
 
   const chars = new Session();
@@ -170,6 +173,8 @@ def test_interventions_are_read_beside_the_model_as_it_was_trained(found: Any) -
 def test_only_the_newest_text_is_computed_and_long_measurements_hold_up_no_other_call(found: Any) -> None:
     assert found["stale"] == [None, None, None]
     assert found["newest"] == len(EDITED)
+    assert found["slid"][:2] == [None, None], "the same of interventions, as a slider sends them"
+    assert found["slid"][2] is not None
     assert found["order"] == [1, 2, 3, 4, 5, 7, 8, 6]
     assert "is not a function" in found["error"]
 

@@ -88,7 +88,9 @@ def test_texts_with_ground_truth_are_looked_at_with_their_own_relations(tmp_path
 
 def test_repeats_show_whether_a_head_copies_and_distance_does_not_explain_it(tmp_path: Path) -> None:
     data = {"source": "repeats", "max_documents": 300, "tokenizer": "chars", "mode": "examples"}
-    run = train(small_settings(tmp_path, data=data, model={"context_length": 128}, sampling={"prompts": []}, attention={}))
+    run = train(
+        small_settings(tmp_path, data=data, model={"context_length": 128}, sampling={"prompts": []}, attention={})
+    )
     probe, snapshot = json.loads(run.probe.read_text()), Snapshot.load(run.snapshot(12))
     assert "relation: copy" in snapshot.scores
     (copies,) = {link[0] for link in probe["links"]}
@@ -280,7 +282,9 @@ def test_weights_that_became_infinite_in_the_last_step_are_never_saved(
 
 def test_activations_that_overflow_between_two_losses_are_reported_as_the_loss_is(tmp_path: Path) -> None:
     """Weights are finite after the first step, and its attention is recorded: the next loss is not finite."""
-    config = small_settings(tmp_path, optimizer={"learning_rate": 1e30, "warmup_steps": 0, "name": "adamw"}, attention={})
+    config = small_settings(
+        tmp_path, optimizer={"learning_rate": 1e30, "warmup_steps": 0, "name": "adamw"}, attention={}
+    )
     with pytest.raises(UserError, match="the loss and the gradient of step 2 are not finite"):
         train(config)
     assert (tmp_path / "runs" / "small" / "attention" / "step_000000.npz").is_file()

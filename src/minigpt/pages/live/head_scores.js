@@ -39,9 +39,10 @@ function drawScores() {
 
 function tellHead() {
   const { layer, head } = state, of = (name) => scoreText(name, headScore(name, layer, head));
-  $("head-words").textContent = patterns.n < 2 ? "" : `On this text head ${headName(layer, head)} gives ${of("previous_token")} of its weight to the previous token, ${
-    of("current_token")} to the token itself and ${of("first_token")} to the first; on average it looks ${of("mean_distance")} tokens back. Entropy ${
-    of("entropy")}: ${SCORE_WORDS.entropy[1]}.`;
+  const weights = `${of("previous_token")} of its weight to the previous token, ${of("current_token")} to the token itself`;
+  const words = [`On this text head ${headName(layer, head)} gives ${weights} and ${of("first_token")} to the first;`,
+    `on average it looks ${of("mean_distance")} tokens back. Entropy ${of("entropy")}: ${SCORE_WORDS.entropy[1]}.`];
+  $("head-words").textContent = patterns.n < 2 ? "" : words.join(" ");
 }
 
 function drawHeadScores(changed) {

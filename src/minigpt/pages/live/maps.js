@@ -2,6 +2,7 @@
 const MAP_COLOURS = paletteOf(data.colours);
 const KEY_COUNT = 6;                      // strongest keys listed
 const AXIS_PIXELS = 12;                   // along the large map for the text of a token
+const SLICE = 12;                         // milliseconds
 let patterns = { n: 0, weights: new Float32Array(0) };      // see Session.patterns
 const thumbs = [];                        // buttons of the small maps, layer after layer
 
@@ -44,10 +45,19 @@ function paintHead(canvas, layer, head, cssPixels) {
   putPixels(canvas, side, words);
 }
 
+let painting = 0;                         // number of the newest call of drawMaps
+
+// The large map at once, the small ones in slices of a few milliseconds, so that a model of many heads does not stop the typing.
 function drawMaps() {
   if (!patterns.n) return;
-  thumbs.forEach((thumb, i) => paintHead(thumb.firstChild, Math.floor(i / N_HEAD), i % N_HEAD, thumb.clientWidth));
   paintHead($("large"), state.layer, state.head, $("large").clientWidth);
+  const mine = ++painting, width = thumbs[0].clientWidth;
+  const paintFrom = (i) => {
+    const end = performance.now() + SLICE;
+    for (; i < thumbs.length && performance.now() < end; i++) paintHead(thumbs[i].firstChild, Math.floor(i / N_HEAD), i % N_HEAD, width);
+    if (i < thumbs.length) setTimeout(() => { if (mine === painting) paintFrom(i); }, 0);
+  };
+  paintFrom(0);
 }
 
 // The texts of the tokens along an axis: as many as fit, and the marked one instead of its neighbours.
@@ -128,19 +138,22 @@ function drawKeys() {
 function drawHeads(changed) {
   const isHead = changed.has("layer") || changed.has("head"), isPlace = changed.has("selected") || changed.has("cell");
   if (isHead) drawThumbs();
-  if (isHead && patterns.n) paintHead($("large"), state.layer, state.head, $("large").clientWidth);
-  if (isHead || isPlace) { drawLarge(); drawKeys(); }
-  if (changed.has("numbers")) {
-    ask("patterns", "patterns", { run: shownRun() }, (answer) => {
-      if (answer.n !== state.n) return;   // of a text that is no longer shown: the next answer is on its way
-      patterns = answer;
-      $("heads").hidden = !answer.n;
-      drawMaps();
-      drawLarge();
-      drawKeys();
-      update({ drawn: state.numbers });
-    });
+  if (changed.has("numbers")) ask("patterns", "patterns", { run: shownRun() }, takePatterns);
+  else if (patterns.n && (isHead || isPlace)) {
+    if (isHead) paintHead($("large"), state.layer, state.head, $("large").clientWidth);
+    drawLarge();
+    drawKeys();
   }
+}
+
+function takePatterns(answer) {
+  if (answer.n !== state.n) return;       // of a text that is no longer shown: the next answer is on its way
+  patterns = answer;
+  $("heads").hidden = !answer.n;
+  drawMaps();
+  drawLarge();
+  drawKeys();
+  update({ drawn: state.numbers });
 }
 
 const selectHead = (layer, head) => change({ layer, head });
@@ -193,7 +206,7 @@ function buildMaps() {
   for (let layer = 0; layer < N_LAYER; layer++) {
     for (let head = 0; head < N_HEAD; head++) {
       const name = headName(layer, head);
-      const thumb = make("button", { type: "button", className: "thumb", title: `layer ${layer}, head ${head}` }, { "aria-label": `head ${name}` });
+      const thumb = make("button", { type: "button", className: "thumb", title: `layer ${layer}, head ${head}` });
       thumb.append(make("canvas"), make("span", { className: "tag", textContent: `${name} ` }));
       thumb.addEventListener("click", () => selectHead(layer, head));
       thumbs.push(thumb);

@@ -20,7 +20,8 @@ function update(partial) {
   Object.assign(state, partial);
   state.selected = clamp(state.selected, 0, Math.max(0, state.n - 1));
   const { n, selected, layer, head, tab, numbers, drawn } = state;
-  Object.assign(root.dataset, { n, selected, layer, head, tab, numbers, drawn, loss: state.loss.base ?? "", changedLoss: state.loss.changed ?? "" });
+  const losses = { loss: state.loss.base ?? "", changedLoss: state.loss.changed ?? "" };
+  Object.assign(root.dataset, { n, selected, layer, head, tab, numbers, drawn, ...losses });
   const changed = new Set(Object.keys(partial));
   for (const draw of drawers) draw(changed);
 }
@@ -238,7 +239,8 @@ async function copyLink() {
 // ---- the page --------------------------------------------------------------------------------------------------------
 
 function drawFacts() {
-  $("facts").append(...Object.entries(data.facts).flatMap(([name, text]) => [make("dt", { textContent: name }), make("dd", { textContent: text })]));
+  const lines = Object.entries(data.facts).filter(([, text]) => text);
+  $("facts").append(...lines.flatMap(([name, text]) => [make("dt", { textContent: name }), make("dd", { textContent: text })]));
   $("about").hidden = !Object.keys(data.facts).length;
 }
 

@@ -1,10 +1,16 @@
 // The model at work: one text, read without and with interventions, and what the panels ask about it. It runs in a Web Worker
 // or, where none can be made, on the page's thread. No DOM here.
 
-const CHUNK = 32;                         // tokens read at once; between chunks a newer text can take over
+const CHUNK_WEIGHTS = 1e8;                // tokens times weights read at once, about 0.2 s; then a newer text can take over
 
 // Lets the messages in that arrived meanwhile.
 const pause = () => new Promise((resolve) => { setTimeout(resolve, 0); });
+
+// Tokens read at once: a multiple of 4, as the kernels take them.
+function chunkOf({ n_layer, n_embd, mlp_width, vocab_size }) {
+  const weights = n_layer * n_embd * (4 * n_embd + 3 * mlp_width) + vocab_size * n_embd;
+  return Math.min(64, 4 * Math.max(1, Math.floor(CHUNK_WEIGHTS / weights / 4)));
+}
 
 // Log of the sum of exponentials of a row of logits.
 function logSumExp(logits) {
@@ -39,8 +45,9 @@ class Reading {
     let same = 0;
     while (same < Math.min(tokens.length, this.tokens.length) && tokens[same] === this.tokens[same]) same++;
     this.forget(same);
+    const chunk = chunkOf(this.model.config);
     while (this.tokens.length < tokens.length) {
-      this.append(tokens.slice(this.tokens.length, this.tokens.length + CHUNK));
+      this.append(tokens.slice(this.tokens.length, this.tokens.length + chunk));
       if (this.tokens.length < tokens.length) await pause();
       if (isStale()) return false;
     }
@@ -78,8 +85,7 @@ const needsMeans = ({ heads = {}, mlps = {}, attentions = {}, layers = {} }) =>
 
 class Session {
   constructor() {
-    this.newest = null;                   // arguments of the newest call of text(), which replaces those that still run
-    this.newestSpec = undefined;          // the same of interventions()
+    this.newest = new Map();              // of text and interventions: the newest call's arguments; older calls stop
   }
 
   async init({ config, header, chunks, tokenizer }) {
@@ -106,9 +112,11 @@ class Session {
     return this.tokenizer.decode(tokens[0] === (beginOfText ?? (isAlone ? endOfText : null)) ? tokens.slice(1) : tokens);
   }
 
+  isStale(name, args) { return this.newest.has(name) && this.newest.get(name) !== args; }
+
   // Reads {text} or {tokens}. null when a newer call came meanwhile.
   async text(asked) {
-    const isStale = () => this.newest !== null && this.newest !== asked;
+    const isStale = () => this.isStale("text", asked);
     if (isStale()) return null;
     const cut = asked.tokens ? null : this.encode(asked.text.slice(0, 400 * this.limit));
     const all = asked.tokens ?? cut.map(({ id }) => id), tokens = all.slice(0, this.limit);
@@ -130,13 +138,13 @@ class Session {
     this.changed = this.spec && new Reading(this.model, { interventions: this.spec, means });
   }
 
-  // Reads the text again with a specification of interventions (see interventions.js), or with none. null when a newer call waits,
-  // as a slider makes many.
+  // Reads the text again with a specification of interventions (see interventions.js), or with none. null when a newer call came.
   async interventions(spec) {
-    if (this.newestSpec !== undefined && this.newestSpec !== spec) return null;
+    const isStale = () => this.isStale("interventions", spec);
+    if (isStale()) return null;
     this.spec = spec;
     this.setChanged();
-    if (this.changed) await this.changed.read(this.base.tokens);
+    if (this.changed && !await this.changed.read(this.base.tokens, isStale)) return null;
     return this.numbers();
   }
 
@@ -195,8 +203,7 @@ function serveSession(post) {
         post({ id, error: error.message });
       }
     };
-    if (name === "text") session.newest = args;
-    if (name === "interventions") session.newestSpec = args;
+    if (name === "text" || name === "interventions") session.newest.set(name, args);
     queue = queue.then(() => { const done = answer(); return IN_BACKGROUND.has(name) ? null : done; });
   };
 }

@@ -31,7 +31,9 @@ function partSpecs({ n_layer, n_head }, kind) {
   const specs = {}, head = kind === "mean" ? { mean: true } : { scale: 0 };
   for (let layer = 0; layer < n_layer; layer++) {
     for (let h = 0; h < n_head; h++) specs[`${layer}.${h}`] = { heads: { [`${layer}.${h}`]: head } };
-    for (const [name, part] of [["attn", "attentions"], ["mlp", "mlps"], ["layer", "layers"]]) specs[name + layer] = { [part]: { [layer]: kind } };
+    for (const [name, part] of [["attn", "attentions"], ["mlp", "mlps"], ["layer", "layers"]]) {
+      specs[name + layer] = { [part]: { [layer]: kind } };
+    }
   }
   return specs;
 }
