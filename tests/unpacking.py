@@ -1,4 +1,4 @@
-"""The Python twin of the reader in `attention.js`: undoes what `minigpt.inspection.packing` writes into a page."""
+"""The Python twin of pages/parts/attention/data.js: undoes what `minigpt.inspection.packing` writes into a page."""
 
 import base64
 import zlib

@@ -1,6 +1,6 @@
 """Attention weights between 0 and 1 -> small bytes and back: triangle, square root, difference, deflate, base64.
 
-A page with every head of a model has to stay a few MB. Four steps do it, and `attention.js` undoes them in JavaScript:
+A page with every head of a model has to stay a few MB. Four steps do it, and parts/attention/data.js undoes them:
 
 1. keep the lower triangle, row after row: a causal model has nothing above the diagonal;
 2. store a weight p as the byte q = rint(255 * sqrt(p)), and read it as p = (q / 255)**2. The square root spends the

@@ -146,7 +146,7 @@ def _meanings(names: Sequence[str], notes: Mapping[str, str]) -> list[tuple[str,
 def _run_data(
     frames: Sequence[Snapshot], names: Sequence[str], texts: dict[str, int], with_norms: bool
 ) -> dict[str, object]:
-    """One run's data for attention.js; `texts` numbers each distinct text of a next token."""
+    """One run's data for parts/attention/data.js; `texts` numbers each distinct text of a next token."""
     norms = [packing.compand_lengths(frame.value_norms) for frame in frames if frame.value_norms is not None]
     levels = [packing.pack(frame.weights) for frame in frames]
     if _is_coarse(frames):

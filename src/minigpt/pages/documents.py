@@ -27,8 +27,9 @@ _STYLES = {
     "report": ("theme",),
 }
 
-# Scripts shared by pages or apart for their size, in this order, before a page's own.
-_SCRIPTS = {"attention": ("page", "causes")}
+# Scripts of `parts` shared by pages or apart for their size, in this order, before a page's own.
+_ATTENTION = ("data", "paint", "text", "scores", "curves", "links", "causes")
+_SCRIPTS = {"attention": ("page", *(f"attention/{name}" for name in _ATTENTION))}
 
 # Characters that could end the JSON's <script> element, or begin a comment or an entity. json.dumps already escapes
 # everything that is not ASCII (U+2028 and U+2029 end a line in JavaScript).

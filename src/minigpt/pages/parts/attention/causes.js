@@ -1,4 +1,4 @@
-// The attention page's lists of causes: why the model predicts what follows the selected token.
+// The lists of causes: why the model predicts what follows the selected token.
 const EFFECTS = 12;                       // components or heads in a list
 
 // Undoes _signed of causes.py: [index, token] -> value.

@@ -1,0 +1,79 @@
+// The attention page's data: the snapshots of #data (JSON), the state, and the weights that the maps show.
+const data = JSON.parse($("data").textContent);
+const { tokens, n_layer: L, n_head: H, n_tokens: T } = data;
+const [A, B] = data.runs, { steps } = A, names = data.score_names, MEANING = new Map(data.glossary);
+const TRIANGLE = T * (T + 1) / 2;         // levels of one head: row i has i + 1 of them and starts at i * (i + 1) / 2
+const SIZE = L * H * TRIANGLE;            // levels of one step
+const LISTED = 8;                         // tokens in each ranked list
+const state = { frame: steps.length - 1, layer: 0, head: 0, token: T - 1, direction: "from", scale: "sqrt", hide: false,
+  score: names.length ? 0 : -1, order: "place", minimum: 0,       // score: place in names; minimum: percent of its range
+  values: false, view: "a", relation: -1,                         // view: a, b or diff; relation: place in data.links
+  panel: "keys" };                                                // or a name in CAUSES
+let shown;                                // weights that the maps show, see look()
+let under = null;                         // under the pointer: { token } of the text, or { cell } of the large map;
+                                          // { cell, link } where a chosen relation put it
+let pointed = -1;                         // head whose curve is under the pointer
+
+// Undoes encode_frames of packing.py: after inflating, each frame is the difference from the previous one.
+async function framesOf(base64, size) {
+  const all = await inflate(base64);
+  for (let i = size; i < all.length; i++) all[i] += all[i - size];    // a Uint8Array wraps at 256, as it must
+  return all;
+}
+
+async function decode() {
+  for (const run of data.runs) {
+    run.levels = await framesOf(run.levels, SIZE);
+    if (run.norms) run.norms = await framesOf(run.norms, L * H * T);
+    if (run.causes) await decodeCauses(run.causes);
+    // The slider has the steps of A: for each of them the index of this run's nearest step.
+    run.nearest = steps.map((step) => run.steps.reduce((best, other, i) =>
+      (Math.abs(other - step) < Math.abs(run.steps[best] - step) ? i : best), 0));
+  }
+}
+
+const frameOf = (run, frame = state.frame) => (run === A ? frame : run.nearest[frame]);
+const LENGTH = Float64Array.from({ length: 256 }, (_, q) => q && 1e-4 ** ((255 - q) / 254));       // expand_lengths
+
+// One run's weights at the current step: the levels to paint, and a function from a level's index to its weight.
+function weigh(run) {
+  const frame = frameOf(run), levels = run.levels.subarray(frame * SIZE, (frame + 1) * SIZE);
+  if (!state.values) return { levels, at: (i) => WEIGHT[levels[i]] };
+  const weights = new Float32Array(SIZE), painted = new Uint8Array(SIZE);
+  for (let head = 0, at = 0; head < L * H; head++) {
+    const lengths = (frame * L * H + head) * T;
+    for (let i = 0; i < T; at += ++i) {
+      let sum = 0;
+      for (let j = 0; j <= i; j++) sum += weights[at + j] = WEIGHT[levels[at + j]] * LENGTH[run.norms[lengths + j]];
+      for (let j = 0; j <= i; j++) {
+        weights[at + j] /= sum || 1;
+        painted[at + j] = Math.round(255 * Math.sqrt(weights[at + j]));
+      }
+    }
+  }
+  return { levels: painted, at: (i) => weights[i] };
+}
+
+// The difference of two: levels from 1 to 255, 128 for no difference, again evenly spaced in the square root.
+function difference(a, b) {
+  const levels = new Uint8Array(SIZE), at = (i) => a.at(i) - b.at(i);
+  for (let i = 0; i < SIZE; i++) {
+    const change = at(i);
+    levels[i] = 128 + Math.sign(change) * Math.round(127 * Math.sqrt(Math.abs(change)));
+  }
+  return { levels, at, parts: [a, b] };
+}
+
+const isDifference = () => state.view === "diff";
+
+function look() {
+  const key = [state.frame, state.values, state.view].join();
+  if (shown?.key === key) return;                       // slow on a large page, so only when something changed
+  shown = isDifference() ? difference(weigh(A), weigh(B)) : weigh(state.view === "b" ? B : A);
+  shown.key = key;
+}
+
+const beginOf = (layer, head) => (layer * H + head) * TRIANGLE;
+const placeOf = (layer, head, query, key) => beginOf(layer, head) + query * (query + 1) / 2 + key;
+const levelAt = (...cell) => shown.levels[placeOf(...cell)];
+const weightAt = (layer, head, query, key) => shown.at(placeOf(layer, head, query, key));
