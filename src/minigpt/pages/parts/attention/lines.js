@@ -29,7 +29,7 @@ function drawStrands(list, isFrom) {
     const [y1, y2] = (isFrom ? [state.token, other] : [other, state.token]).map(middleOf);
     const line = document.createElementNS(svg.namespaceURI, "line");
     for (const [name, value] of Object.entries({ x1: 0, y1, x2: 100, y2 })) line.setAttribute(name, value);
-    line.style.opacity = Math.abs(share).toFixed(3);
+    line.style.strokeOpacity = Math.abs(share).toFixed(3);
     line.style.stroke = colour;                           // that of the style sheet where empty
     line.classList.toggle("less", share < 0);
     return line;
