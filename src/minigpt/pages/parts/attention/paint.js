@@ -29,12 +29,12 @@ function shading() {
 
 const PALETTE = paletteOf(data.colours), DIFFERENCE = paletteOf(data.difference);
 
-// Paints one head. Where the canvas has fewer pixels than tokens, a pixel takes the largest of its cells: an average
-// would wash out a diagonal that is one token wide.
-function paint(canvas, layer, head, cssPixels) {
-  const n = Math.max(1, Math.min(T, Math.round(cssPixels * devicePixelRatio)));
-  const { levels } = shown, first = state.hide ? 1 : 0, { zero, full, colours, shade, byRow } = shading();
-  const shades = new Int16Array(n * n).fill(-1);              // -1: above the diagonal or hidden, stays transparent
+// Indices of the colour map for an n x n picture of a head; -1 above the diagonal or hidden, which stays transparent.
+// Where there are fewer pixels than tokens, a pixel takes the largest of its cells: an average would wash out a diagonal
+// that is one token wide.
+function shadesOf(layer, head, n) {
+  const { levels } = shown, first = state.hide ? 1 : 0, { zero, full, shade, byRow } = shading();
+  const shades = new Int16Array(n * n).fill(-1);
   const pixel = Uint32Array.from({ length: T }, (_, i) => Math.floor(i * n / T));
   let at = beginOf(layer, head);
   for (let i = 0; i < T; at += ++i) {
@@ -49,7 +49,14 @@ function paint(canvas, layer, head, cssPixels) {
       if (shades[cell] < 0 || Math.abs(value - zero) > Math.abs(shades[cell] - zero)) shades[cell] = value;
     }
   }
-  putPixels(canvas, n, Uint32Array.from(shades, (value) => (value < 0 ? 0 : colours[value])));
+  return shades;
+}
+
+const pixelsOf = (cssPixels) => Math.max(1, Math.min(T, Math.round(cssPixels * devicePixelRatio)));
+
+function paint(canvas, layer, head, cssPixels) {
+  const n = pixelsOf(cssPixels), { colours } = shading();
+  putPixels(canvas, n, Uint32Array.from(shadesOf(layer, head, n), (value) => (value < 0 ? 0 : colours[value])));
 }
 
 const thumbs = [];
