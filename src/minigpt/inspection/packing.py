@@ -36,6 +36,8 @@ _EVEN_BELOW = 80
 _BOUNDS = (14, 42, 63, 78, 90, 101, 111, 120, 128, 136, 143, 150, 156, 162)
 _TOP = len(_BOUNDS)
 """The bin of the levels that stay exact: those from the last bound on, weights above 0.4."""
+_MARGIN = 6
+"""A level this near to the bin of the step after takes that bin, if it is one of the lower two (weights below 0.03)."""
 COARSE_ERROR = max((b - 0.5) ** 2 - (a - 0.5) ** 2 for a, b in pairwise(_BOUNDS)) / 255**2
 """Largest absolute error of a weight in `encode_earlier`, 0.034: the width of a bin. Its levels start at _BOUNDS."""
 
@@ -149,12 +151,16 @@ def encode_frames(frames: Sequence[Levels]) -> str:
 
 
 def encode_earlier(frames: Sequence[Levels], last: Levels) -> str:
-    """Turn the steps before the last into text of about 1.2 bits a weight, to within COARSE_ERROR.
+    """Turn the steps before the last into text of about 0.9 bits a weight, to within COARSE_ERROR.
 
     Most weights of a trained head are small noise, and their changes from step to step are as large. So there are only
     fifteen bins of levels, and a level is read as the mean of its bin in its head: rows still sum to about 1. Weights
-    above 0.4 are exact. What the next step tells is used by an order: the bins come sorted by the levels of the step
-    after, which a reader knows, so neighbours in this order are alike and the Huffman codes of deflate are short.
+    above 0.4 are exact. The bins come sorted by the levels of the step after, which a reader knows, so neighbours in
+    this order are alike and the Huffman codes of deflate are short. A small weight that changes little keeps its bin.
+
+    Measured on eight steps of a trained model with 6 x 6 heads and 128 tokens, in bits a weight: 5.8 exact, 3.0 with
+    every eighth level, 2.1 with every 16th and Huffman codes alone, 1.5 with six bins of three steps in one byte, 1.7
+    with every 16th sorted, 1.2 with these bins sorted, 0.9 with small changes left out. The mean error is 0.005.
 
     Newest step first, each as: (heads, 16) levels of the bins, two bins in a byte (the first in the low half), the
     exact levels, in the order of the cells.
@@ -163,12 +169,14 @@ def encode_earlier(frames: Sequence[Levels], last: Levels) -> str:
         frames: (..., n) levels of each earlier step, oldest first.
         last: (..., n) levels of the last step as `encode_frames` gets them.
     """
-    bin_of = np.digitize(np.arange(256), _BOUNDS).astype(np.uint8)
+    bin_of, edges = np.digitize(np.arange(256), _BOUNDS).astype(np.uint8), np.array([0, *_BOUNDS, 256])
     after, parts = last.reshape(-1, last.shape[-1]), list[bytes]()
     n_heads = len(after)
     for frame in frames[::-1]:
         levels = frame.reshape(n_heads, -1)
-        bins = bin_of[levels]
+        bins, own = bin_of[levels], bin_of[after]
+        is_near = (own < 2) & (levels + _MARGIN >= edges[own]) & (levels < edges[own + 1] + _MARGIN)
+        bins = np.where(is_near, own, bins)
         slots = (bins + 16 * np.arange(n_heads)[:, None]).ravel()
         sums, counts = (np.bincount(slots, each, 16 * n_heads) for each in (expand(levels).ravel(), None))
         table = compand(np.divide(sums, counts, out=np.zeros(16 * n_heads), where=counts > 0))

@@ -68,8 +68,8 @@ function onKey(event) {
     if (document.activeElement.classList.contains("thumb")) thumbs[selected()].focus();
   } else if (event.key === "," || event.key === ".") toFrame(state.frame + (event.key === "." ? 1 : -1));
   else if (event.key === "[" || event.key === "]") {
-    set({ token: clamp(state.token + (event.key === "]" ? 1 : -1), 0, T - 1) });
-    if (spans.includes(document.activeElement)) spans[state.token].focus();
+    set({ token: clamp(state.token + (event.key === "]" ? 1 : -1), 0, selectedSpans().length - 1) });
+    if (selectedSpans().includes(document.activeElement)) selectedSpans()[state.token].focus();
   } else return;
   event.preventDefault();
 }
@@ -77,8 +77,8 @@ function onKey(event) {
 // Where the pointer is on the large map: [query, key].
 function cellUnder(event) {
   const box = $("large").getBoundingClientRect();
-  return [(event.clientY - box.top) / box.height, (event.clientX - box.left) / box.width]
-    .map((x) => clamp(Math.floor(x * T), 0, T - 1));
+  return [[(event.clientY - box.top) / box.height, T], [(event.clientX - box.left) / box.width, S]]
+    .map(([x, count]) => clamp(Math.floor(x * count), 0, count - 1));
 }
 
 function point(at) {
@@ -118,10 +118,7 @@ function build() {
   data.links.forEach(([name], i) => $("relation").append(make("option", { value: i, textContent: words(name) })));
   $("relation-label").hidden = data.links.length === 0;
   $("ranking").hidden = $("head-scores").hidden = names.length === 0;
-  tokens.forEach((text, i) => {
-    spans.push(make("span", { textContent: inText(text) }, { role: "button", "data-token": i, "aria-label": `${i}: ${visible(text)}` }));
-  });
-  $("tokens").append(...spans);
+  buildText();
 }
 
 function listen() {
@@ -129,7 +126,7 @@ function listen() {
   const select = (event) => {
     if (tokenOf(event) === null) return;
     under = null;                                        // the pointer is on the selected token: show its strongest pair
-    set({ token: tokenOf(event) });
+    set({ token: tokenOf(event), direction: directionOf(event.target) });
   };
   $("tokens").addEventListener("click", select);
   $("tokens").addEventListener("keydown", (event) => {
@@ -137,7 +134,7 @@ function listen() {
   });
   $("tokens").addEventListener("pointerover", (event) => {
     const token = tokenOf(event);
-    point(token === null ? null : { token });
+    point(token === null || !otherSpans().includes(event.target) ? null : { token });
   });
   $("large").addEventListener("pointermove", (event) => point({ cell: cellUnder(event) }));
   $("large").addEventListener("click", (event) => {
@@ -153,7 +150,8 @@ function listen() {
   onInput("minimum", ({ value }) => ({ minimum: Number(value) }));
   $("relation").addEventListener("input", () => chooseRelation(Number($("relation").value)));
   onInput("values", ({ checked }) => ({ values: checked }));
-  for (const name of ["direction", "view"]) onChoice(name, (value) => set({ [name]: value }));
+  onChoice("view", (view) => set({ view }));
+  onChoice("direction", (direction) => set({ direction, token: Math.min(state.token, (direction === "from" ? T : S) - 1) }));
   listenToCauses();
   $("curve").addEventListener("pointermove", pointCurve);
   $("curve").addEventListener("pointerleave", () => { pointed = -1; drawCurve(); });
@@ -171,6 +169,8 @@ start(async () => {
   document.querySelector("main").hidden = false;
   $("time").hidden = $("step-keys").hidden = steps.length === 1;
   $("rounding").textContent = data.rounding;
+  if (data.intro) $("intro").textContent = data.intro;
+  if (!isCausal) document.querySelector(".frame").prepend($("readout"));      // no free corner above the diagonal
   $("values-label").hidden = !A.norms;
   $("compare").hidden = !B;
   build();

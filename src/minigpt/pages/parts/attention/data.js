@@ -2,8 +2,11 @@
 const data = JSON.parse($("data").textContent);
 const { tokens, n_layer: L, n_head: H, n_tokens: T } = data;
 const [A, B] = data.runs, { steps } = A, names = data.score_names, MEANING = new Map(data.glossary);
-const CELLS = T * (T + 1) / 2;         // levels of one head: row i has i + 1 of them and starts at i * (i + 1) / 2
-const SIZE = L * H * CELLS;            // levels of one step
+const S = data.n_keys ?? T, isCausal = data.triangle ?? true, keyTokens = data.keys ?? tokens;
+// Levels of one head, row after row: in a causal map row i has i + 1 of them, otherwise one for each key.
+const CELLS = isCausal ? T * (T + 1) / 2 : T * S;
+const SIZE = L * H * CELLS;               // levels of one step
+const LARGEST = data.largest ?? 1;        // value of the largest level
 const LISTED = 8;                         // tokens in each ranked list
 const state = { frame: steps.length - 1, layer: 0, head: 0, token: T - 1, direction: "from", scale: "sqrt", hide: false,
   score: names.length ? 0 : -1, order: "place", minimum: 0,       // score: place in names; minimum: percent of its range
@@ -57,10 +60,13 @@ async function decode() {
 const frameOf = (run, frame = state.frame) => (run === A ? frame : run.nearest[frame]);
 const LENGTH = Float64Array.from({ length: 256 }, (_, q) => q && 1e-4 ** ((255 - q) / 254));       // expand_lengths
 
+// The value of each level: signed values have 128 for 0, and 0 for what is masked.
+const VALUE = WEIGHT.map((weight, q) => LARGEST * (!data.signed ? weight : q ? Math.sign(q - 128) * ((q - 128) / 127) ** 2 : NaN));
+
 // One run's weights at the current step: the levels to paint, and a function from a level's index to its weight.
 function weigh(run) {
   const frame = frameOf(run), levels = run.levels.subarray(frame * SIZE, (frame + 1) * SIZE);
-  if (!state.values) return { levels, at: (i) => WEIGHT[levels[i]] };
+  if (!state.values) return { levels, at: (i) => VALUE[levels[i]] };
   const weights = new Float32Array(SIZE), painted = new Uint8Array(SIZE);
   for (let head = 0, at = 0; head < L * H; head++) {
     const lengths = (frame * L * H + head) * T;
@@ -87,6 +93,7 @@ function difference(a, b) {
 }
 
 const isDifference = () => state.view === "diff";
+const isSigned = () => isDifference() || Boolean(data.signed);
 
 function look() {
   const key = [state.frame, state.values, state.view].join();
@@ -96,6 +103,10 @@ function look() {
 }
 
 const beginOf = (layer, head) => (layer * H + head) * CELLS;
-const placeOf = (layer, head, query, key) => beginOf(layer, head) + query * (query + 1) / 2 + key;
+const rowOf = (query) => (isCausal ? query * (query + 1) / 2 : query * S);      // where it begins in a map
+const lengthOf = (query) => (isCausal ? query + 1 : S);                         // how many keys it has
+const firstOf = (key) => (isCausal ? key : 0);                                  // the first query that has the key
+const placeOf = (layer, head, query, key) => beginOf(layer, head) + rowOf(query) + key;
+const isMasked = (level) => level === 0 && Boolean(data.signed);                // a score of minus infinity
 const levelAt = (...cell) => shown.levels[placeOf(...cell)];
 const weightAt = (layer, head, query, key) => shown.at(placeOf(layer, head, query, key));
