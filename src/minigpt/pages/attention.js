@@ -88,7 +88,7 @@ function point(at) {
 
 function build() {
   const grid = $("grid"), corner = make("div", { className: "heading corner" });
-  grid.style.gridTemplateColumns = `auto repeat(${H}, minmax(0, max(30px, min(200px, (100vh - 140px) / ${L}))))`;   // deep models: smaller, not longer
+  grid.style.gridTemplateColumns = `auto repeat(${H}, minmax(0, max(30px, min(200px, (var(--screen, 100vh) - 140px) / ${L}))))`;   // deep models: smaller, not longer
   corner.append("head \u2192", make("br"), "layer \u2193");
   grid.append(corner);
   const heading = (word, i) => {
