@@ -81,8 +81,8 @@ function onKey(event) {
     if (document.activeElement.classList.contains("thumb")) thumbs[selected()].focus();
   } else if (event.key === "," || event.key === ".") toFrame(state.frame + (event.key === "." ? 1 : -1));
   else if (event.key === "[" || event.key === "]") {
-    set({ token: clamp(state.token + (event.key === "]" ? 1 : -1), 0, T - 1) });
-    if (spans.includes(document.activeElement)) spans[state.token].focus();
+    set({ token: clamp(state.token + (event.key === "]" ? 1 : -1), 0, selectedSpans().length - 1) });
+    if (selectedSpans().includes(document.activeElement)) selectedSpans()[state.token].focus();
   } else return;
   event.preventDefault();
 }
@@ -90,8 +90,8 @@ function onKey(event) {
 // Where the pointer is on the large map: [query, key].
 function cellUnder(event) {
   const box = $("large").getBoundingClientRect();
-  return [(event.clientY - box.top) / box.height, (event.clientX - box.left) / box.width]
-    .map((x) => clamp(Math.floor(x * T), 0, T - 1));
+  return [[(event.clientY - box.top) / box.height, T], [(event.clientX - box.left) / box.width, S]]
+    .map(([x, count]) => clamp(Math.floor(x * count), 0, count - 1));
 }
 
 function point(at) {
@@ -101,7 +101,7 @@ function point(at) {
 
 function build() {
   const grid = $("grid"), corner = make("div", { className: "heading corner" });
-  grid.style.gridTemplateColumns = `auto repeat(${H}, minmax(0, max(30px, min(200px, (100vh - 140px) / ${L}))))`;   // deep models: smaller, not longer
+  grid.style.gridTemplateColumns = `auto repeat(${H}, minmax(0, max(30px, min(200px, (var(--screen, 100vh) - 140px) / ${L}))))`;   // deep models: smaller, not longer
   corner.append("head \u2192", make("br"), "layer \u2193");
   grid.append(corner);
   const heading = (word, i) => {
@@ -126,10 +126,7 @@ function build() {
   data.links.forEach(([name], i) => $("relation").append(make("option", { value: i, textContent: words(name) })));
   $("relation-label").hidden = data.links.length === 0;
   $("ranking").hidden = names.length === 0;
-  tokens.forEach((text, i) => {
-    spans.push(make("span", { textContent: inText(text) }, { role: "button", "data-token": i, "aria-label": `${i}: ${visible(text)}` }));
-  });
-  $("tokens").append(...spans);
+  buildText();
   buildTable();
   buildLines();
   buildEvents();
@@ -140,15 +137,16 @@ function listen() {
   const select = (event) => {
     if (tokenOf(event) === null) return;
     under = null;                                        // the pointer is on the selected token: show its strongest pair
-    set({ token: tokenOf(event) });
+    set({ token: tokenOf(event), direction: directionOf(event.target) });
   };
-  for (const id of ["tokens", "lines"]) $(id).addEventListener("click", select);
+  $("tokens").addEventListener("click", select);
+  listenToLines();
   $("tokens").addEventListener("keydown", (event) => {
     if (event.key === "Enter" || event.key === " ") { event.preventDefault(); select(event); }
   });
   $("tokens").addEventListener("pointerover", (event) => {
     const token = tokenOf(event);
-    point(token === null ? null : { token });
+    point(token === null || !otherSpans().includes(event.target) ? null : { token });
   });
   $("large").addEventListener("pointermove", (event) => point({ cell: cellUnder(event) }));
   $("large").addEventListener("click", (event) => {
@@ -165,7 +163,8 @@ function listen() {
   $("relation").addEventListener("input", () => chooseRelation(Number($("relation").value)));
   onInput("values", ({ checked }) => ({ values: checked }));
   onInput("several", ({ checked }) => ({ several: checked, heads: checked ? [selected()] : [] }));
-  for (const name of ["direction", "view", "picture"]) onChoice(name, (value) => set({ [name]: value }));
+  for (const name of ["view", "picture"]) onChoice(name, (value) => set({ [name]: value }));
+  onChoice("direction", (direction) => set({ direction, token: Math.min(state.token, (direction === "from" ? T : S) - 1) }));
   listenToCauses();
   $("curve").addEventListener("pointermove", pointCurve);
   $("curve").addEventListener("pointerleave", () => { pointed = -1; drawCurve(); });
@@ -183,6 +182,8 @@ start(async () => {
   document.querySelector("main").hidden = false;
   $("time").hidden = $("step-keys").hidden = steps.length === 1;
   $("rounding").textContent = data.rounding;
+  if (data.intro) $("intro").textContent = data.intro;
+  if (!isCausal) document.querySelector(".frame").prepend($("readout"));      // no free corner above the diagonal
   $("values-label").hidden = !A.norms;
   $("compare").hidden = !B;
   build();

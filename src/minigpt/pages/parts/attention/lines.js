@@ -4,8 +4,8 @@ const LEAST_LINE = 0.03;                  // fainter lines are left out
 const lineColumns = [];                   // the tokens at the left and at the right
 
 function buildLines() {
-  for (const id of ["left-tokens", "right-tokens"]) {
-    const items = tokens.map((text, i) => make("bdi", { textContent: visible(text), title: `#${i}` }, { "data-token": i }));
+  for (const [id, texts] of [["left-tokens", tokens], ["right-tokens", keyTokens]]) {
+    const items = texts.map((text, i) => make("bdi", { textContent: visible(text), title: `#${i}` }));
     $(id).append(...items);
     lineColumns.push(items);
   }
@@ -22,7 +22,7 @@ function lineList() {
 }
 
 function drawStrands(list, isFrom) {
-  const svg = $("strands"), height = T * LINE_PIXELS;
+  const svg = $("strands"), height = Math.max(T, S) * LINE_PIXELS;
   svg.setAttribute("viewBox", `0 0 100 ${height}`);
   svg.style.height = `${height}px`;
   svg.replaceChildren(...list.map(([other, share, colour]) => {
@@ -51,7 +51,13 @@ function drawLines() {
     item.classList.toggle("own", isOwnSide && i === token);
     item.style.setProperty("--share", isOwnSide ? 0 : (0.85 * (ends.get(i) ?? 0)).toFixed(3));
   }));
-  $("lines").setAttribute("aria-label", `lines from the ${isFrom ? "query" : "key"} ${quoted(token)} to ${ends.size} tokens`);
+  $("lines").setAttribute("aria-label", `lines from the ${isFrom ? "query" : "key"} ${quotedSelected()} to ${ends.size} tokens`);
   if (scrolledTo !== token) $("lines").scrollTop = middleOf(token) - $("lines").clientHeight * (isFrom ? 0.75 : 0.25);
   scrolledTo = token;
+}
+
+// A query shows what it attends to, a key what attends to it.
+function listenToLines() {
+  lineColumns.forEach((items, side) => items.forEach((item, token) =>
+    item.addEventListener("click", () => set({ token, direction: side ? "to" : "from" }))));
 }

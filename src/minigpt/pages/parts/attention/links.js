@@ -52,7 +52,7 @@ function drawNext() {
   const runs = isDifference() ? [A, B] : [state.view === "b" ? B : A];
   const lists = runs.map((run) => [run, expected(run)]).filter(([, pairs]) => pairs.length);
   $("next").hidden = lists.length === 0;
-  $("next-title").replaceChildren("Expected after ", label(quoted(state.token)));
+  $("next-title").replaceChildren("Expected after ", label(quotedSelected()));
   $("next-lists").replaceChildren(...lists.map(([run, pairs]) => {
     const column = make("div"), list = make("ol", { className: "list" });
     if (isDifference()) column.append(make("h3", { textContent: run === A ? "A" : "B" }));

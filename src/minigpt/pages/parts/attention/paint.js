@@ -21,7 +21,7 @@ const SIGNED = tablesOf((q, table) => {
 
 // Maps a level to an index of the colour map; `most` is the largest level of its row if the scale is by row.
 function shading() {
-  const signed = isDifference(), zero = signed ? 128 : 0, full = signed ? 127 : 255;
+  const signed = isSigned(), zero = signed ? 128 : 0, full = signed ? 127 : 255;
   const table = (signed ? SIGNED : PLAIN)[state.scale], colours = signed ? DIFFERENCE : PALETTE;
   const shade = (level, most) => (most === full ? table[level] : zero + Math.round(full * (level - zero) / most));
   return { zero, full, table, colours, shade, byRow: state.scale === "row" };
@@ -29,22 +29,23 @@ function shading() {
 
 const PALETTE = paletteOf(data.colours), DIFFERENCE = paletteOf(data.difference);
 
-// Indices of the colour map for an n x n picture of a head; -1 above the diagonal or hidden, which stays transparent.
+// Indices of the colour map for a picture of a head, n high and m wide; -1 where nothing is or it is hidden or masked, which
+// stays transparent.
 // Where there are fewer pixels than tokens, a pixel takes the largest of its cells: an average would wash out a diagonal
 // that is one token wide.
-function shadesOf(layer, head, n) {
+function shadesOf(layer, head, n, m) {
   const { levels } = shown, first = state.hide ? 1 : 0, { zero, full, shade, byRow } = shading();
-  const shades = new Int16Array(n * n).fill(-1);
-  const pixel = Uint32Array.from({ length: T }, (_, i) => Math.floor(i * n / T));
-  let at = beginOf(layer, head);
-  for (let i = 0; i < T; at += ++i) {
+  const shades = new Int16Array(n * m).fill(-1);
+  const pixel = Uint32Array.from({ length: S }, (_, j) => Math.floor(j * m / S));
+  for (let i = 0; i < T; i++) {
+    const at = beginOf(layer, head) + rowOf(i), length = lengthOf(i), row = Math.floor(i * n / T) * m;
     let most = full;
     if (byRow) {
       most = 1;
-      for (let j = first; j <= i; j++) most = Math.max(most, Math.abs(levels[at + j] - zero));
+      for (let j = first; j < length; j++) if (!isMasked(levels[at + j])) most = Math.max(most, Math.abs(levels[at + j] - zero));
     }
-    const row = pixel[i] * n;
-    for (let j = first; j <= i; j++) {
+    for (let j = first; j < length; j++) {
+      if (isMasked(levels[at + j])) continue;
       const value = shade(levels[at + j], most), cell = row + pixel[j];
       if (shades[cell] < 0 || Math.abs(value - zero) > Math.abs(shades[cell] - zero)) shades[cell] = value;
     }
@@ -52,11 +53,12 @@ function shadesOf(layer, head, n) {
   return shades;
 }
 
-const pixelsOf = (cssPixels) => Math.max(1, Math.min(T, Math.round(cssPixels * devicePixelRatio)));
+// Height and width of a picture: at most a pixel for each cell.
+const pixelsOf = (cssPixels) => [T, S].map((count) => Math.max(1, Math.min(count, Math.round(cssPixels * devicePixelRatio))));
 
 function paint(canvas, layer, head, cssPixels) {
-  const n = pixelsOf(cssPixels), { colours } = shading();
-  putPixels(canvas, n, Uint32Array.from(shadesOf(layer, head, n), (value) => (value < 0 ? 0 : colours[value])));
+  const [n, m] = pixelsOf(cssPixels), { colours } = shading();
+  putPixels(canvas, m, Uint32Array.from(shadesOf(layer, head, n, m), (value) => (value < 0 ? 0 : colours[value])));
 }
 
 const thumbs = [];
@@ -75,11 +77,11 @@ function drawBar() {
   const { table, colours } = shading();
   putPixels($("bar"), 256, colours);
   const { ticks, few } = SCALES[state.scale];
-  const levelOf = (weight) => (isDifference() ? 128 + Math.sign(weight) * Math.round(127 * Math.sqrt(Math.abs(weight)))
+  const levelOf = (weight) => (isSigned() ? 128 + Math.sign(weight) * Math.round(127 * Math.sqrt(Math.abs(weight)))
     : Math.round(255 * Math.sqrt(weight)));
-  const shownTicks = isDifference() ? [...few.map((x) => -x).reverse(), 0, ...few] : ticks;
+  const shownTicks = isSigned() ? [...few.map((x) => -x).reverse(), 0, ...few] : ticks;
   $("ticks").replaceChildren(...shownTicks.map((weight) => {
-    const tick = make("span", { textContent: weight });
+    const tick = make("span", { textContent: LARGEST === 1 ? weight : Number((LARGEST * weight).toPrecision(2)) });
     tick.style.left = `${table[levelOf(weight)] / 2.55}%`;
     return tick;
   }));
