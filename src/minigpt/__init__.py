@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from minigpt.config import Config
     from minigpt.errors import UserError
     from minigpt.generation.generator import Writer
+    from minigpt.pages.documents import Page
 
-__all__ = ["Config", "Run", "UserError", "compare", "load", "open_run", "train"]
+__all__ = ["Config", "Run", "UserError", "compare", "load", "open_run", "show_attention", "train"]
 __version__ = "0.1.0"
 
 
@@ -89,6 +90,36 @@ def compare(variants: Mapping[str, Sequence[Run]]) -> DataFrame:
     from minigpt.api import compare
 
     return compare(variants)
+
+
+def show_attention(
+    weights: Any,
+    tokens: Sequence[str],
+    keys: Sequence[str] | None = None,
+    *,
+    steps: Sequence[int] | None = None,
+    title: str = "attention",
+) -> Page:
+    """Show attention weights of any program: `minigpt.show_attention(model(**inputs).attentions, tokens)`.
+
+    Args:
+        weights: (T, S), (heads, T, S) or (layers, heads, T, S) from query (row) to key (column), as an array, a tensor
+            or nested lists; a batch axis of 1 after the layers is dropped. Of any sign and range, normalised or not;
+            -inf is a masked score and stays blank. With `steps`, a list with one of these a step.
+        tokens: texts of the T queries, and of the keys too where there are no others.
+        keys: texts of the S keys of cross-attention.
+        steps: training steps, for a slider.
+        title: plain text.
+
+    Returns:
+        The page, which a notebook shows; `Path("heads.html").write_text(page)` keeps it.
+
+    Raises:
+        minigpt.UserError: the shapes do not fit, a value is NaN or +inf, or a token is not a text.
+    """
+    from minigpt.pages.tensor import show_attention
+
+    return show_attention(weights, tokens, keys, steps=steps, title=title)
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from unpacking import decode_frames, expand_lengths
+from unpacking import decode_earlier, decode_frames, expand_lengths
 
 from minigpt.inspection import packing
 
@@ -21,12 +21,51 @@ def test_the_stated_error_is_reached_and_not_only_an_upper_bound():
     assert error == pytest.approx(packing.MAX_ERROR, abs=1e-5)
 
 
-def test_a_coarse_weight_comes_back_within_its_stated_error_which_is_reached():
+def test_thinned_small_weights_are_even_levels_within_the_same_error():
     weights = np.linspace(0, 1, 2_000_001)
-    error = np.abs(packing.expand(packing.coarsen(packing.compand(weights))) - weights)
-    assert error.max() == pytest.approx(packing.COARSE_ERROR, abs=1e-5)
-    assert error[weights < 0.01].max() < 0.0039
-    assert error[0] == error[-1] == 0
+    levels = packing.thin(packing.compand(weights))
+    assert np.abs(packing.expand(levels) - weights).max() <= packing.MAX_ERROR + 1e-6
+    assert len(np.unique(levels)) == 256 - 40
+
+
+def attention_over_steps(n_steps=4, n_tokens=40):
+    """(n_steps, 2, 3, T * (T + 1) / 2) levels of six noisy heads, which sharpen from step to step."""
+    scores = np.random.default_rng(0).normal(size=(2, 3, n_tokens, n_tokens))
+    maps = np.stack([np.tril(np.exp((1 + step) * scores)) for step in range(n_steps)])
+    maps /= maps.sum(-1, keepdims=True)
+    return maps, [packing.pack(each) for each in maps]
+
+
+def test_earlier_steps_come_back_within_their_stated_error_and_large_weights_exactly():
+    maps, levels = attention_over_steps()
+    again = decode_earlier(packing.encode_earlier(levels[:-1], levels[-1]), levels[-1], 3)
+    error = np.abs(packing.unpack(again, 40) - maps[:-1])
+    assert error.max() <= packing.COARSE_ERROR + 1e-6
+    assert packing.COARSE_ERROR < 0.035
+    assert (again[again >= 162] == np.stack(levels[:-1])[again >= 162]).all()
+
+
+def test_rows_of_earlier_steps_still_sum_to_one():
+    _, levels = attention_over_steps()
+    again = decode_earlier(packing.encode_earlier(levels[:-1], levels[-1]), levels[-1], 3)
+    sums = packing.unpack(again, 40).sum(-1)
+    assert np.abs(sums.mean(-1) - 1).max() < 0.01
+    assert np.abs(sums - 1).mean() < 0.06
+
+
+def test_earlier_steps_take_a_fraction_of_the_bytes_of_exact_ones():
+    _, levels = attention_over_steps(10, 64)
+    exact = len(packing.encode_frames(levels)) - len(packing.encode_frames(levels[-1:]))
+    assert len(packing.encode_earlier(levels[:-1], levels[-1])) < 0.4 * exact
+
+
+def test_signed_values_come_back_within_their_error_and_zero_exactly():
+    values = np.linspace(-1, 1, 100_001)
+    levels = packing.compand_signed(values).astype(int)
+    again = np.sign(levels - 128) * ((levels - 128) / 127) ** 2
+    assert np.abs(again - values).max() == pytest.approx(packing.SIGNED_ERROR, abs=3e-5)
+    assert levels.min() == 1  # 0 is left for masked values
+    assert packing.compand_signed(np.zeros(1))[0] == 128
 
 
 def test_nothing_and_everything_are_kept_exactly():

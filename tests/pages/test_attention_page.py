@@ -22,7 +22,7 @@ from attention_pages import (
     history,
     known_heads,
 )
-from unpacking import decode_frames
+from unpacking import decode_earlier, decode_frames, details_of
 
 from minigpt.inspection import packing
 from minigpt.inspection.snapshot import Snapshot
@@ -410,8 +410,10 @@ def test_of_many_steps_only_the_newest_keeps_all_digits_and_the_page_says_so(mon
     errors = []
     for page in (exact, coarse):
         (run,) = runs_of(page)
-        shown = packing.unpack(decode_frames(run["levels"], (2, 2, 820)), 40)
-        errors.append(np.abs(shown - weights).max(axis=(1, 2, 3, 4)))
+        levels = decode_frames(run["levels"], (2, 2, 820))
+        if run["earlier"]:
+            levels = np.concatenate([decode_earlier(run["earlier"], levels[0], 2), levels])
+        errors.append(np.abs(packing.unpack(levels, 40) - weights).max(axis=(1, 2, 3, 4)))
     assert (errors[0] <= packing.MAX_ERROR + 1e-6).all()
     assert errors[1][2] <= packing.MAX_ERROR + 1e-6
     assert (errors[1][:2] > packing.MAX_ERROR).all()
@@ -465,8 +467,9 @@ def test_numbers_beside_the_weights_keep_their_digits_and_no_more():
     )
     page = render_page([snapshot], title="x")
     (run,) = runs_of(page)
-    assert run["scores"] == [[[0.1235] * 6, [None] * 6, [-1.235e-05] * 6]]
-    assert run["next"] == [[[0, 0.123]] * 12]
+    details = details_of(run)
+    assert details["scores"] == [[[0.1235] * 6, [None] * 6, [-1.235e-05] * 6]]
+    assert details["next"] == [[[0, 0.123]] * 12]
 
 
 def test_no_weights_take_more_than_a_byte_and_its_base64_each():

@@ -277,6 +277,25 @@ def test_the_report_works_in_a_sandboxed_frame(browser: Any, tmp_path: Path) -> 
     view.page.close()
 
 
+def wait_for_height(view: Any, frame: Any) -> None:
+    """Wait until a frame is as high as its page; the page's policy forbids Playwright's own way to wait."""
+    for _ in range(200):
+        if frame.evaluate("innerHeight === document.documentElement.scrollHeight"):
+            return
+        view.page.wait_for_timeout(50)
+    raise AssertionError(frame.evaluate("[innerHeight, document.documentElement.scrollHeight]"))
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_the_attention_page_is_shown_at_its_full_height_and_without_a_blank_rest(show: Any, width: int) -> None:
+    view = show(RECORD, width)
+    frame = view.page.main_frame.child_frames[0]
+    wait_for_height(view, frame)
+    content = frame.evaluate("document.documentElement.getBoundingClientRect().height")
+    assert frame.evaluate("innerHeight") == pytest.approx(content, abs=1)
+    assert view.page.locator("iframe").bounding_box()["height"] == pytest.approx(content, abs=3)
+
+
 def test_in_a_notebook_the_frame_is_as_high_as_the_page_and_each_frame_on_its_own(browser: Any, tmp_path: Path) -> None:
     pages = [render_report(RECORD), render_page(history(), title="demo")]
     path = tmp_path / "notebook.html"
@@ -286,13 +305,12 @@ def test_in_a_notebook_the_frame_is_as_high_as_the_page_and_each_frame_on_its_ow
     for number in range(2):
         view.page.locator("iframe").nth(number).scroll_into_view_if_needed()  # browsers do not lay out what is far away
         frame = view.page.main_frame.child_frames[number]
-        for _ in range(200):  # the page's policy forbids Playwright's own way to wait
-            if frame.evaluate("innerHeight === document.documentElement.scrollHeight"):
-                break
-            view.page.wait_for_timeout(50)
+        wait_for_height(view, frame)
         heights.append(frame.evaluate("innerHeight"))
-        assert heights[-1] == frame.evaluate("document.documentElement.scrollHeight")
-    assert heights[0] > 1150 + 400  # the attention page in the report, and more
+    view.page.main_frame.child_frames[0].locator("iframe").scroll_into_view_if_needed()
+    (inside,) = view.page.main_frame.child_frames[0].child_frames
+    wait_for_height(view, inside)
+    assert heights[0] > inside.evaluate("innerHeight") + 400  # the attention page in the report, and more
     assert 400 < heights[1] < 1150
     view.check_clean()
     view.page.close()

@@ -29,7 +29,7 @@ _NEXT_TOKENS = 5
 # What the lists of causes show, by the glossary's names.
 _TOOLS = ("logit_lens", "loss_attribution", "ablation")
 
-# Pages with more weights than this (about 1 MB of trained heads) round all steps but the last more.
+# Pages with more weights than this (about 1 MB of trained heads) round small weights and earlier steps more.
 _EXACT_WEIGHTS = 1_000_000
 
 
@@ -92,7 +92,7 @@ def render_page(
     for link in links:
         pairs.setdefault(link.name, []).extend((int(link.query), int(key)) for key in link.keys)
     rounding = f"Weights are rounded by at most {packing.MAX_ERROR:.3f}"
-    if any(map(_is_coarse, runs)):
+    if any(_is_large(run) and len(run) > 1 for run in runs):
         rounding += f"; before the last step by at most {packing.COARSE_ERROR:.3f}, less for small weights"
     is_part = n_measured > n_tokens
     measured = f" Scores are of {n_measured:,} tokens, of which {n_tokens:,} are shown." if is_part else ""
@@ -102,22 +102,23 @@ def render_page(
         "n_layer": n_layer,
         "n_head": n_head,
         "n_tokens": n_tokens,
-        "colours": base64_of(COLOURS),
-        "difference": base64_of(DIFFERENCE_COLOURS),
         "score_names": names,
         "labels": [[name for layer in labels[i] for name in layer] for i in order] if labels else None,
         "links": list(pairs.items()),
-        "runs": [
-            _run_data(run, names, texts, with_norms) | {"causes": own and causes_data(own, run[-1].step, texts)}
-            for run, own in zip(runs, found, strict=True)
-            if run
-        ],
+        "runs": [_run_data(run, names, texts, with_norms, own) for run, own in zip(runs, found, strict=True) if run],
         "glossary": _meanings([*names, *(_TOOLS if any(found) else ())], notes),
         "ablation_kind": ablation_kind,
         "texts": list(texts),  # after the runs, which fill it
         "rounding": f"{rounding}.{measured}",
     }
-    return document("attention", title, data=json_for_html(data))
+    return page_of(title, data)
+
+
+def page_of(title: str, data: Mapping[str, object]) -> Page:
+    """Render the page from data for its scripts; what is not given is none."""
+    none: dict[str, object] = {"score_names": [], "labels": None, "links": [], "glossary": [], "texts": []}
+    none |= {"ablation_kind": "zero", "colours": base64_of(COLOURS), "difference": base64_of(DIFFERENCE_COLOURS)}
+    return document("attention", title, data=json_for_html(dict(data) | {k: none[k] for k in none if k not in data}))
 
 
 def renew_page(page: str) -> Page | None:
@@ -137,34 +138,57 @@ def renew_page(page: str) -> Page | None:
         return None
 
 
-def _meanings(names: Sequence[str], notes: Mapping[str, str]) -> list[tuple[str, str]]:
+def _meanings(names: Sequence[str], notes: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
     """(name, meaning) of the names that the glossary knows."""
     terms = [(name, term_of(name)) for name in dict.fromkeys(names)]
-    return [(name, f"{term.text} {notes.get(name, '')}".rstrip()) for name, term in terms if term is not None]
+    return [
+        (
+            name,
+            {
+                "sentence": term.sentence,
+                "range": term.range,
+                "higher": term.higher_means,
+                "differs": term.differs or "",
+                "note": notes.get(name, ""),
+            },
+        )
+        for name, term in terms
+        if term is not None
+    ]
 
 
 def _run_data(
-    frames: Sequence[Snapshot], names: Sequence[str], texts: dict[str, int], with_norms: bool
+    frames: Sequence[Snapshot], names: Sequence[str], texts: dict[str, int], with_norms: bool, causes: Causes | None
 ) -> dict[str, object]:
-    """One run's data for attention.js; `texts` numbers each distinct text of a next token."""
+    """One run's data for parts/attention/data.js; `texts` numbers each distinct text of a next token."""
     norms = [packing.compand_lengths(frame.value_norms) for frame in frames if frame.value_norms is not None]
-    levels = [packing.pack(frame.weights) for frame in frames]
-    if _is_coarse(frames):
-        levels[:-1] = map(packing.coarsen, levels[:-1])
-    return {
-        "steps": [frame.step for frame in frames],
-        "levels": packing.encode_frames(levels),
-        "norms": packing.encode_frames(norms) if with_norms else None,
+    details = {
         "scores": [
             [rounded(frame.scores[n].ravel()) if n in frame.scores else None for n in names] for frame in frames
         ],
         "next": [[_next_data(ranking, texts) for ranking in frame.next_tokens] for frame in frames],
+        "causes": causes and causes_data(causes, frames[-1].step, texts),
+    }
+    return {
+        "steps": [frame.step for frame in frames],
+        **_levels_data(frames),
+        "norms": packing.encode_frames(norms) if with_norms else None,
+        "details": packing.encode_json(details),
     }
 
 
-def _is_coarse(frames: Sequence[Snapshot]) -> bool:
-    """Whether the page would be so large that the weights of all steps but the last are rounded more."""
-    return len(frames) > 1 and sum(frame.weights.size for frame in frames) / 2 > _EXACT_WEIGHTS
+def _levels_data(frames: Sequence[Snapshot]) -> dict[str, str | None]:
+    """Levels of all steps; on a large page those of the last, and of the earlier ones, which are rounded more."""
+    levels = [packing.pack(frame.weights) for frame in frames]
+    if not _is_large(frames):
+        return {"levels": packing.encode_frames(levels), "earlier": None}
+    last = packing.thin(levels[-1])
+    return {"levels": packing.encode_frames([last]), "earlier": packing.encode_earlier(levels[:-1], last)}
+
+
+def _is_large(frames: Sequence[Snapshot]) -> bool:
+    """Whether the page would be so large that its weights are rounded more."""
+    return sum(frame.weights.size for frame in frames) / 2 > _EXACT_WEIGHTS
 
 
 def _next_data(ranking: Sequence[tuple[str, float]], texts: dict[str, int]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Causes of each prediction -> data for causes.js, a few bytes for each number."""
+"""Causes of each prediction -> data for parts/attention/causes.js, a few bytes for each number."""
 
 from __future__ import annotations
 

@@ -28,8 +28,12 @@ _STYLES = {
     "report": ("theme",),
 }
 
-# Scripts shared by pages or apart for their size, in this order, before a page's own.
-_SCRIPTS = {"attention": ("page", "causes")}
+# Scripts of `parts` shared by pages or apart for their size, in this order, before a page's own.
+_ATTENTION = [
+    *("data", "paint", "overlay", "text", "axes", "lines", "links", "scores", "table", "curves", "causes"),
+    *("opening", "summary"),
+]
+_SCRIPTS = {"attention": ("page", *(f"attention/{name}" for name in _ATTENTION))}
 
 # Pages with a folder of their own, NAME/NAME.html and NAME/NAME.css: its files with their script, in this order.
 _FOLDERS = {

@@ -81,7 +81,7 @@ def _cell(weights: packing.Weights, pixels: int) -> Picture:
     levels = packing.compand(weights).astype(np.int16)
     levels[np.triu_indices(T, 1)] = -1  # less than every level, so that the maximum below prefers any weight
     if T > pixels:
-        # token i goes to pixel floor(i * pixels / T), as in attention.js; a pixel begins at the first such token
+        # token i goes to pixel floor(i * pixels / T), as in paint.js; a pixel begins at the first such token
         starts = -(-np.arange(pixels) * T // pixels)
         levels = np.maximum.reduceat(np.maximum.reduceat(levels, starts, axis=0), starts, axis=1)
     else:

@@ -56,5 +56,11 @@ function listen(figure, { limits: [first, last, bottom, top], lines }) {
   });
 }
 
+// The attention page tells its height, see page.js: its frame is as high, borders included.
+addEventListener("message", (event) => {
+  const frame = document.querySelector("iframe"), height = Number(event.data?.minigptHeight);
+  if (frame && event.source === frame.contentWindow && height > 0) frame.style.height = `${height + frame.offsetHeight - frame.clientHeight}px`;
+});
+
 JSON.parse($("data").textContent).forEach((chart, number) => listen($(`chart-${number}`), chart));
 root.dataset.ready = "1";

@@ -97,8 +97,10 @@ function onResize(draw) {
   }).observe(document.body);
 }
 
-// The frame around the page in a notebook follows its height, see documents.py.
+// The frame around the page in a notebook or a report follows its height, see documents.py and report.js. What is as high as
+// the window elsewhere takes a fixed share there: the window would grow with it.
 if (parent !== window) {
+  root.style.setProperty("--screen", "800px");
   new ResizeObserver(() => parent.postMessage({ minigptHeight: Math.ceil(root.getBoundingClientRect().height) }, "*")).observe(root);
 }
 
