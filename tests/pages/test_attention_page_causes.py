@@ -55,10 +55,19 @@ def view(show):
     return show(history(), causes=[made_causes()])
 
 
-def test_without_causes_there_are_only_the_keys(show):
+def test_without_scores_and_causes_there_are_only_the_keys(show):
     view = show(history())
     assert not view.page.locator("#panels").is_visible()
     assert view.page.locator("#keys").is_visible()
+
+
+def test_tabs_without_numbers_say_which_command_makes_them(show):
+    view = show([dataclasses.replace(history()[-1], scores={"induction": np.ones((2, 3))})])
+    open_panel(view, "lens")
+    assert view.text("#causes-note code") == "minigpt inspect RUN"
+    assert lines(view) == []
+    open_panel(view, "patching")
+    assert view.text("#causes-note code").startswith("minigpt patch RUN --clean")
 
 
 def test_the_lens_lists_the_likeliest_token_of_each_layer_and_the_probability_of_what_comes_next(view):
@@ -79,14 +88,14 @@ def test_the_attribution_lists_the_parts_of_the_loss_and_their_sum(view):
     view.page.locator("#tokens span").nth(1).click()
     open_panel(view, "attribution")
     assert lines(view)[:3] == [
-        ("layer 1, head 2", "-1.20"),
-        ("layer 1, head 1", "-1.00"),
+        ("layer 1, head 2", "-1.200"),
+        ("layer 1, head 1", "-1.000"),
         ("layer 1, head 0", "-0.800"),
     ]
     assert ("embedding", "+0.500") in lines(view)
     assert len(lines(view)) == len(COMPONENTS)
-    assert "loss -1.70" in view.text("#causes-title")
-    assert "2.00, and all parts, -3.70, add up to the loss" in view.text("#causes-note")
+    assert "loss -1.700" in view.text("#causes-title")
+    assert "2.000, and all parts, -3.700, add up to the loss" in view.text("#causes-note")
 
 
 def test_the_ablation_lists_the_loss_of_this_token_without_each_head(view):
@@ -138,7 +147,7 @@ def test_in_a_long_list_the_selected_head_is_always_there_and_the_rest_is_summed
     assert len(lines(view)) == 14
     assert lines(view)[12] == ("layer 0, head 0", "-0.010")  # the selected one
     rest = -0.01 * (sum(range(1, 37)) - 1)
-    assert lines(view)[13] == ("35 others together", f"{rest:.2f}")
+    assert lines(view)[13] == ("35 others together", f"{rest:.3f}")
     open_panel(view, "ablation")
     assert lines(view)[13][0] == "35 others change it less"
 
@@ -163,7 +172,7 @@ def test_each_of_two_runs_shows_its_own_causes_and_their_difference_none(show):
     view = show(history(), other=history(), causes=[made_causes(), second])
     open_panel(view, "ablation")
     view.page.locator("#compare label").nth(1).click()
-    assert {value for _, value in lines(view)} == {"+7.00"}
+    assert {value for _, value in lines(view)} == {"+7.000"}
     view.page.locator("#compare label").nth(2).click()
     assert "Choose A or B" in view.text("#causes-title")
     assert lines(view) == []
@@ -222,32 +231,37 @@ def test_choosing_a_relation_goes_to_its_first_link(show):
     assert view.state("token") == "0"
 
 
-def test_every_score_says_what_it_means_on_pointing_and_in_the_legend(show):
-    scores = {name: np.ones((2, 3)) for name in ("induction", "entropy", "relation: copy", "constructor")}
-    view = show([dataclasses.replace(each, scores=scores) for each in history()], causes=[made_causes()])
-    titles = view.page.evaluate("[...document.querySelectorAll('#head-scores span')].map(s => s.title)")
-    assert "igher means" in titles[0]
-    assert titles[3] == ""
-    assert view.page.locator("#score").get_attribute("title") == titles[0]
-    view.page.locator("#score").select_option(label="entropy")
-    assert view.page.locator("#score").get_attribute("title") == titles[1] != titles[0]
-    assert not view.page.locator("#legend dd").first.is_visible()
-    view.page.locator("#legend summary").click()
-    named = view.page.locator("#legend dt").all_text_contents()
-    assert named == ["induction", "entropy", "relation: copy", "logit lens", "loss attribution", "ablation"]
-    assert view.page.locator("#legend dd").all_text_contents()[:3] == titles[:3]
+def test_the_table_says_of_every_score_what_it_means_its_range_and_which_way_is_more(show):
+    scores = {name: np.arange(6).reshape(2, 3) / 6 for name in ("induction", "entropy", "relation: copy", "constructor")}
+    notes = {"relation: copy": "Here 9 links."}
+    view = show([dataclasses.replace(each, scores=scores) for each in history()], notes=notes, causes=[made_causes()])
+    view.select(UNIFORM)
+    rows = view.page.locator("#head-scores tbody tr")
+    cells = [rows.nth(i).locator("th, td").all_text_contents() for i in range(4)]
+    assert [row[:4] for row in cells] == [
+        ["induction", "0.500", "3 of 6", "0 to 1"],
+        ["entropy", "0.500", "3 of 6", "0 to 1"],
+        ["relation: copy", "0.500", "3 of 6", "-1 to 1"],
+        ["constructor", "0.500", "3 of 6", ""],
+    ]
+    assert cells[0][4].startswith("On random tokens repeated once")
+    assert cells[0][5] == "an induction head, which predicts by copying what came next"
+    assert cells[2][4].endswith("Here 9 links.")
+    assert cells[3][4:] == ["", ""]
+    assert "Higher means" in view.page.locator("#score").get_attribute("title")
+    assert "Higher means" in view.page.locator("#panels label").nth(1).get_attribute("title")
+    assert rows.nth(0).locator(".differs").is_visible()
+    assert rows.nth(1).locator(".differs").is_hidden(), "other programs' definitions show for the chosen score"
+    rows.nth(1).locator("button").click()
+    assert view.state("score") == "entropy"
+    assert rows.nth(1).locator(".differs").is_visible()
 
 
-def test_a_page_whose_scores_are_unknown_has_no_legend(show):
-    assert not show(history()).page.locator("#legend").is_visible()
-
-
-def test_many_scores_and_their_open_legend_fit_whatever_the_width(show):
+def test_many_scores_and_their_meanings_fit_whatever_the_width(show):
     names = ("induction", "duplicate_token", "entropy", "previous_token", "mean_distance", "near_zero", "keys_for_90")
     scores = {name: np.full((2, 3), 43.17) for name in (*names, "relation: previous occurrence", "ablation")}
     view = show([dataclasses.replace(history()[-1], scores=scores)], width=360, causes=[made_causes()])
-    view.page.locator("#legend summary").click()
     for width in range(330, 420, 6):
         view.page.set_viewport_size({"width": width, "height": 700})
         assert view.page.evaluate("document.documentElement.scrollWidth") <= width
-    assert view.page.locator("#legend dd").first.bounding_box()["width"] > 300
+    assert view.page.locator("#head-scores tr").last.bounding_box()["width"] > 300

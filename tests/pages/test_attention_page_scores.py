@@ -30,7 +30,10 @@ def scored(snapshots=None):
 
 @pytest.fixture
 def view(show):
-    return show(scored())
+    view = show(scored())
+    view.page.locator("#score").select_option(label="induction")
+    view.select(SELF)
+    return view
 
 
 def values(view):
@@ -60,7 +63,7 @@ def dots(view, frame, value, low=0.0, high=0.9, n_frames=3):
     return x, box["y"] + box["height"] - 7 - (box["height"] - 14) * (value - low) / (high - low)
 
 
-def test_each_small_map_shows_the_first_score_at_the_current_step(view):
+def test_each_small_map_shows_the_chosen_score_at_the_current_step(view):
     assert view.state("score") == "induction"
     assert values(view) == ["0.000", "0.100", "0.200", "0.300", "0.900", "–"]
     view.page.locator("#slider").fill("1")
@@ -76,9 +79,9 @@ def test_another_score_can_be_chosen_or_none(view):
     ]
     view.page.locator("#score").select_option(label="previous token")
     assert view.state("score") == "previous_token"
-    assert values(view) == ["0.100", "1.00", "0.100", "0.200", "0.100", "0.100"]
+    assert values(view) == ["0.100", "1.000", "0.100", "0.200", "0.100", "0.100"]
     view.page.locator("#score").select_option(label="ablation")
-    assert values(view) == ["-0.021", "0.000", "0.000", "0.000", "+1.25", "+1.2e-4"]
+    assert values(view) == ["-0.021", "0.000", "0.000", "0.000", "+1.250", "0.000"]
     view.page.locator("#score").select_option(label="nothing")
     assert view.state("score") == ""
     assert values(view) == [""] * 6
@@ -88,7 +91,7 @@ def test_another_score_can_be_chosen_or_none(view):
 
 def test_a_page_without_scores_has_no_controls_for_them(show):
     view = show(history())
-    for selector in ("#ranking", "#curves", "#head-scores", "#readout-ablation"):
+    for selector in ("#ranking", "#curves", "#scores", "#readout-ablation", "#summary", "#events"):
         assert not view.page.locator(selector).is_visible()
 
 
@@ -179,11 +182,12 @@ def test_the_controls_can_be_worked_by_keyboard(view):
     assert view.state("score") == "previous_token"
 
 
-def test_one_line_tells_all_scores_of_the_selected_head_and_the_readout_the_loss_without_it(view):
+def test_a_table_tells_all_scores_of_the_selected_head_and_the_readout_the_loss_without_it(view):
     view.select(INDUCTION)
-    line = [" ".join(item.split()) for item in view.page.locator("#head-scores span").all_text_contents()]
-    assert line == ["induction 0.900", "previous token 0.100", "ablation +1.25"]
-    assert view.text("#readout-ablation").split() == ["loss", "without", "it", "(zero)", "+1.25", "nats"]
+    shown = view.page.locator("#head-scores td:nth-child(2)").all_text_contents()
+    assert shown == ["0.900", "0.100", "+1.250"]
+    assert view.text("#scores-title") == "Scores of layer 1, head 1, step 300"
+    assert view.text("#readout-ablation").split() == ["loss", "without", "it", "(zero)", "+1.250", "nats"]
     view.page.locator("#slider").fill("1")
     assert view.text("#readout-loss") == "+0.100 nats"
     view.select(SELF)
@@ -195,7 +199,7 @@ def test_the_kind_of_ablation_and_what_a_score_is_of_are_named(show):
     view = show(scored(), ablation_kind="mean", n_measured=1040, notes=notes)
     view.select(INDUCTION)
     assert view.text("#readout-ablation").startswith("loss without it (mean)")
-    assert "ablation (mean) +" in " ".join(view.text("#head-scores").split())
+    assert view.page.locator("#head-scores th").all_text_contents()[-1] == "ablation (mean)"
     view.page.locator("#score").select_option(label="ablation (mean)")
     assert view.page.locator("#score").get_attribute("title").endswith(notes["ablation"])
     assert "Scores are of 1,040 tokens, of which 12 are shown." in view.text("#rounding")
@@ -256,7 +260,8 @@ def test_the_line_of_the_selected_head_stands_out_and_the_step_is_marked(view):
 
 def test_a_single_step_has_scores_but_no_curve(show):
     view = show(scored(history(steps=(7,))))
-    assert values(view)[3] == "0.300"
+    assert view.state("score") == "previous_token", "the largest pattern, where no head is needed"
+    assert values(view)[3] == "0.200"
     assert not view.page.locator("#curves").is_visible()
 
 
@@ -305,8 +310,8 @@ def test_small_maps_have_shorter_numbers_that_fit_on_them(show):
     ]
     view = show(tiled, width=500, height=420)
     view.page.locator("#score").select_option(label="ablation")
-    assert values(view)[:3] == ["-0.02", "0", "0"]
-    assert values(view)[-2:] == ["+1.25", "1e-4"]
+    assert values(view)[:3] == ["-0.02", "0.00", "0.00"]
+    assert values(view)[-2:] == ["+1.25", "0.00"]
     view.page.locator("#score").select_option(label="induction")
     assert values(view)[-2:] == ["0.90", "–"]
     cut = "[...document.querySelectorAll('.thumb .value')].some(v => v.scrollWidth > v.clientWidth)"

@@ -4,17 +4,25 @@ function describe() {
   Object.assign(root.dataset, { layer, head, token, direction, scale, hide, frame, step: steps[frame],
     score: names[state.score] ?? "", order, minimum: least() ?? "", values, view,
     otherStep: B ? B.steps[frameOf(B)] : "", relation: data.links[relation]?.[0] ?? "",
-    panel: state.panel });
+    panel: state.panel, picture: state.picture, overlaid: overlaid().map(shortName).join(" ") });
+}
+
+function drawLarge() {
+  const { layer, head } = state, heads = overlaid(), side = $("large").clientWidth;
+  if (heads.length) paintOverlay($("large"), heads, side); else paint($("large"), layer, head, side);
+  const what = heads.length ? `heads ${heads.map(shortName).join(", ")}` : nameOf(selected());
+  $("large").setAttribute("aria-label", `attention weights of ${what}, step ${steps[state.frame]}${
+    { a: "", b: ", run B", diff: ", run A minus run B" }[state.view]}`);
 }
 
 function drawHead() {
-  const { layer, head } = state;
-  paint($("large"), layer, head, $("large").clientWidth);
-  $("large").setAttribute("aria-label", `attention weights of layer ${layer}, head ${head}, step ${steps[state.frame]}${
-    { a: "", b: ", run B", diff: ", run A minus run B" }[state.view]}`);
-  const order = inOrder(), stop = order.includes(selected()) ? selected() : order[0];
+  drawOverlay();
+  drawLines();
+  drawLarge();
+  const order = inOrder(), stop = order.includes(selected()) ? selected() : order[0], heads = overlaid();
   thumbs.forEach((thumb, i) => {
-    thumb.setAttribute("aria-pressed", i === selected());
+    thumb.setAttribute("aria-pressed", i === selected() || heads.includes(i));
+    thumb.classList.toggle("selected", i === selected());
     thumb.tabIndex = i === stop ? 0 : -1;             // Tab passes the grid in one stop, arrows move inside it
   });
   drawText();
@@ -36,22 +44,27 @@ function drawAll() {
     .map(([name, step]) => `${name}: step ${step}`).join(", ") : "";
   drawGrid();
   drawBar();
+  drawSummary();
   drawHead();
 }
 
 function set(changes) {
   Object.assign(state, changes);
   if (under?.link && "token" in changes) under = null;
-  const ofOneHead = ["layer", "head", "token", "direction", "relation", "panel"];
+  const ofOneHead = ["layer", "head", "token", "direction", "relation", "panel", "picture", "several", "heads"];
   if (Object.keys(changes).every((name) => ofOneHead.includes(name))) drawHead(); else drawAll();
 }
 
-const choose = (i) => set({ layer: Math.floor(i / H), head: i % H });
+// Selects a head; among overlaid ones it takes the place of the one that was selected.
+function choose(i) {
+  const others = state.heads.filter((head) => head !== i && head !== selected());
+  set({ ...placed(i), heads: state.several ? [...others, i] : [] });
+}
 
 // Arrows move over layers and heads, or over the ranking, which is H wide too.
 function move([rows, columns]) {
   const { layer, head } = state;
-  if (!isRanked()) return set({ layer: clamp(layer + rows, 0, L - 1), head: clamp(head + columns, 0, H - 1) });
+  if (!isRanked()) return choose(clamp(layer + rows, 0, L - 1) * H + clamp(head + columns, 0, H - 1));
   const order = inOrder(), place = order.indexOf(selected()), next = place < 0 ? 0 : place + rows * H + columns;
   if (next in order) choose(order[next]);
 }
@@ -104,21 +117,19 @@ function build() {
       tag.append(make("span", { className: "name", textContent: `${l}.${h}` }), make("span", { className: "value" }),
         make("bdi", { className: "kind" }));
       thumb.append(make("canvas"), tag);
-      thumb.addEventListener("click", () => set({ layer: l, head: h }));
+      thumb.addEventListener("click", (event) => pick(l * H + h, event.shiftKey || event.ctrlKey || event.metaKey));
       thumbs.push(thumb);
       grid.append(thumb);
     }
   }
   names.forEach((name, score) => $("score").append(make("option", { value: score, textContent: scoreWords(name) })));
-  $("legend").hidden = MEANING.size === 0;
-  for (const [name, meaning] of MEANING) {
-    $("legend").lastElementChild.append(make("dt", { textContent: scoreWords(name) }), make("dd", { textContent: meaning }));
-  }
-  $("score").value = state.score;
   data.links.forEach(([name], i) => $("relation").append(make("option", { value: i, textContent: words(name) })));
   $("relation-label").hidden = data.links.length === 0;
-  $("ranking").hidden = $("head-scores").hidden = names.length === 0;
+  $("ranking").hidden = names.length === 0;
   buildText();
+  buildTable();
+  buildLines();
+  buildEvents();
 }
 
 function listen() {
@@ -128,7 +139,7 @@ function listen() {
     under = null;                                        // the pointer is on the selected token: show its strongest pair
     set({ token: tokenOf(event), direction: directionOf(event.target) });
   };
-  $("tokens").addEventListener("click", select);
+  for (const id of ["tokens", "lines"]) $(id).addEventListener("click", select);
   $("tokens").addEventListener("keydown", (event) => {
     if (event.key === "Enter" || event.key === " ") { event.preventDefault(); select(event); }
   });
@@ -150,7 +161,8 @@ function listen() {
   onInput("minimum", ({ value }) => ({ minimum: Number(value) }));
   $("relation").addEventListener("input", () => chooseRelation(Number($("relation").value)));
   onInput("values", ({ checked }) => ({ values: checked }));
-  onChoice("view", (view) => set({ view }));
+  onInput("several", ({ checked }) => ({ several: checked, heads: checked ? [selected()] : [] }));
+  for (const name of ["view", "picture"]) onChoice(name, (value) => set({ [name]: value }));
   onChoice("direction", (direction) => set({ direction, token: Math.min(state.token, (direction === "from" ? T : S) - 1) }));
   listenToCauses();
   $("curve").addEventListener("pointermove", pointCurve);
@@ -159,7 +171,7 @@ function listen() {
     pointCurve(event);
     if (pointed >= 0) choose(pointed);
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawCurve);
+  isDark.addEventListener("change", drawAll);
   document.addEventListener("keydown", onKey);
   onResize(drawAll);
 }
@@ -174,6 +186,7 @@ start(async () => {
   $("values-label").hidden = !A.norms;
   $("compare").hidden = !B;
   build();
+  openAtTheClearest();
   stepper(steps.length, 700, () => state.frame, toFrame);
   drawAll();
   listen();

@@ -138,10 +138,23 @@ def renew_page(page: str) -> Page | None:
         return None
 
 
-def _meanings(names: Sequence[str], notes: Mapping[str, str]) -> list[tuple[str, str]]:
+def _meanings(names: Sequence[str], notes: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
     """(name, meaning) of the names that the glossary knows."""
     terms = [(name, term_of(name)) for name in dict.fromkeys(names)]
-    return [(name, f"{term.text} {notes.get(name, '')}".rstrip()) for name, term in terms if term is not None]
+    return [
+        (
+            name,
+            {
+                "sentence": term.sentence,
+                "range": term.range,
+                "higher": term.higher_means,
+                "differs": term.differs or "",
+                "note": notes.get(name, ""),
+            },
+        )
+        for name, term in terms
+        if term is not None
+    ]
 
 
 def _run_data(

@@ -9,8 +9,9 @@ import numpy.typing as npt
 # https://bids.github.io/colormap): its lightness rises monotonically, so it reads the same in grey and without
 # colour vision.
 _STOPS = "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725"
-# For differences and for effects of either sign, most of which are about zero: blue, white, red, after ColorBrewer's RdBu (Harrower and
-# Brewer 2003, Apache 2.0, https://colorbrewer2.org), whose hues also differ for readers who confuse red and green.
+# For differences and for effects of either sign, most of which are about zero: blue, white, red, after ColorBrewer's
+# RdBu (Harrower and Brewer 2003, Apache 2.0, https://colorbrewer2.org), whose hues also differ for readers who confuse
+# red and green.
 _DIVERGING_STOPS = "053061 2166ac 4393c3 92c5de d1e5f0 ffffff fddbc7 f4a582 d6604d b2182b 67001f"
 
 

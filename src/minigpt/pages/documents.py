@@ -28,7 +28,7 @@ _STYLES = {
 }
 
 # Scripts of `parts` shared by pages or apart for their size, in this order, before a page's own.
-_ATTENTION = ("data", "paint", "text", "scores", "curves", "links", "causes")
+_ATTENTION = "data paint text scores table curves links causes opening summary overlay axes lines".split()
 _SCRIPTS = {"attention": ("page", *(f"attention/{name}" for name in _ATTENTION))}
 
 # Characters that could end the JSON's <script> element, or begin a comment or an entity. json.dumps already escapes

@@ -5,7 +5,8 @@ const { n_prompt: P, n_layer: L, n_head: H, steps, starts, stages } = data;
 const spans = [...document.querySelectorAll("#text .token")];     // the prompt's tokens, then one for each step
 const LISTED = 10;                        // strongest keys
 const ALL = -1;                           // as layer: all heads; as head: all of the layer
-const state = { step: 0, layer: ALL, head: ALL, shade: "surprise" };
+const mostSurprising = steps.reduce((best, step, i) => (step.bits > steps[best].bits ? i : best), 0);
+const state = { step: mostSurprising, layer: ALL, head: ALL, shade: "surprise" };
 const sizes = starts.map((start, step) => P + step - start);      // keys at each step
 const begins = [];                        // where each step begins in a head's levels
 const perHead = sizes.reduce((sum, size) => { begins.push(sum); return sum + size; }, 0);
@@ -242,6 +243,6 @@ function listen() {
 start(async () => {
   levels = await inflate(data.levels);
   build();
-  draw();
+  toStep(state.step);
   listen();
 });

@@ -77,16 +77,33 @@ const CAUSES = {
 
 const targetOf = (causes, token) => `\u201c${visible(data.texts[causes.targets[token]])}\u201d`;
 
+const command = (text) => make("code", { textContent: text });
+
+// What the list shows instead where there are no causes: [title, note].
+function withoutCauses() {
+  if (state.panel === "patching") {
+    return ["Patching: which part carries what differs between two prompts", [
+      "It copies an activation from a run of one prompt into a run of another, so it needs two prompts of as many tokens, and ",
+      "has a page of its own. For the selected token: ", command("minigpt patch RUN --clean TEXT --corrupted TEXT --answer TOKEN"),
+      ". The clean text ends with the selected token, the corrupted one has a word changed, and the answer is the next token."]];
+  }
+  if (isDifference()) return ["Choose A or B: causes are of one model", []];
+  return ["Not measured on this page", [command("minigpt inspect RUN"), " makes a page that has it."]];
+}
+
 function drawCauses() {
-  const isOffered = data.runs.some((run) => run.causes), panel = isOffered ? state.panel : "keys";
+  const isOffered = names.length > 0 || data.runs.some((run) => run.causes), panel = isOffered ? state.panel : "keys";
   $("panels").hidden = !isOffered;
   $("keys").hidden = panel !== "keys";
   $("causes").hidden = panel === "keys";
   if (panel === "keys") return;
-  const causes = causesShown(), { token } = state;
+  const causes = panel === "patching" ? null : causesShown(), { token } = state;
+  $("causes-list").hidden = !causes;
   if (!causes) {
-    $("causes-title").textContent = isDifference() ? "Choose A or B: causes are of one model" : "Not measured in this run";
-    for (const id of ["causes-note", "causes-list"]) $(id).replaceChildren();
+    const [title, note] = withoutCauses();
+    $("causes-title").textContent = title;
+    $("causes-note").replaceChildren(...note);
+    $("causes-list").replaceChildren();
     return;
   }
   const [items, note] = CAUSES[panel](causes, token), isChoice = causes.open && token === T - 1;
@@ -97,6 +114,9 @@ function drawCauses() {
 }
 
 function listenToCauses() {
+  for (const [panel, name] of [["lens", "logit_lens"], ["attribution", "loss_attribution"], ["ablation", "ablation"]]) {
+    if (TERMS.has(name)) document.querySelector(`#panels [value=${panel}]`).parentElement.title = meaningOf(name);
+  }
   onChoice("panel", (value) => set({ panel: value }));
   $("causes-list").addEventListener("click", (event) => {
     const head = event.target.closest("li")?.dataset.head;

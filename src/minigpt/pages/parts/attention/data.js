@@ -1,7 +1,7 @@
 // The attention page's data: the snapshots of #data (JSON), the state, and the weights that the maps show.
 const data = JSON.parse($("data").textContent);
 const { tokens, n_layer: L, n_head: H, n_tokens: T } = data;
-const [A, B] = data.runs, { steps } = A, names = data.score_names, MEANING = new Map(data.glossary);
+const [A, B] = data.runs, { steps } = A, names = data.score_names, TERMS = new Map(data.glossary);
 const S = data.n_keys ?? T, isCausal = data.triangle ?? true, keyTokens = data.keys ?? tokens;
 // Levels of one head, row after row: in a causal map row i has i + 1 of them, otherwise one for each key.
 const CELLS = isCausal ? T * (T + 1) / 2 : T * S;
@@ -11,7 +11,8 @@ const LISTED = 8;                         // tokens in each ranked list
 const state = { frame: steps.length - 1, layer: 0, head: 0, token: T - 1, direction: "from", scale: "sqrt", hide: false,
   score: names.length ? 0 : -1, order: "place", minimum: 0,       // score: place in names; minimum: percent of its range
   values: false, view: "a", relation: -1,                         // view: a, b or diff; relation: place in data.links
-  panel: "keys" };                                                // or a name in CAUSES
+  panel: "keys",                                                  // or a name in CAUSES
+  picture: "map", several: false, heads: [] };                    // picture: map or lines; heads: overlaid ones, if several
 let shown;                                // weights that the maps show, see look()
 let under = null;                         // under the pointer: { token } of the text, or { cell } of the large map;
                                           // { cell, link } where a chosen relation put it

@@ -13,19 +13,21 @@ function scoreAt(frame, score, i) {
   if (!isDifference()) return of(state.view === "b" ? B : A);
   return of(A) === null || of(B) === null ? null : of(A) - of(B);
 }
-const current = (i) => scoreAt(state.frame, state.score, i);
+const current = (i, score = state.score) => scoreAt(state.frame, score, i);
 
+// Three decimals for every number of the page, fewer from 10 on. What rounds to zero has no sign.
 function number(x, signed = false) {
   if (x === null) return "\u2013";
-  const size = Math.abs(x), plus = signed && x > 0 ? "+" : "";
-  return plus + (size > 0 && size < 0.001 ? x.toExponential(1) : x.toFixed(size >= 100 ? 0 : size >= 1 ? 2 : 3));
+  const size = Math.abs(x);
+  if (size < 0.0005) return "0.000";
+  return (signed && x > 0 ? "+" : "") + x.toFixed(size >= 100 ? 1 : size >= 10 ? 2 : 3);
 }
 
 // Two decimals, for narrow maps.
 function brief(x, signed) {
   const size = Math.abs(x ?? 0);
-  if (size >= 0.0095) return (signed && x > 0 ? "+" : "") + x.toFixed(size >= 10 ? 0 : 2);
-  return size ? x.toExponential(0) : number(x).slice(0, 1);
+  if (size < 0.005) return x === null ? number(x) : "0.00";
+  return (signed && x > 0 ? "+" : "") + x.toFixed(size >= 10 ? 0 : 2);
 }
 
 const inNats = (score) => ["ablation", "ablation_repeated"].includes(names[score]);
@@ -77,23 +79,19 @@ function arrange() {
     thumb.style.gridArea = "";
   });
   if (ranked) inOrder().forEach((i, k) => { thumbs[i].style.gridArea = `${2 + Math.floor(k / H)} / ${2 + k % H}`; });
-  $("score").title = $("curve-title").title = MEANING.get(names[state.score]) ?? "";
+  $("score").title = $("curve-title").title = meaningOf(names[state.score]);
   $("order").disabled = $("minimum").disabled = state.score < 0;
+  $("score").value = state.score;
   $("minimum").value = state.minimum;
   $("minimum-value").textContent = minimum === null ? "any" : shownScore(minimum, state.score);
 }
 
 function drawScores() {
   const i = selected(), loss = names.indexOf("ablation"), change = scoreAt(state.frame, loss, i);
-  $("head-scores").replaceChildren(...names.map((name, score) => {
-    const item = make("span", { title: MEANING.get(name) ?? "" });
-    item.append(make("bdi", { textContent: scoreWords(name) }), " ",
-      make("b", { textContent: shownScore(scoreAt(state.frame, score, i), score) }), " ");
-    return item;
-  }));
   $("readout-label").textContent = visible(labelOf(i), "");
   $("readout-ablation").hidden = change === null;
   $("readout-means-loss").textContent = `loss without it (${data.ablation_kind})`;
   $("readout-loss").textContent = `${number(change, true)} nats`;
+  drawTable();
   drawCurve();
 }

@@ -44,7 +44,7 @@ function buildText() {
 }
 
 // A token of the second text is selected as a key.
-const directionOf = (span) => (keySpans === spans ? state.direction : keySpans.includes(span) ? "to" : "from");
+const directionOf = (span) => (keySpans === spans ? state.direction : [...keySpans, ...lineColumns[1]].includes(span) ? "to" : "from");
 
 // Whether there is a weight between the selected token and this one.
 function canReach(i) {
@@ -52,15 +52,28 @@ function canReach(i) {
   return key < lengthOf(query) && !isMasked(levelAt(layer, head, query, key));
 }
 
-function drawText() {
-  const { layer, head, token, direction } = state, { zero, full, shade, byRow } = shading();
-  const list = related((q, k) => levelAt(layer, head, q, k));
+// The related tokens with their shares of the strongest colour, from -1 to 1, by a head: [[token, share]].
+function tinted(i) {
+  const { zero, full, shade, byRow } = shading(), list = related((q, k) => levelAt(Math.floor(i / H), i % H, q, k));
   const most = byRow ? Math.max(1, ...list.map(([, level]) => Math.abs(level - zero))) : full;
-  const shades = new Map(list.map(([i, level]) => [i, (shade(level, most) - zero) / full]));
+  return list.map(([token, level]) => [token, (shade(level, most) - zero) / full]);
+}
+
+// Colour and share of each related token, of all overlaid heads or of the selected one, whose colour is the style sheet's.
+function tints() {
+  const heads = overlaid();
+  if (!heads.length) return new Map(tinted(selected()).map(([i, share]) => [i, { share }]));
+  const lists = heads.map((head) => tinted(head));
+  return new Map(lists[0].map(([i], k) => [i, mixed(heads.map((head, n) => [head, lists[n][k][1]]))]));
+}
+
+function drawText() {
+  const { token, direction } = state, shades = tints();
   const own = selectedSpans(), others = otherSpans();
   for (const group of new Set([own, others])) group.forEach((span, i) => {
-    const share = group === others ? shades.get(i) ?? 0 : 0;
+    const { share = 0, colour } = (group === others && shades.get(i)) || {};
     span.style.setProperty("--share", (0.85 * Math.abs(share)).toFixed(3));
+    span.style.setProperty("--tint", colour ? colour.map(Math.round).join(" ") : "var(--glow)");
     span.classList.toggle("less", share < 0);
     span.classList.toggle("masked", group === others && !canReach(i));
     span.setAttribute("aria-pressed", group === own && i === token);
@@ -114,15 +127,17 @@ function drawReadout() {
   }
   const [query, key] = pair;
   const [a, b] = (shown.parts ?? []).map((part) => short(part.at(placeOf(layer, head, query, key))));
+  const ofOthers = overlaid().map((i) => `${shortName(i)} ${short(weightAt(Math.floor(i / H), i % H, query, key))}`).join(", ");
   tell({
     "readout-head": nameOf(selected()), "readout-row": `#${query}`, "readout-column": `#${key}`,
     "readout-query": quoted(query), "readout-key": quotedKey(key),
     "readout-means": `${isDifference() ? "A \u2212 B" : state.values ? "weight" : "with weight"}${
       state.values ? " \u00d7 value" : ""}`,
-    "readout-weight": toldWeight(weightAt(layer, head, query, key)), "readout-both": a ? `A ${a}, B ${b}` : "",
+    "readout-weight": toldWeight(weightAt(layer, head, query, key)), "readout-both": a ? `A ${a}, B ${b}` : ofOthers,
   });
   place($("line-mark"), direction === "from" ? [token, 0, 1, lengthOf(token)]
     : [firstOf(token), token, T - firstOf(token), 1]);
+  drawAxes(query, key);
   $("cell-mark").hidden = !hover;
   if (hover) place($("cell-mark"), [query + 0.5, key + 0.5, 1, 1]);
 }
