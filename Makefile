@@ -6,7 +6,7 @@ NAME ?= demo
 AGAINST = $(if $(NANOGPT),--against $(NANOGPT))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow chaos resume-grid answers own-text bench bench-quick interop notebook lint types format clean
+.PHONY: help demo test test-slow chaos resume-grid answers own-text live bench bench-quick interop notebook lint types format clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ answers: .venv/installed-dev ## a model of questions and answers about short sto
 
 own-text: .venv/installed-dev ## --budget on texts of one's own, against the demo's settings and nanoGPT: TEXTS="a.txt b.txt" (hours; kept run by run)
 	$(BIN)/python benchmarks/own_text.py $(TEXTS) $(AGAINST)
+
+live: .venv/installed-dev ## the live page of runs/NAME in Chromium: size, loss, first view, tokens a second (3 minutes on an idle machine)
+	$(BIN)/python benchmarks/live.py --run runs/$(NAME) --write
 
 bench: .venv/installed-dev ## all benchmarks into benchmarks/results/ (an hour on an idle machine); NANOGPT=folder TEXT=file to compare
 	$(BIN)/python benchmarks/training.py $(AGAINST) $(if $(TEXT),--text $(TEXT)) --write

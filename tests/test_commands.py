@@ -12,6 +12,7 @@ from scripts import ROOT, cold_too, ready_python, run_line, run_script
 PAGES = (
     "README.md",
     "docs/inspection.md",
+    "docs/live.md",
     "docs/data.md",
     "docs/attention.md",
     "docs/generation.md",

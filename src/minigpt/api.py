@@ -18,7 +18,7 @@ import yaml
 from minigpt.cli.keywords import words_of
 from minigpt.cli.parsing import parse_training
 from minigpt.cli.recipes import did_you_mean
-from minigpt.config import Config, InspectConfig, PatchConfig, ShareConfig
+from minigpt.config import Config, InspectConfig, LiveConfig, PatchConfig, ShareConfig
 from minigpt.errors import UserError
 from minigpt.frames import pandas_for
 from minigpt.lab.comparison_table import paired_difference
@@ -200,6 +200,21 @@ class Run:
         """The run's losses, samples and attention as one HTML page, as `minigpt report` writes it."""
         return render_report(read_run_folder(self.path))
 
+    def live(self, text: str | None = None, **settings: Any) -> Page:
+        """A page in which the model runs while one types; a notebook shows it.
+
+        Args:
+            text: what the page opens with; None for the beginning of the text inspected during training.
+            settings: those of `minigpt live`: weights.
+
+        Raises:
+            UserError: an unknown setting, or what `minigpt live` refuses.
+        """
+        from minigpt.lab.live import make_live
+
+        _require_settings(settings, LiveConfig, {"run", "text", "out"})
+        return make_live(LiveConfig(str(self.path), text, **settings)).page
+
     def share(self, out: str | Path | None = None) -> Path:
         """Make one file for a friend, as `minigpt share`; None for NAME.safetensors in the current folder.
 
@@ -211,7 +226,9 @@ class Run:
         return write_shared(ShareConfig(str(self.path), None if out is None else str(out)))[0]
 
 
-def _require_settings(given: Iterable[str], config: type[InspectConfig | PatchConfig], without: Set[str]) -> None:
+def _require_settings(
+    given: Iterable[str], config: type[InspectConfig | LiveConfig | PatchConfig], without: Set[str]
+) -> None:
     """Refuse settings that a command lacks, or that a method gives itself.
 
     Raises:

@@ -71,7 +71,7 @@ def test_heads_csv_has_only_explained_columns(tmp_path: Path) -> None:
 
     from minigpt.training.run import train
 
-    run = train(small_settings(tmp_path, sampling={"prompts": []}))
+    run = train(small_settings(tmp_path, sampling={"prompts": []}, attention={}))
     with run.heads.open() as file:
         columns = next(csv.reader(file))
     assert {name for name in columns if term_of(name) is None} == {"layer", "head", "label", "ablation_kind"}

@@ -20,7 +20,7 @@ from minigpt.training.run import train
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return train(small_settings(tmp_path_factory.mktemp("trained"), keep_every_n_steps=6))
+    return train(small_settings(tmp_path_factory.mktemp("trained"), keep_every_n_steps=6, attention={}))
 
 
 def rewritten(run: RunFolder, change: Callable[[dict], object]) -> None:

@@ -232,7 +232,8 @@ def test_choosing_a_relation_goes_to_its_first_link(show):
 
 
 def test_the_table_says_of_every_score_what_it_means_its_range_and_which_way_is_more(show):
-    scores = {name: np.arange(6).reshape(2, 3) / 6 for name in ("induction", "entropy", "relation: copy", "constructor")}
+    names = ("induction", "entropy", "relation: copy", "constructor")
+    scores = {name: np.arange(6).reshape(2, 3) / 6 for name in names}
     notes = {"relation: copy": "Here 9 links."}
     view = show([dataclasses.replace(each, scores=scores) for each in history()], notes=notes, causes=[made_causes()])
     view.select(UNIFORM)

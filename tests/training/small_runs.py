@@ -25,7 +25,10 @@ def small_text(n_lines: int = 400) -> str:
 
 
 def small_settings(tmp_path: Path, **sections: dict[str, Any]) -> Config:
-    """A config of a second or two, with some sections' settings changed."""
+    """A config of a second or two, with some sections' settings changed.
+
+    Attention maps take half of so short a run, so only a run that is given `attention` has them.
+    """
     text = tmp_path / "text.txt"
     if not text.exists():
         text.write_text(small_text())
@@ -42,7 +45,7 @@ def small_settings(tmp_path: Path, **sections: dict[str, Any]) -> Config:
             "accelerator": "cpu",
         },
         "sampling": {"prompts": ["1 plus"], "max_new_tokens": 8},
-        "attention": {"max_tokens": 12},
+        "attention": {"enabled": "attention" in sections, "max_tokens": 12},
         "name": "small",
         "runs_dir": str(tmp_path / "runs"),
     }

@@ -39,7 +39,7 @@ from minigpt.training.run import filled_in, train
 
 
 def test_looking_changes_nothing_final_weights_are_bit_identical(tmp_path: Path) -> None:
-    seen = train(small_settings(tmp_path, model={"dropout": 0.2}, trainer={"val_check_interval": 2}))
+    seen = train(small_settings(tmp_path, model={"dropout": 0.2}, trainer={"val_check_interval": 2}, attention={}))
     blind = train(
         small_settings(
             tmp_path,
@@ -88,7 +88,9 @@ def test_texts_with_ground_truth_are_looked_at_with_their_own_relations(tmp_path
 
 def test_repeats_show_whether_a_head_copies_and_distance_does_not_explain_it(tmp_path: Path) -> None:
     data = {"source": "repeats", "max_documents": 300, "tokenizer": "chars", "mode": "examples"}
-    run = train(small_settings(tmp_path, data=data, model={"context_length": 128}, sampling={"prompts": []}))
+    run = train(
+        small_settings(tmp_path, data=data, model={"context_length": 128}, sampling={"prompts": []}, attention={})
+    )
     probe, snapshot = json.loads(run.probe.read_text()), Snapshot.load(run.snapshot(12))
     assert "relation: copy" in snapshot.scores
     (copies,) = {link[0] for link in probe["links"]}
@@ -128,7 +130,7 @@ def test_the_attention_history_begins_at_step_0_and_has_a_snapshot_for_each_vali
     interval: float, accumulated: int, tmp_path: Path
 ) -> None:
     trainer = {"val_check_interval": interval, "accumulate_grad_batches": accumulated}
-    run = train(small_settings(tmp_path, trainer=trainer))
+    run = train(small_settings(tmp_path, trainer=trainer, attention={}))
     assert [step_of(path) for path in run.snapshots] == [0, 1, 2, 3, 6, 9, 12]
     snapshots = [Snapshot.load(run.snapshot(step)) for step in (0, 3, 6, 9, 12)]
     assert {snapshot.weights.shape for snapshot in snapshots} == {(2, 2, 12, 12)}
@@ -280,7 +282,9 @@ def test_weights_that_became_infinite_in_the_last_step_are_never_saved(
 
 def test_activations_that_overflow_between_two_losses_are_reported_as_the_loss_is(tmp_path: Path) -> None:
     """Weights are finite after the first step, and its attention is recorded: the next loss is not finite."""
-    config = small_settings(tmp_path, optimizer={"learning_rate": 1e30, "warmup_steps": 0, "name": "adamw"})
+    config = small_settings(
+        tmp_path, optimizer={"learning_rate": 1e30, "warmup_steps": 0, "name": "adamw"}, attention={}
+    )
     with pytest.raises(UserError, match="the loss and the gradient of step 2 are not finite"):
         train(config)
     assert (tmp_path / "runs" / "small" / "attention" / "step_000000.npz").is_file()
@@ -318,7 +322,7 @@ def test_one_batch_is_overfitted_when_asked(tmp_path: Path) -> None:
 def test_tensorboard_gets_scalars_image_and_samples(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = train(small_settings(tmp_path, trainer={"logger": "tensorboard"}))
+    run = train(small_settings(tmp_path, trainer={"logger": "tensorboard"}, attention={}))
     events = EventAccumulator(str(run.path / "tensorboard"))
     events.Reload()
     assert {"train/loss", "val/loss", "val/bits_per_byte"} <= set(events.Tags()["scalars"])

@@ -170,7 +170,7 @@ def test_every_logger_gets_the_config_and_each_metric_with_its_step_also_after_a
 
 def test_several_loggers_get_what_the_metrics_file_has_and_how_the_run_ended(tmp_path: Path) -> None:
     loggers = [LOGGERS[name][0] for name in ("tensorboard", "CSV", "somebody's own")]
-    run = train(small_settings(tmp_path, trainer={"logger": loggers}))
+    run = train(small_settings(tmp_path, trainer={"logger": loggers}, attention={}))
     with run.metrics.open() as file:
         expected = {
             (int(row["step"]), name)

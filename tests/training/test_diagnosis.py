@@ -338,7 +338,7 @@ def test_an_alert_that_wandb_refuses_ends_nothing() -> None:
 
 
 def test_a_run_resumes_beside_damaged_and_foreign_snapshots(tmp_path: Path) -> None:
-    config = small_settings(tmp_path)
+    config = small_settings(tmp_path, attention={})
     run = train(config)
     for step in (1, 2):
         run.snapshot(step).write_bytes(b"damaged")

@@ -126,6 +126,7 @@ def test_a_killed_run_with_adapters_and_their_average_goes_on_bit_for_bit(
         first,
         model={"dropout": 0.1},
         optimizer={"learning_rate": 0.02, "average_decay": 0.8},
+        attention={},
         checkpoint_every_n_steps=5,
         keep_every_n_steps=12,
     )

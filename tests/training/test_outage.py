@@ -89,7 +89,9 @@ class LoggedIn:
     def start(self, url: str, *arguments: object, at_terminal: bool = False, **trainer: Any) -> Running:
         """Begin to train with W&B's service at a URL, by the trainer's settings or by other arguments."""
         recipe = self.folder / "recipe.yaml"
-        recipe.write_text(yaml.safe_dump(small_settings(self.folder, trainer={"logger": "wandb", **trainer}).to_dict()))
+        recipe.write_text(
+            yaml.safe_dump(small_settings(self.folder, trainer={"logger": "wandb", **trainer}, attention={}).to_dict())
+        )
         self.environment["WANDB_BASE_URL"] = url
         return self._start("train.py", *(arguments or ("--config", recipe)), at_terminal=at_terminal)
 

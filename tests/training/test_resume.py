@@ -51,6 +51,7 @@ def test_a_killed_run_goes_on_bit_for_bit(
             "val_check_interval": accumulate * (5 if validate_on_checkpoint_step else 4),
             "log_every_n_steps": 4,  # so that a logged loss spans the checkpoint
         },
+        attention={},
         checkpoint_every_n_steps=5,
     )
     straight = train(config)

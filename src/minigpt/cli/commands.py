@@ -20,6 +20,7 @@ from minigpt.config import (
     ImportConfig,
     InspectConfig,
     LensConfig,
+    LiveConfig,
     PatchConfig,
     ProofConfig,
     ReportConfig,
@@ -108,6 +109,13 @@ def inspect(config: InspectConfig) -> None:
     from minigpt.pages.model_report import write_inspection
 
     print(shown(write_inspection(config, text)))
+
+
+def live(config: LiveConfig) -> None:
+    """Write a page in which the model itself runs."""
+    from minigpt.lab.live import write_live
+
+    print(shown(write_live(config)))
 
 
 def report(config: ReportConfig) -> None:
@@ -261,6 +269,7 @@ COMMANDS = {
     "train": Command(train, "Train a GPT on your text.", resumes=True),
     "sample": Command(sample, "Write text with a trained model.", SampleConfig),
     "inspect": Command(inspect, "Show what the attention of a trained model does.", InspectConfig),
+    "live": Command(live, "Make one HTML file in which the model runs while you type.", LiveConfig),
     "report": Command(report, "Make one HTML file of what a run left.", ReportConfig),
     "share": Command(
         share, "Make one file of a run for a friend: weights, tokenizer, card; or print the card of one.", ShareConfig

@@ -129,6 +129,20 @@ class InspectConfig(Section):
 
 
 @dataclass(frozen=True)
+class LiveConfig(Section):
+    """What `minigpt live` is asked for."""
+
+    run: Run
+    """A run folder such as runs/demo, a .ckpt or .safetensors file, or another program's model, as hf:gpt2."""
+    text: str | None = None
+    """Text that the page opens with; by default the beginning of the run's probe text."""
+    weights: Literal["int8", "float16", "float32"] = "int8"
+    """Type of the weights in the page: int8 has a scale for each row, and takes a quarter of float32's bytes."""
+    out: FileName | None = None
+    """The page; live.html beside the weights by default."""
+
+
+@dataclass(frozen=True)
 class ReportConfig(Section):
     """What `minigpt report` is asked for."""
 

@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.config import AttentionConfig, Config, DataConfig, ShareConfig, TrainerConfig
-from minigpt.data.shards import Manifest
-from minigpt.data.sources.names import MANIFEST
 from minigpt.data.tokenizers.tiktoken_tables import TIKTOKEN_NAMES
 from minigpt.errors import UserError
 from minigpt.files import typed
 from minigpt.interop.hub import model_name
+from minigpt.lab.prepared import prepared_of
 from minigpt.pages.run_record import Sample, metric_rows, read_samples
 from minigpt.runs.card import Card
 from minigpt.runs.folder import RunFolder
-from minigpt.runs.loading import CHECKPOINT_KEY, LoadedModel, load_model, newest_checkpoint, save_weights
+from minigpt.runs.loading import LoadedModel, load_model, save_weights
 
 MAX_TEXTS = 10
 """Names of texts in the card; the config has all."""
@@ -181,14 +180,8 @@ def _shortened(text: str) -> str:
 
 def _text_bytes(run: RunFolder, config: DataConfig) -> int | None:
     """Length of the text that the run was trained on, if its prepared folder is still there."""
-    with contextlib.suppress(UserError, KeyError, OSError):
-        _, content = newest_checkpoint(run, quiet=True)
-        fingerprint = content[CHECKPOINT_KEY]["text_fingerprint"]
-        for folder in (*map(Path, config.sources), *Path(config.dir).glob("*/")):
-            with contextlib.suppress(UserError):
-                if (folder / MANIFEST).is_file() and (found := Manifest.read(folder)).text_fingerprint == fingerprint:
-                    return found.train.n_bytes + found.val.n_bytes
-    return None
+    found = prepared_of(run, config)
+    return None if found is None else found[1].train.n_bytes + found[1].val.n_bytes
 
 
 def _of(n: int, what: str) -> str:

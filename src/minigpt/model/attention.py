@@ -144,17 +144,22 @@ def rotary_table(
     Returns:
         (2, T, D) float32: the cosine of each channel, then its sine, negative in the first half.
     """
-    n_rotated = round(fraction * head_dim)
-    # In float64: in float32, the angle of position 100,000 would be off by up to 0.004 radians.
-    frequencies = base ** (-torch.arange(0, n_rotated, 2, dtype=torch.float64) / n_rotated)
-    length = 1.0
-    if scaling is not None:
-        frequencies, length = scaled_frequencies(frequencies, base, scaling)
+    frequencies, length = rotary_frequencies(head_dim, base, fraction, scaling)
     angles = torch.arange(context_length, dtype=torch.float64)[:, None] * frequencies  # (T, n_rotated / 2)
-    n_still = (head_dim - n_rotated) // 2
+    n_still = head_dim // 2 - len(frequencies)
     cos, sin = F.pad(length * angles.cos(), (0, n_still), value=1.0), F.pad(length * angles.sin(), (0, n_still))
     # Pairs are (i, i + D/2) as in Llama and GPT-NeoX, not neighbours as in the paper: halves are contiguous in memory.
     return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)]).float()
+
+
+def rotary_frequencies(
+    head_dim: int, base: float, fraction: float = 1.0, scaling: Mapping[str, Any] | None = None
+) -> tuple[Tensor, float]:
+    """Radians per token of each pair that turns, (n_rotated / 2,) float64, and the factor of cosines and sines."""
+    n_rotated = round(fraction * head_dim)
+    # In float64: in float32, the angle of position 100,000 would be off by up to 0.004 radians.
+    frequencies = base ** (-torch.arange(0, n_rotated, 2, dtype=torch.float64) / n_rotated)
+    return (frequencies, 1.0) if scaling is None else scaled_frequencies(frequencies, base, scaling)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:

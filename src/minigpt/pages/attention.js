@@ -139,7 +139,8 @@ function listen() {
     under = null;                                        // the pointer is on the selected token: show its strongest pair
     set({ token: tokenOf(event), direction: directionOf(event.target) });
   };
-  for (const id of ["tokens", "lines"]) $(id).addEventListener("click", select);
+  $("tokens").addEventListener("click", select);
+  listenToLines();
   $("tokens").addEventListener("keydown", (event) => {
     if (event.key === "Enter" || event.key === " ") { event.preventDefault(); select(event); }
   });

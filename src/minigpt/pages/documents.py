@@ -1,7 +1,7 @@
 """Self-contained HTML pages: they load nothing, and run only their own script.
 
 A page is parts/page.html around NAME.html of this folder, with the shared styles and script of `parts` before its own
-NAME.css and NAME.js.
+NAME.css and NAME.js. The live page has a folder, and its script is several files of it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import html
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 
@@ -23,13 +23,37 @@ _STYLES = {
     "attention": ("theme", "tools"),
     "explanation": ("theme", "tools", "tokens"),
     "film": ("theme", "tools", "tokens"),
+    "live": ("theme", "tools", "tokens"),
     "patching": ("theme", "tools", "tokens"),
     "report": ("theme",),
 }
 
 # Scripts of `parts` shared by pages or apart for their size, in this order, before a page's own.
-_ATTENTION = "data paint text scores table curves links causes opening summary overlay axes lines".split()
+_ATTENTION = [
+    *("data", "paint", "overlay", "text", "axes", "lines", "links", "scores", "table", "curves", "causes"),
+    *("opening", "summary"),
+]
 _SCRIPTS = {"attention": ("page", *(f"attention/{name}" for name in _ATTENTION))}
+
+# Pages with a folder of their own, NAME/NAME.html and NAME/NAME.css: its files with their script, in this order.
+_FOLDERS = {
+    "live": (
+        "engine_client",
+        "page",
+        "maps",
+        "head_scores",
+        "panel_next",
+        "changes",
+        "panels_interventions",
+        "panel_compare",
+        "panel_lens",
+        "write_tree",
+        "panel_write",
+        "lesson_figures",
+        "lesson",
+        "guess",
+    )
+}
 
 # Characters that could end the JSON's <script> element, or begin a comment or an entity. json.dumps already escapes
 # everything that is not ASCII (U+2028 and U+2029 end a line in JavaScript).
@@ -73,7 +97,7 @@ def document(name: str, title: str, *, policy: str | None = None, **parts: str) 
     """
     parts |= {"title": html.escape(title), "policy": policy or policy_of(name)}
     parts |= {"style": _style(name), "script": _script(name)}
-    template = _file("parts/page.html").replace("{{content}}", _file(f"{name}.html").strip())
+    template = _file("parts/page.html").replace("{{content}}", _file(f"{_stem(name)}.html").strip())
     # One pass over the template, so that a title or a token that looks like a placeholder is not replaced.
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
     # The script must match its hash byte for byte. It is ASCII, so this rewrites only the text outside of it.
@@ -86,11 +110,22 @@ def frame_html(page: str, attributes: str) -> str:
     return f"<iframe {attributes} srcdoc='{inside}'></iframe>"
 
 
-def policy_of(*names: str, more: str = "") -> str:
-    """Content-Security-Policy that allows only the scripts and styles of these templates, by their hashes."""
-    scripts = " ".join(_hash(_script(name)) for name in names)
+def policy_of(*names: str, scripts: Sequence[str] = (), more: str = "") -> str:
+    """Content-Security-Policy that allows only the scripts and styles of these templates, by their hashes.
+
+    Args:
+        names: of the templates.
+        scripts: texts of further scripts.
+        more: further directives, each after a semicolon.
+    """
+    allowed = " ".join(_hash(script) for script in (*scripts, *(_script(name) for name in names)))
     styles = " ".join(_hash(_style(name)) for name in names)
-    return f"default-src 'none'; base-uri 'none'; form-action 'none'; script-src {scripts}; style-src {styles}{more}"
+    return f"default-src 'none'; base-uri 'none'; form-action 'none'; script-src {allowed}; style-src {styles}{more}"
+
+
+def joined_scripts(folder: str, names: Iterable[str]) -> str:
+    """One script of several files of a folder beside this module; they share one scope."""
+    return "".join(_file(f"{folder}/{name}.js") for name in names)
 
 
 def rounded(values: Iterable[float]) -> list[float | None]:
@@ -130,11 +165,16 @@ def paragraphs_html(texts: Iterable[str]) -> str:
 
 
 def _style(name: str) -> str:
-    return "".join([*(_file(f"parts/{part}.css") for part in _STYLES[name]), _file(f"{name}.css")])
+    return "".join([*(_file(f"parts/{part}.css") for part in _STYLES[name]), _file(f"{_stem(name)}.css")])
 
 
 def _script(name: str) -> str:
-    return "".join([*(_file(f"parts/{part}.js") for part in _SCRIPTS.get(name, ("page",))), _file(f"{name}.js")])
+    shared = "".join(_file(f"parts/{part}.js") for part in _SCRIPTS.get(name, ("page",)))
+    return shared + (joined_scripts(name, _FOLDERS[name]) if name in _FOLDERS else _file(f"{name}.js"))
+
+
+def _stem(name: str) -> str:
+    return f"{name}/{name}" if name in _FOLDERS else name
 
 
 def _hash(text: str) -> str:

@@ -119,6 +119,7 @@ def summarise(trainer: L.Trainer, module: TrainingModule, folder: RunFolder, das
         ("checkpoint", last.exists(), weights if folder.best.exists() else last),
         ("dashboard", dashboard, dashboard),
         ("write", last.exists(), command("sample", folder.path, *_prompt_arguments(module.run_config))),
+        ("live", last.exists(), f"{command('live', folder.path)} (a page in which the model runs while you type)"),
         ("resume", last.exists(), go_on(folder, module.run_config, Reached.of_trainer(trainer))),
     ]
     for name, exists, text in rows:

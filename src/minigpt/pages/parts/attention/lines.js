@@ -5,7 +5,11 @@ const lineColumns = [];                   // the tokens at the left and at the r
 
 function buildLines() {
   for (const [id, texts] of [["left-tokens", tokens], ["right-tokens", keyTokens]]) {
+<<<<<<< HEAD
     const items = texts.map((text, i) => make("bdi", { textContent: visible(text), title: `#${i}` }, { "data-token": i }));
+=======
+    const items = texts.map((text, i) => make("bdi", { textContent: visible(text), title: `#${i}` }));
+>>>>>>> redraw
     $(id).append(...items);
     lineColumns.push(items);
   }
@@ -29,7 +33,7 @@ function drawStrands(list, isFrom) {
     const [y1, y2] = (isFrom ? [state.token, other] : [other, state.token]).map(middleOf);
     const line = document.createElementNS(svg.namespaceURI, "line");
     for (const [name, value] of Object.entries({ x1: 0, y1, x2: 100, y2 })) line.setAttribute(name, value);
-    line.style.opacity = Math.abs(share).toFixed(3);
+    line.style.strokeOpacity = Math.abs(share).toFixed(3);
     line.style.stroke = colour;                           // that of the style sheet where empty
     line.classList.toggle("less", share < 0);
     return line;
@@ -54,4 +58,10 @@ function drawLines() {
   $("lines").setAttribute("aria-label", `lines from the ${isFrom ? "query" : "key"} ${quotedSelected()} to ${ends.size} tokens`);
   if (scrolledTo !== token) $("lines").scrollTop = middleOf(token) - $("lines").clientHeight * (isFrom ? 0.75 : 0.25);
   scrolledTo = token;
+}
+
+// A query shows what it attends to, a key what attends to it.
+function listenToLines() {
+  lineColumns.forEach((items, side) => items.forEach((item, token) =>
+    item.addEventListener("click", () => set({ token, direction: side ? "to" : "from" }))));
 }

@@ -60,7 +60,7 @@ function changeSentence() {
 function differenceSentence() {
   const sizes = thumbs.map((_, i) => {
     let sum = 0;
-    for (let q = 0; q < T; q++) for (let k = 0; k <= q; k++) sum += Math.abs(weightAt(Math.floor(i / H), i % H, q, k));
+    for (let q = 0; q < T; q++) for (let k = 0; k < lengthOf(q); k++) sum += Math.abs(weightAt(Math.floor(i / H), i % H, q, k));
     return sum / (2 * T);
   });
   const i = sizes.indexOf(Math.max(...sizes));

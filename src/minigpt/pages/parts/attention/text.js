@@ -44,7 +44,7 @@ function buildText() {
 }
 
 // A token of the second text is selected as a key.
-const directionOf = (span) => (keySpans === spans ? state.direction : [...keySpans, ...lineColumns[1]].includes(span) ? "to" : "from");
+const directionOf = (span) => (keySpans === spans ? state.direction : keySpans.includes(span) ? "to" : "from");
 
 // Whether there is a weight between the selected token and this one.
 function canReach(i) {
@@ -68,8 +68,7 @@ function tints() {
 }
 
 function drawText() {
-  const { token, direction } = state, shades = tints();
-  const own = selectedSpans(), others = otherSpans();
+  const { token, direction } = state, shades = tints(), own = selectedSpans(), others = otherSpans();
   for (const group of new Set([own, others])) group.forEach((span, i) => {
     const { share = 0, colour } = (group === others && shades.get(i)) || {};
     span.style.setProperty("--share", (0.85 * Math.abs(share)).toFixed(3));

@@ -1,0 +1,175 @@
+"""`minigpt live`: a run -> one HTML file in which its model runs while one types."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from minigpt.config import LiveConfig
+from minigpt.data.shards import open_prepared
+from minigpt.data.tokenizers.base import decode
+from minigpt.errors import UserError
+from minigpt.files import require_page, write_text
+from minigpt.generation.text import encode_prompt
+from minigpt.inspection.ablation import losses, rows_per_pass
+from minigpt.inspection.capture import evaluation_mode
+from minigpt.inspection.probes import read_probe, windows_of
+from minigpt.interop.hub import PREFIX, is_foreign, model_name
+from minigpt.lab.prepared import prepared_of
+from minigpt.lab.share import base_names
+from minigpt.model.gpt import GPT
+from minigpt.pages.documents import Page
+from minigpt.pages.live.page import live_page
+from minigpt.pages.live.questions import live_questions
+from minigpt.pages.live.weights import WeightKind, quantised_model
+from minigpt.runs.folder import RunFolder, name_of
+from minigpt.runs.loading import UNKNOWN_TEXT, LoadedModel, load_model
+
+TEXT = "Once upon a time there was a little cat. The little cat"
+"""What a page of a model opens with that is not from a run here."""
+OPENING_TOKENS = 48
+"""Tokens of the run's probe text with which the page opens: they fill the screen, and take a moment to compute."""
+MEASURED = 8192
+"""Maximum number of tokens on which the change of the loss is measured."""
+OPERATIONS = 5e11
+"""Floating-point operations for it: about ten seconds on a CPU."""
+
+
+class Measured(NamedTuple):
+    """What the page's weights change."""
+
+    loss: float
+    """Of the model as it was trained, in nats per token; NaN where there is no text to measure it on."""
+    change: float
+    """Loss with the page's weights, minus `loss`."""
+    text: str
+    """On which both were measured, such as "8,192 held-out tokens"."""
+
+    def __str__(self) -> str:
+        if math.isnan(self.loss):
+            return "not measured: the text is a single token"
+        return f"{self.loss:.4f} nats per token on {self.text}; these weights change it by {self.change:+.4f}"
+
+
+class Live(NamedTuple):
+    """A page, and what it cost."""
+
+    page: Page
+    n_parameters: int
+    measured: Measured
+
+
+def write_live(config: LiveConfig) -> str:
+    """Write the page, and return what to print.
+
+    Raises:
+        UserError: see `make_live`; or the file cannot be written.
+    """
+    beside = Path() if config.run.startswith(PREFIX) else Path(config.run)
+    out = Path(config.out) if config.out else (beside if beside.is_dir() else beside.parent) / "live.html"
+    require_page(out)  # fails before the work, and protects other files from being overwritten
+    live = make_live(config)
+    write_text(out, live.page)
+    return "\n".join(
+        [
+            f"weights  {live.n_parameters:,} parameters as {config.weights}",
+            f"loss     {live.measured}",
+            f"-> {out}: {len(live.page) / 1e6:.1f} MB (open it in a browser; it needs no network)",
+        ]
+    )
+
+
+def make_live(config: LiveConfig) -> Live:
+    """Load the model, measure what its weights lose in the page, and make the page.
+
+    Raises:
+        UserError: there is no such model, or the page cannot run it or encode the text.
+    """
+    loaded = load_model(config.run)
+    text = _opening_text(loaded) if config.text is None else config.text
+    from_start = loaded.config.data.mode == "examples"
+    # Refuses a text that the page could not show.
+    tokens = encode_prompt(loaded.tokenizer, text, loaded.model.config.context_length, from_start=from_start)
+    n_parameters = sum(weight.numel() for weight in loaded.model.parameters())
+    measured = measure(loaded, config.weights, text)
+    page = live_page(
+        loaded.model,
+        loaded.tokenizer,
+        text,
+        title=model_name(config.run) if is_foreign(config.run) else name_of(config.run),
+        facts=_facts(loaded, config.weights, n_parameters, measured),
+        first_token=loaded.tokenizer.end_of_text if from_start else None,
+        questions=live_questions(loaded.model, loaded.tokenizer, tokens),
+        kind=config.weights,
+    )
+    return Live(page, n_parameters, measured)
+
+
+def _facts(loaded: LoadedModel, kind: WeightKind, n_parameters: int, measured: Measured) -> dict[str, str]:
+    model, sources = loaded.model.config, loaded.config.data.sources
+    return {
+        "model": f"{n_parameters / 1e6:.2f} million parameters: {model.n_layer} layers of {model.n_head} heads, "
+        f"{model.n_embd} wide; context of {model.context_length} tokens",
+        "trained on": "" if sources == [UNKNOWN_TEXT] else ", ".join(base_names(sources)),
+        "weights": f"{kind}; loss {measured}",
+    }
+
+
+def _opening_text(loaded: LoadedModel) -> str:
+    """The beginning of the text inspected during training: of its first document, which is what can be typed."""
+    run = _run_of(loaded)
+    most = min(OPENING_TOKENS, loaded.model.config.context_length)
+    if run is not None and run.probe.is_file():
+        tokens, _ = read_probe(run.probe, loaded.tokenizer.vocab_size)
+        end = loaded.tokenizer.end_of_text
+        document = list(itertools.takewhile(lambda token: token != end, tokens[tokens[0] == end :]))
+        if document:
+            return decode(loaded.tokenizer, document[:most])
+    prompts = loaded.config.sampling.prompts
+    return prompts[0] if prompts and prompts[0] else TEXT
+
+
+def measure(loaded: LoadedModel, kind: WeightKind, text: str) -> Measured:
+    """The loss with and without the page's weights: on held-out text of the run, else on the page's text."""
+    n_parameters = sum(weight.numel() for weight in loaded.model.parameters())
+    most = int(min(MEASURED, max(256, OPERATIONS / (4 * n_parameters))))  # two models, two operations a weight
+    tokens, where = _held_out(loaded, most), "held-out tokens"
+    if not tokens:
+        tokens, where = loaded.tokenizer.encode(text), "tokens of the page's text"
+    windows = windows_of(tokens, min(loaded.model.config.context_length, most), most)
+    if not windows.numel():
+        return Measured(math.nan, math.nan, "")
+    before = mean_loss(loaded.model, windows)
+    after = mean_loss(quantised_model(loaded.model, kind), windows)
+    return Measured(before, after - before, f"{windows.shape[0] * (windows.shape[1] - 1):,} {where}")
+
+
+def mean_loss(model: GPT, windows: torch.Tensor) -> float:
+    """Loss of (B, T + 1) windows of token ids, in nats per token."""
+    rows = rows_per_pass(windows.shape[1])
+    with evaluation_mode(model):
+        return float(torch.cat([losses(model, some).double().flatten() for some in windows.split(rows)]).mean())
+
+
+def _held_out(loaded: LoadedModel, most: int) -> Sequence[int]:
+    """The beginning of the run's val split, where its prepared text is still there; else nothing."""
+    run = _run_of(loaded)
+    found = None if run is None else prepared_of(run, loaded.config.data)
+    if found is None:
+        return []
+    with contextlib.suppress(UserError):  # damaged
+        val = open_prepared(found[0]).val.tokens
+        return val.read(0, min(len(val), most + 1)).tolist()
+    return []
+
+
+def _run_of(loaded: LoadedModel) -> RunFolder | None:
+    """The run folder that has the weights; None for a file on its own, or another program's model."""
+    folders = (folder for folder in loaded.path.absolute().parents if (folder / "config.yaml").is_file())
+    return next(map(RunFolder, folders), None)

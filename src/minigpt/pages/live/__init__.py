@@ -1,0 +1,1 @@
+"""The live page: a run as one HTML file, in which the model itself runs."""

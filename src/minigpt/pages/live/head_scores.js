@@ -1,0 +1,66 @@
+// What each head does on the text, in numbers: one statistic on the small maps, all of them in a sentence for the selected head.
+const SCORE_WORDS = {                     // names of STATISTICS
+  previous_token: ["previous token", "share of the weight on the token before"],
+  first_token: ["first token", "share of the weight on the first token of the text"],
+  current_token: ["token itself", "share of the weight on the token itself"],
+  entropy: ["entropy", "0 when one token has all the weight, 1 when all have the same"],
+  mean_distance: ["distance", "how many tokens back, weighted"],
+};
+let isOpening = true;                     // until a head has been chosen, by a link or for the first view
+
+// Mean of a statistic over the queries of a head, from the second on; null for a single token.
+function headScore(name, layer, head) {
+  const { n, weights } = patterns, begin = (layer * N_HEAD + head) * rowSize(n);
+  let sum = 0;
+  for (let query = 1; query < n; query++) {
+    const at = begin + rowSize(query);
+    sum += STATISTICS[name](weights.subarray(at, at + query + 1), query);
+  }
+  return n > 1 ? sum / (n - 1) : null;
+}
+
+const scoreText = (name, value) => (value === null ? "" : value.toFixed(name === "mean_distance" ? 1 : 2));
+const scoresOf = (name) => thumbs.map((_, i) => headScore(name, Math.floor(i / N_HEAD), i % N_HEAD));
+
+function selectBest(scores) {
+  const best = scores.indexOf(Math.max(...scores));
+  if (best >= 0) selectHead(Math.floor(best / N_HEAD), best % N_HEAD);
+}
+
+function drawScores() {
+  const name = $("score").value, scores = scoresOf(name);
+  thumbs.forEach((thumb, i) => {
+    const text = scoreText(name, scores[i]);
+    thumb.querySelector(".score").textContent = text;
+    thumb.setAttribute("aria-label", `head ${headName(Math.floor(i / N_HEAD), i % N_HEAD)}, ${SCORE_WORDS[name][0]} ${text}`);
+  });
+  $("score").title = SCORE_WORDS[name][1];
+}
+
+function tellHead() {
+  const { layer, head } = state, of = (name) => scoreText(name, headScore(name, layer, head));
+  $("head-words").textContent = patterns.n < 2 ? "" : `On this text head ${headName(layer, head)} gives ${of("previous_token")} of its weight to the previous token, ${
+    of("current_token")} to the token itself and ${of("first_token")} to the first; on average it looks ${of("mean_distance")} tokens back. Entropy ${
+    of("entropy")}: ${SCORE_WORDS.entropy[1]}.`;
+}
+
+function drawHeadScores(changed) {
+  if (changed.has("layer")) isOpening = false;
+  if (!patterns.n) return;
+  if (changed.has("drawn")) drawScores();
+  if (["drawn", "layer", "head"].some((name) => changed.has(name))) tellHead();
+  // The first view shows the head that most looks at the previous token, since head 0.0 is often noise.
+  if (isOpening && changed.has("drawn")) {
+    selectBest(scoresOf("previous_token"));
+  }
+}
+
+function buildScores() {
+  $("score").append(...Object.entries(SCORE_WORDS).map(([value, [textContent, title]]) => make("option", { value, textContent, title })));
+  $("score").addEventListener("change", drawScores);
+  $("best").addEventListener("click", () => selectBest(scoresOf($("score").value)));
+  for (const thumb of thumbs) thumb.querySelector(".tag").append(make("span", { className: "score" }));
+  onChange(drawHeadScores);
+}
+
+buildScores();
