@@ -1,11 +1,7 @@
 // The texts of the tokens along the axes of the large map, as many as fit.
 const LABEL_PIXELS = 12;                  // height of a label
 
-<<<<<<< HEAD
-// Of `count` tokens those whose labels fit beside a side of so many pixels: those of `always`, others at equal distances.
-=======
 // Tokens whose labels fit beside a side of so many pixels: those of `always`, and others at equal distances.
->>>>>>> redraw
 function fitting(side, count, always) {
   const cell = side / count, every = Math.max(1, Math.ceil(LABEL_PIXELS / cell));
   const isFree = (i) => always.every((other) => i === other || Math.abs(i - other) * cell >= LABEL_PIXELS);

@@ -5,11 +5,7 @@ const lineColumns = [];                   // the tokens at the left and at the r
 
 function buildLines() {
   for (const [id, texts] of [["left-tokens", tokens], ["right-tokens", keyTokens]]) {
-<<<<<<< HEAD
-    const items = texts.map((text, i) => make("bdi", { textContent: visible(text), title: `#${i}` }, { "data-token": i }));
-=======
     const items = texts.map((text, i) => make("bdi", { textContent: visible(text), title: `#${i}` }));
->>>>>>> redraw
     $(id).append(...items);
     lineColumns.push(items);
   }

@@ -24,11 +24,7 @@ const byScore = (score) => thumbs.map((_, i) => [i, current(i, score)]).filter((
 function sharpest() {
   const focus = thumbs.map((_, i) => {
     let sum = 0;
-<<<<<<< HEAD
-    for (let q = 1; q < T; q++) for (let k = 1; k < lengthOf(q); k++) sum += weightAt(Math.floor(i / H), i % H, q, k) ** 2 || 0;
-=======
     for (let q = 0; q < T; q++) for (let k = 1; k < lengthOf(q); k++) sum += (weightAt(Math.floor(i / H), i % H, q, k) || 0) ** 2;
->>>>>>> redraw
     return sum;
   });
   return focus.indexOf(Math.max(...focus));
@@ -54,16 +50,10 @@ function clearestToken(i) {
     const effects = tokens.map((_, token) => causes.ablation(i, token)), best = lastMost(effects);
     if (effects[best] > 0) return best;
   }
-<<<<<<< HEAD
-  const keysOf = KEYS.get(name) ?? ((query) => Array.from({ length: Math.max(0, isCausal ? query - 1 : S - 1) }, (_, k) => k + 1));
-  const most = (query) => Math.max(0, ...keysOf(query).map((key) => Math.abs(weightAt(Math.floor(i / H), i % H, query, key)) || 0));
-  return lastMost(tokens.map((_, query) => (query ? most(query) - 1 / (query + 1) : -1)));
-=======
   const others = (query) => Array.from({ length: lengthOf(query) }, (_, key) => key).filter((key) => key && (data.keys || key !== query));
   const keysOf = KEYS.get(name) ?? others;
   const most = (query) => Math.max(0, ...keysOf(query).map((key) => Math.abs(weightAt(Math.floor(i / H), i % H, query, key)) || 0));
   return lastMost(tokens.map((_, query) => most(query) - 1 / lengthOf(query)));
->>>>>>> redraw
 }
 
 function openAtTheClearest() {

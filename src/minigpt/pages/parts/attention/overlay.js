@@ -2,11 +2,7 @@
 // Okabe and Ito 2008, "Color Universal Design": told apart without full colour vision.
 const HEAD_COLOURS = [[0, 114, 178], [213, 94, 0], [0, 158, 115], [204, 121, 167], [230, 159, 0], [86, 180, 233]];
 
-<<<<<<< HEAD
-// The overlaid heads; none where one is shown, or a difference, which has colours for its signs.
-=======
 // The overlaid heads; none where one is shown, or signed weights and differences, whose colours tell the signs.
->>>>>>> redraw
 const overlaid = () => (state.several && !isSigned() && state.heads.length > 1 ? state.heads : []);
 const isDark = matchMedia("(prefers-color-scheme: dark)");
 // A head's colour, lighter on a dark page.
