@@ -399,6 +399,16 @@ def test_ten_steps_of_36_heads_that_form_smoothly_stay_under_a_megabyte():
     assert len(render_page(snapshots, title="size")) < 1_000_000
 
 
+def test_ten_steps_of_36_heads_whose_weights_are_noise_as_those_of_trained_heads_stay_under_a_megabyte():
+    # Half of the scores' variance changes from step to step: 0.9 bits a weight, which is what a trained model's took.
+    random = np.random.default_rng(0)
+    shared, snapshots = random.normal(size=(6, 6, 128, 128)), []
+    for step in range(10):
+        weights = np.tril(np.exp(0.4 * (shared + random.normal(size=shared.shape)))).astype(np.float32)
+        snapshots.append(Snapshot(step, ("word",) * 128, weights / weights.sum(-1, keepdims=True)))
+    assert len(render_page(snapshots, title="size")) < 1_000_000
+
+
 def test_of_many_steps_only_the_newest_keeps_all_digits_and_the_page_says_so(monkeypatch):
     weights = np.stack([softmax_maps(2, 2, 40, sharpness=2, seed=step) for step in range(3)])
     snapshots = [Snapshot(step, ("a",) * 40, each) for step, each in enumerate(weights)]
