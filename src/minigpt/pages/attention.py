@@ -53,8 +53,8 @@ def render_page(
 
     Measured: 0.85 to 0.96 characters for each weight on or below the diagonal of trained heads. Pages of more than a
     million weights take 0.8 for the last step and 0.15 for each earlier one, which they round more
-    (`packing.encode_earlier`): 0.83 MB for ten steps of a trained model with 6 x 6 heads and 128 tokens, scores and next
-    tokens included, 3.5 MB for a step of 12 x 12 heads of noise and 256 tokens.
+    (`packing.encode_earlier`): 0.83 MB for ten steps of a trained model with 6 x 6 heads and 128 tokens, with scores
+    and next tokens, 3.5 MB for a step of 12 x 12 heads of noise and 256 tokens.
 
     Args:
         snapshots: one or more, of the same tokens and the same shape; shown in the order of their steps. A score or
