@@ -105,7 +105,7 @@ def show_attention(
     Args:
         weights: (T, S), (heads, T, S) or (layers, heads, T, S) from query (row) to key (column), as an array, a tensor
             or nested lists; a batch axis of 1 after the layers is dropped. Of any sign and range, normalised or not;
-            -inf is a masked score and stays blank. With `steps`, a list with one of these a step.
+            -inf is a masked score and stays without a colour. With `steps`, a list with one of these a step.
         tokens: texts of the T queries, and of the keys too where there are no others.
         keys: texts of the S keys of cross-attention.
         steps: training steps, for a slider.

@@ -18,7 +18,6 @@ from minigpt.inspection.heads import (
     affordable_windows,
     head_table,
     in_context_score,
-    label_heads,
     measure_repeated,
     relation_scores,
     repeated_ablation,
@@ -26,6 +25,7 @@ from minigpt.inspection.heads import (
     score_heads,
     summary,
 )
+from minigpt.inspection.labels import label_heads
 from minigpt.inspection.measuring import measure
 from minigpt.inspection.probes import Probe
 from minigpt.inspection.relations import Link, RelationScore, RelationTally

@@ -121,8 +121,8 @@ def test_play_runs_from_the_first_step_to_the_last_and_stops(view):
     view.page.wait_for_selector("body[data-played]")
     seen = view.page.evaluate("window.seen")
     assert [step for step, _ in itertools.groupby(step for step, _ in seen)] == ["100", "200", "300"]
-    assert "pause" in seen[0][1]
-    assert "play" in view.text("#play")
+    assert "Pause" in seen[0][1]
+    assert "Play" in view.text("#play")
 
 
 def test_a_single_snapshot_has_neither_slider_nor_play_button(show):

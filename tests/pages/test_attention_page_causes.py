@@ -52,7 +52,9 @@ def lines(view):
 
 @pytest.fixture
 def view(show):
-    return show(history(), causes=[made_causes()])
+    *earlier, last = history()
+    last = dataclasses.replace(last, next_tokens=tuple((("x", 0.5),) for _ in WORDS))
+    return show([*earlier, last], causes=[made_causes()])
 
 
 def test_without_scores_and_causes_there_are_only_the_keys(show):
@@ -86,7 +88,8 @@ def test_the_lens_lists_the_likeliest_token_of_each_layer_and_the_probability_of
 
 def test_the_attribution_lists_the_parts_of_the_loss_and_their_sum(view):
     view.page.locator("#tokens span").nth(1).click()
-    open_panel(view, "attribution")
+    view.page.locator("#why").click()
+    assert view.page.evaluate("document.activeElement.value") == "attribution"
     assert lines(view)[:3] == [
         ("layer 1, head 2", "-1.200"),
         ("layer 1, head 1", "-1.000"),
@@ -227,7 +230,7 @@ def test_choosing_a_relation_goes_to_its_first_link(show):
     view.page.get_by_text("what attends to it").click()
     view.page.locator("#relation").select_option(label="other")
     assert view.state("token") == "0", "the key, in the other direction"
-    view.page.locator("#relation").select_option(label="none")
+    view.page.locator("#relation").select_option(label="None")
     assert view.state("token") == "0"
 
 

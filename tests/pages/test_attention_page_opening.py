@@ -17,6 +17,7 @@ def scored():
             scores={
                 "previous_token": np.array([[0.1, share, 0.1], [0.1, 0.1, 0.1]]),
                 "first_token": np.array([[0.1, 0.1, 0.9], [0.1, 0.1, 0.7]]),
+                "current_token": np.array([[1.2 * share, 0.1, 0.1], [0.1, 0.1, 0.1]]),
                 "ablation": share * ABLATION,
             },
         )
@@ -42,7 +43,9 @@ def test_the_page_opens_at_the_clearest_label_says_what_heads_do_and_each_name_s
         "put their weight. The other 4 have no clear pattern. Without 0.1 the loss of the text rises most: "
         "+0.200 nats, then without 1.1 (+0.050)."
     )
-    assert "Changed most since step 100: 0.1 (previous token 0.100 → 1.000)." in summary(view)
+    assert "Changed most since step 100: 0.0 (current token 0.120 → 1.200) and 0.1 (previous token 0.100" in summary(
+        view
+    )
     view.page.locator("#summary button", has_text="1.1").click()
     assert view.selected() == INDUCTION
     assert view.state("score") == "ablation"
@@ -74,6 +77,20 @@ def test_without_a_label_the_page_opens_at_the_head_and_token_with_the_largest_e
     assert view.state("score") == "ablation"
 
 
+def test_what_may_be_noise_and_what_did_not_change_is_said(show):
+    frames = [dataclasses.replace(each, scores={**scored()[2].scores}) for each in history()]
+    frames[-1].scores["ablation_spread"] = np.full((2, 3), 0.3)
+    view = show(frames, labels=[NONE] * 3)
+    assert summary(view) == (
+        "At step 300: No head has a clear pattern. Without 0.1 the loss of the text rises most: +0.200 nats, which may "
+        "be noise: the spread over parts of the text is 0.300. Since step 100 no pattern has changed by 0.050 or more."
+    )
+    assert view.page.locator("#curves .chart").is_visible()
+    view.page.locator("#score").select_option(label="ablation spread")
+    assert view.text("#curve-note") == "ablation spread: measured at step 300 only"
+    assert not view.page.locator("#curves .chart").is_visible(), "one point is no curve"
+
+
 def test_a_page_without_scores_opens_at_the_sharpest_head(show):
     snapshot = history()[-1]
     order = [UNIFORM, HALF, SELF]
@@ -87,7 +104,11 @@ def test_a_page_without_scores_opens_at_the_sharpest_head(show):
 def test_a_comparison_says_which_head_differs_most(show):
     other = history()[-1].weights.copy()
     other[UNIFORM] = other[INDUCTION]
-    view = show(history()[-1:], other=[dataclasses.replace(history()[-1], weights=other)])
+    first = scored()[-1]
+    view = show([first], other=[dataclasses.replace(first, weights=other)], labels=LABELS[-1:])
+    assert summary(view).startswith("A: 0.1 attends to the previous token.")
+    view.page.locator("#compare label").nth(1).click()
+    assert summary(view).startswith("B: Without 0.1 the loss")
     view.page.locator("#compare label").nth(2).click()
     assert summary(view).startswith("A and B differ most in 1.0")
 

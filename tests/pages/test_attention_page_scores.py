@@ -72,7 +72,7 @@ def test_each_small_map_shows_the_chosen_score_at_the_current_step(view):
 
 def test_another_score_can_be_chosen_or_none(view):
     assert view.page.locator("#score option").all_text_contents() == [
-        "nothing",
+        "Nothing",
         "induction",
         "previous token",
         "ablation",
@@ -82,7 +82,7 @@ def test_another_score_can_be_chosen_or_none(view):
     assert values(view) == ["0.100", "1.000", "0.100", "0.200", "0.100", "0.100"]
     view.page.locator("#score").select_option(label="ablation")
     assert values(view) == ["-0.021", "0.000", "0.000", "0.000", "+1.250", "0.000"]
-    view.page.locator("#score").select_option(label="nothing")
+    view.page.locator("#score").select_option(label="Nothing")
     assert view.state("score") == ""
     assert values(view) == [""] * 6
     assert not view.page.locator("#curves").is_visible()

@@ -46,14 +46,14 @@ def test_a_page_without_relations_offers_none(show):
 
 
 def test_the_cells_of_the_chosen_relation_are_outlined(view):
-    assert view.page.locator("#relation option").all_text_contents() == ["none", "same word", "line"]
+    assert view.page.locator("#relation option").all_text_contents() == ["None", "same word", "line"]
     assert outlined(view) == []
     relate(view, "line")
     assert view.state("relation") == "line"
     assert outlined(view) == [(8, 4)]
     relate(view, "same word")
     assert [cell for cell in outlined(view) if cell[1] < 2 and 9 <= cell[0] <= 10] == [(9, 0), (10, 0), (10, 1)]
-    relate(view, "none")
+    relate(view, "None")
     assert view.state("relation") == ""
     assert not view.pixels("#links")[..., 3].any()
 
@@ -86,7 +86,7 @@ def test_the_targets_of_the_selected_token_are_underlined_and_their_weight_told(
     view.page.locator("#tokens span").nth(3).click()
     assert targets(view) == []
     assert "nothing is linked" in view.text("#linked")
-    relate(view, "none")
+    relate(view, "None")
     assert not view.page.locator("#linked").is_visible()
 
 

@@ -231,7 +231,7 @@ def test_scores_are_those_of_the_run_that_is_shown_and_labels_stay_with_the_firs
     assert (shown.nth(5).text_content(), view.page.locator(".kind").first.text_content()) == ("-0.250", "copy")
     view.page.locator("#score").select_option(label="only")
     assert shown.nth(5).text_content() == "–"
-    assert view.text("#curve-note").startswith("layer 0, head 0: –")
+    assert view.text("#curve-note") == "only: not measured"
 
 
 def test_the_runs_can_be_switched_by_keyboard(show):

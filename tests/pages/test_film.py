@@ -105,10 +105,10 @@ def test_play_goes_from_the_first_step_to_the_last_and_stops(run: RunFolder, sho
     view.page.locator("#play").click()
     for step in ("5", "20", "100", "120"):
         assert view.state("step") == step
-        assert ("pause" in view.text("#play")) == (step != "120")
+        assert ("Pause" in view.text("#play")) == (step != "120")
         view.page.clock.run_for(900)
     assert view.state("step") == "120"
-    assert "play" in view.text("#play")
+    assert "Play" in view.text("#play")
 
 
 def test_without_a_script_and_in_a_narrow_window_all_texts_are_there(run: RunFolder, show: Any) -> None:

@@ -24,7 +24,7 @@ from minigpt.inspection.snapshot import Snapshot
 from minigpt.model.gpt import GPT
 from minigpt.pages import model_report
 from minigpt.pages.model_report import inspect_runs, write_inspection
-from minigpt.pages.model_tables import relation_lines
+from minigpt.pages.model_tables import heads_as_table, relation_lines
 from minigpt.runs.folder import RunFolder, name_of
 from minigpt.runs.loading import load_model, save_weights
 
@@ -193,6 +193,11 @@ def test_the_best_head_of_a_relation_is_told_with_what_distance_explains() -> No
     spread = np.full((2, 2), 0.1)
     counts = {"bracket": FEWEST_LINKS, "seldom": 4, "once": 1}
     found = {name: RelationScore(n, mass, baseline, spread * (n if n > 1 else np.nan)) for name, n in counts.items()}
+    same = {"entropy": np.array([[-0.001, 0.1]]), "ablation": np.array([[0.0002, -0.5]])}
+    assert heads_as_table(same, [], "zero", signed=True).splitlines()[-2:] == [
+        "| 0.1  |   +0.10 |                 -0.500 |",
+        "| 0.0  |    0.00 |                  0.000 |",
+    ], "what rounds to zero has no sign"
     *rows, how, few = relation_lines(found).splitlines()[2:]
     told = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     # Student's t for four degrees of freedom is 2.776, and the standard error 0.5 / sqrt(5).

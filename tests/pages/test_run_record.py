@@ -1,8 +1,10 @@
 """A run folder is read whatever part of it is there: while it trains, stopped, damaged, or of another version."""
 
 import dataclasses
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from attention_pages import history
 
@@ -105,13 +107,17 @@ def test_the_page_that_is_there_is_taken(tmp_path: Path) -> None:
 
 
 def test_a_page_of_another_version_is_made_anew_from_its_snapshots(tmp_path: Path) -> None:
+    scores = {"previous_token": np.array([[0, 0.9, 0], [0, 0, 0]])}
     for snapshot in history():
-        snapshot.save(tmp_path / "attention" / f"step_{snapshot.step:06d}.npz")
+        labelled = dataclasses.replace(snapshot, scores=scores)
+        labelled.save(tmp_path / "attention" / f"step_{snapshot.step:06d}.npz")
     (run_with(tmp_path) / "attention.html").write_text("<script>another()</script>")
     (tmp_path / "config.yaml").write_text("attention: {max_snapshots: 2}")
     record = read_run_folder(tmp_path)
     assert record.page is not None
     assert '"steps":[100,300]' in record.page
+    labels = [None, "previous token", None, None, None, None]
+    assert f'"labels":{json.dumps([labels, labels], separators=(",", ":"))}' in record.page, "the page opens with these"
     assert "another()" not in record.page
     assert record.missing == []
 

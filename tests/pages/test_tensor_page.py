@@ -78,6 +78,8 @@ def test_masked_scores_are_blank_and_in_no_list(open_view):
     view = open_view(minigpt.show_attention(scores, WORDS))
     alpha = view.pixels()[..., 3]
     assert alpha[1, 0] == 0
+    assert "gradient" in view.page.evaluate("getComputedStyle(document.querySelector('.square')).backgroundImage")
+    assert view.state("signed") == "true"
     assert np.count_nonzero(alpha) == 15
     assert readout_at(view, 1, 0, (4, 4)) == "masked"
     view.page.mouse.click(*view.cell(1, 1))
@@ -88,6 +90,8 @@ def test_unnormalised_weights_of_several_steps_keep_their_range(open_view):
     view = open_view(minigpt.show_attention([np.full((3, 3), 20.0), np.full((3, 3), 5.0)], WORDS[:3], steps=[200, 10]))
     assert view.state("step") == "200"
     assert float(view.text("#readout-weight")) == pytest.approx(20, abs=0.1)
+    assert len(view.text("#readout-weight")) == 5, "as every number of the page: fewer decimals from 10 on"
+    assert not view.page.locator("#all").is_visible(), "the mean of one head is that head"
     view.page.locator("#slider").fill("0")
     assert view.state("step") == "10"
     assert float(view.text("#readout-weight")) == pytest.approx(5, abs=0.1)

@@ -17,6 +17,7 @@ from minigpt.inspection.ablation import UNKNOWN, Kind, ablation
 from minigpt.inspection.causes import Causes, find_causes
 from minigpt.inspection.circuits import copying, symmetry
 from minigpt.inspection.glossary import FEW_LINKS, RELATION
+from minigpt.inspection.labels import LABELS, label_heads
 from minigpt.inspection.measuring import measure
 from minigpt.inspection.packing import Weights
 from minigpt.inspection.probes import Probe
@@ -46,17 +47,6 @@ TEXT_STATISTICS: Mapping[str, Statistic] = {
     "keys_for_90": statistics.keys_for_mass(0.90),
 }
 COSTLY_STATISTICS: Mapping[str, Statistic] = {"keys_for_99": statistics.keys_for_mass(0.99)}
-LABELS: Mapping[str, float] = {
-    "induction": 0.3,
-    "duplicate_token": 0.3,
-    "previous_token": 0.4,
-    "current_token": 0.5,
-    "first_token": 0.5,
-}
-"""Score -> threshold for a head to get this label; among several, the one exceeded by the largest factor wins."""
-RELATION_LABEL = 0.2
-UNLABELLED = RELATION + "copy"
-"""The relation of `repeats`: the heads that follow it are induction heads, and have that label."""
 FEWEST_LINKS = 5
 """Relations with fewer links give a head no label: the mean is noisy, as its interval says."""
 
@@ -273,22 +263,6 @@ def relation_scores(found: Mapping[str, RelationScore]) -> dict[str, Heads]:
     return {
         (RELATION if score.n_links >= FEWEST_LINKS else FEW_LINKS) + name: score.lift for name, score in found.items()
     }
-
-
-def label_heads(scores: Mapping[str, npt.NDArray[np.floating]]) -> list[list[str | None]]:
-    """The best label of each head, by layer; None where no score reaches its threshold."""
-    thresholds = dict(LABELS) | {
-        name: RELATION_LABEL for name in scores if name.startswith(RELATION) and name != UNLABELLED
-    }
-    known = [name for name in thresholds if name in scores]
-    if not known:
-        return []
-    excess = np.stack([np.nan_to_num(scores[name] / thresholds[name]) for name in known])  # (names, L, H)
-    best, reached = excess.argmax(axis=0), excess.max(axis=0) >= 1
-    return [
-        [known[i].removeprefix(RELATION).replace("_", " ") if ok else None for i, ok in zip(row, oks, strict=True)]
-        for row, oks in zip(best, reached, strict=True)
-    ]
 
 
 def head_table(

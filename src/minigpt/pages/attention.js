@@ -4,7 +4,7 @@ function describe() {
   Object.assign(root.dataset, { layer, head, token, direction, scale, hide, frame, step: steps[frame],
     score: names[state.score] ?? "", order, minimum: least() ?? "", values, view,
     otherStep: B ? B.steps[frameOf(B)] : "", relation: data.links[relation]?.[0] ?? "",
-    panel: state.panel, picture: state.picture, overlaid: overlaid().map(shortName).join(" ") });
+    panel: state.panel, picture: state.picture, signed: isSigned(), overlaid: overlaid().map(shortName).join(" ") });
 }
 
 function drawLarge() {
@@ -99,6 +99,12 @@ function point(at) {
   drawReadout();
 }
 
+// Room beside and under the large map for the longest token; the style sheet has the most.
+function makeRoomForLabels() {
+  const widths = [...tokens, ...keyTokens].map((text) => [...visible(text)].reduce((sum, c) => sum + (c < "\u2e80" ? 6.1 : 10.2), 8));
+  document.querySelector(".frame").style.setProperty("--longest", `${Math.ceil(widths.reduce((a, b) => Math.max(a, b)))}px`);
+}
+
 function build() {
   const grid = $("grid"), corner = make("div", { className: "heading corner" });
   grid.style.gridTemplateColumns = `auto repeat(${H}, minmax(0, max(30px, min(200px, (var(--screen, 100vh) - 140px) / ${L}))))`;   // deep models: smaller, not longer
@@ -126,6 +132,7 @@ function build() {
   data.links.forEach(([name], i) => $("relation").append(make("option", { value: i, textContent: words(name) })));
   $("relation-label").hidden = data.links.length === 0;
   $("ranking").hidden = names.length === 0;
+  makeRoomForLabels();
   buildText();
   buildTable();
   buildLines();
@@ -179,7 +186,9 @@ function listen() {
 
 start(async () => {
   await decode();
-  document.querySelector("main").hidden = false;
+  const main = document.querySelector("main");
+  main.hidden = false;
+  main.classList.toggle("masked", !isCausal && Boolean(data.signed) && A.levels.includes(0));
   $("time").hidden = $("step-keys").hidden = steps.length === 1;
   $("rounding").textContent = data.rounding;
   if (data.intro) $("intro").textContent = data.intro;

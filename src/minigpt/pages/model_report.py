@@ -18,7 +18,8 @@ from minigpt.errors import UserError
 from minigpt.files import require_page, write_text
 from minigpt.frames import is_frame, require_frame, to_pandas, write_frame
 from minigpt.inspection.ablation import UNKNOWN
-from minigpt.inspection.heads import HeadScores, label_heads, score_heads
+from minigpt.inspection.heads import HeadScores, score_heads
+from minigpt.inspection.labels import label_heads
 from minigpt.inspection.probes import Probe, read_examples, read_probe
 from minigpt.inspection.relations import Link, RelationScore, within
 from minigpt.inspection.snapshot import Snapshot

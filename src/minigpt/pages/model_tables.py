@@ -10,7 +10,8 @@ from torch import Tensor
 
 from minigpt.errors import UserError
 from minigpt.inspection.ablation import Kind, Part, ablation
-from minigpt.inspection.heads import FEWEST_LINKS, HeadScores, head_table, label_heads
+from minigpt.inspection.heads import FEWEST_LINKS, HeadScores, head_table
+from minigpt.inspection.labels import label_heads
 from minigpt.inspection.relations import RelationScore
 from minigpt.markdown import table
 from minigpt.model.gpt import GPT
@@ -25,7 +26,7 @@ MOST_NAME = 60
 def tables(seen: HeadScores) -> list[str]:
     """Tables of heads and relations, and the numbers of the model without the maxima, which the table shows."""
     scores, numbers = seen.snapshot.scores, seen.snapshot.numbers
-    shown = (f"{name} {value:.3f}" for name, value in numbers.items() if not name.startswith("max/"))
+    shown = (f"{name} {_number(value, '.3f')}" for name, value in numbers.items() if not name.startswith("max/"))
     heads = heads_as_table(scores, label_heads(scores), seen.ablation_kind)
     return [heads, relation_lines(seen.relations), "   ".join(shown)]
 
@@ -49,11 +50,17 @@ def heads_as_table(
         [
             f"{at[0]}.{at[1]}",
             *([labels[at[0]][at[1]] or ""] if labels else []),
-            *(format(scores[name][at], forms[name]) if np.isfinite(scores[name][at]) else "–" for name in titles),
+            *(_number(float(scores[name][at]), forms[name]) for name in titles),
         ]
         for at in heads
     ]
     return table(["head", *(["label"] if labels else []), *titles.values()], rows)
+
+
+def _number(value: float, form: str) -> str:
+    """As on the pages: what rounds to zero has no sign, what is undefined is a dash."""
+    text = format(value, form) if np.isfinite(value) else "–"
+    return text if text.strip("+-0.") else text.lstrip("+-")
 
 
 def relation_lines(found: Mapping[str, RelationScore]) -> str:
@@ -63,7 +70,7 @@ def relation_lines(found: Mapping[str, RelationScore]) -> str:
     rows = []
     for name, score in found.items():
         at = np.unravel_index(np.argmax(score.lift), score.lift.shape)
-        numbers = (f"{values[at]:.2f}" for values in (score.mass, score.baseline, score.lift))
+        numbers = (_number(float(values[at]), ".2f") for values in (score.mass, score.baseline, score.lift))
         half = score.half_interval[at]
         interval = f"±{half:.2f}" if np.isfinite(half) else "–"
         rows.append([_cell(name), f"{at[0]}.{at[1]}", *numbers, interval, str(score.n_links)])

@@ -73,8 +73,10 @@ def show_attention(
 def _intro(has_keys: bool, is_causal: bool, signed: bool) -> str:
     texts = "a token of the first text, a column (key) one of the second" if has_keys else "a token, a column (key) too"
     order = " Nothing is above the diagonal: a token attends to itself and earlier ones." if is_causal else ""
+    masked = "blank" if is_causal else "hatched"
     colours = (
-        "Red is above zero, blue is below, and masked cells are blank: the stronger the colour, the larger the weight."
+        f"Red is above zero, blue is below, and masked cells are {masked}: "
+        "the stronger the colour, the larger the weight."
         if signed
         else "The stronger the colour, the larger the weight."
     )

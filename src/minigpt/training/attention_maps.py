@@ -18,7 +18,8 @@ from minigpt.errors import UserError
 from minigpt.files import write_csv, write_text
 from minigpt.inspection.capture import DivergedError
 from minigpt.inspection.diagnostics import Diagnostics, diagnose_model
-from minigpt.inspection.heads import HeadScores, head_table, label_heads, score_heads
+from minigpt.inspection.heads import HeadScores, head_table, score_heads
+from minigpt.inspection.labels import label_heads
 from minigpt.inspection.probes import PROBE_TOKENS, Probe, read_examples, windows_of
 from minigpt.inspection.snapshot import Snapshot, history_of, step_of
 from minigpt.pages.attention import render_page

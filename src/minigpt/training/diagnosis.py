@@ -20,7 +20,7 @@ from minigpt.data.batches import IGNORED
 from minigpt.errors import UserError
 from minigpt.files import write_text
 from minigpt.inspection.diagnostics import Diagnostics
-from minigpt.inspection.heads import LABELS
+from minigpt.inspection.labels import LABELS
 from minigpt.inspection.measuring import measure
 from minigpt.inspection.snapshot import read_scores
 from minigpt.pages.run_record import metric_rows

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from minigpt.inspection.glossary import RELATION
-from minigpt.inspection.heads import LABELS, RELATION_LABEL, label_heads
+from minigpt.inspection.labels import LABELS, RELATION_LABEL, label_heads
 from minigpt.training import trouble
 from minigpt.training.evidence import BINS, Event, Evidence, ScoresAtStep, binned
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from minigpt.inspection.heads import label_heads
+from minigpt.inspection.labels import label_heads
 from minigpt.training.evidence import Event, Evidence, Spike, Update, binned
 
 RISE, RISE_NATS = 0.1, 0.1

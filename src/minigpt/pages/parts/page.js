@@ -69,7 +69,7 @@ function stepper(count, milliseconds, current, show) {
         if (current() === count - 1) play(false);
       }, milliseconds);
     }
-    $("play").textContent = on ? "\u23f8\ufe0e pause" : "\u25b6\ufe0e play";
+    $("play").textContent = on ? "\u23f8\ufe0e Pause" : "\u25b6\ufe0e Play";
     $("play").setAttribute("aria-label", on ? "pause" : "play the training steps");
   };
   $("slider").max = count - 1;

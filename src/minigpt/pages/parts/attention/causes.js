@@ -118,6 +118,12 @@ function listenToCauses() {
     if (TERMS.has(name)) document.querySelector(`#panels [value=${panel}]`).parentElement.title = meaningOf(name);
   }
   onChoice("panel", (value) => set({ panel: value }));
+  $("why").addEventListener("click", () => {
+    const tab = document.querySelector("#panels [value=attribution]");
+    tab.checked = true;
+    set({ panel: tab.value });
+    tab.focus();                                         // the button is hidden now
+  });
   $("causes-list").addEventListener("click", (event) => {
     const head = event.target.closest("li")?.dataset.head;
     if (head === undefined) return;

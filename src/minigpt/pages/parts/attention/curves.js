@@ -25,6 +25,12 @@ function chart() {
 function drawCurve() {
   $("curves").hidden = state.score < 0 || steps.length === 1;
   if ($("curves").hidden) return;
+  const measured = steps.filter((_, frame) => thumbs.some((_, i) => scoreAt(frame, state.score, i) !== null)), isCurve = measured.length > 1;
+  for (const part of document.querySelectorAll("#curves > :not(#curve-note)")) part.hidden = !isCurve;
+  if (!isCurve) {
+    const name = scoreWords(names[state.score]);
+    return tell({ "curve-note": measured.length ? `${name}: measured at step ${measured[0]} only` : `${name}: not measured` });
+  }
   const { width, height, low, high, x, y } = chart(), canvas = $("curve"), context = canvas.getContext("2d");
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name);
   canvas.width = Math.round(width * devicePixelRatio);

@@ -52,6 +52,7 @@ function drawNext() {
   const runs = isDifference() ? [A, B] : [state.view === "b" ? B : A];
   const lists = runs.map((run) => [run, expected(run)]).filter(([, pairs]) => pairs.length);
   $("next").hidden = lists.length === 0;
+  $("why").hidden = !causesShown();
   $("next-title").replaceChildren("Expected after ", label(quotedSelected()));
   $("next-lists").replaceChildren(...lists.map(([run, pairs]) => {
     const column = make("div"), list = make("ol", { className: "list" });

@@ -8,6 +8,7 @@ const SAID = new Map([                    // label -> what one head does, what s
 ]);
 const NAMED = 4;                          // heads of a label that are named
 const LEAST_CHANGE = 0.05;                // smaller ones are not told
+const CHANGING = [...PATTERNS, ...["current_token", "first_token"].map((name) => names.indexOf(name)).filter((score) => score >= 0)];
 
 const shortName = (i) => `${Math.floor(i / H)}.${i % H}`;
 
@@ -36,18 +37,21 @@ function labelSentences() {
 function effectSentence() {
   const score = names.indexOf("ablation"), [first, second] = byScore(score).filter(([, value]) => value > 0.0005);
   if (!first) return [];
-  const more = second ? [`, then without `, headButton(second[0], { score, minimum: 0 }), ` (${number(second[1], true)})`] : [];
-  return ["Without ", headButton(first[0], { score, minimum: 0 }), ` the loss of the text rises most: ${number(first[1], true)} nats`, ...more, ". "];
+  const button = ([i]) => headButton(i, { score, minimum: 0 }), spread = current(first[0], names.indexOf("ablation_spread"));
+  // An effect within its spread may be none, so a second one is not worth a name.
+  const more = spread >= first[1] ? [`, which may be noise: the spread over parts of the text is ${number(spread)}`]
+    : second ? [", then without ", button(second), ` (${number(second[1], true)})`] : [];
+  return ["Without ", button(first), ` the loss of the text rises most: ${number(first[1], true)} nats`, ...more, ". "];
 }
 
 // What changed most since the first step, one pattern for each head.
 function changeSentence() {
   if (!state.frame) return [];
-  const changes = thumbs.flatMap((_, i) => PATTERNS.map((score) => {
-    const [before, now] = [scoreAt(0, score, i), current(i, score)];
-    return { i, score, before, now, size: before === null || now === null ? 0 : Math.abs(now - before) };
-  }).sort((a, b) => b.size - a.size).slice(0, 1)).filter(({ size }) => size >= LEAST_CHANGE).sort((a, b) => b.size - a.size);
-  if (!changes.length) return [];
+  const measured = thumbs.flatMap((_, i) => CHANGING.map((score) => ({ i, score, before: scoreAt(0, score, i), now: current(i, score) }))
+    .filter(({ before, now }) => before !== null && now !== null).map((each) => ({ ...each, size: Math.abs(each.now - each.before) }))
+    .sort((a, b) => b.size - a.size).slice(0, 1));
+  const changes = measured.filter(({ size }) => size >= LEAST_CHANGE).sort((a, b) => b.size - a.size);
+  if (!changes.length) return measured.length ? [`Since step ${steps[0]} no pattern has changed by ${number(LEAST_CHANGE)} or more. `] : [];
   const parts = changes.slice(0, 2).map(({ i, score, before, now }) => {
     const part = make("span");
     part.append(headButton(i, { score, minimum: 0 }), ` (${scoreWords(names[score])} ${number(before)} \u2192 ${number(now)})`);
@@ -73,7 +77,8 @@ function drawSummary() {
   const key = [state.frame, state.view].join();
   if (summarised === key) return;                        // a button that was pressed keeps its focus
   summarised = key;
-  const at = steps.length > 1 ? [`At step ${steps[state.frame]}: `] : [], isLabelled = data.labels && state.view === "a";
+  const run = B && !isDifference() ? `${state.view.toUpperCase()}: ` : "", at = [run, steps.length > 1 ? `At step ${steps[state.frame]}: ` : ""];
+  const isLabelled = data.labels && state.view === "a";
   const parts = isDifference() ? differenceSentence() : [...(isLabelled ? labelSentences() : []), ...effectSentence(), ...changeSentence()];
   $("summary").hidden = parts.length === 0;
   $("summary").replaceChildren(...at, ...parts);

@@ -10,7 +10,7 @@ const quotedSelected = () => (state.direction === "from" ? quoted : quotedKey)(s
 const quotedOther = (i) => (state.direction === "from" ? quotedKey : quoted)(i);
 // A weight, or a difference of two with its sign, but no negative zero.
 const toldWeight = (weight) => (Number.isNaN(weight) ? "masked"
-  : isSigned() ? number(Math.abs(weight) < 0.0005 ? 0 : weight, true) : short(weight));
+  : isSigned() ? number(weight, true) : LARGEST > 1 ? number(weight) : short(weight));
 
 // The tokens that the selected one can attend to, or that can attend to it, each with weigh(query, key).
 function related(weigh) {
@@ -98,6 +98,7 @@ function drawRanking() {
   tell({ "rank-title": isDifference() ? `Largest differences of ${what}, A \u2212 B` : `Strongest ${what}`,
     "one-title": nameOf(selected()), "all-title": `mean of all ${L * H} heads` });
   fill($("one"), related((q, k) => weightAt(layer, head, q, k)));
+  $("all").parentElement.hidden = L * H === 1;
   fill($("all"), related((q, k) => {
     let sum = 0;
     for (let l = 0; l < L; l++) for (let h = 0; h < H; h++) sum += weightAt(l, h, q, k) || 0;      // NaN: masked
@@ -126,7 +127,7 @@ function drawReadout() {
   }
   const [query, key] = pair;
   const [a, b] = (shown.parts ?? []).map((part) => short(part.at(placeOf(layer, head, query, key))));
-  const ofOthers = overlaid().map((i) => `${shortName(i)} ${short(weightAt(Math.floor(i / H), i % H, query, key))}`).join(", ");
+  const ofOthers = overlaid().map((i) => `${shortName(i)} ${toldWeight(weightAt(Math.floor(i / H), i % H, query, key))}`).join(", ");
   tell({
     "readout-head": nameOf(selected()), "readout-row": `#${query}`, "readout-column": `#${key}`,
     "readout-query": quoted(query), "readout-key": quotedKey(key),
