@@ -24,7 +24,7 @@ NEWER = {
     r"\(\?-?[ims]+-?[ims]*:": "Chrome 125: flags in a group",
     r"\bAbortSignal\.any\b|\bURL\.(canParse|parse)\b": "Chrome 116",
     r"\bIntl\.Segmenter\b": "Firefox 125",
-    r"\b(scheduler|navigation|trustedTypes)\.\w+|\bstartViewTransition\b|\brequestIdleCallback\b": "Chrome alone at first",
+    r"\b(scheduler|navigation|trustedTypes)\.\w+|\b(startViewTransition|requestIdleCallback)\b": "Chrome alone",
     r"\b(show|toggle|hide)Popover\b|\bsetHTML(Unsafe)?\(|\bmoveBefore\(|\bcheckVisibility\(": "Chrome 106 to 133",
     r"\b(ariaLabelledByElements|popover)\b": "Chrome 114",
     r"\busing \w+ =|\bimport defer\b": "Chrome 134",

@@ -86,7 +86,8 @@ def test_masked_scores_are_blank_and_in_no_list(open_view):
 
 
 def test_unnormalised_weights_of_several_steps_keep_their_range(open_view):
-    view = open_view(minigpt.show_attention([np.full((3, 3), 20.0), np.full((3, 3), 5.0)], WORDS[:3], steps=np.array([200, 10])))
+    weights = [np.full((3, 3), 20.0), np.full((3, 3), 5.0)]
+    view = open_view(minigpt.show_attention(weights, WORDS[:3], steps=np.array([200, 10])))
     assert view.state("step") == "200"
     assert float(view.text("#readout-weight")) == pytest.approx(20, abs=0.1)
     view.page.locator("#slider").fill("0")

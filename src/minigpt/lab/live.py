@@ -144,7 +144,8 @@ def measure(loaded: LoadedModel, kind: WeightKind, text: str) -> Measured:
     Raises:
         UserError: a weight or the loss is NaN or inf, or a weight is beyond float16's range.
     """
-    most = int(min(MEASURED, max(256, OPERATIONS / (4 * loaded.model.n_parameters))))  # two models, two operations a weight
+    per_token = 4 * loaded.model.n_parameters  # two models, two operations a weight
+    most = int(min(MEASURED, max(256, OPERATIONS / per_token)))
     tokens, where = _held_out(loaded, most), "held-out tokens"
     if not tokens:
         tokens, where = loaded.tokenizer.encode(text), "tokens of the page's text"

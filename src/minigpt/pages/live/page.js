@@ -235,6 +235,10 @@ function shareCore() {
 }
 
 async function copyLink() {
+  if (location.protocol === "about:") {
+    $("copied").textContent = "a page in a frame has no address: open it by itself";
+    return;
+  }
   const link = `${location.href.split("#")[0]}${linkText()}`;
   try {
     await navigator.clipboard.writeText(link);
