@@ -1,6 +1,7 @@
 """`minigpt live`: a run becomes one page; the command says its size and what its rounded weights cost."""
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from minigpt.config import LiveConfig
 from minigpt.data.open import open_data
 from minigpt.errors import UserError
 from minigpt.inspection.ablation import losses
+from minigpt.lab import live
 from minigpt.lab.live import make_live, write_live
 from minigpt.pages.live.weights import quantised_model
 from minigpt.runs.folder import RunFolder
@@ -49,6 +51,7 @@ def test_the_command_writes_the_page_beside_the_weights_and_says_what_its_weight
     assert f"loss     {before:.4f} nats per token on {n:,} held-out tokens" in told
     assert float(told.partition("change it by ")[2].split()[0]) == pytest.approx(after - before, abs=1e-4)
     assert f"-> {run.path / 'live.html'}: {len(page) / 1e6:.1f} MB" in told
+    assert f"weights  {loaded.model.n_parameters:,} parameters as int8" in told  # as `minigpt train` says
     data = data_of(page)
     assert data["header"]["kind"] == "int8"
     assert data["text"]
@@ -59,10 +62,10 @@ def test_the_command_writes_the_page_beside_the_weights_and_says_what_its_weight
 def test_of_a_file_without_its_run_the_loss_is_that_of_the_pages_text(run: RunFolder, tmp_path: Path) -> None:
     file = shutil.copy(run.weights, tmp_path / "alone.safetensors")
     assert data_of(make_live(LiveConfig(str(file))).page)["text"].startswith("1 plus")  # as the model goes on
-    live = make_live(LiveConfig(str(file), text="1 plus 2 is 3", weights="float16"))
-    assert live.measured.text == "12 tokens of the page's text"
-    assert abs(live.measured.change) < 1e-3
-    assert data_of(live.page)["text"] == "1 plus 2 is 3"
+    made = make_live(LiveConfig(str(file), text="1 plus 2 is 3", weights="float16"))
+    assert made.measured.text == "12 tokens of the page's text"
+    assert abs(made.measured.change) < 1e-3
+    assert data_of(made.page)["text"] == "1 plus 2 is 3"
 
 
 def test_a_run_gives_its_page_in_python(run: RunFolder) -> None:
@@ -90,6 +93,18 @@ def test_what_cannot_become_a_page_is_refused_in_one_line(
     with pytest.raises(UserError, match=message) as caught:
         write_live(LiveConfig(**({"run": str(run.path)} | settings)))
     assert "\n" not in str(caught.value)
+
+
+def test_a_diverged_model_is_refused_by_what_is_not_finite(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_model(run.path)
+    monkeypatch.setattr(live, "load_model", lambda path: loaded)
+    with torch.no_grad():
+        loaded.model.lm_head.weight.mul_(1e38)  # finite, but its logits are not
+        with pytest.raises(UserError, match="the loss is NaN or inf on 352 held-out tokens: take an earlier"):
+            make_live(LiveConfig(str(run.path)))
+        loaded.model.blocks[0].mlp.proj.weight[0, 0] = math.nan
+    with pytest.raises(UserError, match=r"blocks.0.mlp.proj.weight .* NaN or inf: take an earlier checkpoint"):
+        make_live(LiveConfig(str(run.path), weights="float16"))
 
 
 def test_a_model_trained_on_whole_texts_reads_each_after_end_of_text(tmp_path: Path) -> None:

@@ -89,6 +89,8 @@ def test_the_model_runs_in_a_sandboxed_frame_also_where_no_worker_may_start(
     assert float(html.get_attribute("data-loss")) == pytest.approx(loss(), abs=1e-5)
     inner.locator("#area").fill("the dog")
     inner.locator("html[data-n='7']").wait_for(state="attached")
+    inner.locator("#copy-link").click()
+    assert "has no address: open it by itself" in inner.locator("#copied").text_content()
     box = view.page.locator("iframe").bounding_box()
     assert box["height"] == pytest.approx(html.evaluate("root => root.getBoundingClientRect().height"), abs=2)
     assert [url for url in view.requests if url not in (view.url, "about:srcdoc") and not url.startswith("blob:")] == []

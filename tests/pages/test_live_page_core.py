@@ -232,6 +232,11 @@ def test_a_link_keeps_text_tokens_position_head_and_tab(open_view: Any) -> None:
     wait(view, "state.text === 'ok'")
     settle(view)
     assert (view.state("tab"), view.selected()) == ("write", (1, 0)), "what is wrong in a link is left out"
+    read = "([name, text]) => { try { return links.get(name).read(text); } catch { return null; } }"
+    wrong = [("tokens", ""), ("tokens", "1..2"), ("at", ""), ("at", "0x3"), ("head", "1"), ("head", "1.0.1")]
+    assert [view.page.evaluate(read, each) for each in wrong] == [None] * len(wrong)
+    assert len(view.page.evaluate(read, ("text", "e" + "\u0301" * 1_000_000))["text"]) == 30 * CONTEXT
+    assert view.page.locator("#area").get_attribute("maxlength") == str(30 * CONTEXT)
 
 
 def test_without_a_worker_the_page_itself_computes_and_a_link_opens_it(open_view: Any) -> None:

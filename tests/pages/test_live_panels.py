@@ -280,9 +280,12 @@ def test_the_link_keeps_the_changes_and_leaves_out_what_the_model_does_not_have(
         "heads": {"9.0": {"scale": 0}, "0.0": {"scale": "<b>", "attend": "toString"}, "__proto__": {}},
         "mlps": {"0": "gone", "7": "zero"},
     }
+    bad["heads"] |= {"00.1": {"scale": 0}, "0.1": {"scale": 1}}  # would be listed, and change nothing
     bad["cells"] = [{"layer": 0, "head": 0, "query": 2, "key": 1, "weight": "0.5"}, None]
+    bad["cells"] += [{"layer": 0, "head": 0, "query": CONTEXT, "key": 1, "weight": 0.5}]
     read = "text => links.get('changes').read(text).interventions"
     assert page.page.evaluate(read, json.dumps(good)) == good
+    assert page.page.evaluate(read, json.dumps(good | {"cells": good["cells"] * 3000})) == good
     assert page.page.evaluate(read, json.dumps(bad)) is None
     page.page.evaluate('location.hash = new URLSearchParams({ changes: \'{"mlps":{"0":"zero"}}\' })')
     page.page.wait_for_selector("html[data-changes='1']")

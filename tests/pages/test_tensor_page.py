@@ -74,7 +74,8 @@ def test_signed_values_are_white_at_zero_and_keep_sign_and_size(open_view):
 
 def test_masked_scores_are_blank_and_in_no_list(open_view):
     scores = RANDOM.normal(size=(1, 2, 4, 4))
-    scores[..., 1, 0] = -np.inf
+    scores = np.ma.masked_array(scores, mask=np.zeros_like(scores))
+    scores[..., 1, 0] = np.ma.masked  # as good as -inf
     view = open_view(minigpt.show_attention(scores, WORDS))
     alpha = view.pixels()[..., 3]
     assert alpha[1, 0] == 0
@@ -87,7 +88,8 @@ def test_masked_scores_are_blank_and_in_no_list(open_view):
 
 
 def test_unnormalised_weights_of_several_steps_keep_their_range(open_view):
-    view = open_view(minigpt.show_attention([np.full((3, 3), 20.0), np.full((3, 3), 5.0)], WORDS[:3], steps=[200, 10]))
+    weights = [np.full((3, 3), 20.0), np.full((3, 3), 5.0)]
+    view = open_view(minigpt.show_attention(weights, WORDS[:3], steps=np.array([200, 10])))
     assert view.state("step") == "200"
     assert float(view.text("#readout-weight")) == pytest.approx(20, abs=0.1)
     assert len(view.text("#readout-weight")) == 5, "as every number of the page: fewer decimals from 10 on"
@@ -136,7 +138,6 @@ def test_a_narrow_window_shows_a_wide_map_without_sideways_scrolling(open_view):
         (np.ones((2, 2, 2, 4, 4)), WORDS, {}, r"five axes.*one text of a batch.*steps="),
         (np.ones((0, 4, 4)), WORDS, {}, r"none of them 0"),
         ([[1, 2], [3]], WORDS[:2], {}, r"weights: not one array of numbers"),
-        ([["a", "b"], ["c", "d"]], WORDS[:2], {}, r"weights: not one array of numbers"),
         (
             np.array([[1, np.nan], [1, 1]]),
             WORDS[:2],
@@ -144,6 +145,15 @@ def test_a_narrow_window_shows_a_wide_map_without_sideways_scrolling(open_view):
             r"1 values are NaN or \+inf.*layer 0, head 0, row 0, column 1",
         ),
         (np.array([[1, 1], [np.inf, 1]]), WORDS[:2], {}, r"row 1, column 0; set them to 0, or to -inf"),
+        (np.eye(2) * 1j, WORDS[:2], {}, r"its values are of type complex128"),
+        ([["1", "2"], ["3", "4"]], WORDS[:2], {}, r"its values are of type <U1"),
+        (torch.eye(2, device="meta"), WORDS[:2], {}, r"weights: not one array of numbers \(Cannot copy out of meta"),
+        (np.eye(2), None, {}, r"tokens=None: is not a list"),
+        (np.eye(2), WORDS[:2], {"keys": 2}, r"keys=2: is not a list"),
+        (np.eye(2), WORDS[:2], {"title": 5}, r"title=5: is not a text"),
+        ([np.eye(2)], WORDS[:2], {"steps": 1}, r"steps=1: is not a list"),
+        ([np.eye(2)], WORDS[:2], {"steps": [True]}, r"steps=\[True\]: give a whole number"),
+        (None, WORDS[:2], {"steps": [1]}, r"weights=None: is not a list"),
         (np.eye(4), "abcd", {}, r"tokens: is one text; give a list"),
         (np.eye(2), [5, 6], {}, r"tokens: 5 is not a text; decode token ids first"),
         ([np.eye(2)], ["a", "b"], {"steps": [1, 2]}, r"weights: there are 1 for 2 steps"),

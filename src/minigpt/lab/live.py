@@ -96,7 +96,7 @@ def make_live(config: LiveConfig) -> Live:
     from_start = loaded.config.data.mode == "examples"
     # Refuses a text that the page could not show.
     tokens = encode_prompt(loaded.tokenizer, text, loaded.model.config.context_length, from_start=from_start)
-    n_parameters = sum(weight.numel() for weight in loaded.model.parameters())
+    n_parameters = loaded.model.n_parameters
     measured = measure(loaded, config.weights, text)
     page = live_page(
         loaded.model,
@@ -139,18 +139,25 @@ def _opening_text(loaded: LoadedModel, path: str) -> str:
 
 
 def measure(loaded: LoadedModel, kind: WeightKind, text: str) -> Measured:
-    """The loss with and without the page's weights: on held-out text of the run, else on the page's text."""
-    n_parameters = sum(weight.numel() for weight in loaded.model.parameters())
-    most = int(min(MEASURED, max(256, OPERATIONS / (4 * n_parameters))))  # two models, two operations a weight
+    """The loss with and without the page's weights: on held-out text of the run, else on the page's text.
+
+    Raises:
+        UserError: a weight or the loss is NaN or inf, or a weight is beyond float16's range.
+    """
+    per_token = 4 * loaded.model.n_parameters  # two models, two operations a weight
+    most = int(min(MEASURED, max(256, OPERATIONS / per_token)))
     tokens, where = _held_out(loaded, most), "held-out tokens"
     if not tokens:
         tokens, where = loaded.tokenizer.encode(text), "tokens of the page's text"
     windows = windows_of(tokens, min(loaded.model.config.context_length, most), most)
     if not windows.numel():
         return Measured(math.nan, math.nan, "")
+    n_tokens = f"{windows.shape[0] * (windows.shape[1] - 1):,} {where}"
+    after = mean_loss(quantised_model(loaded.model, kind), windows)  # first: it names the weights that are NaN
     before = mean_loss(loaded.model, windows)
-    after = mean_loss(quantised_model(loaded.model, kind), windows)
-    return Measured(before, after - before, f"{windows.shape[0] * (windows.shape[1] - 1):,} {where}")
+    if not (math.isfinite(before) and math.isfinite(after)):
+        raise UserError(f"{loaded.path}: the loss is NaN or inf on {n_tokens}: take an earlier checkpoint")
+    return Measured(before, after - before, n_tokens)
 
 
 def mean_loss(model: GPT, windows: torch.Tensor) -> float:

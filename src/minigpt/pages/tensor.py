@@ -33,6 +33,8 @@ def show_attention(
     Raises:
         UserError: the shapes do not fit, a value is NaN or +inf, or a token is not a text.
     """
+    if not isinstance(title, str):
+        raise UserError(f"title={title!r:.60}: is not a text")
     frames, numbers = _frames(weights, steps)
     rows = _texts(tokens, "tokens")
     columns = rows if keys is None else _texts(keys, "keys")
@@ -87,11 +89,12 @@ def _frames(weights: Any, steps: Sequence[int] | None) -> tuple[list[Array], lis
     """(layers, heads, T, S) of each step, and the steps; one step, 0, where none are given."""
     if steps is None:
         return [_four_axes(weights, "weights")], [0]
-    numbers = list(steps)
-    if not numbers or not all(isinstance(step, int) and step >= 0 for step in numbers):
+    numbers = [step.item() if isinstance(step, np.integer) else step for step in _list(steps, "steps")]
+    if not numbers or not all(type(step) is int and step >= 0 for step in numbers):
         raise UserError(f"steps={numbers}: give a whole number, 0 or more, for each step")
     if len(set(numbers)) < len(numbers):
         raise UserError(f"steps={numbers}: give each step once")
+    weights = _list(weights, "weights")
     if len(weights) != len(numbers):
         raise UserError(f"weights: there are {len(weights)} for {len(numbers)} steps; give one tensor a step")
     frames = [_four_axes(each, f"weights of step {step}") for step, each in zip(numbers, weights, strict=True)]
@@ -110,9 +113,14 @@ def _four_axes(weights: Any, name: str) -> Array:
     if isinstance(weights, list | tuple) and weights and hasattr(weights[0], "detach"):
         weights = [_numpy(each) for each in weights]
     try:
-        array = np.asarray(_numpy(weights), dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{name}: not one array of numbers ({error}); give {_SHAPES}") from None
+        array = _numpy(weights)
+        array = array.filled(-np.inf) if isinstance(array, np.ma.MaskedArray) else np.asarray(array)
+        if array.dtype.kind not in "biufO":  # numpy would read texts and dates, and drop imaginary parts
+            raise TypeError(f"its values are of type {array.dtype}")
+        with np.errstate(over="ignore"):  # inf is refused with its place
+            array = array.astype(np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor on the meta device
+        raise UserError(f"{name}: not one array of numbers ({str(error).splitlines()[0]}); give {_SHAPES}") from None
     if array.ndim == 5 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim == 5:
@@ -127,13 +135,23 @@ def _four_axes(weights: Any, name: str) -> Array:
 
 def _numpy(array: Any) -> Any:
     """A tensor of PyTorch on any device as an array (numpy has no bfloat16); anything else as it is."""
-    return array.detach().float().cpu().numpy() if hasattr(array, "detach") else array
+    if not hasattr(array, "detach"):
+        return array
+    array = array.detach().cpu()
+    return (array if array.is_complex() else array.double()).numpy()
+
+
+def _list(values: Any, name: str) -> list[Any]:
+    try:
+        return list(values)
+    except TypeError:
+        raise UserError(f"{name}={values!r:.60}: is not a list") from None
 
 
 def _texts(tokens: Sequence[str], name: str) -> list[str]:
     if isinstance(tokens, str):
         raise UserError(f"{name}: is one text; give a list with the text of each token")
-    texts = list(tokens)
+    texts = _list(tokens, name)
     strange = [text for text in texts if not isinstance(text, str)]
     if strange:
         raise UserError(f"{name}: {strange[0]!r} is not a text; decode token ids first")

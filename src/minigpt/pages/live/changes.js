@@ -57,24 +57,29 @@ function partWords(part, key, value) {
 const isIndex = (number, size) => Number.isInteger(number) && number >= 0 && number < size;
 const isWithin = (number, most) => Number.isFinite(number) && number >= 0 && number <= most;
 
-// One change of a head, or null.
+// One change of a head, or null; a scale of 1 is none.
 function checkedHead(value) {
   if (Object.hasOwn(WAYS_OF_ATTENDING, value?.attend)) return { attend: value.attend };
-  return value?.mean === true ? { mean: true } : isWithin(value?.scale, MOST_SCALE) ? { scale: value.scale } : null;
+  return value?.mean === true ? { mean: true } : isWithin(value?.scale, MOST_SCALE) && value.scale !== 1 ? { scale: value.scale } : null;
 }
 
+// Keys as the page writes them: a head "00.1" would be listed, and change nothing.
+const LAYER_NAME = /^(0|[1-9]\d*)$/, HEAD_NAME = /^(0|[1-9]\d*)\.(0|[1-9]\d*)$/;
+
 // A spec from a link, which anybody may have written: what the model does not have is left out.
-function checkedSpec(spec, nLayer, nHead) {
+function checkedSpec(spec, { n_layer: nLayer, n_head: nHead, context_length }) {
   const entries = (part) => Object.entries(spec?.[part] ?? {});
-  const isHead = (key) => /^\d+\.\d+$/.test(key) && isIndex(Number(key.split(".")[0]), nLayer) && isIndex(Number(key.split(".")[1]), nHead);
-  const isCell = (cell) => isIndex(cell?.layer, nLayer) && isIndex(cell.head, nHead) && isIndex(cell.query, 1e6)
+  const isHead = (key) => HEAD_NAME.test(key) && isIndex(Number(key.split(".")[0]), nLayer) && isIndex(Number(key.split(".")[1]), nHead);
+  const isCell = (cell) => isIndex(cell?.layer, nLayer) && isIndex(cell.head, nHead) && isIndex(cell.query, context_length)
     && isIndex(cell.key, cell.query + 1) && isWithin(cell.weight, 1);
   const good = { heads: {} };
   for (const [key, value] of entries("heads")) if (isHead(key) && checkedHead(value)) good.heads[key] = checkedHead(value);
   for (const part of ["mlps", "attentions", "layers"]) {
     good[part] = Object.fromEntries(entries(part).filter(([key, value]) =>
-      /^\d+$/.test(key) && isIndex(Number(key), nLayer) && (value === "zero" || value === "mean")));
+      LAYER_NAME.test(key) && isIndex(Number(key), nLayer) && (value === "zero" || value === "mean")));
   }
-  good.cells = entries("cells").map(([, cell]) => cell).filter(isCell);
-  return tidySpec(good);
+  // As JSON would have it: only the last weight of a cell counts.
+  const cells = new Map(entries("cells").map(([, cell]) => cell).filter(isCell).map(({ layer, head, query, key, weight }) =>
+    [`${layer}.${head}.${query}.${key}`, { layer, head, query, key, weight }]));
+  return tidySpec({ ...good, cells: [...cells.values()] });
 }

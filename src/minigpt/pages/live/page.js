@@ -6,6 +6,8 @@ const N_LAYER = data.config.n_layer, N_HEAD = data.config.n_head;
 const state = { text: "", tokens: [], labels: [], offsets: null, n: 0, total: 0, limit: data.config.context_length,
   surprise: { base: [], changed: null }, loss: { base: null, changed: null }, numbers: 0, drawn: 0,
   selected: 0, layer: 0, head: 0, cell: null, interventions: null, tab: "" };
+// Of what is typed or linked: browsers need minutes to lay out half a megabyte of combining characters. 30 a token are plenty.
+const MOST_CHARACTERS = Math.max(1000, 30 * data.config.context_length, data.text.length);
 const engine = new EngineClient();
 
 // ---- state ---------------------------------------------------------------------------------------------------------
@@ -209,24 +211,34 @@ function drawLink() {
   }, 300);
 }
 
+// A number below `size`, written as the page writes it: Number takes "" and "0x3" too.
 const whole = (text, size) => {
-  const value = Number(text);
-  if (!Number.isInteger(value) || value < 0 || value >= size) throw new RangeError(text);
-  return value;
+  if (!/^\d+$/.test(text) || Number(text) >= size) throw new RangeError(text);
+  return Number(text);
 };
 
+// The layer and the head of "1.0".
+function headOf(text) {
+  const [layer, head, ...others] = text.split(".");
+  if (others.length) throw new RangeError(text);
+  return { layer: whole(layer, N_LAYER), head: whole(head, N_HEAD) };
+}
+
 function shareCore() {
-  shared("text", { read: (text) => ({ text }), write: () => state.text });
+  shared("text", { read: (text) => ({ text: text.slice(0, MOST_CHARACTERS) }), write: () => state.text });
   // Tokens that were chosen, not cut from a text: the same text may be cut otherwise.
   shared("tokens", { read: (text) => ({ tokens: text.split(".").map((id) => whole(id, data.config.vocab_size)) }),
     write: () => (state.n && state.offsets === null ? state.tokens.join(".") : null) });
   shared("at", { read: (text) => ({ selected: whole(text, state.limit) }), write: () => `${state.selected}` });
-  shared("head", { read: (text) => ({ layer: whole(text.split(".")[0], N_LAYER), head: whole(text.split(".")[1], N_HEAD) }),
-    write: () => headName(state.layer, state.head) });
+  shared("head", { read: headOf, write: () => headName(state.layer, state.head) });
   shared("tab", { read: (tab) => (tabs.has(tab) ? { tab } : {}), write: () => state.tab });
 }
 
 async function copyLink() {
+  if (location.protocol === "about:") {
+    $("copied").textContent = "a page in a frame has no address: open it by itself";
+    return;
+  }
   const link = `${location.href.split("#")[0]}${linkText()}`;
   try {
     await navigator.clipboard.writeText(link);
@@ -268,6 +280,7 @@ start(async () => {
   listenToPage();
   for (const draw of [drawTokens, drawStatus, drawTextArea, drawTabs, drawLink]) onChange(draw);
   const { text, tokens, selected, interventions, ...wanted } = { text: data.text, tab: [...tabs.keys()][0], ...linkState() };
+  $("area").maxLength = MOST_CHARACTERS;
   $("area").value = text;
   $("main").hidden = false;
   const loaded = loadModel();             // before what the panels ask

@@ -72,11 +72,8 @@ async function measureParts() {
   $("measure").disabled = true;
   $("measured").textContent = "Measuring: one forward pass for each part \u2026";
   drawParts();
-  try {
-    await ask("measure", "partEffects", { kind, position }, tellMeasured);
-  } catch (error) {
-    $("measured").textContent = error.message;
-  }
+  await ask("measure", "partEffects", { kind, position }, tellMeasured);
+  if (!Object.keys(measured.effects).length) $("measured").textContent = "";      // an error, or there is no such text now
   $("measure").disabled = false;
 }
 
@@ -182,7 +179,7 @@ function startInterventions() {
   onChoice("off", drawParts);
 }
 
-shared("changes", { read: (text) => ({ interventions: checkedSpec(JSON.parse(text), N_LAYER, N_HEAD) }),
+shared("changes", { read: (text) => ({ interventions: checkedSpec(JSON.parse(text), data.config) }),
   write: () => state.interventions && JSON.stringify(state.interventions) });
 startInterventions();
 onChange(drawChangedHeads);

@@ -102,7 +102,12 @@ def pack_weights(model: GPT, kind: WeightKind = "int8") -> PackedWeights:
 
 
 def quantised_model(model: GPT, kind: WeightKind = "int8") -> GPT:
-    """A copy of the model with the weights that `pack_weights` rounds to, to measure the change of its loss."""
+    """A copy of the model with the weights that `pack_weights` rounds to, to measure the change of its loss.
+
+    Raises:
+        UserError: see `pack_weights`.
+    """
+    _weights(model)  # refuses NaN and inf
     twin = copy.deepcopy(model)
     with torch.no_grad():
         for name, parameter in twin.named_parameters():
