@@ -18,7 +18,7 @@ from minigpt.data.open import open_data
 from minigpt.errors import UserError
 from minigpt.inspection.ablation import losses
 from minigpt.lab import live
-from minigpt.lab.live import make_live, write_live
+from minigpt.lab.live import _opening_end, make_live, write_live
 from minigpt.pages.live.weights import quantised_model
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import load_model
@@ -57,6 +57,19 @@ def test_the_command_writes_the_page_beside_the_weights_and_says_what_its_weight
     assert data["text"]
     assert data["text"] in (run.path.parents[1] / "text.txt").read_text()
     assert data["facts"]["trained on"] == "text.txt"
+
+
+def test_the_page_opens_where_the_model_expects_a_part_of_a_word(run: RunFolder) -> None:
+    loaded = load_model(run.path)
+    tokens = loaded.tokenizer.encode("1 plus 2 is 3\n4")
+    with torch.no_grad():
+        expected = loaded.model(torch.tensor([tokens]))[0].argmax(-1)
+    words = [loaded.tokenizer.decode_bytes([token]).isalpha() for token in expected.tolist()]
+    assert len(set(words[1:])) == 2, "not everywhere"
+    for length in range(4, len(tokens) + 1):
+        n = _opening_end(loaded, tokens[:length])
+        assert length // 2 < n <= length
+        assert words[n - 1] or not any(words[length // 2 : length])
 
 
 def test_of_a_file_without_its_run_the_loss_is_that_of_the_pages_text(run: RunFolder, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_where_not_all_texts_fit_they_keep_a_distance_and_that_of_the_pair_is_am
 def test_lines_connect_the_selected_token_with_what_it_attends_to_or_what_attends_to_it(show):
     view = show(history())
     view.select(HALF)
-    view.page.locator("input[name=picture][value=lines]").dispatch_event("click")
+    view.page.get_by_label("Lines").check()
     assert view.state("picture") == "lines"
     assert not view.page.locator("#large").is_visible()
     view.page.locator("#left-tokens bdi").nth(9).click()
@@ -87,7 +87,7 @@ def test_several_heads_are_drawn_in_colours_of_their_own(show):
     assert view.page.evaluate(tint.format(0)).startswith("rgba(213, 94, 0")
     view.hover(6, 0)
     assert view.text("#readout-both") == "0.1 0.000, 0.2 1.000"
-    view.page.locator("input[name=picture][value=lines]").dispatch_event("click")
+    view.page.get_by_label("Lines").check()
     assert {(right, colour) for _, right, _, colour in lines(view)} == {(5, "rgb(0, 114, 178)"), (0, "rgb(213, 94, 0)")}
     view.page.keyboard.press("ArrowLeft")
     assert view.selected() == PREVIOUS, "an arrow moves the head that was chosen last"

@@ -87,6 +87,8 @@ def open_guess(open_view: Any) -> Any:
 
 def test_right_guesses_are_called_right_and_explained_with_the_numbers_of_inspection(open_guess: Any) -> None:
     guess = Guess(open_guess(width=360, height=640))
+    names = guess.page.locator(".thumb").evaluate_all("all => all.map((thumb) => thumb.ariaLabel)")
+    assert names[0] == "head 0.0", "the names say no more than what is seen"
     for number, (question, answer) in enumerate(zip(QUESTIONS, answers(), strict=True), start=1):
         assert guess.view.text("#guess-ask") == question["ask"]
         guess.pick(answer, question["pick"])

@@ -1,5 +1,6 @@
 """The live page's panels in a real browser: interventions, lens and writing do what PyTorch and `inspection` do."""
 
+import contextlib
 import json
 from typing import Any
 
@@ -9,7 +10,7 @@ from attention_pages import HOSTILE
 from test_engine import make
 
 from minigpt.data.tokenizers.base import CharsTokenizer
-from minigpt.inspection.ablation import Kind, ablation
+from minigpt.inspection.ablation import Kind, ablation, without_head
 from minigpt.inspection.lens import logit_lens
 from minigpt.model.gpt import GPT
 from minigpt.pages.documents import Page
@@ -75,6 +76,24 @@ def effect(name: str, kind: Kind = "zero") -> float:
     return float(ablation(model_of(), torch.tensor([CHARS.encode(TEXT)]), parts=[name], kind=kind).mean[0])
 
 
+def without(name: str) -> tuple[float, int]:
+    """Probability of the expected last token without a part, as the page names it, and the token expected then."""
+    kind, key = name.split()
+    model, row = model_of(), torch.tensor([CHARS.encode(TEXT)])
+    layer = model.blocks[int(key.split(".")[0])]
+    with torch.no_grad():
+        expected = int(model(row)[0, -1].argmax())
+        with contextlib.ExitStack() as stack:
+            if kind == "heads":
+                stack.enter_context(without_head(model, *map(int, key.split("."))))
+            if kind in ("mlps", "layers"):
+                stack.callback(layer.mlp.register_forward_hook(lambda _, __, out: out * 0).remove)
+            if kind == "layers":
+                stack.callback(layer.attn.register_forward_hook(lambda _, __, out: out * 0).remove)
+            after = model(row)[0, -1].softmax(0)
+    return float(after[expected]), int(after.argmax())
+
+
 def select(panels: Panels, position: int, layer: int, head: int) -> None:
     panels.page.evaluate(f"change({{ selected: {position}, layer: {layer}, head: {head} }})")
     panels.settle()
@@ -131,8 +150,27 @@ def test_parts_are_switched_off_by_zero_or_by_their_mean_and_each_change_is_undo
     page.click("#reset-all")
     assert page.spec() is None
     assert page.page.locator("#reset-all").is_disabled()
-    page.click("#measure")
+    page.open("next")
+    page.settle()
+    assert page.texts("#why-title") == [f"Why \u201c{page.texts('#next bdi')[0]}\u201d?"]
+    page.click("#why-measure")
     page.page.wait_for_selector("html[data-measured]")
+    page.settle()
+    why = page.page.locator("#why-parts li")
+    shown = [float(text.split("%")[0].split()[-1]) for text in why.all_inner_texts()]
+    probability, other = without(str(why.first.get_attribute("data-why")))
+    assert shown[0] == pytest.approx(100 * probability, abs=0.06)
+    assert why.first.get_attribute("data-expects"), "those that decide come first"
+    why.first.locator("button").click()
+    page.settle()
+    assert page.page.locator("#next li").first.get_attribute("data-token") == str(other)
+    why.first.locator("button").click()
+    page.settle()
+    assert page.spec() is None
+    select(page, 3, 0, 0)
+    assert page.page.locator("#why-measure").is_visible(), "it was measured at another token"
+    select(page, N_TOKENS - 1, 0, 0)
+    page.open("change")
     most = max(("0.0", "0.1", "1.0", "1.1"), key=effect)
     assert page.state("measured") == most
     words = page.page.locator(f"[data-part='heads {most}']").get_attribute("title")

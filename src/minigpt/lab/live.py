@@ -17,7 +17,7 @@ from minigpt.errors import UserError
 from minigpt.files import require_page, write_text
 from minigpt.generation.generator import Writer
 from minigpt.generation.text import encode_prompt
-from minigpt.inspection.ablation import losses, rows_per_pass
+from minigpt.inspection.ablation import losses, rows_per_pass, without_head
 from minigpt.inspection.capture import evaluation_mode
 from minigpt.inspection.probes import read_probe, windows_of
 from minigpt.interop.hub import PREFIX, is_foreign, model_name
@@ -26,7 +26,7 @@ from minigpt.lab.share import base_names
 from minigpt.model.gpt import GPT
 from minigpt.pages.documents import Page
 from minigpt.pages.live.page import live_page
-from minigpt.pages.live.questions import live_questions
+from minigpt.pages.live.questions import PAGE_OPERATIONS, check_operations, live_questions
 from minigpt.pages.live.weights import WeightKind, quantised_model
 from minigpt.runs.folder import RunFolder, name_of
 from minigpt.runs.loading import UNKNOWN_TEXT, LoadedModel, load_model
@@ -35,6 +35,8 @@ TEXT = "Once upon a time there was a little cat. The little cat"
 """What the page of another program's model opens with. Words that come again are what its heads look for."""
 OPENING_TOKENS = 48
 """Tokens of the run's probe text with which the page opens: they fill the screen, and take a moment to compute."""
+LEAST_SURE = 0.15
+"""Least probability of a token about which the first view asks."""
 MEASURED = 8192
 """Maximum number of tokens on which the change of the loss is measured."""
 OPERATIONS = 5e11
@@ -132,10 +134,44 @@ def _opening_text(loaded: LoadedModel, path: str) -> str:
         end = loaded.tokenizer.end_of_text  # separates documents, and has no text
         document = list(itertools.takewhile(lambda token: token != end, tokens[tokens[0] == end :]))
         if document:
-            return loaded.tokenizer.decode_bytes(document[:most]).decode("utf-8", errors="ignore")
+            n = _opening_end(loaded, document[:most])
+            return _text_of(loaded, document[:n])
     writer = Writer.load(path)
     written = writer.generate(writer.first_prompt, max_new_tokens=most)
     return (written.prompt + written.text).replace("\ufffd", "")  # of half a character at the end
+
+
+def _opening_end(loaded: LoadedModel, tokens: Sequence[int]) -> int:
+    """How many of the tokens the page opens with, at least half of them.
+
+    The first view asks what the model expects, and why. So the text ends where it expects a part of a word: best one
+    that it would not expect without some head, since that head is an answer, else the one of the largest probability.
+    """
+    model, tokenizer, T = loaded.model, loaded.tokenizer, len(tokens)
+    row = torch.tensor([list(tokens)], device=next(model.parameters()).device)
+    heads = list(itertools.product(range(model.config.n_layer), range(model.config.n_head)))
+    with evaluation_mode(model):
+        probability, expected = model(row)[0].float().softmax(dim=-1).max(dim=-1)
+        hinges = torch.zeros_like(expected, dtype=torch.bool)  # (T,) whether one head decides
+        if check_operations(model, T, len(heads)) <= PAGE_OPERATIONS:
+            for layer, head in heads:
+                with without_head(model, layer, head):
+                    hinges |= model(row)[0].argmax(dim=-1) != expected
+    ranked = sorted(
+        range(T // 2, T),
+        key=lambda i: (bool(hinges[i]) and float(probability[i]) >= LEAST_SURE, float(probability[i])),
+        reverse=True,
+    )
+    for i in ranked:
+        is_word = any(map(str.isalpha, tokenizer.decode_bytes([int(expected[i])]).decode("utf-8", errors="ignore")))
+        # Cut off in a word, the same text may be other tokens.
+        if is_word and tokenizer.encode(_text_of(loaded, tokens[: i + 1])) == list(tokens[: i + 1]):
+            return i + 1
+    return T
+
+
+def _text_of(loaded: LoadedModel, tokens: Sequence[int]) -> str:
+    return loaded.tokenizer.decode_bytes(tokens).decode("utf-8", errors="ignore")
 
 
 def measure(loaded: LoadedModel, kind: WeightKind, text: str) -> Measured:

@@ -46,6 +46,7 @@ _FOLDERS = {
         "panel_next",
         "changes",
         "panels_interventions",
+        "panel_why",
         "panel_compare",
         "panel_lens",
         "write_tree",

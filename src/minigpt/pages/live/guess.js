@@ -72,7 +72,11 @@ function drawGuess() {
   $("guess-other").hidden = isFirstText();
   $("guess-back").disabled = index === 0;
   $("guess-next").disabled = index === results.length - 1;
-  root.dataset.guessHides = !result && question().kind === "score" ? "scores" : "";      // the maps' numbers would tell, see live.css
+  const hides = !result && question().kind === "score" ? "scores" : "";                  // the maps' numbers would tell
+  if (root.dataset.guessHides !== hides) {
+    root.dataset.guessHides = hides;
+    if (patterns.n) drawScores();
+  }
   drawResult(result);
   const verdict = result ? (result.isRight ? "right" : "wrong") : "";
   Object.assign(root.dataset, { guess: index, guessPicked: picked ?? "", guessResult: verdict, guessBest: result?.best ?? "" });
@@ -144,13 +148,13 @@ function goToQuestion(index) {
 
 function buildGuess(panel) {
   const answer = make("div", { id: "guess-answer" }), other = make("p", { id: "guess-other" }), nav = make("div", { className: "lesson-nav" });
-  other.append("The questions are about the text that the page opened with. ", guessButton("guess-restore", "go back to it", () => change({ text: data.text })));
+  other.append("The questions are about the text that the page opened with. ", guessButton("guess-restore", "Go back to it", () => change({ text: data.text })));
   answer.append(make("h3", { id: "guess-what" }), make("ol", { id: "guess-list", className: "list" }), make("p", { id: "guess-why" }));
-  nav.append(guessButton("guess-back", "\u2190 question before", () => goToQuestion(guess.index - 1)),
-    guessButton("guess-next", "next question \u2192", () => goToQuestion(guess.index + 1)));
+  nav.append(guessButton("guess-back", "\u2190 Previous question", () => goToQuestion(guess.index - 1)),
+    guessButton("guess-next", "Next question \u2192", () => goToQuestion(guess.index + 1)));
   const choices = make("div", { id: "guess-choices" }, { role: "radiogroup", "aria-label": "answers" });
   panel.append(make("p", { id: "guess-count" }), make("h2", { id: "guess-ask" }), choices, other);
-  panel.append(make("p", { id: "guess-pick" }, { "aria-live": "polite" }), guessButton("guess-check", "check", checkGuess), make("p", { id: "guess-verdict" }, { role: "status" }), answer, nav);
+  panel.append(make("p", { id: "guess-pick" }, { "aria-live": "polite" }), guessButton("guess-check", "Check", checkGuess), make("p", { id: "guess-verdict" }, { role: "status" }), answer, nav);
 }
 
 // A model without a clear answer to any question has no such tab.

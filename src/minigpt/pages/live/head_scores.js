@@ -27,12 +27,15 @@ function selectBest(scores) {
   if (best >= 0) selectHead(Math.floor(best / N_HEAD), best % N_HEAD);
 }
 
+// Whether a question asks for what the maps' scores would tell; live.css hides them then.
+const areScoresHidden = () => state.tab === "guess" && root.dataset.guessHides === "scores";
+
 function drawScores() {
-  const name = $("score").value, scores = scoresOf(name);
+  const name = $("score").value, scores = scoresOf(name), isHidden = areScoresHidden();
   thumbs.forEach((thumb, i) => {
     const text = scoreText(name, scores[i]);
     thumb.querySelector(".score").textContent = text;
-    thumb.setAttribute("aria-label", `head ${headName(Math.floor(i / N_HEAD), i % N_HEAD)}, ${SCORE_WORDS[name][0]} ${text}`);
+    thumb.setAttribute("aria-label", `head ${headName(Math.floor(i / N_HEAD), i % N_HEAD)}${isHidden ? "" : `, ${SCORE_WORDS[name][0]} ${text}`}`);
   });
   $("score").title = SCORE_WORDS[name][1];
 }
@@ -48,7 +51,7 @@ function tellHead() {
 function drawHeadScores(changed) {
   if (changed.has("layer")) isOpening = false;
   if (!patterns.n) return;
-  if (changed.has("drawn")) drawScores();
+  if (changed.has("drawn") || changed.has("tab")) drawScores();
   if (["drawn", "layer", "head"].some((name) => changed.has(name))) tellHead();
   // The first view shows the head that most looks at the previous token, since head 0.0 is often noise.
   if (isOpening && changed.has("drawn")) {

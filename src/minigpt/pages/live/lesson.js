@@ -130,9 +130,9 @@ function maskStep(numbers) {
     : [numberText(scores[key]), { text: numberText(-Infinity), isOut: true }, { text: short(unmasked[key]), isOut: true }]));
   return { formula: ["s_{ij} = \u2212\u221e", `for j > i${limit ? ` or j \u2264 i \u2212 ${limit}` : ""}`], parts: [
     sentence("Token ", tokenNodes(position), ` may attend to itself and to earlier tokens${rule}. `
-      + "The mask sets all other scores to \u2212\u221e, so that their weight becomes 0: each token must be predicted without a look at it."),
+      + "The mask sets all other scores to \u2212\u221e, so that their weight becomes 0. The model learns to predict the next token, so it must not see it."),
     sentence(later || firstKey > 0 ? `Without the mask, the tokens that it removes would have got ${percentOf(lost)} of the weight.`
-      : "This is the last token: nothing comes after it. Select an earlier one to see what the mask removes."),
+      : "This is the last token: nothing comes after it. Click an earlier one in the text to see what the mask removes."),
     lessonTable(["key j", "score", "after the mask", "weight without mask"], isShown, position)] };
 }
 
@@ -207,11 +207,11 @@ function buildLesson(panel) {
   };
   const dots = make("span", { id: "lesson-dots" });
   dots.append(...LESSON_STEPS.map(([title], i) => {
-    const dot = make("button", { type: "button", textContent: i + 1, title }, { "aria-label": `step ${i + 1}: ${title}` });
+    const dot = make("button", { type: "button", textContent: title, title }, { "aria-label": `step ${i + 1}: ${title}` });
     dot.addEventListener("click", () => goToStep(i));
     return dot;
   }));
-  nav.append(step("lesson-back", "\u2190 back", -1), step("lesson-on", "next \u2192", 1), dots);
+  nav.append(step("lesson-back", "\u2190 Back", -1), step("lesson-on", "Next \u2192", 1), dots);
   panel.append(nav, make("h2", { id: "lesson-title" }, { "aria-live": "polite" }), make("p", { id: "lesson-where" }), make("div", { id: "lesson-body" }));
   panel.addEventListener("keydown", (event) => {
     const arrow = { ArrowLeft: -1, ArrowRight: 1 }[event.key];

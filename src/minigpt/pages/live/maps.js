@@ -126,7 +126,7 @@ function drawKeys() {
   const query = shownQuery();
   if (query < 0) return;
   $("keys-title").replaceChildren("What ", quotedLabel(query), " attends to");
-  $("one-title").textContent = `head ${headName(state.layer, state.head)}`;
+  $("one-title").textContent = `Head ${headName(state.layer, state.head)}`;
   fillKeys($("keys-one"), query, weighHead);
   fillKeys($("keys-all"), query, weighAll);
   for (const [i, span] of [...$("tokens").children].entries()) {

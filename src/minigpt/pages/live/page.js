@@ -5,7 +5,7 @@ const N_LAYER = data.config.n_layer, N_HEAD = data.config.n_head;
 // number of the answer whose attention patterns the maps show.
 const state = { text: "", tokens: [], labels: [], offsets: null, n: 0, total: 0, limit: data.config.context_length,
   surprise: { base: [], changed: null }, loss: { base: null, changed: null }, numbers: 0, drawn: 0,
-  selected: 0, layer: 0, head: 0, cell: null, interventions: null, tab: "" };
+  selected: 0, layer: 0, head: 0, cell: null, interventions: null, measures: 0, tab: "" };
 // Of what is typed or linked: browsers need minutes to lay out half a megabyte of combining characters. 30 a token are plenty.
 const MOST_CHARACTERS = Math.max(1000, 30 * data.config.context_length, data.text.length);
 const engine = new EngineClient();

@@ -1,5 +1,5 @@
 // The tab of the next token: what the model expects after the selected position. A click on a token puts it into the text.
-const NEXT_COUNT = 14;                    // tokens listed
+const NEXT_COUNT = 10;                    // tokens listed
 
 const shownRun = () => (state.interventions ? "changed" : "base");
 
@@ -27,4 +27,4 @@ function drawNext(changed) {
   });
 }
 
-addTab("next", "Next token", drawNext);
+addTab("next", "Next token", (changed) => { drawNext(changed); drawWhy(changed); });

@@ -1,5 +1,6 @@
 // The panel of interventions: switch off, scale or redirect parts of the model. What comes of it is drawn by panel_compare.js.
 const partButtons = [];                   // {button, part, key, layer, name}
+const MEASURE_BUTTONS = ["measure", "why-measure"];
 const measured = { tokens: null, position: 0, effects: {} };             // see Session.partEffects
 
 const offKind = () => document.querySelector("input[name=off]:checked").value;
@@ -31,12 +32,12 @@ function partButton(part, key, text, name) {
 function buildParts() {
   for (let layer = 0; layer < N_LAYER; layer++) {
     const row = make("div", { className: "parts-row" }, { role: "group", "aria-label": `layer ${layer}` });
-    row.append(partButton("layers", `${layer}`, `layer ${layer}`, `layer${layer}`));
+    row.append(partButton("layers", `${layer}`, `Layer ${layer}`, `layer${layer}`));
     for (let head = 0; head < N_HEAD; head++) {
       const name = headName(layer, head);
       row.append(partButton("heads", name, name, name));
     }
-    row.append(partButton("attentions", `${layer}`, "attention", `attn${layer}`));
+    row.append(partButton("attentions", `${layer}`, "Attention", `attn${layer}`));
     row.append(partButton("mlps", `${layer}`, "MLP", `mlp${layer}`));
     $("parts").append(row);
   }
@@ -69,12 +70,14 @@ function drawParts() {
 async function measureParts() {
   const { tokens, selected: position } = state, kind = offKind();
   Object.assign(measured, { tokens, position, effects: {} });
-  $("measure").disabled = true;
+  for (const id of MEASURE_BUTTONS) $(id).disabled = true;
+  $("why-words").textContent = "Measuring: one forward pass for each part \u2026";
   $("measured").textContent = "Measuring: one forward pass for each part \u2026";
   drawParts();
   await ask("measure", "partEffects", { kind, position }, tellMeasured);
   if (!Object.keys(measured.effects).length) $("measured").textContent = "";      // an error, or there is no such text now
-  $("measure").disabled = false;
+  for (const id of MEASURE_BUTTONS) $(id).disabled = false;
+  update({ measures: state.measures + 1 });
 }
 
 function tellMeasured(effects) {
@@ -96,7 +99,7 @@ function drawSelectedHead() {
   const value = headChange(), scale = value?.scale ?? (value?.mean ? 0 : 1), name = selectedHead();
   $("chosen-head").textContent = `Head ${name}`;
   for (const button of document.querySelectorAll(".head-off")) {
-    button.textContent = isHeadOff(value) ? "switch this head on" : "switch this head off";
+    button.textContent = isHeadOff(value) ? "Switch this head on" : "Switch this head off";
     button.setAttribute("aria-pressed", isHeadOff(value));
   }
   $("head-scale").value = scale;
@@ -129,7 +132,7 @@ function drawCellWeight() {
 function drawChanges() {
   const found = changesOf(state.interventions, state.labels);
   $("changes").replaceChildren(...found.map(({ words, without }) => {
-    const item = make("li"), undo = make("button", { type: "button", textContent: "undo" }, { "aria-label": `undo: ${words}` });
+    const item = make("li"), undo = make("button", { type: "button", textContent: "Undo" }, { "aria-label": `undo: ${words}` });
     undo.addEventListener("click", () => { intervene(without); ($("changes").querySelector("button") ?? $("head-off")).focus(); });
     item.append(make("bdi", { textContent: words }), undo);
     return item;
@@ -175,7 +178,7 @@ function startInterventions() {
   });
   $("cell-undo").addEventListener("click", () => intervene(withCell(state.interventions, selectedCell(), null)));
   for (const id of ["reset-all", "map-reset"]) $(id).addEventListener("click", () => intervene(null));
-  $("measure").addEventListener("click", measureParts);
+  for (const id of MEASURE_BUTTONS) $(id).addEventListener("click", measureParts);
   onChoice("off", drawParts);
 }
 
