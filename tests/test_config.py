@@ -35,6 +35,7 @@ from minigpt.config import (
     SampleConfig,
     SamplingConfig,
     ShareConfig,
+    StudyConfig,
     TrainerConfig,
 )
 from minigpt.config.checks import Section
@@ -47,6 +48,7 @@ SECTIONS: list[type] = [
     ImportConfig,
     InspectConfig,
     ShareConfig,
+    StudyConfig,
     DataConfig,
     OptimizerConfig,
     GenerationConfig,

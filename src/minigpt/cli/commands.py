@@ -26,6 +26,7 @@ from minigpt.config import (
     ReportConfig,
     SampleConfig,
     ShareConfig,
+    StudyConfig,
 )
 from minigpt.errors import UserError
 from minigpt.files import reason, shown
@@ -231,6 +232,13 @@ def circuits(config: CircuitsConfig) -> None:
     print(shown(find_circuits(config)))
 
 
+def study(config: StudyConfig) -> None:
+    """Run an experiment about attention, or list all."""
+    from minigpt.lab.study import write_study
+
+    print(shown(write_study(config)))
+
+
 class Command(NamedTuple):
     """A command of `minigpt`."""
 
@@ -294,4 +302,5 @@ COMMANDS = {
     "circuits": Command(
         circuits, "Show which heads compose with earlier heads, and why a query matches a key.", CircuitsConfig
     ),
+    "study": Command(study, "Try a claim about attention in a small experiment, or list all.", StudyConfig),
 }

@@ -154,9 +154,12 @@ def options_parser(schema: type, program: str, what: str, several: Sequence[str]
             parser.add_argument(name, nargs="+", type=kind, help=helps[name])
         else:
             parser.add_argument(f"--{name}", nargs="+", type=kind, default=factory(), help=helps[name])
+    words = [name for name, field in fields.items() if field.metadata.get("word")]
+    for name in words:  # may be left out
+        parser.add_argument(name, nargs="?", type=str, default=fields[name].default, help=helps[name])
     flags = [name for name, field in fields.items() if field.type == "bool"]  # jsonargparse alone: `--int8 true`
     repeated = [name for name, field in fields.items() if field.metadata.get("repeated")]
-    parser.add_class_arguments(schema, None, as_positional=True, skip={*flags, *several, *repeated})
+    parser.add_class_arguments(schema, None, as_positional=True, skip={*flags, *several, *repeated, *words})
     for name in repeated:
         parser.add_argument(f"--{name}", action="append", type=str, default=[], help=helps[name])
     for name in flags:

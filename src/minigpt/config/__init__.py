@@ -19,6 +19,7 @@ from minigpt.config.commands import (
     ReportConfig,
     SampleConfig,
     ShareConfig,
+    StudyConfig,
     Variant,
 )
 from minigpt.config.data import DataConfig
@@ -51,6 +52,7 @@ __all__ = [
     "SampleConfig",
     "SamplingConfig",
     "ShareConfig",
+    "StudyConfig",
     "TrainerConfig",
     "Variant",
     "check_attention",

@@ -364,3 +364,19 @@ class CircuitsConfig(Section):
         for name, default in (("text", None), ("query", -1), ("key", None)):
             value = getattr(self, name)
             require(self.head or value == default, f"{name}={value!r}: is for --head LAYER.HEAD; leave it out")
+
+
+@dataclass(frozen=True)
+class StudyConfig(Section):
+    """What `minigpt study` is asked for."""
+
+    name: str = field(default="", metadata={"word": True})
+    """A study such as soft-lookup, or a folder like those of studies/; all are listed when not given."""
+    quick: bool = False
+    """A smaller experiment of a few seconds, with one seed."""
+    seeds: Annotated[int, bounds(ge=1, le=100)] = 3
+    """Number of seeds that the experiment is repeated with."""
+    out: FileName | None = None
+    """The page; study-NAME.html in the current folder by default."""
+    picture: FileName | None = None
+    """Where the picture goes as a PNG file; it is on the page in any case."""

@@ -26,6 +26,7 @@ _STYLES = {
     "live": ("theme", "tools", "tokens"),
     "patching": ("theme", "tools", "tokens"),
     "report": ("theme",),
+    "study": ("theme",),
 }
 
 # Scripts of `parts` shared by pages or apart for their size, in this order, before a page's own.
