@@ -1,5 +1,6 @@
 """`minigpt live`: a run becomes one page; the command says its size and what its rounded weights cost."""
 
+import dataclasses
 import json
 import math
 import re
@@ -35,6 +36,15 @@ def data_of(page: str) -> dict[str, Any]:
     found = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)
     assert found is not None
     return json.loads(found[1])
+
+
+def test_held_out_text_is_found_beside_the_same_text_with_another_tokenizer(run: RunFolder) -> None:
+    loaded = load_model(run.path)
+    before = live.measure(loaded, "int8", "1 plus")
+    for tokenizer in ("bytes", "bpe:300"):  # whichever folder comes first
+        open_data(dataclasses.replace(loaded.config.data, tokenizer=tokenizer), quiet=True)
+    assert "held-out" in before.text
+    assert live.measure(loaded, "int8", "1 plus") == before
 
 
 def test_the_command_writes_the_page_beside_the_weights_and_says_what_its_weights_cost(

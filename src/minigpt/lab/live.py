@@ -205,13 +205,12 @@ def mean_loss(model: GPT, windows: torch.Tensor) -> float:
 
 def _held_out(loaded: LoadedModel, most: int) -> Sequence[int]:
     """The beginning of the run's val split, where its prepared text is still there; else nothing."""
-    run = _run_of(loaded)
-    found = None if run is None else prepared_of(run, loaded.config.data)
-    if found is None:
-        return []
-    with contextlib.suppress(UserError):  # damaged
-        val = open_prepared(found[0]).val.tokens
-        return val.read(0, min(len(val), most + 1)).tolist()
+    run, known = _run_of(loaded), loaded.tokenizer.to_dict()
+    for folder, _ in () if run is None else prepared_of(run, loaded.config.data):
+        with contextlib.suppress(UserError):  # damaged
+            prepared = open_prepared(folder)
+            if prepared.tokenizer.to_dict() == known:
+                return prepared.val.tokens.read(0, min(len(prepared.val.tokens), most + 1)).tolist()
     return []
 
 

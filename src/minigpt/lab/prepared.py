@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from minigpt.config import DataConfig
@@ -13,11 +14,11 @@ from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import CHECKPOINT_KEY, newest_checkpoint
 
 
-def prepared_of(run: RunFolder, config: DataConfig) -> tuple[Path, Manifest] | None:
-    """The folder and manifest with the text that a run was trained on, by the fingerprint in its checkpoint.
+def prepared_of(run: RunFolder, config: DataConfig) -> Iterator[tuple[Path, Manifest]]:
+    """Folders and manifests with the text that a run was trained on, by the fingerprint in its checkpoint.
 
-    It is looked for in `data.dir` from the working directory, and from the folder in which the run was started, if that
-    has the run as runs/NAME.
+    Folders of other tokenizers are among them: the fingerprint is the text's. They are looked for in `data.dir` from
+    the working directory, and from the folder in which the run was started, if that has the run as runs/NAME.
     """
     with contextlib.suppress(UserError, KeyError, OSError):
         _, content = newest_checkpoint(run, quiet=True)
@@ -26,5 +27,4 @@ def prepared_of(run: RunFolder, config: DataConfig) -> tuple[Path, Manifest] | N
         for folder in (*map(Path, config.sources), *(folder for home in homes for folder in home.glob("*/"))):
             with contextlib.suppress(UserError):
                 if (folder / MANIFEST).is_file() and (found := Manifest.read(folder)).text_fingerprint == fingerprint:
-                    return folder, found
-    return None
+                    yield folder, found

@@ -180,8 +180,7 @@ def _shortened(text: str) -> str:
 
 def _text_bytes(run: RunFolder, config: DataConfig) -> int | None:
     """Length of the text that the run was trained on, if its prepared folder is still there."""
-    found = prepared_of(run, config)
-    return None if found is None else found[1].train.n_bytes + found[1].val.n_bytes
+    return next((found.train.n_bytes + found.val.n_bytes for _, found in prepared_of(run, config)), None)
 
 
 def _of(n: int, what: str) -> str:
