@@ -3,8 +3,10 @@
 import dataclasses
 
 import numpy as np
-from attention_pages import HALF, HOSTILE, INDUCTION, PREVIOUS, SELF, UNIFORM, WORDS, history
+from attention_pages import HALF, HOSTILE, INDUCTION, PREVIOUS, SELF, TITLE, UNIFORM, WORDS, history
 from test_attention_page_causes import made_causes
+
+from minigpt.pages.attention import render_page, renew_page
 
 ABLATION = np.array([[0.01, 0.2, 0], [0, 0.05, -0.3]])
 
@@ -55,11 +57,15 @@ def test_the_page_opens_at_the_clearest_label_says_what_heads_do_and_each_name_s
     assert "Changed" not in summary(view)
 
 
-def test_ticks_on_the_slider_name_the_heads_that_got_a_label_and_go_to_their_step(show):
-    view = show(scored(), labels=LABELS)
+def test_ticks_on_the_slider_name_new_labels_and_events_and_go_to_their_step(open_view):
+    page = render_page(scored(), title=TITLE, labels=LABELS)
+    view = open_view(renew_page(page, [(150, "a spike <b>"), (900, "the end")]))
     ticks = view.page.locator("#events button")
     titles = [ticks.nth(i).get_attribute("title") for i in range(ticks.count())]
-    assert titles == ["step 200: 0.0 current token", "step 300: 0.1 previous token, 0.2 first token"]
+    assert titles == [
+        "step 200: 0.0 current token\nstep 150: a spike <b>",
+        "step 300: 0.1 previous token, 0.2 first token\nstep 900: the end",
+    ]
     ticks.first.click()
     assert view.state("step") == "200"
     centre = [box["x"] + box["width"] / 2 for box in (ticks.nth(0).bounding_box(), ticks.nth(1).bounding_box())]

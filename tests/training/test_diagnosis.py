@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -94,6 +95,7 @@ def test_faults_put_into_one_run_are_each_named_in_the_file_the_report_and_a_few
     assert any("head 0.1 adds nothing" in line for line in lines)
     assert str(run.diagnosis) in said.partition("done:")[2]
     assert "positions have no effect" in said.partition("done:")[2].lower()
+    assert re.search(r'"events":\[.*spike.* at step 73', run.attention_page.read_text())
     page = render_report(read_run(run.path))
     assert "<h2>What happened</h2>" in page
     assert "Head 0.1 adds nothing to the residual stream" in page

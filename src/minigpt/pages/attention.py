@@ -116,16 +116,27 @@ def render_page(
 
 def page_of(title: str, data: Mapping[str, object]) -> Page:
     """Render the page from data for its scripts; what is not given is none."""
-    none: dict[str, object] = {"score_names": [], "labels": None, "links": [], "glossary": [], "texts": []}
+    none: dict[str, object] = {
+        "score_names": [],
+        "labels": None,
+        "links": [],
+        "glossary": [],
+        "texts": [],
+        "events": [],
+    }
     none |= {"ablation_kind": "zero", "colours": base64_of(COLOURS), "difference": base64_of(DIFFERENCE_COLOURS)}
     return document("attention", title, data=json_for_html(dict(data) | {k: none[k] for k in none if k not in data}))
 
 
-def renew_page(page: str) -> Page | None:
+def renew_page(page: str, events: Sequence[tuple[int, str]] | None = None) -> Page | None:
     """Render a page again with the installed template; None if another version made it.
 
     A page in a folder is untrusted. Only its data is kept, parsed and escaped again; the rest is dropped. The data fits
     the template, since the page's policy has the hash of the same script.
+
+    Args:
+        page: made by `render_page`.
+        events: (step, text) of what happened in training, for the slider; those of the page when not given.
     """
     begin = page[: page.find("</style>")]
     title = re.search(r"<title>(.*?)</title>", begin, re.DOTALL)
@@ -133,8 +144,11 @@ def renew_page(page: str) -> Page | None:
     if title is None or data is None or f'content="{policy_of("attention")}"' not in begin:
         return None
     try:
-        return document("attention", html.unescape(title[1]), data=json_for_html(json.loads(data[1])))
-    except (ValueError, RecursionError):
+        content = json.loads(data[1])
+        if events is not None:
+            content["events"] = events
+        return document("attention", html.unescape(title[1]), data=json_for_html(content))
+    except (TypeError, ValueError, RecursionError):
         return None
 
 

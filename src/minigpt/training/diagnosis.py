@@ -23,6 +23,7 @@ from minigpt.inspection.diagnostics import Diagnostics
 from minigpt.inspection.labels import LABELS
 from minigpt.inspection.measuring import measure
 from minigpt.inspection.snapshot import read_scores
+from minigpt.pages.attention import renew_page
 from minigpt.pages.run_record import metric_rows
 from minigpt.runs.folder import RunFolder
 from minigpt.training.anomalies import Anomalies
@@ -227,9 +228,18 @@ class Diagnosis(Callback):
         events = self._events()
         content = diagnosis(self.evidence, events)
         write_text(self.folder.diagnosis, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        self._mark_on_page([(event.step, event.text) for event in events if event.kind != "heads"])
         rows = [(e.step, e.kind, e.where, e.is_warning, e.text, e.advice) for e in events]
         if rows:
             log_table(trainer.loggers, "attn/events", EVENT_COLUMNS, rows, trainer.global_step)
+
+    def _mark_on_page(self, events: list[tuple[int, str]]) -> None:
+        """Show events at the step slider of the run's attention page, which has those of heads by their labels."""
+        page = self.folder.attention_page
+        if self.maps is not None and events and page.is_file():
+            renewed = renew_page(page.read_text(encoding="ascii"), events)
+            if renewed is not None:
+                write_text(page, renewed)
 
 
 def add_row(evidence: Evidence, step: int, row: Mapping[str, float]) -> None:

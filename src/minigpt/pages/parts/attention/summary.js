@@ -84,16 +84,22 @@ function drawSummary() {
   $("summary").replaceChildren(...at, ...parts);
 }
 
-// For each step with new labels: a tick on the slider, with a title that names the heads.
+// A tick on the slider at each step where heads got labels or something happened in training, with a title that says it.
 function buildEvents() {
-  const last = steps.length - 1;
+  const said = steps.map(() => []);
   (data.labels ?? []).forEach((labels, frame) => {
     const before = frame ? data.labels[frame - 1] : [];
     const news = labels.map((name, i) => [i, name]).filter(([i, name]) => frame && name && name !== before[i]);
-    if (!news.length) return;
-    const said = `step ${steps[frame]}: ${news.map(([i, name]) => `${shortName(i)} ${visible(name)}`).join(", ")}`;
-    const tick = make("button", { type: "button", className: "event", title: said }, { "aria-label": said });
-    tick.style.left = `calc(8px + (100% - 16px) * ${frame / last})`;          // as the slider's thumb, 16 px wide
+    if (news.length) said[frame].push(`step ${steps[frame]}: ${news.map(([i, name]) => `${shortName(i)} ${visible(name)}`).join(", ")}`);
+  });
+  for (const [step, text] of data.events) {              // at the first maps that were recorded after it
+    const frame = steps.findIndex((each) => each >= step);
+    said[frame < 0 ? steps.length - 1 : frame].push(`step ${step}: ${visible(text)}`);
+  }
+  said.forEach((texts, frame) => {
+    if (!texts.length || steps.length === 1) return;
+    const tick = make("button", { type: "button", className: "event", title: texts.join("\n") }, { "aria-label": texts.join("; ") });
+    tick.style.left = `calc(8px + (100% - 16px) * ${frame / (steps.length - 1)})`;     // as the slider's thumb, 16 px wide
     tick.addEventListener("click", () => toFrame(frame));
     $("events").append(tick);
   });
