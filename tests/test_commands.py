@@ -18,6 +18,7 @@ PAGES = (
     "docs/generation.md",
     "docs/interop.md",
     "docs/reliability.md",
+    "studies/README.md",
 )
 """In reading order; `test_every_page_with_commands_is_typed` finds any other."""
 NOT_TYPED = {
@@ -27,7 +28,7 @@ NOT_TYPED = {
     "pip install -c constraints.txt -e .": "the tests have an environment",
     "minigpt train demo": "the same as `make demo`, which is typed",
 }
-SLOW = re.compile(r"minigpt (prove-resume|compare|doctor)")
+SLOW = re.compile(r"minigpt (prove-resume|compare|doctor|study [\w-]+$)")
 """Many trainings or measurements, each tested elsewhere; `make test-slow` types these too."""
 SMALLER = "--model.n_layer 1 --model.n_head 2 --model.n_embd 32 --data.batch_size 4"
 """What the quick suite adds to a budget; `make test-slow` has it choose all by itself."""
