@@ -60,12 +60,12 @@ def draw(k: int, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return items, torch.randint(N_NAMES, (n, N_ITEMS)), asked, found
 
 
-def train(n_head: int, k: int, steps: int, seed: int, *, has_mlp: bool) -> tuple[float, Tensor]:
+def train(n_head: int, k: int, seed: int, *, has_mlp: bool) -> tuple[float, Tensor]:
     """Share of right answers, and (H, k) how much of its weight each head gives to the item of each relation."""
     torch.manual_seed(seed)
     model = Model(n_head, k, has_mlp=has_mlp)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
-    for _ in range(steps):
+    for _ in range(STEPS):
         items, names, asked, found = draw(k, BATCH)
         loss = F.cross_entropy(model(items, names, asked).flatten(0, 1), names.gather(1, found).flatten())
         optimizer.zero_grad()
@@ -86,15 +86,14 @@ def run(study: Study) -> None:
         for k in relations
         for has_mlp in ((False,) if study.quick else (False, True))
     }
-    steps = STEPS // 2 if study.quick else STEPS
     trained = {
-        (case, n_head): [train(n_head, k, steps, seed, has_mlp=has_mlp) for seed in study.seeds]
+        (case, n_head): [train(n_head, k, seed, has_mlp=has_mlp) for seed in study.seeds]
         for case, (k, has_mlp) in cases.items()
         for n_head in heads
     }
     right = {key: [share for share, _ in each] for key, each in trained.items()}
     study.table(
-        f"share of right answers after {steps} steps, width {WIDTH} in all",
+        f"share of right answers after {STEPS} steps, width {WIDTH} in all",
         ["task", *(f"{n} heads of {WIDTH // n}" for n in heads)],
         [[case, *(spread(right[case, n_head]) for n_head in heads)] for case in cases],
     )

@@ -142,9 +142,9 @@ def run(study: Study) -> None:
         at, curve = range(0, steps + 1, EVERY), torch.tensor(each)
         learning.plot(at, curve.mean(0), label=name)
         learning.fill_between(at, curve.amin(0), curve.amax(0), alpha=0.2)
-    learning.set(title="learning", xlabel="steps", ylabel="share right", ylim=(0, 1.05))
-    learning.legend()
+    learning.set(title="learning (colours: right)", xlabel="steps", ylabel="share right", ylim=(0, 1.05))
     means = [sum(each) / len(each) for each in noises.values()]
     ranges = [(mean - min(each), max(each) - mean) for mean, each in zip(means, noises.values(), strict=True)]
-    bars.barh(list(noises), means, xerr=list(zip(*ranges, strict=True)), capsize=3)
+    colors = [drawn.get_color() for drawn in learning.lines]
+    bars.barh(list(noises), means, xerr=list(zip(*ranges, strict=True)), capsize=3, color=colors)
     bars.set(title="noise of the first gradient", xlabel="variance / soft gradient squared", xscale="log")
