@@ -11,12 +11,12 @@ import torch
 from pretended_mps import pretended_mps
 from reference import attend_slowly
 from small_runs import small_settings, with_trainer
+from study_files import study_file
 
 from minigpt.config import GenerationConfig, InspectConfig
 from minigpt.errors import UserError
 from minigpt.generation.generator import Writer
 from minigpt.inspection.hooks import hooks, run_with_cache
-from minigpt.model.classics import fit_width, regress
 from minigpt.model.variants.graphs import Causal
 from minigpt.model.variants.similarities import Cosine
 from minigpt.pages.explanation import explain
@@ -67,9 +67,10 @@ def test_a_run_is_trained_written_with_explained_and_inspected_without_float64_o
 
 
 @pytest.mark.usefixtures("on_mps")
-def test_the_oracle_of_attention_and_the_classics_compute_on_the_cpu() -> None:
+def test_the_oracle_of_attention_and_kernel_regression_compute_on_the_cpu() -> None:
     x = torch.linspace(0, 1, 6).to(DEVICE)
-    assert regress(x, x, x, fit_width(x, x)).device.type == "cpu"
+    study = study_file("kernel-regression")
+    assert study.regress(x, x, x, study.fit_width(x, x)).device.type == "cpu"
     query = torch.ones(1, 1, 2, 4, device=DEVICE)
     similarity = Cosine(1).to(DEVICE)
     assert attend_slowly(query, query, query, similarity=similarity, graph=Causal()).dtype == torch.float64

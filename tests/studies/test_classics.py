@@ -7,31 +7,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from study_files import study_file
 from torch import Tensor
 
 from minigpt.errors import UserError
-from minigpt.model.classics import fit_width, leave_one_out_error, regress, retrieve, train_lookup
 from minigpt.model.variants.similarities import Gaussian, Hard, Linear, ScaledDot, Similarity, Uniform
 
-
-def truth(x: Tensor) -> Tensor:
-    return 2 * x.sin() + x**0.8
-
-
-def noisy_samples(seed: int, n: int = 50) -> tuple[Tensor, Tensor]:
-    """The data of Dive into Deep Learning, first edition: points in [0, 5] and their values with noise of 0.5."""
-    generator = torch.Generator().manual_seed(seed)
-    x = 5 * torch.rand(n, generator=generator, dtype=torch.float64)
-    return x, truth(x) + 0.5 * torch.randn(n, generator=generator, dtype=torch.float64)
+REGRESSION, HOPFIELD, LOOKUP = study_file("kernel-regression"), study_file("hopfield"), study_file("soft-lookup")
+regress, leave_one_out_error, fit_width = REGRESSION.regress, REGRESSION.leave_one_out_error, REGRESSION.fit_width
+gaussian, noisy_samples, error_of_the_curve = REGRESSION.gaussian, REGRESSION.samples, REGRESSION.error_of_the_curve
+retrieve, spins, hopfield_energy = HOPFIELD.retrieve, HOPFIELD.spins, HOPFIELD.hopfield_energy
+random_patterns = HOPFIELD.random_patterns
 
 
-def gaussian(width: float) -> Gaussian:
-    return Gaussian(1, width).requires_grad_(False)
-
-
-def error_against_the_truth(x_train: Tensor, y_train: Tensor, similarity: Similarity) -> float:
-    grid = torch.linspace(0, 5, 101, dtype=torch.float64)
-    return (regress(grid, x_train, y_train, similarity) - truth(grid)).square().mean().item()
+def share_right(similarity: Similarity, **settings: int) -> float:
+    """Of look-ups, after learning to look up."""
+    return LOOKUP.train_lookup(similarity, **settings)[0]
 
 
 @pytest.mark.parametrize("width", [0.05, 0.3, 1.0, 10.0])
@@ -76,7 +67,7 @@ def test_leaving_one_out_is_predicting_each_point_from_a_training_set_without_it
 def test_a_fixed_kernel_beats_the_average_and_a_learned_width_beats_both(seed: int) -> None:
     x_train, y_train = noisy_samples(seed)
     kernels = Uniform(), gaussian(1.0), fit_width(x_train, y_train)
-    average, fixed, learned = (error_against_the_truth(x_train, y_train, kernel) for kernel in kernels)
+    average, fixed, learned = (error_of_the_curve(kernel, x_train, y_train) for kernel in kernels)
     assert learned < fixed < average
 
 
@@ -98,12 +89,6 @@ def test_the_learned_width_has_the_unit_of_the_points() -> None:
 def test_points_that_are_all_the_same_have_no_width() -> None:
     with pytest.raises(UserError, match="width=0.0: must be above 0"):
         fit_width(torch.ones(5), torch.arange(5.0))
-
-
-def random_patterns(S: int, D: int, seed: int = 0) -> Tensor:
-    """(S, D) patterns of -1 and 1."""
-    bits = torch.randint(2, (S, D), generator=torch.Generator().manual_seed(seed))
-    return 2.0 * bits.double() - 1
 
 
 def masked(patterns: Tensor) -> Tensor:
@@ -136,14 +121,9 @@ def test_patterns_are_retrieved_from_noise_as_large_as_themselves() -> None:
 
 
 def test_the_classical_network_holds_0_138_patterns_per_dimension_and_this_one_far_more() -> None:
-    def classical(query: Tensor, patterns: Tensor) -> Tensor:
-        """Hopfield's own update (1982): no softmax, and no neuron listens to itself."""
-        weights = (patterns.T @ patterns).fill_diagonal_(0.0)
-        return (query @ weights).sign()
-
     few, many = random_patterns(4, 64), random_patterns(500, 64)  # 0.138 * 64 = 8.8
-    assert share_of_wrong_bits(classical(masked(few), few), few) < 0.05
-    assert share_of_wrong_bits(classical(masked(many), many), many) > 0.2
+    assert share_of_wrong_bits(spins(masked(few), few), few) < 0.05
+    assert share_of_wrong_bits(spins(masked(many), many), many) > 0.2
     assert share_of_wrong_bits(retrieve(masked(many), many, beta=2.0), many) == 0
 
 
@@ -165,17 +145,6 @@ def test_between_them_similar_patterns_are_averaged() -> None:
     mean_of_all = patterns.mean(dim=0).expand_as(patterns)
     for beta, expected in ((0.01, mean_of_all), (1.0, mean_of_group), (50.0, patterns)):
         torch.testing.assert_close(retrieve(patterns, patterns, beta, steps=100), expected, atol=1e-3, rtol=0)
-
-
-def hopfield_energy(query: Tensor, patterns: Tensor, beta: float) -> Tensor:
-    """(T,) energies of (T, D) queries, at least 0: equation 2 of Ramsauer et al. 2021, https://arxiv.org/abs/2008.02217.
-
-        E(xi) = -log(sum_s exp(beta x_s·xi)) / beta + |xi|^2 / 2 + log(S) / beta + max_s |x_s|^2 / 2
-
-    Its gradient is xi - retrieve(xi): attention is one step of gradient descent, at rate 1.
-    """
-    log_mean_exp = torch.logsumexp(beta * query @ patterns.T, dim=-1) - math.log(len(patterns))
-    return (query.square().sum(-1) + patterns.square().sum(-1).max()) / 2 - log_mean_exp / beta
 
 
 @settings(max_examples=100, deadline=None)
@@ -217,8 +186,8 @@ def test_the_energy_of_one_pattern_is_half_its_squared_distance() -> None:
     "similarity", [ScaledDot(), Hard(), Hard(sampled=True)], ids=["soft", "hard best", "hard sampled"]
 )
 def test_soft_and_hard_attention_both_learn_to_look_up(similarity: Similarity) -> None:
-    assert train_lookup(similarity, steps=0) < 0.4
-    assert train_lookup(similarity) > 0.99
+    assert share_right(similarity, steps=0) < 0.4
+    assert share_right(similarity) > 0.99
 
 
 def test_a_hard_choice_without_straight_through_learns_nothing() -> None:
@@ -226,16 +195,16 @@ def test_a_hard_choice_without_straight_through_learns_nothing() -> None:
         def choose(self, scores: Tensor) -> Tensor:
             return super().choose(scores).detach()
 
-    assert train_lookup(Honest()) < 0.3
+    assert share_right(Honest()) < 0.3
 
 
 def test_without_a_softmax_attention_looks_up_worse_and_without_a_similarity_not_at_all() -> None:
-    assert 0.6 < train_lookup(Linear()) < 0.9
-    assert train_lookup(Uniform()) < 0.4
+    assert 0.6 < share_right(Linear()) < 0.9
+    assert share_right(Uniform()) < 0.4
 
 
 def test_a_lookup_leaves_the_similarity_and_the_random_numbers_as_they_were() -> None:
     kernel, state = Gaussian(1, 1.0), torch.get_rng_state()
-    assert train_lookup(kernel, steps=20) == train_lookup(kernel, steps=20)
+    assert share_right(kernel, steps=20) == share_right(kernel, steps=20)
     assert kernel.log_width.item() == 0.0
     assert torch.equal(torch.get_rng_state(), state)
