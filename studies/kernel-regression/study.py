@@ -128,11 +128,12 @@ def run(study: Study) -> None:
     (fits, first, second), (widths, bars, numbers) = study.axes(2, 3)
     fits.plot(GRID, truth(GRID), "k--", label="the curve")
     fits.plot(x, y, ".", color="gray")
-    for name, kernel in {**kernels, "learned": fit_width(x, y)}.items():
-        fits.plot(GRID, regress(GRID, x, y, kernel), label=name)
+    fitted = fit_width(x, y)
+    for name, kernel in kernels.items():
+        fits.plot(GRID, regress(GRID, x, y, kernel or fitted), label=name)
     fits.set(title=f"{N_POINTS} points of one data set", xlabel="x", ylabel="y")
     points = x[None, None, :, None]
-    for axes, name, kernel in ((first, "width 1", gaussian(1.0)), (second, "learned width", fit_width(x, y))):
+    for axes, name, kernel in ((first, "width 1", gaussian(1.0)), (second, "learned width", fitted)):
         axes.imshow(attention_weights(points, points, similarity=kernel, graph=Full())[0, 0])
         axes.set(title=f"weights, {name}", xlabel="key: a known point", ylabel="query")
     for name, each in by_width.items():
