@@ -76,6 +76,7 @@ def test_a_folder_without_a_claim_is_refused(tmp_path: Path) -> None:
 def test_a_spread_has_as_many_digits_as_its_deviation() -> None:
     assert spread([1.0, 1.02, 1.04]) == "1.02 ± 0.02"
     assert spread([0.5, 0.5]) == "0.5 ± 0"
+    assert spread([0.12, 0.12, 0.12]) == "0.12 ± 0"
     assert spread([1234.0, 1250.0]) == "1242 ± 11"
     assert spread([2e-9, 4e-9]) == "3.0e-09 ± 1.4e-09"
     assert spread([0.25]) == "0.25"

@@ -88,7 +88,7 @@ def spread(values: Iterable[float]) -> str:
     """Mean and standard deviation over seeds: `0.93 ± 0.02`."""
     numbers = np.asarray(list(values), dtype=np.float64)
     mean, deviation = float(numbers.mean()), float(numbers.std(ddof=1)) if len(numbers) > 1 else 0.0
-    if not deviation:
+    if deviation <= 1e-12 * abs(mean):  # equal numbers, but for the rounding of their mean
         return f"{mean:.3g} ± 0" if len(numbers) > 1 else f"{mean:.3g}"
     # One digit of the deviation, two where it begins with 1, and as many decimals of the mean.
     exponent = math.floor(math.log10(deviation))
