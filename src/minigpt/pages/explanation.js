@@ -40,7 +40,7 @@ function weightsOf(layer, head) {
 // ---- text -------------------------------------------------------------------------------------------------------
 
 const quoted = (token) => make("bdi", { textContent: `\u201c${data.labels[token]}\u201d`, title: `token ${token}: ${data.labels[token]}` });
-const percent = (p) => (p === 0 ? "0 %" : p < 0.0001 ? "<0.01 %" : `${(100 * p).toFixed(p < 0.1 ? 2 : 1)} %`);
+const percent = (p) => (p === 0 ? "0 %" : percentOf(p));
 const nameOf = (layer, head) => (layer === ALL ? `mean of all ${L * H} heads`
   : head === ALL ? `mean of layer ${layer}` : `layer ${layer}, head ${head}`);
 // Title and note of a stage of the sampler.
@@ -63,16 +63,6 @@ function drawToken() {
     fact.append(make("b", { textContent: number }), ` ${words}`);
     return fact;
   }));
-}
-
-function bars(...lengths) {
-  const both = make("span", { className: "bars" }, { "aria-hidden": "true" });
-  both.append(...lengths.map((length) => {
-    const bar = make("i");
-    bar.style.setProperty("--length", `${(100 * length).toFixed(2)}%`);
-    return bar;
-  }));
-  return both;
 }
 
 function row(className, name, chance, after, note) {

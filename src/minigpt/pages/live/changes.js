@@ -66,7 +66,7 @@ function checkedHead(value) {
 // Keys as the page writes them: a head "00.1" would be listed, and change nothing.
 const LAYER_NAME = /^(0|[1-9]\d*)$/, HEAD_NAME = /^(0|[1-9]\d*)\.(0|[1-9]\d*)$/;
 
-// A spec from a link, which anybody may have written: what the model does not have is left out.
+// A spec from a link, which is untrusted: without the parts that the model lacks.
 function checkedSpec(spec, { n_layer: nLayer, n_head: nHead, context_length }) {
   const entries = (part) => Object.entries(spec?.[part] ?? {});
   const isHead = (key) => HEAD_NAME.test(key) && isIndex(Number(key.split(".")[0]), nLayer) && isIndex(Number(key.split(".")[1]), nHead);

@@ -11,7 +11,7 @@ GPT.prototype.explain = function (tokens, layer, head, position, interventions =
   }
   return {
     tokens: Array.from(tokens), layer, head, position, token: tokens[position],
-    ...this.explainInput(tokens[position], layer, position, cache, trace),
+    ...this.explainInput(tokens[position], layer, position, trace),
     ...this.explainScores(layer, head, position, cache, trace),
     ...this.explainValues(layer, head, position, cache, trace),
     ...this.explainMLP(layer, position, trace),
@@ -20,15 +20,13 @@ GPT.prototype.explain = function (tokens, layer, head, position, interventions =
 };
 
 // Token -> its row of the embedding, the stream before the layer, and what attention reads of it.
-GPT.prototype.explainInput = function (token, layer, position, cache, trace) {
+GPT.prototype.explainInput = function (token, layer, position, trace) {
   const C = this.config.n_embd, embedding = new Float64Array(C), { block } = this.config, { attnNorm } = this.blocks[layer];
   addRow(this.tokenEmbedding, token, embedding, 0);
-  const place = this.positionEmbedding && new Float64Array(C);
-  if (place) addRow(this.positionEmbedding, position - cache.documents[position], place, 0);
   const stream = trace.residual[layer][position];
   const input = block === "post_norm" ? stream : normalise(stream, attnNorm, this.config);
   return {
-    embedding: shaped(embedding, C), positionEmbedding: place && shaped(place, C),
+    embedding: shaped(embedding, C),
     streamBefore: shaped(stream, C), attnInput: shaped(input, C),
   };
 };
@@ -36,7 +34,7 @@ GPT.prototype.explainInput = function (token, layer, position, cache, trace) {
 // Query and keys -> products -> scores of all T keys, as if nothing were masked, and after the mask -> weights.
 // scale is null where it is not one number: cosine divides by lengths too, gaussian has distances, uniform and linear no scale.
 GPT.prototype.explainScores = function (layer, head, position, cache, trace) {
-  const { attn } = this.blocks[layer], { width_per_head: D, slopes, logit_softcap } = this.config, T = cache.position;
+  const { attn } = this.blocks[layer], { width_per_head: D, slopes } = this.config, T = cache.position;
   const { query: projected, plain } = attn.queryAt(trace.residual[layer][position], this.blocks[layer], position, cache);
   const first = attn.firstKey(position, cache);
   const { query, at } = attn.lastQuery(projected, head * D, head, first, position, cache);
@@ -47,7 +45,7 @@ GPT.prototype.explainScores = function (layer, head, position, cache, trace) {
     queryBefore: shaped(plain.query.subarray(head * D, (head + 1) * D), D),           // as projected: no norm, no rotation
     query: shaped(query.subarray(at, at + D), D), keys: shaped(keys, T, D),
     products: shaped(Array.from({ length: T }, (_, s) => dot(query, at, keys, s * D, D)), T),
-    scale: attn.scale, softcap: logit_softcap, bias: slopes && shaped(Array.from({ length: T }, (_, s) => slopes[head] * s), T),
+    scale: attn.scale, bias: slopes && shaped(Array.from({ length: T }, (_, s) => slopes[head] * s), T),
     scoresBeforeMask: shaped(all, T),
     scores: shaped(all.map((score, s) => (s < first || s > position ? -Infinity : score)), T),
     firstKey: first, weights: shaped(weights, T),
@@ -57,12 +55,10 @@ GPT.prototype.explainScores = function (layer, head, position, cache, trace) {
 // Weighted sum of the values -> all heads together -> what they add to the stream.
 GPT.prototype.explainValues = function (layer, head, position, cache, trace) {
   const { attn } = this.blocks[layer], { n_embd: C, n_head: H, width_per_head: D } = this.config, T = cache.position;
-  const z = trace.z[layer][position], attnOut = trace.attnOut[layer][position], own = new Float64Array(H * D);
-  own.set(z.subarray(head * D, (head + 1) * D), head * D);
+  const z = trace.z[layer][position], attnOut = trace.attnOut[layer][position];
   return {
     values: shaped(attn.rowsOf(cache.layers[layer].value, head, cache), T, D),
     weightedSum: shaped(z.subarray(head * D, (head + 1) * D), D), z: shaped(z, H, D),
-    headOut: shaped(linear(own, { weight: attn.proj.weight }), C),                    // this head's part, without bias
     attnOut: shaped(attnOut, C),
     streamAfterAttn: shaped(trace.residual[layer][position].map((x, i) => x + attnOut[i]), C),
   };
@@ -75,7 +71,7 @@ GPT.prototype.explainMLP = function (layer, position, trace) {
   const input = block === "post_norm" ? Float64Array.from(stream) : normalise(stream, mlpNorm, this.config);
   const hidden = mlp.hidden(input, 1);
   return {
-    mlpInput: shaped(input, C), mlpHidden: shaped(hidden, hidden.length),
+    mlpHidden: shaped(hidden, hidden.length),
     mlpOut: shaped(trace.mlpOut[layer][position], C), streamAfter: shaped(trace.residual[layer + 1][position], C),
   };
 };
@@ -84,9 +80,8 @@ GPT.prototype.explainMLP = function (layer, position, trace) {
 GPT.prototype.explainLogits = function (position, trace) {
   const C = this.config.n_embd, stream = trace.residual[this.blocks.length][position], logits = this.lens(stream);
   const probabilities = softmax(Float64Array.from(logits));
-  const best = Array.from(logits.keys()).sort((a, b) => logits[b] - logits[a]).slice(0, 10);
   return {
-    finalStream: shaped(stream, C), finalNormed: shaped(normalise(stream, this.finalNorm, this.config), C),
-    top: best.map((token) => ({ token, logit: logits[token], probability: probabilities[token] })),
+    finalNormed: shaped(normalise(stream, this.finalNorm, this.config), C),
+    top: topOf(logits, 10).map((token) => ({ token, logit: logits[token], probability: probabilities[token] })),
   };
 };

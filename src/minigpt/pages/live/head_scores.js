@@ -8,15 +8,9 @@ const SCORE_WORDS = {                     // names of STATISTICS
 };
 let isOpening = true;                     // until a head has been chosen, by a link or for the first view
 
-// Mean of a statistic over the queries of a head, from the second on; null for a single token.
 function headScore(name, layer, head) {
   const { n, weights } = patterns, begin = (layer * N_HEAD + head) * rowSize(n);
-  let sum = 0;
-  for (let query = 1; query < n; query++) {
-    const at = begin + rowSize(query);
-    sum += STATISTICS[name](weights.subarray(at, at + query + 1), query);
-  }
-  return n > 1 ? sum / (n - 1) : null;
+  return meanStatistic(name, n, (query) => weights.subarray(begin + rowSize(query), begin + rowSize(query + 1)));
 }
 
 const scoreText = (name, value) => (value === null ? "" : value.toFixed(name === "mean_distance" ? 1 : 2));

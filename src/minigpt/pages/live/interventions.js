@@ -12,14 +12,16 @@ function meansOf(trace, n = trace.length) {
   return { z: trace.z.map(mean), attnOut: trace.attnOut.map(mean), mlpOut: trace.mlpOut.map(mean) };
 }
 
+// Whether a specification needs the means of the text.
+const needsMeans = ({ heads = {}, mlps = {}, attentions = {}, layers = {} }) =>
+  Object.values(heads).some((head) => head.mean) || [mlps, attentions, layers].some((parts) => Object.values(parts).includes("mean"));
+
 // What a forward pass asks at each place; null when there is nothing to change.
 function planOf(spec, means, config) {
   if (!spec) return null;
   const { heads = {}, mlps = {}, attentions = {}, layers = {}, cells = [] } = spec;
   const outputs = { attnOut: { ...attentions, ...layers }, mlpOut: { ...mlps, ...layers } };
-  const needsMeans = [...Object.values(outputs.attnOut), ...Object.values(outputs.mlpOut)].includes("mean")
-    || Object.values(heads).some(({ mean }) => mean);
-  if (needsMeans && !means) throw new Error("an intervention replaces by the mean: give forward the means of meansOf(trace)");
+  if (needsMeans(spec) && !means) throw new Error("an intervention replaces by the mean: give forward the means of meansOf(trace)");
   return new Plan(heads, outputs, cells, means, config);
 }
 
@@ -69,7 +71,7 @@ function setCells(weights, cells, documentStart) {
   for (let s = 0; s < weights.length; s++) if (isFree(s)) { others += weights[s]; n++; }
   const left = Math.max(0, 1 - total);
   for (let s = 0; s < weights.length; s++) {
-    // Other keys without any weight share what is left evenly. Without other keys, or above 1, the set ones are rescaled.
+    // Other keys whose weights are all 0 share the rest evenly. With no other keys, or above 1, the set ones are rescaled.
     if (isFree(s)) weights[s] = others > 0 ? (weights[s] * left) / others : left / n;
     else if (wanted.has(s)) weights[s] = n === 0 || total > 1 ? wanted.get(s) / (total || 1) : wanted.get(s);
   }

@@ -1,4 +1,4 @@
-// Products of matrices, norms and activations. Activations are Float64Arrays: V8 computes in double precision, and would
+// Products of matrices, norms, activations and the largest logits. Activations are Float64Arrays: V8 computes in double precision, and would
 // convert a Float32Array at each access.
 
 // y = x W' + b, as nn.Linear: x (T, I), W (O, I), one row for each output -> (T, O).
@@ -112,3 +112,16 @@ const ACTIVATIONS = {
   gelu_exact: (x) => 0.5 * x * (1 + erf(x / Math.SQRT2)),
   swiglu: (x) => x / (1 + Math.exp(-x)),            // silu, of the gate
 };
+
+// Ids of the largest logits, largest first.
+function topOf(logits, count) {
+  const best = [];
+  for (let token = 0; token < logits.length; token++) {
+    if (best.length === count && logits[token] <= logits[best[count - 1]]) continue;
+    let at = best.length;
+    while (at > 0 && logits[best[at - 1]] < logits[token]) at--;
+    best.splice(at, 0, token);
+    if (best.length > count) best.pop();
+  }
+  return best;
+}

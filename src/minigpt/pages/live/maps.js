@@ -147,7 +147,7 @@ function drawHeads(changed) {
 }
 
 function takePatterns(answer) {
-  if (answer.n !== state.n) return;       // of a text that is no longer shown: the next answer is on its way
+  if (answer.n !== state.n) return;       // an answer for an earlier text; a newer one follows
   patterns = answer;
   $("heads").hidden = !answer.n;
   drawMaps();

@@ -66,7 +66,6 @@ async function compute(name, args, selected) {
 
 const headName = (layer, head) => `${layer}.${head}`;
 const quotedLabel = (position) => make("bdi", { textContent: `\u201c${state.labels[position] ?? ""}\u201d` });
-const percentOf = (p) => (p < 0.0001 ? "<0.01 %" : `${(100 * p).toFixed(p < 0.1 ? 2 : 1)} %`);
 const surpriseShown = () => state.surprise.changed ?? state.surprise.base;
 
 // ---- the text and its tokens -----------------------------------------------------------------------------------------

@@ -3,16 +3,6 @@ const COMPARED = 12;                      // next tokens listed
 const MOST_CHANGE = 4;                    // bits of surprise from which on the tint of a token is strongest
 const signedText = (value, digits) => `${value < 0 ? "\u2212" : "+"}${Math.abs(value).toFixed(digits)}`;
 
-function barsOf(...shares) {
-  const both = make("span", { className: "bars" }, { "aria-hidden": "true" });
-  both.append(...shares.map((share) => {
-    const bar = make("i");
-    bar.style.setProperty("--length", `${(100 * share).toFixed(2)}%`);
-    return bar;
-  }));
-  return both;
-}
-
 function compareRow(cells, attributes = {}) {
   const row = make("tr", {}, attributes);
   row.append(...cells.map((content) => {
@@ -31,7 +21,7 @@ const likeliestOf = (rows, run) => rows.reduce((best, row) => (row[run] > best[r
 function drawCompared(rows, isChanged) {
   const most = rows.reduce((limit, { base, changed: after }) => Math.max(limit, base, after), 0);    // the longest bar
   $("compared").replaceChildren(...rows.map(({ token, label, base, changed }) => compareRow(
-    [make("bdi", { textContent: label }), barsOf(...(isChanged ? [base / most, changed / most] : [base / most])), percentOf(base),
+    [make("bdi", { textContent: label }), bars(...(isChanged ? [base / most, changed / most] : [base / most])), percentOf(base),
       ...(isChanged ? [percentOf(changed), pointsOf(changed - base)] : [])],
     { "data-token": token })));
   document.querySelectorAll(".compared .after").forEach((head) => { head.hidden = !isChanged; });

@@ -131,7 +131,7 @@ function drawAlternatives(node) {
   $("alternatives").replaceChildren(...(node?.alternatives ?? []).map((alternative) => {
     const { token, label, probability, drawn } = alternative, isDrawn = token === node.token;
     const button = make("button", { type: "button", className: "alternative" }, { "aria-pressed": isDrawn, "data-token": token });
-    button.append(make("bdi", { textContent: label }), barsOf(probability, drawn), ...[percentOf(probability), drawn ? percentOf(drawn) : "filtered"]
+    button.append(make("bdi", { textContent: label }), bars(probability, drawn), ...[percentOf(probability), drawn ? percentOf(drawn) : "filtered"]
       .map((textContent) => make("span", { className: "number", textContent })));
     button.addEventListener("click", () => replaceToken(alternative));
     const item = make("li");
@@ -174,7 +174,7 @@ function drawWrite() {
 
 function onWriteKey(event) {
   const arrow = ARROWS[event.key]?.[1], path = writing.tree.path(), at = path.indexOf(writing.node) + (arrow ?? 0);
-  if (!arrow || event.metaKey || event.ctrlKey || event.altKey || event.shiftKey || !path[at]) return;
+  if (!arrow || !isPlainKey(event) || !path[at]) return;
   event.preventDefault();
   writing.node = path[at];
   drawWritten();

@@ -79,10 +79,6 @@ class Reading {
   }
 }
 
-// Whether a specification of interventions needs the means of the text.
-const needsMeans = ({ heads = {}, mlps = {}, attentions = {}, layers = {} }) =>
-  Object.values(heads).some((head) => head.mean) || [mlps, attentions, layers].some((parts) => Object.values(parts).includes("mean"));
-
 class Session {
   constructor() {
     this.newest = new Map();              // of text and interventions: the newest call's arguments; older calls stop
@@ -174,19 +170,6 @@ class Session {
     }
     return { n, weights };
   }
-}
-
-// Ids of the largest logits, largest first.
-function topOf(logits, count) {
-  const best = [];
-  for (let token = 0; token < logits.length; token++) {
-    if (best.length === count && logits[token] <= logits[best[count - 1]]) continue;
-    let at = best.length;
-    while (at > 0 && logits[best[at - 1]] < logits[token]) at--;
-    best.splice(at, 0, token);
-    if (best.length > count) best.pop();
-  }
-  return best;
 }
 
 const IN_BACKGROUND = new Set(["ablations", "partEffects", "check"]);      // long calls that others need not wait for

@@ -9,18 +9,20 @@ const STATISTICS = {
   mean_distance: (weights, query) => weights.reduce((sum, weight, key) => sum + weight * (query - key), 0),
 };
 
+// Mean of a statistic over the queries of a head, from the second on; null for a single token. weightsOf(query): the row of weights.
+function meanStatistic(name, n, weightsOf) {
+  let sum = 0;
+  for (let query = 1; query < n; query++) sum += STATISTICS[name](weightsOf(query), query);
+  return n > 1 ? sum / (n - 1) : null;
+}
+
 // Of each head, "1.0": the mean of each statistic over the text; null for a single token.
 Session.prototype.scores = function () {
-  const { trace, tokens } = this.base, { n_layer, n_head } = this.model.config, n = tokens.length, found = {};
+  const { trace, tokens } = this.base, { n_layer, n_head } = this.model.config, found = {};
   for (let layer = 0; layer < n_layer; layer++) {
     for (let head = 0; head < n_head; head++) {
-      const sums = Object.fromEntries(Object.keys(STATISTICS).map((name) => [name, 0]));
-      for (let query = 1; query < n; query++) {
-        const weights = trace.weights(layer, head, query);
-        for (const name in STATISTICS) sums[name] += STATISTICS[name](weights, query);
-      }
-      for (const name in sums) sums[name] = n > 1 ? sums[name] / (n - 1) : null;
-      found[`${layer}.${head}`] = sums;
+      const mean = (name) => meanStatistic(name, tokens.length, (query) => trace.weights(layer, head, query));
+      found[`${layer}.${head}`] = Object.fromEntries(Object.keys(STATISTICS).map((name) => [name, mean(name)]));
     }
   }
   return found;

@@ -1,10 +1,7 @@
 // What the panels ask of the session: both distributions of a next token, the logit lens, and tokens to write.
 
 // Probabilities of all tokens.
-function softmaxOf(logits) {
-  const total = logSumExp(logits);
-  return Float64Array.from(logits, (logit) => Math.exp(logit - total));
-}
+const softmaxOf = (logits) => softmax(Float64Array.from(logits));
 
 // Whether there is a reading, and it has come to a position: one that a newer text interrupted has not.
 const hasRead = (reading, position) => reading !== null && position >= 0 && position < reading.tokens.length;

@@ -5,6 +5,7 @@ const root = document.documentElement;    // its data attributes tell tests and 
 const ARROWS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 const WEIGHT = Float64Array.from({ length: 256 }, (_, q) => (q / 255) ** 2);                       // expand of packing.py
 const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
+const percentOf = (p) => (p < 0.0001 ? "<0.01 %" : `${(100 * p).toFixed(p < 0.1 ? 2 : 1)} %`);
 const short = (weight) => (weight > 0 && weight < 0.001 ? "<0.001" : weight.toFixed(3));
 
 function bytesOf(base64) {
@@ -37,6 +38,17 @@ function listItem(share, token, note, value, attributes) {
   item.style.setProperty("--share", `${(100 * share).toFixed(1)}%`);
   item.append(token, number);
   return item;
+}
+
+// Bars one below the other, each as long as its share.
+function bars(...shares) {
+  const all = make("span", { className: "bars" }, { "aria-hidden": "true" });
+  all.append(...shares.map((share) => {
+    const bar = make("i");
+    bar.style.setProperty("--length", `${(100 * share).toFixed(2)}%`);
+    return bar;
+  }));
+  return all;
 }
 
 // 256 times red, green, blue -> 256 little-endian words: alpha, blue, green, red
