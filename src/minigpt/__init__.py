@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from minigpt.config import Config
     from minigpt.errors import UserError
     from minigpt.generation.generator import Writer
-    from minigpt.pages.documents import Page
+    from minigpt.pages.tensor import show_attention
 
 __all__ = ["Config", "Run", "UserError", "compare", "load", "open_run", "show_attention", "train"]
 __version__ = "0.1.0"
@@ -92,38 +92,8 @@ def compare(variants: Mapping[str, Sequence[Run]]) -> DataFrame:
     return compare(variants)
 
 
-def show_attention(
-    weights: Any,
-    tokens: Sequence[str],
-    keys: Sequence[str] | None = None,
-    *,
-    steps: Sequence[int] | None = None,
-    title: str = "attention",
-) -> Page:
-    """Show attention weights of any program: `minigpt.show_attention(model(**inputs).attentions, tokens)`.
-
-    Args:
-        weights: (T, S), (heads, T, S) or (layers, heads, T, S) from query (row) to key (column), as an array, a tensor
-            or nested lists; a batch axis of 1 after the layers is dropped. Of any sign and range, normalised or not;
-            -inf is a masked score and stays without a colour. With `steps`, a list with one of these a step.
-        tokens: texts of the T queries, and of the keys too where there are no others.
-        keys: texts of the S keys of cross-attention.
-        steps: training steps, for a slider.
-        title: plain text.
-
-    Returns:
-        The page, which a notebook shows; `Path("heads.html").write_text(page)` keeps it.
-
-    Raises:
-        minigpt.UserError: the shapes do not fit, a value is NaN or +inf, or a token is not a text.
-    """
-    from minigpt.pages.tensor import show_attention
-
-    return show_attention(weights, tokens, keys, steps=steps, title=title)
-
-
 def __getattr__(name: str) -> Any:
-    """`Config`, `Run` and `UserError`, imported when they are asked for."""
+    """`Config`, `Run`, `UserError` and `show_attention`, imported when they are asked for."""
     if name == "Config":
         from minigpt.config import Config
 
@@ -136,4 +106,8 @@ def __getattr__(name: str) -> Any:
         from minigpt.errors import UserError
 
         return UserError
+    if name == "show_attention":
+        from minigpt.pages.tensor import show_attention
+
+        return show_attention
     raise AttributeError(f"module 'minigpt' has no attribute {name!r}")

@@ -28,10 +28,22 @@ def show_attention(
     steps: Sequence[int] | None = None,
     title: str = "attention",
 ) -> Page:
-    """`minigpt.show_attention`, which documents the arguments.
+    """Show attention weights of any program: `minigpt.show_attention(model(**inputs).attentions, tokens)`.
+
+    Args:
+        weights: (T, S), (heads, T, S) or (layers, heads, T, S) from query (row) to key (column), as an array, a tensor
+            or nested lists; a batch axis of 1 after the layers is dropped. Of any sign and range, normalised or not;
+            -inf is a masked score and stays without a colour. With `steps`, a list with one of these a step.
+        tokens: texts of the T queries, and of the keys too where there are no others.
+        keys: texts of the S keys of cross-attention.
+        steps: training steps, for a slider.
+        title: plain text.
+
+    Returns:
+        The page, which a notebook shows; `Path("heads.html").write_text(page)` keeps it.
 
     Raises:
-        UserError: the shapes do not fit, a value is NaN or +inf, or a token is not a text.
+        minigpt.UserError: the shapes do not fit, a value is NaN or +inf, or a token is not a text.
     """
     if not isinstance(title, str):
         raise UserError(f"title={title!r:.60}: is not a text")
