@@ -22,7 +22,7 @@ from minigpt.generation.engine import CompiledDecode, Reader, Row, Watch, genera
 from minigpt.generation.text import Prompt, TextStream, TokenHealing, encode_prompt, token_ids, token_texts
 from minigpt.model.cache import KVCache
 from minigpt.model.gpt import GPT
-from minigpt.runs.loading import load_model
+from minigpt.runs.loading import LoadedModel, load_model
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,15 @@ class Writer:
             reader = CPUDecode(model, int8=True)
         elif compile:
             reader = CompiledDecode(model)
+        return cls.of(loaded, reader)
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, reader: Reader | None = None) -> Writer:
+        """Wrap a model that is open already, with its run's settings; reader: see `engine.generate`."""
         from_start, prompts = loaded.config.data.mode == "examples", loaded.config.sampling.prompts or []
-        first_prompt = prompts[0] if prompts else ""
-        form = prompt_form(loaded.config.data)
-        return cls(model, loaded.tokenizer, from_start=from_start, reader=reader, first_prompt=first_prompt, form=form)
+        first_prompt, form = prompts[0] if prompts else "", prompt_form(loaded.config.data)
+        model, tokenizer = loaded.model, loaded.tokenizer
+        return cls(model, tokenizer, from_start=from_start, reader=reader, first_prompt=first_prompt, form=form)
 
     @cached_property
     def token_texts(self) -> list[bytes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -36,3 +36,9 @@ def label_heads(scores: Mapping[str, npt.NDArray[np.floating]]) -> list[list[str
         [known[i].removeprefix(RELATION).replace("_", " ") if ok else None for i, ok in zip(row, oks, strict=True)]
         for row, oks in zip(best, reached, strict=True)
     ]
+
+
+def label_history(history: Sequence[Mapping[str, npt.NDArray[np.floating]]]) -> list[list[list[str | None]]]:
+    """`label_heads` of the scores at each step; empty if a step has no score with a threshold."""
+    labels = [label_heads(scores) for scores in history]
+    return labels if all(labels) else []

@@ -37,6 +37,12 @@ def model_name(path: str | Path) -> str:
     return Path(os.path.realpath(path)).name.removesuffix(".safetensors")
 
 
+def folder_of(path: str | Path) -> Path:
+    """The folder for files made of a model, beside its weights; the current one for a model of the hub."""
+    path = Path() if str(path).startswith(PREFIX) else Path(path)
+    return path if path.is_dir() else path.parent
+
+
 def series_of(path: str | Path) -> list[tuple[str, int | None]]:
     """The models that a path names, each with the step in its name: one, or several checkpoints of one training.
 

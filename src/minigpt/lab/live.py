@@ -20,7 +20,7 @@ from minigpt.generation.text import encode_prompt
 from minigpt.inspection.ablation import losses, rows_per_pass, without_head
 from minigpt.inspection.capture import evaluation_mode
 from minigpt.inspection.probes import read_probe, windows_of
-from minigpt.interop.hub import PREFIX, is_foreign, model_name
+from minigpt.interop.hub import folder_of, is_foreign, model_name
 from minigpt.lab.prepared import prepared_of
 from minigpt.lab.share import base_names
 from minigpt.model.gpt import GPT
@@ -47,7 +47,7 @@ class Measured(NamedTuple):
     """What the page's weights change."""
 
     loss: float
-    """Of the model as it was trained, in nats per token; NaN where there is no text to measure it on."""
+    """Of the model as it was trained, in nats per token; NaN if the text is a single token."""
     change: float
     """Loss with the page's weights, minus `loss`."""
     text: str
@@ -73,8 +73,7 @@ def write_live(config: LiveConfig) -> str:
     Raises:
         UserError: see `make_live`; or the file cannot be written.
     """
-    beside = Path() if config.run.startswith(PREFIX) else Path(config.run)
-    out = Path(config.out) if config.out else (beside if beside.is_dir() else beside.parent) / "live.html"
+    out = Path(config.out) if config.out else folder_of(config.run) / "live.html"
     require_page(out)  # fails before the work, and protects other files from being overwritten
     live = make_live(config)
     write_text(out, live.page)
@@ -136,7 +135,7 @@ def _opening_text(loaded: LoadedModel, path: str) -> str:
         if document:
             n = _opening_end(loaded, document[:most])
             return _text_of(loaded, document[:n])
-    writer = Writer.load(path)
+    writer = Writer.of(loaded)
     written = writer.generate(writer.first_prompt, max_new_tokens=most)
     return (written.prompt + written.text).replace("\ufffd", "")  # of half a character at the end
 

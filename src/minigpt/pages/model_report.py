@@ -19,11 +19,11 @@ from minigpt.files import require_page, write_text
 from minigpt.frames import is_frame, require_frame, to_pandas, write_frame
 from minigpt.inspection.ablation import UNKNOWN
 from minigpt.inspection.heads import HeadScores, score_heads
-from minigpt.inspection.labels import label_heads
+from minigpt.inspection.labels import label_history
 from minigpt.inspection.probes import Probe, read_examples, read_probe
 from minigpt.inspection.relations import Link, RelationScore, within
 from minigpt.inspection.snapshot import Snapshot
-from minigpt.interop.hub import PREFIX, series_of
+from minigpt.interop.hub import folder_of, series_of
 from minigpt.pages.attention import render_page
 from minigpt.pages.documents import Page
 from minigpt.pages.figures import head_figure
@@ -118,12 +118,11 @@ def inspect_runs(config: InspectConfig, text: str | None = None) -> Inspection:
         parts = [headings[0], *parts, headings[1], *tables(scored[1][1]), _ablations(second, probe, ablated, config)]
         parts += ["A - B", _differences(seen.snapshot, scored[1][1].snapshot, config)]
     others = [each for _, each in scored[1:]] if config.compare is not None else []
-    labels = [label_heads(frame.scores) for frame in frames]
     page = render_page(
         frames,
         title=title,
         links=probe.links,
-        labels=labels if all(labels) else (),
+        labels=label_history([frame.scores for frame in frames]),
         other=[each.snapshot for each in others],
         causes=[each.causes for each in (seen, *others)],
         ablation_kind=config.ablation,
@@ -153,7 +152,7 @@ def write_inspection(config: InspectConfig, text: str | None) -> str:
     if config.out and is_frame(config.out):
         write_frame(config.out, inspection.columns, inspection.rows)
         return f"{inspection.table}\n\n-> {config.out}"
-    out = Path(config.out) if config.out else _folder(Path(config.run)) / "inspection.html"
+    out = Path(config.out) if config.out else folder_of(config.run) / "inspection.html"
     write_text(out, inspection.page)
     return f"{inspection.table}\n\n-> {out} (open it in a browser)"
 
@@ -193,7 +192,7 @@ def _tokens(loaded: LoadedModel, config: InspectConfig, text: str | None) -> tup
             raise UserError(f"--relations {config.relations}: there is no text in it")
         return tokens, known
     if text is None:
-        probe = RunFolder(_folder(Path(config.run))).probe
+        probe = RunFolder(folder_of(config.run)).probe
         if probe.is_file():
             return read_probe(probe, loaded.tokenizer.vocab_size)
         return _tokens_of_run(loaded, Path(config.run)), None
@@ -233,7 +232,7 @@ def _windows(loaded: LoadedModel, probe: Probe) -> Tensor:
 
 def _tokens_of_run(loaded: LoadedModel, run: Path) -> list[int]:
     """Tokens shown during a run's training, for runs without `RunFolder.probe`; old snapshots have texts only."""
-    files = RunFolder(_folder(run)).snapshots
+    files = RunFolder(folder_of(run)).snapshots
     if not files:
         raise UserError(f"{run}: has no attention snapshots; give a text as --text or --file")
     try:
@@ -251,9 +250,3 @@ def _tokens_of_run(loaded: LoadedModel, run: Path) -> list[int]:
         own = list(group)
         tokens += [end_of_text] * len(own) if is_end else loaded.tokenizer.encode("".join(own))
     return tokens
-
-
-def _folder(run: Path) -> Path:
-    if str(run).startswith(PREFIX):
-        return Path()
-    return run if run.is_dir() else run.parent

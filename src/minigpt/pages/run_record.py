@@ -21,7 +21,7 @@ import yaml
 from minigpt.config import AttentionConfig
 from minigpt.errors import UserError
 from minigpt.files import typed
-from minigpt.inspection.labels import label_heads
+from minigpt.inspection.labels import label_history
 from minigpt.inspection.snapshot import Snapshot, history_of, read_numbers
 from minigpt.pages.attention import render_page, renew_page
 from minigpt.runs.folder import RunFolder
@@ -249,8 +249,8 @@ def _page(run: RunFolder, title: str, most: int, missing: list[str]) -> str | No
     if files:
         try:
             history = history_of(Snapshot.load(files[-1]), files[:-1], most, missing)
-            labels = [label_heads(snapshot.scores) for snapshot in history]
-            return render_page(history, title=title, labels=labels if all(labels) else ())
+            labels = label_history([snapshot.scores for snapshot in history])
+            return render_page(history, title=title, labels=labels)
         except (FileNotFoundError, ValueError) as error:
             missing.append(f"The attention page is missing: {error}.")
     elif file.exists():

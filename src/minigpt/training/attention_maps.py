@@ -19,7 +19,7 @@ from minigpt.files import write_csv, write_text
 from minigpt.inspection.capture import DivergedError
 from minigpt.inspection.diagnostics import Diagnostics, diagnose_model
 from minigpt.inspection.heads import HeadScores, head_table, score_heads
-from minigpt.inspection.labels import label_heads
+from minigpt.inspection.labels import label_history
 from minigpt.inspection.probes import PROBE_TOKENS, Probe, read_examples, windows_of
 from minigpt.inspection.snapshot import Snapshot, history_of, step_of
 from minigpt.pages.attention import render_page
@@ -115,12 +115,11 @@ class AttentionMaps(Callback):
         newest = seen.snapshot
         earlier = [path for path in self.folder.snapshots if step_of(path) < newest.step]
         history = history_of(newest, earlier, self.settings.max_snapshots)
-        labels = [label_heads(snapshot.scores) for snapshot in history]
         return render_page(
             history,
             title=f"{self.folder.path.name}: attention while training",
             links=self.probe.links,
-            labels=labels if all(labels) else (),
+            labels=label_history([snapshot.scores for snapshot in history]),
             causes=[seen.causes],
             ablation_kind=seen.ablation_kind,
             n_measured=seen.measured_tokens,
