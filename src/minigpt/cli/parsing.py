@@ -155,7 +155,7 @@ def options_parser(schema: type, program: str, what: str, several: Sequence[str]
         else:
             parser.add_argument(f"--{name}", nargs="+", type=kind, default=factory(), help=helps[name])
     words = [name for name, field in fields.items() if field.metadata.get("word")]
-    for name in words:  # may be left out
+    for name in words:  # optional positional arguments
         parser.add_argument(name, nargs="?", type=str, default=fields[name].default, help=helps[name])
     flags = [name for name, field in fields.items() if field.type == "bool"]  # jsonargparse alone: `--int8 true`
     repeated = [name for name, field in fields.items() if field.metadata.get("repeated")]

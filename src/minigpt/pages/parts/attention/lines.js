@@ -1,6 +1,6 @@
 // Instead of the large map: the queries at the left, the keys at the right, and lines from the selected token.
 const LINE_PIXELS = 16;                   // height of a token
-const LEAST_LINE = 0.03;                  // fainter lines are left out
+const LEAST_LINE = 0.03;                  // fainter lines are not drawn
 const lineColumns = [];                   // the tokens at the left and at the right
 
 function buildLines() {
