@@ -21,11 +21,8 @@ class Model(nn.Module):
 
     def __init__(self, n_head: int, k: int, *, has_mlp: bool) -> None:
         super().__init__()
-        self.n_head, self.has_mlp, self.first = (
-            n_head,
-            has_mlp,
-            torch.arange(k) * N_ITEMS,
-        )  # each relation has N_ITEMS words of its own
+        self.n_head, self.has_mlp = n_head, has_mlp
+        self.first = torch.arange(k) * N_ITEMS  # each relation has N_ITEMS words of its own
         self.item, self.asked = nn.Embedding(k * N_ITEMS, WIDTH), nn.Embedding(k * N_ITEMS, WIDTH)
         self.name = nn.Embedding(N_NAMES, WIDTH)
         self.query, self.key, self.value, self.proj = (nn.Linear(WIDTH, WIDTH) for _ in range(4))

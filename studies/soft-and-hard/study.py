@@ -40,7 +40,7 @@ class Head(nn.Module):
 
 
 def attention(similarity: Similarity, head: Head, asked: Tensor, key: Tensor, value: Tensor, right: Tensor) -> Tensor:
-    """The squared error of what is read: a mixture, or one drawn value that has the gradient of the mixture."""
+    """Squared error of the mean of the values, or of one sampled value with the mean's gradient (straight-through)."""
     return (head.read(similarity, asked, key, value) - right).square().sum(-1).mean()
 
 
