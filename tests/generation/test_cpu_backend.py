@@ -6,15 +6,8 @@ import pytest
 import torch
 from test_engine import KINDS, make
 
-from minigpt.generation.cpu_backend import (
-    ONE_THREAD,
-    CPUDecode,
-    _Forms,
-    _openblas,
-    _product_of_int8,
-    _to_column_major,
-    can_decode,
-)
+from minigpt.generation.cpu_backend import CPUDecode, can_decode
+from minigpt.generation.cpu_products import ONE_THREAD, Forms, openblas, product_of_int8, to_column_major
 from minigpt.model.cache import KVCache
 
 TAKEN = [
@@ -76,23 +69,23 @@ def test_padding_is_not_heard_and_positions_count_from_behind_it(kind: dict[str,
 @pytest.mark.parametrize("shape", [(1, 1), (64, 3), (200, 7)])
 def test_a_matrix_by_columns_has_the_same_values(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape)
-    found = _to_column_major(matrix)
+    found = to_column_major(matrix)
     assert found.flags.f_contiguous
     assert (found == matrix.numpy()).all()
 
 
 def test_threads_of_the_library_are_as_they_were_afterwards() -> None:
-    for library in _openblas():
+    for library in openblas():
         library.set_num_threads(2)
     model = make({})
     decoder, cache = CPUDecode(model), KVCache(model.config, 1, 24)
     decoder.hidden(torch.tensor([[1]]), None, cache)
-    assert [library.get_num_threads() for library in _openblas()] == [2] * len(_openblas())
+    assert [library.get_num_threads() for library in openblas()] == [2] * len(openblas())
     with ONE_THREAD:
         with ONE_THREAD:
             pass
-        assert [library.get_num_threads() for library in _openblas()] == [1] * len(_openblas())
-    assert [library.get_num_threads() for library in _openblas()] == [2] * len(_openblas())
+        assert [library.get_num_threads() for library in openblas()] == [1] * len(openblas())
+    assert [library.get_num_threads() for library in openblas()] == [2] * len(openblas())
 
 
 @pytest.mark.parametrize("kind", TAKEN, ids=str)
@@ -113,7 +106,7 @@ def test_eight_bits_change_the_logits_little(kind: dict[str, Any]) -> None:
 
 def test_a_product_with_eight_bits_is_that_of_the_rounded_weights_for_each_vector_on_its_own() -> None:
     weight, bias, x = torch.randn(20, 11), torch.randn(20), torch.randn(5, 11) * torch.logspace(-3, 3, 5)[:, None]
-    product = _product_of_int8(weight, bias, forms=_Forms())
+    product = product_of_int8(weight, bias, forms=Forms())
     found = product(x.numpy())
     scale = weight.abs().amax(dim=1, keepdim=True) / 127
     expected = x @ ((weight / scale).round() * scale).T + bias

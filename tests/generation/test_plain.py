@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from minigpt.errors import UserError
-from minigpt.generation import cpu_backend as cpu_decode
-from minigpt.generation import engine
+from minigpt.generation import cpu_products, engine
 from minigpt.generation.cpu_backend import CPUDecode, can_decode, obstacle
 from minigpt.generation.engine import CompiledDecode
 from minigpt.inspection.ablation import without_head
@@ -206,10 +205,10 @@ def test_only_matrices_that_changed_are_brought_into_their_form_again(
     settings: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[tuple[int, ...]] = []
-    for name in ("_packed_int8", "_to_column_major"):
-        make_form = getattr(cpu_decode, name)
+    for name in ("_packed_int8", "to_column_major"):
+        make_form = getattr(cpu_products, name)
         monkeypatch.setattr(
-            cpu_decode, name, lambda weight, form=make_form: made.append(tuple(weight.shape)) or form(weight)
+            cpu_products, name, lambda weight, form=make_form: made.append(tuple(weight.shape)) or form(weight)
         )
     model = make({})
     CPUDecode(model, **settings)

@@ -8,12 +8,9 @@ decoded here and all others by `GPT`, which the tests compare this with.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import threading
-import warnings
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,27 +18,28 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 
 from minigpt.errors import UserError
+from minigpt.generation.cpu_products import (
+    Array,
+    Forms,
+    Function,
+    Product,
+    array,
+    product_of,
+    product_of_int8,
+    threads_for,
+)
 from minigpt.generation.plain import difference
 from minigpt.model.cache import KVCache
 from minigpt.model.gpt import GELUMLP, GPT, Block, ExactGELUMLP, SwiGLUMLP
 from minigpt.model.variants.similarities import ScaledDot
 
-Array = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
-Function = Callable[[Array], Array]
-"""(n, C) -> (n, N)."""
-Product = Callable[[Tensor, Tensor | None], Function]
-"""Weight (N, C) and bias (N,) -> the linear layer's function."""
 
 MOST_TOKENS = 64
 """New tokens, over all rows, up to which this is faster than PyTorch."""
-
-SMALL = 2_000_000
-"""Bytes of a matrix below which a second thread saves nothing, and costs much where it has to wait for a core."""
 
 COLUMNS_PAY_FROM = 32
 """New tokens from which a column-major copy of the matrices saves more time than making it costs."""
@@ -72,76 +70,7 @@ def obstacle(model: GPT) -> str | None:
     return None
 
 
-def _to_column_major(weight: Tensor) -> Array:
-    """A column-major copy of a matrix: its product with a vector adds long columns instead of summing short rows."""
-    # In strips of 64 rows, which fit the CPU's cache: in one go numpy and PyTorch take three to five times as long.
-    matrix = _array(weight)
-    columns = np.empty(matrix.shape[::-1], dtype=matrix.dtype)
-    for start in range(0, len(matrix), 64):
-        columns[:, start : start + 64] = matrix[start : start + 64].T
-    return columns.T
-
-
-class _OneThread:
-    """`with ONE_THREAD:` limits OpenBLAS to one thread; the last of several Python threads to leave resets it."""
-
-    def __init__(self) -> None:
-        self._lock, self._n_inside, self._before = threading.Lock(), 0, list[int]()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._n_inside += 1
-            if self._n_inside == 1:
-                self._before = [library.get_num_threads() for library in _openblas()]
-                for library in _openblas():
-                    library.set_num_threads(1)
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._n_inside -= 1
-            if not self._n_inside:
-                for library, number in zip(_openblas(), self._before, strict=True):
-                    library.set_num_threads(number)
-
-
-ONE_THREAD = _OneThread()
-
-
-def _threads_for(n_bytes: int) -> contextlib.AbstractContextManager[None]:
-    return ONE_THREAD if n_bytes < SMALL else contextlib.nullcontext()
-
-
-@cache
-def _openblas() -> list[Any]:
-    return ThreadpoolController().select(internal_api="openblas").lib_controllers
-
-
-class _Forms:
-    """Cache of converted matrices (column-major or int8); a matrix is converted again when its weights change."""
-
-    def __init__(self) -> None:
-        self._before, self._now = dict[bytes, Any](), dict[bytes, Any]()
-
-    def renew(self) -> None:
-        """Drop entries not used since the last call."""
-        self._before, self._now = self._now, {}
-
-    def of(self, weight: Tensor, make: Callable[[Tensor], Any]) -> Any:
-        """`make(weight)`, cached by the weight's values."""
-        # The key is the product with a fixed random vector: it changes with any weight, up to float32 rounding, and
-        # costs one pass over the matrix, a fraction of any conversion.
-        key = repr(weight.shape).encode() + (_array(weight) @ _fixed_vector(weight.shape[1])).tobytes()
-        if key not in self._now:
-            self._now[key] = self._before[key] if key in self._before else make(weight)
-        return self._now[key]
-
-
-@cache
-def _fixed_vector(C: int) -> Array:
-    return np.random.default_rng(0).standard_normal(C, dtype=np.float32)
-
-
-_COLUMNS: WeakKeyDictionary[GPT, _Forms] = WeakKeyDictionary()
+_COLUMNS: WeakKeyDictionary[GPT, Forms] = WeakKeyDictionary()
 """Column-major matrices of small models, cached between texts."""
 
 
@@ -161,7 +90,7 @@ class CPUDecode:
         """
         self.model, self.int8, self.n_tokens = model, int8, n_tokens
         n_bytes = sum(parameter.nbytes for parameter in model.parameters())
-        self._forms = _COLUMNS.setdefault(model, _Forms()) if not int8 and n_bytes <= KEPT else _Forms()
+        self._forms = _COLUMNS.setdefault(model, Forms()) if not int8 and n_bytes <= KEPT else Forms()
         self._read()
 
     def ready(self) -> bool:
@@ -180,17 +109,17 @@ class CPUDecode:
     def _read(self) -> None:
         model, config = self.model, self.model.config
         if self.int8:
-            product: Product = partial(_product_of_int8, forms=self._forms)
+            product: Product = partial(product_of_int8, forms=self._forms)
         else:
-            product = partial(_product, by_columns=self._forms if self.n_tokens >= COLUMNS_PAY_FROM else None)
+            product = partial(product_of, by_columns=self._forms if self.n_tokens >= COLUMNS_PAY_FROM else None)
         head = model.head_weight[: config.vocab_size]
         self.head = product(head, None)
-        self.embedding = _array(model.token_embedding.weight)
+        self.embedding = array(model.token_embedding.weight)
         absolute = model.position_embedding.weight if config.position == "learned" else model.sinusoidal
-        self.absolute = None if absolute is None else _array(absolute)
-        self.rotary = None if model.rotary is None else _array(model.rotary)
+        self.absolute = None if absolute is None else array(absolute)
+        self.rotary = None if model.rotary is None else array(model.rotary)
         self.final_norm = _norm(model.final_norm)
-        slopes = None if model.slopes is None else _array(model.slopes)
+        slopes = None if model.slopes is None else array(model.slopes)
         blocks = [block for block in model.blocks if isinstance(block, Block)]
         windows = zip(blocks, config.windows, strict=True)
         self.blocks = [_Block(block, window, slopes, product) for block, window in windows]
@@ -218,7 +147,7 @@ class CPUDecode:
             x = x + self.absolute[positions]
         rotary = None if self.rotary is None else self.rotary[:, positions, None]  # (2, B or 1, T, 1, D)
         # exp may overflow to inf in SiLU and GELU: x / (1 + inf) is then 0, which is correct.
-        with _threads_for(self.block_bytes), np.errstate(over="ignore"):
+        with threads_for(self.block_bytes), np.errstate(over="ignore"):
             for block, layer in zip(self.blocks, cache.layers, strict=True):
                 x = block(x, rotary, layer.key.numpy(), layer.value.numpy(), start, n_padding)
         return torch.from_numpy(self.final_norm(x))
@@ -226,7 +155,7 @@ class CPUDecode:
     def logits(self, x: Tensor) -> Tensor:
         """(B, T, C) of `hidden` -> (B, T, V)."""
         B, T, C = x.shape
-        with _threads_for(self.head_bytes):
+        with threads_for(self.head_bytes):
             return torch.from_numpy(self.head(x.numpy().reshape(B * T, C))).view(B, T, -1)
 
 
@@ -307,74 +236,15 @@ def _rotate(x: Array, table: Array) -> Array:
     return turned
 
 
-def _product(weight: Tensor, bias: Tensor | None, *, by_columns: _Forms | None = None) -> Function:
-    """x W^T + bias; a single vector goes to BLAS's matrix-vector kernel."""
-    matrix = _array(weight)
-    # Column-major, a matrix of more rows than columns takes 0.7 (one thread) to 0.9 (two) of the time on an AMD EPYC.
-    if by_columns is not None and matrix.shape[0] > matrix.shape[1]:
-        matrix = by_columns.of(weight, _to_column_major)
-    transposed, added = matrix.T, None if bias is None else _array(bias)
-
-    def product(x: Array) -> Array:
-        found = (matrix @ x[0])[None] if len(x) == 1 else x @ transposed
-        if added is not None:
-            found += added
-        return found
-
-    return product
-
-
-def _product_of_int8(weight: Tensor, bias: Tensor | None, *, forms: _Forms) -> Function:
-    """x W^T + bias with int8 weights and a scale per row; x is rounded to 7 bits, else AVX2's sums overflow."""
-    # FBGEMM quantizes all vectors of a call by their common range, so results would depend on the batch. Here each
-    # vector is scaled to [-1, 1], and two extra channels of weight 0 hold -1 and 1, which fixes the range.
-    C, matrix = weight.shape[1], forms.of(weight, _packed_int8)
-    width = _width_of_int8(C)
-    added = None if bias is None else _array(bias)
-
-    def product(x: Array) -> Array:
-        largest = np.maximum(np.abs(x).max(axis=1, keepdims=True), np.float32(1e-12))
-        unit = np.zeros((len(x), width), dtype=np.float32)
-        np.divide(x, largest, out=unit[:, :C])
-        unit[:, C], unit[:, C + 1] = 1, -1
-        found: Array = torch.ops.quantized.linear_dynamic(torch.from_numpy(unit), matrix, True).numpy()
-        found *= largest
-        if added is not None:
-            found += added
-        return found
-
-    return product
-
-
-def _width_of_int8(C: int) -> int:
-    return -(-(C + 2) // 8) * 8
-
-
-def _packed_int8(weight: Tensor) -> Any:
-    N, C = weight.shape
-    widened = torch.zeros(N, _width_of_int8(C))
-    widened[:, :C] = weight.detach()
-    scales = widened.abs().amax(dim=1).clamp(min=1e-12).double() / 127
-    try:
-        with warnings.catch_warnings():
-            # PyTorch deprecates these types. Without VNNI the alternatives are slower: oneDNN's and PyTorch's own int8
-            # products took as long as float32's, or three times as long.
-            warnings.simplefilter("ignore")
-            rounded = torch.quantize_per_channel(widened, scales, torch.zeros(N, dtype=torch.int64), 0, torch.qint8)
-            return torch.ops.quantized.linear_prepack(rounded, None)
-    except (RuntimeError, AttributeError) as error:
-        raise UserError(f"int8: not available here ({str(error).splitlines()[0]}); leave it out") from None
-
-
 def _norm(module: nn.Module) -> Function:
     """numpy version of the model's RMSNorm or LayerNorm, or the identity."""
     if isinstance(module, nn.Identity):
         return lambda x: x
     assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
     assert module.eps is not None
-    weight, eps, C = _array(module.weight), module.eps, module.weight.shape[0]
+    weight, eps, C = array(module.weight), module.eps, module.weight.shape[0]
     mean = np.full(C, 1 / C, dtype=np.float32) if isinstance(module, nn.LayerNorm) else None
-    bias = _array(module.bias) if isinstance(module, nn.LayerNorm) and module.bias is not None else None
+    bias = array(module.bias) if isinstance(module, nn.LayerNorm) and module.bias is not None else None
 
     def norm(x: Array) -> Array:
         if x.size == C:  # one vector: its sums are scalars, faster in Python than in numpy
@@ -430,7 +300,3 @@ def _swiglu(mlp: SwiGLUMLP, product: Product) -> Function:
 
 
 _MLPS: dict[Any, Callable[[Any, Product], Function]] = {GELUMLP: _gelu, ExactGELUMLP: _gelu_exact, SwiGLUMLP: _swiglu}
-
-
-def _array(tensor: Tensor) -> Array:
-    return tensor.detach().numpy()
