@@ -212,13 +212,16 @@ def test_a_contender_that_trains_is_train_py_step_by_step(tmp_path: Path, termin
             contenders.raw(changes, Enough(3))
 
 
-def test_shapes_and_families_are_such_as_train_py_takes(tmp_path: Path) -> None:
+def test_shapes_are_such_as_train_py_takes(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     chosen = Namespace(folder=tmp_path, text=text)
-    every = training.shapes(chosen).values()
-    for (sizes, own), family in zip(every, training.FAMILIES.values(), strict=True):
-        widths = {contenders.parse(changes).model.n_embd for changes in ([*sizes, *family], own) if changes}
-        assert len(widths) == 1
+    for name, variants in training.shapes(chosen).items():
+        assert len({contenders.parse(changes).model.n_embd for changes in variants.values()}) == 1
+        known = {label + suffix for label in (*variants, training.THEIRS) for suffix in ("", training.COMPILED)}
+        assert {each for label, other, _ in training.SPEEDS[name] for each in (label, other)} <= {
+            *known,
+            training.BEFORE,
+        }
     assert str(contenders.characters(chosen)) == str(text)
     random = contenders.characters(Namespace(folder=tmp_path, text=None)).read_text()
     assert len(set(random)) == 65
