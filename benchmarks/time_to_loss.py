@@ -283,9 +283,9 @@ def loss(chosen: Namespace) -> Iterator[Block]:
 
     def measure() -> dict[str, tuple[list[float], float]]:
         """Each round's ratio to nanoGPT's step, and the seconds that the first round takes longer."""
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(chosen.folder / "compiled")  # empty, so compiling is cold
-        first, taken = turns(contenders, *((2, 3) if chosen.quick else (15, 20)))
-        del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+        empty = {"TORCHINDUCTOR_CACHE_DIR": str(chosen.folder / "compiled")}  # so that compiling is cold
+        with mock.patch.dict(os.environ, empty):
+            first, taken = turns(contenders, *((2, 3) if chosen.quick else (15, 20)))
         return {
             name: (ratios(seconds, taken["nanoGPT"]), first[name] - statistics.median(seconds))
             for name, seconds in taken.items()
