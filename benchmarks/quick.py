@@ -24,7 +24,7 @@ BUDGET = {
     "data": {"prepare": 35, "feeding": 15},
     "inspection": {"looks": 30, "causes": 5},
     "loss": {"small": 5},
-    "generation": {"large": 35, "batch": 15, "small": 30},
+    "generation": {"large": 35, "small": 30},
 }
 """Benchmark -> part -> seconds on two cores, with warm caches; five minutes in all."""
 COMPARED = {"training": ("against", "text"), "generation": ("against",)}
