@@ -16,7 +16,7 @@ from typing import Any
 import harness
 import torch
 import torch.nn.functional as F
-from harness import Block, Contender, Spread, Table, Turn, ratios, turns
+from harness import Block, Bound, Contender, Spread, Table, Turn, ratios, turns
 from torch import Tensor
 
 from minigpt.cli import parsing, program
@@ -287,14 +287,14 @@ def val_loss(writer: Writer, config: Config, most: int | None) -> float:
 PARTS = {"large": large, "small": small, "trained": trained}
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str]) -> list[Bound]:
     """Measure."""
     options = {
         "--against": {"type": harness.checkout, "help": "a checkout of nanoGPT, whose sampler takes part"},
         "--run": {"type": Path, "help": "a run such as runs/demo, for `trained`"},
     }
     title, needs = "Writing: tokens per second", {"trained": ["run"]}
-    harness.main(arguments, PARTS, name="generation", title=title, options=options, needs=needs)
+    return harness.main(arguments, PARTS, name="generation", title=title, options=options, needs=needs)
 
 
 if __name__ == "__main__":

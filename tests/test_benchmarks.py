@@ -1,5 +1,6 @@
 """What the benchmarks share: contenders take turns, and results are kept part by part."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -14,9 +15,11 @@ import harness
 import nanogpt
 import numpy as np
 import pytest
+import quick
+import summary
 import time_to_loss
 import training
-from harness import Block, Spread, Table, Turn
+from harness import Block, Bound, Spread, Table, Turn
 
 from minigpt.config import GPTConfig
 from minigpt.errors import UserError
@@ -45,6 +48,25 @@ def test_a_spread_reads_as_median_and_quartiles_and_keeps_its_values() -> None:
     assert Spread([3.0, 1.0, 2.0, 4.0, 5.0]) == "3.000 (2.000 to 4.000)"
     assert Spread([30.0, 10.0]).values == [30.0, 10.0]
     assert Spread([2000.0, 2000.0]) == "2000 (2000 to 2000)"
+
+
+def test_a_bound_is_judged_by_its_median_and_its_better_quartile_and_comes_back_from_json() -> None:
+    verdicts = {
+        "pass, at most 1.15": Bound("a", [1.0, 1.1, 1.2], at_most=1.15),
+        "within the noise, at most 1.07": Bound("a", [1.0, 1.1, 1.2], at_most=1.07),
+        "missed, at most 1": Bound("a", [1.0, 1.1, 1.2], at_most=1.0),
+        "within the noise, at least 1.13": Bound("a", [1.0, 1.1, 1.2], at_least=1.13),
+        "missed, at least 1.2": Bound("a", [1.0, 1.1, 1.2], at_least=1.2),
+        "missed, at most 0.6 s": Bound("a", 0.7, at_most=0.6, unit="s", limited_by="imports"),
+    }
+    for text, bound in verdicts.items():
+        assert bound == text
+        known = json.loads(json.dumps(bound.plain()))
+        assert known.pop("text") == text
+        again = Bound(**known)
+        assert (again, vars(again)) == (bound, vars(bound))
+    with pytest.raises(ValueError, match="either"):
+        Bound("a", 1.0)
 
 
 def test_contenders_work_in_turns_each_in_its_own_process(tmp_path: Path) -> None:
@@ -83,6 +105,72 @@ def test_a_part_that_is_measured_again_leaves_the_others_as_they_are(
     assert table["rows"] == [["x", {"text": "5.000 (5.000 to 7.500)", "values": [5.0, 5.0, 10.0]}]]
     assert table["runs"] == [5.0]
     assert values["two"][1]["runs"] == [2.0]
+
+
+HERE, ELSEWHERE = "EPYC, 2 cores, 2 threads; torch 2; 2026-01-01; commit a", "Xeon, 2 cores, 2 threads; torch 2"
+
+
+@pytest.mark.parametrize(
+    ("now", "kept", "where", "verdict", "is_lost"),
+    [
+        ([1.2, 1.3, 1.4], [1.1, 1.2, 1.3], HERE, "kept", False),
+        ([0.8, 0.85, 0.89], [1.1, 1.2, 1.3], HERE, "LOST", True),
+        ([0.8, 0.85, 0.95], [1.1, 1.2, 1.3], HERE, "noise", False),
+        ([0.8, 0.85, 0.89], [1.1, 1.2, 1.3], ELSEWHERE, "LOST", True),
+        ([0.1, 0.2, 0.3], [0.8, 0.9, 1.3], HERE, "open", False),
+        ([0.1, 0.2, 0.3], None, HERE, "new", False),
+    ],
+)
+def test_a_bound_is_lost_where_it_was_kept_and_is_missed_by_more_than_the_noise(
+    now: list[float], kept: list[float] | None, where: str, verdict: str, is_lost: bool
+) -> None:
+    """The kept quartiles are 0.1 apart, and the upper quartile of the rounds counts."""
+    before = None if kept is None else (Bound("a", kept, at_least=0.5), where)
+    found, line = quick.lost(Bound("a", now, at_least=1.0), before, HERE)
+    assert (found, line.split()[0]) == (is_lost, verdict)
+    # the same as times, which are to be small
+    before = None if kept is None else (Bound("a", [-value for value in kept], at_most=0.0), where)
+    found, line = quick.lost(Bound("a", [-value for value in now], at_most=-1.0, unit="s"), before, HERE)
+    other = where == ELSEWHERE
+    assert (found, line.split()[0]) == ((False, "skipped") if other else (is_lost, verdict))
+
+
+def test_the_quick_run_fails_where_a_bound_is_lost_and_names_what_was_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    speed = {"one": 2.0, "two": 2.0}
+
+    def part(name: str, chosen: Namespace) -> Iterator[Block]:
+        yield Table("t", ["bound"], [[Bound(name, [speed[name]] * 3, at_least=1.0)]])
+
+    def measure(arguments: list[str]) -> list[Bound]:
+        return harness.main(arguments, {name: partial(part, name) for name in speed}, name="fake", title="Fake")
+
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(summary, "RESULTS", tmp_path)
+    monkeypatch.setattr(quick, "BUDGET", {"fake": {"one": 100}})
+    monkeypatch.setitem(sys.modules, "fake", Namespace(main=measure))
+    measure(["--write"])
+    assert "| one | 2 | at least 1 | pass |" in summary.figures()
+    quick.main([])
+    out = capsys.readouterr().out
+    assert "kept     one: 2, at least 1; kept 2\nleft out two" in out
+    speed["one"] = 0.9
+    with pytest.raises(SystemExit, match="1"):
+        quick.main([])
+    assert "LOST     one: 0.9, at least 1; kept 2" in capsys.readouterr().out
+
+
+def test_the_quick_run_fits_five_minutes_and_its_parts_are_there() -> None:
+    assert sum(seconds for parts in quick.BUDGET.values() for seconds in parts.values()) <= 300
+    for name, parts in quick.BUDGET.items():
+        source = (contenders.ROOT / "benchmarks" / f"{name}.py").read_text()
+        assert all(f'"{part}"' in source for part in parts)
+
+
+def test_the_page_of_the_benchmarks_has_the_kept_figures() -> None:
+    text = summary.README.read_text()
+    assert text == summary.renewed(text), "renew it: python benchmarks/summary.py"
 
 
 def test_a_bar_in_a_cell_does_not_end_it() -> None:
@@ -193,16 +281,46 @@ def test_a_contender_that_trains_is_train_py_step_by_step(tmp_path: Path, termin
             contenders.raw(changes, Enough(3))
 
 
-def test_shapes_and_families_are_such_as_train_py_takes(tmp_path: Path) -> None:
+def test_shapes_are_such_as_train_py_takes(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     chosen = Namespace(folder=tmp_path, text=text)
-    every = training.shapes(chosen).values()
-    for (sizes, own), family in zip(every, training.FAMILIES.values(), strict=True):
-        widths = {contenders.parse(changes).model.n_embd for changes in ([*sizes, *family], own) if changes}
-        assert len(widths) == 1
+    for name, variants in training.shapes(chosen).items():
+        assert len({contenders.parse(changes).model.n_embd for changes in variants.values()}) == 1
+        known = {label + suffix for label in (*variants, training.THEIRS) for suffix in ("", training.COMPILED)}
+        assert {each for label, other, _ in training.SPEEDS[name] for each in (label, other)} <= {
+            *known,
+            training.BEFORE,
+        }
     assert str(contenders.characters(chosen)) == str(text)
     random = contenders.characters(Namespace(folder=tmp_path, text=None)).read_text()
     assert len(set(random)) == 65
+
+
+@pytest.mark.parametrize("name", list(training.SPEEDS))
+@pytest.mark.parametrize("is_quick", [False, True])
+def test_steps_judge_the_contenders_that_their_bounds_name(
+    tmp_path: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch, name: str, is_quick: bool
+) -> None:
+    def turns(every: dict[str, Any], n_rounds: int, n_pieces: int) -> tuple[dict[str, float], dict[str, list[float]]]:
+        seconds = {label: 1.0 if "minigpt" in label and training.COMPILED in label else 1.5 for label in every}
+        return dict.fromkeys(every, 9.0), {label: [each] * n_rounds for label, each in seconds.items()}
+
+    def prepared(changes: list[str], folder: Path) -> tuple[Any, Path]:
+        config = contenders.parse(changes)
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=66)), folder
+
+    monkeypatch.setattr(training, "turns", turns)
+    monkeypatch.setattr("shutil.which", lambda name: name)  # a compiler
+    monkeypatch.setattr(training, "prepared", prepared)
+    chosen = Namespace(folder=tmp_path, text=None, against=checkout, before=tmp_path, quick=is_quick)
+    table, *others = training.steps(name, chosen)
+    assert isinstance(table, Table)
+    assert {"nanoGPT", "minigpt, gpt2 family"} <= {row[0] for row in table.rows}
+    assert ["8.0", "8.0"] in [row[-2:] for row in table.rows] or is_quick
+    bounds = [row[-1] for block in others if isinstance(block, Table) for row in block.rows]
+    wanted = [each for each in training.SPEEDS[name] if not (is_quick and each[1] == "nanoGPT, compiled")]
+    assert [(bound.values[0], bound.at_least) for bound in bounds] == [(1.5, least) for *_, least in wanted]
+    assert all(bound.startswith("pass") and "matrix products: " in bound.limited_by for bound in bounds)
 
 
 def a_run(checkout: Path, tokens: Path, **others: Any) -> time_to_loss.Run:
@@ -246,10 +364,10 @@ def test_the_table_says_what_is_reached_in_which_time(tmp_path: Path) -> None:
     ours = time_to_loss.Run("recipe", 1, 200, 1, 2.0, vocab_size=5)
     results = {"seconds": 9.0, "parameters": 1000}
     done = [(theirs, results | {"curve": [(2000, 1.8, 2.0)]}), (ours, results | {"curve": [(200, 1.7, 1.9)]})]
-    table = time_to_loss.loss_table(done, {"recipe, 200 steps": 0.2})
+    table = time_to_loss.loss_table(done, {"recipe, 200 steps": 1 / 6})
     assert table.rows[1][1:5] == ["1,000", "200", "2.00", "20"]
     assert table.rows[1][6:] == [
-        "1.8000 (1.8000 to 1.8000)", "1.7000 (1.7000 to 1.7000)", "1.9000 (1.9000 to 1.9000)", "pass: nanoGPT",
+        "1.8000 (1.8000 to 1.8000)", "1.7000 (1.7000 to 1.7000)", "1.9000 (1.9000 to 1.9000)", "pass, at most 2 nats",
     ]  # fmt: skip
     time_to_loss.draw(done, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
