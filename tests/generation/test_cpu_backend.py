@@ -68,10 +68,10 @@ def test_padding_is_not_heard_and_positions_count_from_behind_it(kind: dict[str,
 
 @pytest.mark.parametrize("shape", [(1, 1), (64, 3), (200, 7)])
 def test_a_matrix_by_columns_has_the_same_values(shape: tuple[int, int]) -> None:
-    matrix = torch.randn(shape)
+    matrix = torch.randn(shape).numpy()
     found = to_column_major(matrix)
     assert found.flags.f_contiguous
-    assert (found == matrix.numpy()).all()
+    assert (found == matrix).all()
 
 
 def test_threads_of_the_library_are_as_they_were_afterwards() -> None:
@@ -106,7 +106,7 @@ def test_eight_bits_change_the_logits_little(kind: dict[str, Any]) -> None:
 
 def test_a_product_with_eight_bits_is_that_of_the_rounded_weights_for_each_vector_on_its_own() -> None:
     weight, bias, x = torch.randn(20, 11), torch.randn(20), torch.randn(5, 11) * torch.logspace(-3, 3, 5)[:, None]
-    product = product_of_int8(weight, bias, forms=Forms())
+    product = product_of_int8(weight.numpy(), bias.numpy(), forms=Forms())
     found = product(x.numpy())
     scale = weight.abs().amax(dim=1, keepdim=True) / 127
     expected = x @ ((weight / scale).round() * scale).T + bias

@@ -26,7 +26,6 @@ from minigpt.generation.cpu_products import (
     Forms,
     Function,
     Product,
-    array,
     product_of,
     product_of_int8,
     threads_for,
@@ -113,7 +112,7 @@ class CPUDecode:
         else:
             product = partial(product_of, by_columns=self._forms if self.n_tokens >= COLUMNS_PAY_FROM else None)
         head = model.head_weight[: config.vocab_size]
-        self.head = product(head, None)
+        self.head = product(array(head), None)
         self.embedding = array(model.token_embedding.weight)
         absolute = model.position_embedding.weight if config.position == "learned" else model.sinusoidal
         self.absolute = None if absolute is None else array(absolute)
@@ -167,7 +166,7 @@ class _Block:
         assert isinstance(attn.similarity, ScaledDot)
         self.attn_norm, self.mlp_norm = _norm(block.attn_norm), _norm(block.mlp_norm)
         self.q_norm, self.k_norm = _norm(attn.q_norm), _norm(attn.k_norm)
-        self.qkv, self.proj = product(attn.qkv.weight, attn.qkv.bias), product(attn.proj.weight, attn.proj.bias)
+        self.qkv, self.proj = _linear(attn.qkv, product), _linear(attn.proj, product)
         self.mlp = _MLPS[type(block.mlp)](block.mlp, product)
         self.n_projected, self.head_dim = attn.n_projected, attn.head_dim
         self.scale = 1 / (attn.head_dim**0.5 * attn.similarity.temperature)
@@ -236,6 +235,14 @@ def _rotate(x: Array, table: Array) -> Array:
     return turned
 
 
+def array(tensor: Tensor) -> Array:
+    return tensor.detach().numpy()
+
+
+def _linear(layer: nn.Linear, product: Product) -> Function:
+    return product(array(layer.weight), None if layer.bias is None else array(layer.bias))
+
+
 def _norm(module: nn.Module) -> Function:
     """numpy version of the model's RMSNorm or LayerNorm, or the identity."""
     if isinstance(module, nn.Identity):
@@ -265,7 +272,7 @@ def _norm(module: nn.Module) -> Function:
 
 
 def _gelu(mlp: GELUMLP, product: Product) -> Function:
-    up, proj = product(mlp.up.weight, mlp.up.bias), product(mlp.proj.weight, mlp.proj.bias)
+    up, proj = _linear(mlp.up, product), _linear(mlp.proj, product)
 
     def forward(x: Array) -> Array:
         h = up(x)
@@ -281,12 +288,12 @@ def _gelu(mlp: GELUMLP, product: Product) -> Function:
 
 
 def _gelu_exact(mlp: ExactGELUMLP, product: Product) -> Function:
-    up, proj = product(mlp.up.weight, mlp.up.bias), product(mlp.proj.weight, mlp.proj.bias)
+    up, proj = _linear(mlp.up, product), _linear(mlp.proj, product)
     return lambda x: proj(F.gelu(torch.from_numpy(up(x))).numpy())  # numpy has no error function
 
 
 def _swiglu(mlp: SwiGLUMLP, product: Product) -> Function:
-    gate_up, proj = product(mlp.gate_up.weight, mlp.gate_up.bias), product(mlp.proj.weight, mlp.proj.bias)
+    gate_up, proj = _linear(mlp.gate_up, product), _linear(mlp.proj, product)
     width = mlp.proj.in_features
 
     def forward(x: Array) -> Array:

@@ -11,16 +11,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from threadpoolctl import ThreadpoolController
-from torch import Tensor
 
 from minigpt.errors import UserError
 
 Array = npt.NDArray[np.float32]
 Function = Callable[[Array], Array]
 """(n, C) -> (n, N)."""
-Product = Callable[[Tensor, Tensor | None], Function]
+Product = Callable[[Array, Array | None], Function]
 """Weight (N, C) and bias (N,) -> the linear layer's function."""
 
 SMALL = 2_000_000
@@ -71,11 +69,11 @@ class Forms:
         """Drop entries not used since the last call."""
         self._before, self._now = self._now, {}
 
-    def of(self, weight: Tensor, make: Callable[[Tensor], Any]) -> Any:
+    def of(self, weight: Array, make: Callable[[Array], Any]) -> Any:
         """`make(weight)`, cached by the weight's values."""
         # The key is the product with a fixed random vector: it changes with any weight, up to float32 rounding, and
         # costs one pass over the matrix, a fraction of any conversion.
-        key = repr(weight.shape).encode() + (array(weight) @ _fixed_vector(weight.shape[1])).tobytes()
+        key = repr(weight.shape).encode() + (weight @ _fixed_vector(weight.shape[1])).tobytes()
         if key not in self._now:
             self._now[key] = self._before[key] if key in self._before else make(weight)
         return self._now[key]
@@ -86,40 +84,39 @@ def _fixed_vector(C: int) -> Array:
     return np.random.default_rng(0).standard_normal(C, dtype=np.float32)
 
 
-def to_column_major(weight: Tensor) -> Array:
+def to_column_major(matrix: Array) -> Array:
     """A column-major copy of a matrix: its product with a vector adds long columns instead of summing short rows."""
     # In strips of 64 rows, which fit the CPU's cache: in one go numpy and PyTorch take three to five times as long.
-    matrix = array(weight)
     columns = np.empty(matrix.shape[::-1], dtype=matrix.dtype)
     for start in range(0, len(matrix), 64):
         columns[:, start : start + 64] = matrix[start : start + 64].T
     return columns.T
 
 
-def product_of(weight: Tensor, bias: Tensor | None, *, by_columns: Forms | None = None) -> Function:
+def product_of(matrix: Array, bias: Array | None, *, by_columns: Forms | None = None) -> Function:
     """x W^T + bias; a single vector goes to BLAS's matrix-vector kernel."""
-    matrix = array(weight)
     # Column-major, a matrix of more rows than columns takes 0.7 (one thread) to 0.9 (two) of the time on an AMD EPYC.
     if by_columns is not None and matrix.shape[0] > matrix.shape[1]:
-        matrix = by_columns.of(weight, to_column_major)
-    transposed, added = matrix.T, None if bias is None else array(bias)
+        matrix = by_columns.of(matrix, to_column_major)
+    transposed = matrix.T
 
     def product(x: Array) -> Array:
         found = (matrix @ x[0])[None] if len(x) == 1 else x @ transposed
-        if added is not None:
-            found += added
+        if bias is not None:
+            found += bias
         return found
 
     return product
 
 
-def product_of_int8(weight: Tensor, bias: Tensor | None, *, forms: Forms) -> Function:
+def product_of_int8(weight: Array, bias: Array | None, *, forms: Forms) -> Function:
     """x W^T + bias with int8 weights and a scale per row; x is rounded to 7 bits, else AVX2's sums overflow."""
+    import torch  # for a second and a half, which float32 need not wait
+
     # FBGEMM quantizes all vectors of a call by their common range, so results would depend on the batch. Here each
     # vector is scaled to [-1, 1], and two extra channels of weight 0 hold -1 and 1, which fixes the range.
     C, matrix = weight.shape[1], forms.of(weight, _packed_int8)
     width = _width_of_int8(C)
-    added = None if bias is None else array(bias)
 
     def product(x: Array) -> Array:
         largest = np.maximum(np.abs(x).max(axis=1, keepdims=True), np.float32(1e-12))
@@ -128,8 +125,8 @@ def product_of_int8(weight: Tensor, bias: Tensor | None, *, forms: Forms) -> Fun
         unit[:, C], unit[:, C + 1] = 1, -1
         found: Array = torch.ops.quantized.linear_dynamic(torch.from_numpy(unit), matrix, True).numpy()
         found *= largest
-        if added is not None:
-            found += added
+        if bias is not None:
+            found += bias
         return found
 
     return product
@@ -139,10 +136,12 @@ def _width_of_int8(C: int) -> int:
     return -(-(C + 2) // 8) * 8
 
 
-def _packed_int8(weight: Tensor) -> Any:
+def _packed_int8(weight: Array) -> Any:
+    import torch
+
     N, C = weight.shape
     widened = torch.zeros(N, _width_of_int8(C))
-    widened[:, :C] = weight.detach()
+    widened.numpy()[:, :C] = weight
     scales = widened.abs().amax(dim=1).clamp(min=1e-12).double() / 127
     try:
         with warnings.catch_warnings():
@@ -153,7 +152,3 @@ def _packed_int8(weight: Tensor) -> Any:
             return torch.ops.quantized.linear_prepack(rounded, None)
     except (RuntimeError, AttributeError) as error:
         raise UserError(f"int8: not available here ({str(error).splitlines()[0]}); leave it out") from None
-
-
-def array(tensor: Tensor) -> Array:
-    return tensor.detach().numpy()
