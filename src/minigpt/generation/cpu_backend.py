@@ -83,9 +83,6 @@ class CPUDecode:
             model: supported, see `can_decode`.
             int8: quantize the matrices to int8: a quarter of the memory traffic.
             n_tokens: expected decode steps. From COLUMNS_PAY_FROM, matrices are copied column-major.
-
-        Raises:
-            UserError: PyTorch was built without int8 products.
         """
         self.model, self.int8, self.n_tokens = model, int8, n_tokens
         n_bytes = sum(parameter.nbytes for parameter in model.parameters())
@@ -122,7 +119,7 @@ class CPUDecode:
         blocks = [block for block in model.blocks if isinstance(block, Block)]
         windows = zip(blocks, config.windows, strict=True)
         self.blocks = [_Block(block, window, slopes, product) for block, window in windows]
-        # 0 keeps OpenBLAS to one thread: int8 products have a thread pool of their own, and the two would compete.
+        # 0 keeps OpenBLAS to one thread: int8 products have threads of their own, and the two would compete.
         self.head_bytes = 0 if self.int8 else head.nbytes
         sizes = (parameter.nbytes for block in blocks for parameter in block.parameters())
         self.block_bytes = 0 if self.int8 else max(sizes)
