@@ -46,7 +46,7 @@ MAY_IMPORT = {
 
 STAGES = {
     "data": "open prepare splitting tokenising tokenizers.base shards order batches stream",
-    "model": "gpt attention cache compiling",
+    "model": "gpt attention tables cache compiling",
     "training": "run module loss optimizer muon qk_clip loaders checkpoints averaging stopping distributed "
     "lightning_compat",
     "generation": "generator engine sampling text",
