@@ -115,7 +115,7 @@ def product_of(matrix: Array, bias: Array | None, *, by_columns: Forms | None = 
 
 
 def to_int8(matrix: Array) -> tuple[Array, npt.NDArray[np.int8]]:
-    """Scales (n, 1) and rounded numbers (n, C) of an (n, C) matrix: each row divided by its scale has 127 as largest."""
+    """(n, C) -> scales (n, 1) and rounded numbers (n, C): a row's largest is 127 times its scale."""
     scales = np.abs(matrix).max(axis=1, keepdims=True) / np.float32(127) + TINY
     return scales, np.rint(matrix / scales).astype(np.int8)
 
