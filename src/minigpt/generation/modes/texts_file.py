@@ -262,5 +262,5 @@ def _weights_fingerprint(writer: Writer) -> str:
     found = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
     for name, weight in sorted(writer.weights().items()):
         found.update(name.encode())
-        found.update(memoryview(weight))
+        found.update(weight.reshape(-1).data)
     return found.hexdigest()
