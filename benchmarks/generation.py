@@ -19,7 +19,6 @@ import harness
 import torch
 import torch.nn.functional as F
 from harness import Block, Bound, Contender, Spread, Table, Turn, ratios, turns
-from torch import Tensor
 
 from minigpt.cli import parsing, program
 from minigpt.config import Config, GenerationConfig, GPTConfig
@@ -29,9 +28,9 @@ from minigpt.data.tokenizers.base import BytesTokenizer
 from minigpt.generation.cpu_backend import CPUDecode
 from minigpt.generation.engine import Row, generate
 from minigpt.generation.generator import Writer
-from minigpt.generation.sampling import apply_filters, draw
+from minigpt.generation.model_reader import ModelReader
+from minigpt.generation.sampling import Generator, apply_filters, draw
 from minigpt.interop.gguf_file import GGUFDtype, write_gguf
-from minigpt.model.cache import KVCache
 from minigpt.model.gpt import GPT
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # its llama.cpp
@@ -51,24 +50,14 @@ Write = Callable[[int, int], None]
 """(length of the prompt, tokens to write): draws them at SAMPLING."""
 
 
-class PyTorchAlone:
-    """A reader that takes nothing, so that the model reads."""
-
-    def ready(self) -> bool:
-        return True
-
-    def takes(self, tokens: Tensor, texts: Tensor | None) -> bool:
-        return False
-
-
 def ours(shape: str, against: Path | None, *, int8: bool = False, numpy: bool = True, n_rows: int = 1) -> Write:
     model = GPT(SHAPES[shape]).eval()
-    reader = CPUDecode(model, int8=True) if int8 else None if numpy else PyTorchAlone()
+    reader = CPUDecode(model, int8=True) if int8 else None if numpy else ModelReader(model)
 
     def write(n_prompt: int, n_new: int) -> None:
         prompts = [[(i + token) % model.config.vocab_size for token in range(n_prompt)] for i in range(n_rows)]  # type: ignore[operator]
-        rows = [Row(prompt, torch.Generator().manual_seed(i), i, n_prompt) for i, prompt in enumerate(prompts)]
-        for _ in generate(model, rows, GenerationConfig(max_new_tokens=n_new, **SAMPLING), reader):  # type: ignore[arg-type]
+        rows = [Row(prompt, Generator(i), i, n_prompt) for i, prompt in enumerate(prompts)]
+        for _ in generate(model, rows, GenerationConfig(max_new_tokens=n_new, **SAMPLING), reader):
             pass
 
     return write
@@ -82,7 +71,7 @@ def uncached(shape: str, against: Path | None) -> Write:
     def write(n_prompt: int, n_new: int) -> None:
         tokens, generator, config = (
             list(range(n_prompt)),
-            torch.Generator().manual_seed(0),
+            Generator(0),
             GenerationConfig(**SAMPLING),
         )
         for _ in range(n_new):
@@ -373,10 +362,11 @@ def val_loss(writer: Writer, config: Config, most: int | None) -> float:
         data.val, context_length=sizes.context_length, batch_size=config.data.batch_size,
         end_of_text=data.manifest.end_of_text, mode=config.data.mode,
     )  # fmt: skip
-    total, n_tokens, reader = 0.0, 0, writer.reader or writer.model
+    total, n_tokens, reader = 0.0, 0, writer.reader or ModelReader(writer.model)
     for index in range(min(len(batches), most or len(batches))):
         tokens, targets = batches[index]
-        logits = reader.logits(reader.hidden(tokens, None, KVCache(writer.model.config, *tokens.shape)))
+        B, T = tokens.shape
+        logits = torch.from_numpy(reader.read(tokens.numpy(), reader.new_cache(B, T), n_wanted=T))
         total += float(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"))
         n_tokens += int((targets != IGNORED).sum())
     return total / n_tokens

@@ -141,15 +141,9 @@ def alibi_slopes(n_head: int) -> Float32:
 
 
 def weight_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of each weight of a `GPT` of scaled dot products, pre-norm blocks and one of the two MLPs, by name.
-
-    Raises:
-        ValueError: config.vocab_size is not set.
-    """
-    if config.vocab_size is None:
-        raise ValueError("GPTConfig.vocab_size is not set: give it, or take it from the tokenizer")
+    """Shape of each weight of a `GPT` of scaled dot products, pre-norm blocks and one of the two MLPs, by name."""
     C, D, H, H_kv, inner = config.n_embd, config.width_per_head, config.n_head, config.kv_heads, config.mlp_width
-    rows = -(-config.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    rows = -(-(config.vocab_size or 0) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     found: dict[str, tuple[int, ...]] = {"token_embedding.weight": (rows, C)}
 
     def add(name: str, *shape: int, bias: bool) -> None:
