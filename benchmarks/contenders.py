@@ -10,6 +10,7 @@ import os
 import random
 import string
 import subprocess
+import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -19,7 +20,6 @@ from unittest import mock
 import nanogpt
 from harness import Turn
 
-from minigpt.cli import parsing
 from minigpt.config import Config
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +31,8 @@ SIDE = 2048
 
 def parse(changes: Sequence[str]) -> Config:
     """Changes as of `train.py`'s command line, without the dashes; those to the default model where no recipe is."""
+    from minigpt.cli import parsing
+
     return parsing.parse_training([f"--{change}" for change in changes])[0]
 
 
@@ -70,6 +72,14 @@ def ours(changes: Sequence[str], terminal: bool, turn: Turn) -> None:
     make, gate = run.make_callbacks, LambdaCallback(on_train_batch_start=lambda *_: turn())
     with mock.patch.object(run, "make_callbacks", lambda *given: [*make(*given), gate]), watched(terminal):
         run.train(parse(changes))
+
+
+def earlier(checkout: Path, changes: Sequence[str], turn: Turn) -> None:
+    """A contender: `train.py` of another checkout of this project."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "minigpt"]:
+        del sys.modules[name]
+    sys.path.insert(0, str(checkout / "src"))
+    ours(changes, False, turn)
 
 
 @contextmanager

@@ -49,10 +49,97 @@ class Spread(str):
         text.values = values
         return text
 
+    def plain(self) -> dict[str, object]:
+        """What JSON can hold."""
+        return {"text": str(self), "values": [float(f"{value:.6g}") for value in self.values]}
+
+
+ABSOLUTE = ("s", "tokens/s")
+"""Units of figures that are only compared on one kind of machine."""
+
+
+class Bound(str):
+    """A figure's bound as a cell: "pass", "missed", or "within the noise" where the better quartile alone keeps it.
+
+    The JSON keeps all of it: `summary.py` lists it, and `quick.py` compares it with what is measured later.
+    """
+
+    name: str
+    values: list[float]
+    at_least: float | None
+    at_most: float | None
+    unit: str
+    limited_by: str
+
+    def __new__(
+        cls,
+        name: str,
+        values: Iterable[float] | float,
+        *,
+        at_least: float | None = None,
+        at_most: float | None = None,
+        unit: str = "",
+        limited_by: str = "",
+    ) -> Bound:
+        """Args:
+        name: says alone what is measured; no other bound of the benchmark has it.
+        values: one a round, or the only one.
+        at_least, at_most: the bound; one of them.
+        unit: of the values; nothing for a ratio. Those of ABSOLUTE depend on the machine.
+        limited_by: what stands in the way of more, in words with a measured share.
+        """
+        values = [values] if isinstance(values, int | float) else list(values)
+        given = {"name": name, "values": values, "at_least": at_least, "at_most": at_most, "unit": unit}
+        judged = [_margin(value, at_least, at_most) for value in _quartiles(values)]
+        verdict = "pass" if judged[1] >= 0 else "within the noise" if max(judged) >= 0 else "missed"
+        bound = super().__new__(cls, f"{verdict}, {_limit(at_least, at_most, unit)}")
+        vars(bound).update(given, limited_by=limited_by)
+        return bound
+
+    @property
+    def limit(self) -> str:
+        """As in "at least 1.1"."""
+        return _limit(self.at_least, self.at_most, self.unit)
+
+    @property
+    def quartiles(self) -> tuple[float, float, float]:
+        """Lower, median, upper."""
+        return _quartiles(self.values)
+
+    @property
+    def is_met(self) -> bool:
+        """By the median."""
+        return self.margin(self.quartiles[1]) >= 0
+
+    def margin(self, value: float) -> float:
+        """By how much a value is better than the bound; negative: worse."""
+        return _margin(value, self.at_least, self.at_most)
+
+    def plain(self) -> dict[str, object]:
+        """What JSON can hold; `Bound(**...)` of it, without the text, is the bound again."""
+        known = {name: value for name, value in vars(self).items() if value not in (None, "")}
+        return {"text": str(self)} | known | {"values": [float(f"{value:.6g}") for value in self.values]}
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return low, middle, high
+
+
+def _margin(value: float, at_least: float | None, at_most: float | None) -> float:
+    if (at_least is None) == (at_most is None):
+        raise ValueError("a bound is either at_least or at_most")
+    return value - at_least if at_least is not None else (at_most or 0.0) - value
+
+
+def _limit(at_least: float | None, at_most: float | None, unit: str) -> str:
+    words, limit = ("at least", at_least) if at_least is not None else ("at most", at_most)
+    return f"{words} {limit:.4g} {unit}".rstrip()
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of texts, some of them a Spread."""
+    """Rows of texts, some of them a Spread or a Bound."""
 
     title: str
     header: Sequence[str]
@@ -67,10 +154,7 @@ class Table:
 
     def plain(self) -> dict[str, object]:
         """What JSON can hold."""
-        rows = [
-            [{"text": cell, "values": [float(f"{value:.6g}") for value in cell.values]} if isinstance(cell, Spread)
-             else cell for cell in row] for row in self.rows
-        ]  # fmt: skip
+        rows = [[cell.plain() if isinstance(cell, Spread | Bound) else cell for cell in row] for row in self.rows]
         return {"title": self.title, "header": self.header, "rows": rows} | ({"runs": self.runs} if self.runs else {})
 
 
@@ -220,7 +304,7 @@ def main(
     title: str,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     needs: Mapping[str, Sequence[str]] | None = None,
-) -> None:
+) -> list[Bound]:
     """Measure the parts asked for, print their tables, and keep them if asked to.
 
     Args:
@@ -230,6 +314,9 @@ def main(
         title: of the results, before the device.
         options: more of the command line, as argparse takes them.
         needs: the options without which a part cannot be measured.
+
+    Returns:
+        All bounds that were measured.
 
     Raises:
         UserError: the command line is wrong, or a part that is named lacks an option.
@@ -244,6 +331,7 @@ def main(
     chosen = parser.parse_args(arguments)
     if chosen.quick and chosen.write:
         raise UserError("--write keeps full measurements only: leave out --quick")
+    bounds: list[Bound] = []
     for part in [chosen.part] if chosen.part else parts:
         if missing := [need for need in (needs or {}).get(part, ()) if getattr(chosen, need) is None]:
             needed = f"{part}: needs {' and '.join(f'--{need}' for need in missing)}"
@@ -259,9 +347,12 @@ def main(
             for block in parts[part](chosen):
                 blocks.append(block)
                 print(f"\n{block}", flush=True)
+        tables = [block for block in blocks if isinstance(block, Table)]
+        bounds += [cell for table in tables for row in table.rows for cell in row if isinstance(cell, Bound)]
         cores = (others_seconds() - others) / (time.perf_counter() - began)
         if not math.isnan(cores):
             blocks.append(f"Meanwhile other programs used {cores:.2f} of the {os.cpu_count()} cores.")
             print(f"\n{blocks[-1]}", flush=True)
         if chosen.write:
             write(RESULTS / f"{name}_{chosen.device}.md", f"{title} on {chosen.device}", parts, part, blocks)
+    return bounds

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import time_to_loss
 import training
-from harness import Block, Spread, Table, Turn
+from harness import Block, Bound, Spread, Table, Turn
 
 from minigpt.config import GPTConfig
 from minigpt.errors import UserError
@@ -45,6 +45,25 @@ def test_a_spread_reads_as_median_and_quartiles_and_keeps_its_values() -> None:
     assert Spread([3.0, 1.0, 2.0, 4.0, 5.0]) == "3.000 (2.000 to 4.000)"
     assert Spread([30.0, 10.0]).values == [30.0, 10.0]
     assert Spread([2000.0, 2000.0]) == "2000 (2000 to 2000)"
+
+
+def test_a_bound_is_judged_by_its_median_and_its_better_quartile_and_comes_back_from_json() -> None:
+    verdicts = {
+        "pass, at most 1.15": Bound("a", [1.0, 1.1, 1.2], at_most=1.15),
+        "within the noise, at most 1.07": Bound("a", [1.0, 1.1, 1.2], at_most=1.07),
+        "missed, at most 1": Bound("a", [1.0, 1.1, 1.2], at_most=1.0),
+        "within the noise, at least 1.13": Bound("a", [1.0, 1.1, 1.2], at_least=1.13),
+        "missed, at least 1.2": Bound("a", [1.0, 1.1, 1.2], at_least=1.2),
+        "missed, at most 0.6 s": Bound("a", 0.7, at_most=0.6, unit="s", limited_by="imports"),
+    }
+    for text, bound in verdicts.items():
+        assert bound == text
+        known = json.loads(json.dumps(bound.plain()))
+        assert known.pop("text") == text
+        again = Bound(**known)
+        assert (again, vars(again)) == (bound, vars(bound))
+    with pytest.raises(ValueError, match="either"):
+        Bound("a", 1.0)
 
 
 def test_contenders_work_in_turns_each_in_its_own_process(tmp_path: Path) -> None:
@@ -193,13 +212,16 @@ def test_a_contender_that_trains_is_train_py_step_by_step(tmp_path: Path, termin
             contenders.raw(changes, Enough(3))
 
 
-def test_shapes_and_families_are_such_as_train_py_takes(tmp_path: Path) -> None:
+def test_shapes_are_such_as_train_py_takes(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     chosen = Namespace(folder=tmp_path, text=text)
-    every = training.shapes(chosen).values()
-    for (sizes, own), family in zip(every, training.FAMILIES.values(), strict=True):
-        widths = {contenders.parse(changes).model.n_embd for changes in ([*sizes, *family], own) if changes}
-        assert len(widths) == 1
+    for name, variants in training.shapes(chosen).items():
+        assert len({contenders.parse(changes).model.n_embd for changes in variants.values()}) == 1
+        known = {label + suffix for label in (*variants, training.THEIRS) for suffix in ("", training.COMPILED)}
+        assert {each for label, other, _ in training.SPEEDS[name] for each in (label, other)} <= {
+            *known,
+            training.BEFORE,
+        }
     assert str(contenders.characters(chosen)) == str(text)
     random = contenders.characters(Namespace(folder=tmp_path, text=None)).read_text()
     assert len(set(random)) == 65

@@ -159,14 +159,17 @@ def test_eight_bits_change_the_logits_little(kind: dict[str, Any]) -> None:
             assert 0 < error < 0.02
 
 
-def test_a_product_with_eight_bits_is_that_of_the_rounded_weights_for_each_vector_on_its_own() -> None:
-    weight, bias, x = torch.randn(20, 11), torch.randn(20), torch.randn(5, 11) * torch.logspace(-3, 3, 5)[:, None]
-    product = product_of_int8(weight.numpy(), bias.numpy(), forms=Forms())
-    found = product(x.numpy())
-    scale = weight.abs().amax(dim=1, keepdim=True) / 127
-    expected = x @ ((weight / scale).round() * scale).T + bias
-    sizes = x.abs().amax(dim=1, keepdim=True) * weight.abs().sum(dim=1)
-    assert (torch.from_numpy(found) - expected).abs().le(sizes / 127 + 1e-5).all()
+@pytest.mark.parametrize(("N", "C"), [(20, 11), (1201, 500)], ids=["one thread", "several threads"])
+def test_a_product_with_eight_bits_is_exact_for_the_rounded_weights_and_each_vector_on_its_own(N: int, C: int) -> None:
+    random = np.random.default_rng(0)
+    weight, bias, x = (random.standard_normal(shape, dtype=np.float32) for shape in ((N, C), N, (5, C)))
+    x *= np.logspace(-3, 3, 5, dtype=np.float32)[:, None]
+    x[1] = 0
+    product = product_of_int8(weight, bias, forms=Forms())
+    found = product(x)
+    scales = [np.abs(rows).max(axis=1, keepdims=True) / np.float32(127) + np.float32(1e-12) for rows in (x, weight)]
+    vectors, rows = (np.rint(each / scale).astype(np.int64) for each, scale in zip((x, weight), scales, strict=True))
+    np.testing.assert_allclose(found, (vectors @ rows.T) * scales[0] * scales[1].T + bias, rtol=1e-5, atol=1e-5)
     for row in range(5):
-        assert (product(x[row : row + 1].numpy())[0] == found[row]).all()
-    assert (product(torch.zeros(1, 11).numpy()) == bias.numpy()).all()
+        assert (product(x[row : row + 1])[0] == found[row]).all()
+    assert (found[1] == bias).all()

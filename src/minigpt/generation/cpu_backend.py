@@ -141,9 +141,6 @@ class CPUDecode:
             model: supported, see `can_decode`.
             int8: quantize the matrices to int8: a quarter of the memory traffic.
             n_tokens: expected decode steps. From COLUMNS_PAY_FROM, matrices are copied column-major.
-
-        Raises:
-            UserError: PyTorch was built without int8 products.
         """
         self.model, self.config, self.int8, self.n_tokens = model, model.config, int8, n_tokens
         self._forms: Forms | None = None
@@ -181,7 +178,7 @@ class CPUDecode:
         self.rotary: Array | None = parts.get("rotary")
         self.final_norm = _norm(parts, "final_norm")
         self.blocks = [_Block(parts, f"blocks.{i}", config, window, product) for i, window in enumerate(config.windows)]
-        # 0 keeps OpenBLAS to one thread: int8 products have a thread pool of their own, and the two would compete.
+        # 0 keeps OpenBLAS to one thread: int8 products have threads of their own, and the two would compete.
         self.head_bytes = 0 if self.int8 else head.nbytes
         self.block_bytes = 0 if self.int8 else max(n for name, n in n_bytes.items() if name.startswith("blocks."))
         self._forms.renew()

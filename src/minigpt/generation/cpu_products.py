@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
-import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
-
-from minigpt.errors import UserError
 
 Array = npt.NDArray[np.float32]
 Function = Callable[[Array], Array]
@@ -23,6 +23,11 @@ Product = Callable[[Array, Array | None], Function]
 
 SMALL = 2_000_000
 """Bytes of a matrix below which a second thread saves nothing, and costs much where it has to wait for a core."""
+
+SHARED = 500_000
+"""Numbers of an int8 matrix from which several threads multiply it."""
+TINY = np.float32(1e-12)
+"""Added to scales: a row or vector of zeros has none."""
 
 
 class OneThread:
@@ -109,22 +114,38 @@ def product_of(matrix: Array, bias: Array | None, *, by_columns: Forms | None = 
     return product
 
 
-def product_of_int8(weight: Array, bias: Array | None, *, forms: Forms) -> Function:
-    """x W^T + bias with int8 weights and a scale per row; x is rounded to 7 bits, else AVX2's sums overflow."""
-    import torch  # for a second and a half, which float32 need not wait
+def to_int8(matrix: Array) -> tuple[Array, npt.NDArray[np.int8]]:
+    """(n, C) -> scales (n, 1) and rounded numbers (n, C): a row's largest is 127 times its scale."""
+    scales = np.abs(matrix).max(axis=1, keepdims=True) / np.float32(127) + TINY
+    return scales, np.rint(matrix / scales).astype(np.int8)
 
-    # FBGEMM quantizes all vectors of a call by their common range, so results would depend on the batch. Here each
-    # vector is scaled to [-1, 1], and two extra channels of weight 0 hold -1 and 1, which fixes the range.
-    C, matrix = weight.shape[1], forms.of(weight, _packed_int8)
-    width = _width_of_int8(C)
+
+def product_of_int8(weight: Array, bias: Array | None, *, forms: Forms) -> Function:
+    """x W^T + bias with weights and vectors rounded to int8, each row by its own scale; the sums are exact integers."""
+    import numkong  # a library of 45 MB, which float32 need not load
+
+    scales, matrix = forms.of(weight, to_int8)
+    n_threads = _n_threads() if matrix.size >= SHARED else 1
+    ends = [len(matrix) * i // n_threads for i in range(n_threads + 1)]
+    shares = [slice(*rows) for rows in pairwise(ends)]
 
     def product(x: Array) -> Array:
-        largest = np.maximum(np.abs(x).max(axis=1, keepdims=True), np.float32(1e-12))
-        unit = np.zeros((len(x), width), dtype=np.float32)
-        np.divide(x, largest, out=unit[:, :C])
-        unit[:, C], unit[:, C + 1] = 1, -1
-        found: Array = torch.ops.quantized.linear_dynamic(torch.from_numpy(unit), matrix, True).numpy()
-        found *= largest
+        x_scales, rounded = to_int8(x)
+        found = np.empty((len(x), len(matrix)), dtype=np.float32)
+        packed = numkong.dots_pack(rounded) if len(x) > 2 else None
+
+        def multiply(rows: slice) -> None:
+            if packed is None:  # reads the weights at the speed of memory
+                found[:, rows] = numkong.cdist(rounded, matrix[rows], "dot", out_dtype="float32")
+            else:
+                found.T[rows] = numkong.dots_packed(matrix[rows], packed)
+
+        others = [_pool().submit(multiply, rows) for rows in shares[1:]]
+        multiply(shares[0])
+        for other in others:
+            other.result()
+        found *= scales[:, 0]
+        found *= x_scales
         if bias is not None:
             found += bias
         return found
@@ -132,23 +153,15 @@ def product_of_int8(weight: Array, bias: Array | None, *, forms: Forms) -> Funct
     return product
 
 
-def _width_of_int8(C: int) -> int:
-    return -(-(C + 2) // 8) * 8
+def _n_threads() -> int:
+    return max((library.get_num_threads() for library in openblas()), default=os.cpu_count() or 1)
 
 
-def _packed_int8(weight: Array) -> Any:
-    import torch
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """Threads of int8 products: numkong has none of its own and releases Python's lock."""
+    return ThreadPoolExecutor(thread_name_prefix="int8")
 
-    N, C = weight.shape
-    widened = torch.zeros(N, _width_of_int8(C))
-    widened.numpy()[:, :C] = weight
-    scales = widened.abs().amax(dim=1).clamp(min=1e-12).double() / 127
-    try:
-        with warnings.catch_warnings():
-            # PyTorch deprecates these types. Without VNNI the alternatives are slower: oneDNN's and PyTorch's own int8
-            # products took as long as float32's, or three times as long.
-            warnings.simplefilter("ignore")
-            rounded = torch.quantize_per_channel(widened, scales, torch.zeros(N, dtype=torch.int64), 0, torch.qint8)
-            return torch.ops.quantized.linear_prepack(rounded, None)
-    except (RuntimeError, AttributeError) as error:
-        raise UserError(f"int8: not available here ({str(error).splitlines()[0]}); leave it out") from None
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has no threads but its first

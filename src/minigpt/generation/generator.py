@@ -93,7 +93,7 @@ class Writer:
         Args:
             path: of one of these.
             device: cpu, cuda, cuda:1, mps.
-            int8: quantize weights to int8, on a CPU: two thirds of the time per token or less, for large models only.
+            int8: quantize weights to int8, on a CPU: half the time per token, for large models only.
             compile: decode with torch.compile, which takes about a minute first. For GPUs: on a CPU it is slower.
 
         Raises:
