@@ -205,7 +205,7 @@ def test_only_matrices_that_changed_are_brought_into_their_form_again(
     settings: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[tuple[int, ...]] = []
-    for name in ("_packed_int8", "to_column_major"):
+    for name in ("to_int8", "to_column_major"):
         make_form = getattr(cpu_products, name)
         monkeypatch.setattr(
             cpu_products, name, lambda weight, form=make_form: made.append(tuple(weight.shape)) or form(weight)
