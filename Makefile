@@ -6,7 +6,7 @@ NAME ?= demo
 AGAINST = $(if $(NANOGPT),--against $(NANOGPT))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow chaos resume-grid answers own-text live bench bench-quick interop notebook lint types format clean
+.PHONY: help demo test test-slow chaos resume-grid answers own-text live bench bench-training bench-attention bench-data bench-inspection bench-loss bench-generation bench-quick interop notebook lint types format clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -37,21 +37,23 @@ own-text: .venv/installed-dev ## --budget on texts of one's own, against the dem
 live: .venv/installed-dev ## the live page of runs/NAME in Chromium: size, loss, first view, tokens a second (3 minutes on an idle machine)
 	$(BIN)/python benchmarks/live.py --run runs/$(NAME) --write
 
-bench: .venv/installed-dev ## all benchmarks into benchmarks/results/ (an hour on an idle machine); NANOGPT=folder TEXT=file to compare
-	$(BIN)/python benchmarks/training.py $(AGAINST) $(if $(TEXT),--text $(TEXT)) --write
-	$(BIN)/python benchmarks/attention.py --write
-	$(BIN)/python benchmarks/data.py --write
-	$(BIN)/python benchmarks/inspection.py --write
-	$(BIN)/python benchmarks/loss.py --write
-	$(BIN)/python benchmarks/generation.py $(AGAINST) --run runs/$(NAME) --write
+BENCH = $(BIN)/python benchmarks
+COMPARED = $(AGAINST) $(if $(TEXT),--text $(TEXT))
 
-bench-quick: .venv/installed-dev ## all benchmarks with few rounds, in ten minutes: do they run?
-	$(BIN)/python benchmarks/training.py $(AGAINST) $(if $(TEXT),--text $(TEXT)) --quick
-	$(BIN)/python benchmarks/attention.py --quick
-	$(BIN)/python benchmarks/data.py --quick
-	$(BIN)/python benchmarks/inspection.py --quick
-	$(BIN)/python benchmarks/loss.py --quick
-	$(BIN)/python benchmarks/generation.py $(AGAINST) --quick
+bench: $(addprefix bench-,training attention data inspection loss generation) ## all benchmarks into benchmarks/results/ (90 minutes, idle machine); NANOGPT=folder TEXT=file to compare
+	$(BENCH)/summary.py
+
+bench-training: .venv/installed-dev
+	$(BENCH)/training.py $(COMPARED) $(if $(BEFORE),--before $(BEFORE)) --write
+
+bench-generation: .venv/installed-dev
+	$(BENCH)/generation.py $(AGAINST) $(if $(wildcard runs/$(NAME)),--run runs/$(NAME)) --write
+
+bench-attention bench-data bench-inspection bench-loss: bench-%: .venv/installed-dev
+	$(BENCH)/$*.py --write
+
+bench-quick: .venv/installed-dev ## the cases that matter of all benchmarks, in five minutes: is a bound lost that was kept?
+	$(BENCH)/quick.py $(COMPARED)
 
 interop: .venv/installed-dev ## GPT-2 small's sizes in and out of other programs' formats: time and memory (5 minutes)
 	$(BIN)/python benchmarks/other_programs.py --write

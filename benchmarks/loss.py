@@ -19,7 +19,7 @@ import harness
 import torch
 import torch.nn.functional as F
 from attention import resident
-from harness import Block, Spread, Table, ratios
+from harness import Block, Bound, Spread, Table, ratios
 from torch import Tensor
 
 from minigpt.cli import program
@@ -130,10 +130,10 @@ def require(device: str) -> str:
 PARTS: dict[str, harness.Part] = {"large": large, "small": small}
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str]) -> list[Bound]:
     """Measure."""
     options = {"--device": {"choices": ("cpu", "cuda"), "default": "cpu", "help": "cuda is in bfloat16 (default: cpu)"}}
-    harness.main(arguments, PARTS, name="loss", title="Loss: memory and time", options=options)
+    return harness.main(arguments, PARTS, name="loss", title="Loss: memory and time", options=options)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import harness
 from contenders import (
@@ -131,21 +132,23 @@ def steps(name: str, chosen: Namespace) -> Iterator[Block]:
             contenders[label + suffix] = partial(ours, whole, False)
     if chosen.against is not None:
         contenders[THEIRS] = partial(theirs, chosen.against, like(config), tokens)
-        compiled = dataclasses.replace(like(config), compile=True)
-        contenders[THEIRS + COMPILED] = partial(theirs, chosen.against, compiled, tokens)
+        recipe = dataclasses.replace(like(config), compile=True)
+        contenders[THEIRS + COMPILED] = partial(theirs, chosen.against, recipe, tokens)
     if chosen.before is not None and name == DEMO:
         whole = [*variants[DEMO_RECIPE], "trainer.logger=false", "compile=false"]
         contenders[BEFORE] = partial(earlier, chosen.before, whole)
+    n_pieces, warm = 20 if name == NANOGPT else 4, {}
     if chosen.quick:  # compiling nanoGPT as well would take too long; ours takes what the user's cache has
         wanted = {PEAK, THEIRS, BEFORE, FAMILY}
         wanted |= {label for label, other, _ in SPEEDS[name] if other != THEIRS + COMPILED}
         contenders = {label: contender for label, contender in contenders.items() if label in wanted}
+        first, taken = turns(contenders, 5, n_pieces)
     else:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(chosen.folder / "compiled")  # empty: the first time is cold
-    n_pieces = 20 if name == NANOGPT else 4
-    first, taken = turns(contenders, 5 if chosen.quick else 15, n_pieces)
-    compiling = {label: each for label, each in contenders.items() if label.endswith(COMPILED) and not chosen.quick}
-    warm = turns(compiling, 0, n_pieces)[0]
+        empty = {"TORCHINDUCTOR_CACHE_DIR": str(chosen.folder / "compiled")}  # so that the first time is cold
+        with mock.patch.dict(os.environ, empty):
+            first, taken = turns(contenders, 15, n_pieces)
+            compiled = {label: each for label, each in contenders.items() if label.endswith(COMPILED)}
+            warm = turns(compiled, 0, n_pieces)[0]
     peak = [2 * SIDE**3 * n_pieces / seconds for seconds in taken.pop(PEAK)]
     n_tokens, shares = n_pieces * config.data.batch_size * config.model.context_length, {}
     base, rows = THEIRS if THEIRS in taken else FAMILY, []

@@ -14,6 +14,8 @@ import harness
 import nanogpt
 import numpy as np
 import pytest
+import quick
+import summary
 import time_to_loss
 import training
 from harness import Block, Bound, Spread, Table, Turn
@@ -102,6 +104,72 @@ def test_a_part_that_is_measured_again_leaves_the_others_as_they_are(
     assert table["rows"] == [["x", {"text": "5.000 (5.000 to 7.500)", "values": [5.0, 5.0, 10.0]}]]
     assert table["runs"] == [5.0]
     assert values["two"][1]["runs"] == [2.0]
+
+
+HERE, ELSEWHERE = "EPYC, 2 cores, 2 threads; torch 2; 2026-01-01; commit a", "Xeon, 2 cores, 2 threads; torch 2"
+
+
+@pytest.mark.parametrize(
+    ("now", "kept", "where", "verdict", "is_lost"),
+    [
+        ([1.2, 1.3, 1.4], [1.1, 1.2, 1.3], HERE, "kept", False),
+        ([0.8, 0.85, 0.89], [1.1, 1.2, 1.3], HERE, "LOST", True),
+        ([0.8, 0.85, 0.95], [1.1, 1.2, 1.3], HERE, "noise", False),
+        ([0.8, 0.85, 0.89], [1.1, 1.2, 1.3], ELSEWHERE, "LOST", True),
+        ([0.1, 0.2, 0.3], [0.8, 0.9, 1.3], HERE, "open", False),
+        ([0.1, 0.2, 0.3], None, HERE, "new", False),
+    ],
+)
+def test_a_bound_is_lost_where_it_was_kept_and_is_missed_by_more_than_the_noise(
+    now: list[float], kept: list[float] | None, where: str, verdict: str, is_lost: bool
+) -> None:
+    """The kept quartiles are 0.1 apart, and the upper quartile of the rounds counts."""
+    before = None if kept is None else (Bound("a", kept, at_least=0.5), where)
+    found, line = quick.lost(Bound("a", now, at_least=1.0), before, HERE)
+    assert (found, line.split()[0]) == (is_lost, verdict)
+    # the same as times, which are to be small
+    before = None if kept is None else (Bound("a", [-value for value in kept], at_most=0.0), where)
+    found, line = quick.lost(Bound("a", [-value for value in now], at_most=-1.0, unit="s"), before, HERE)
+    other = where == ELSEWHERE
+    assert (found, line.split()[0]) == ((False, "skipped") if other else (is_lost, verdict))
+
+
+def test_the_quick_run_fails_where_a_bound_is_lost_and_names_what_was_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    speed = {"one": 2.0, "two": 2.0}
+
+    def part(name: str, chosen: Namespace) -> Iterator[Block]:
+        yield Table("t", ["bound"], [[Bound(name, [speed[name]] * 3, at_least=1.0)]])
+
+    def measure(arguments: list[str]) -> list[Bound]:
+        return harness.main(arguments, {name: partial(part, name) for name in speed}, name="fake", title="Fake")
+
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(summary, "RESULTS", tmp_path)
+    monkeypatch.setattr(quick, "BUDGET", {"fake": {"one": 100}})
+    monkeypatch.setitem(sys.modules, "fake", Namespace(main=measure))
+    measure(["--write"])
+    assert "| one | 2 | at least 1 | pass |" in summary.figures()
+    quick.main([])
+    out = capsys.readouterr().out
+    assert "kept     one: 2, at least 1; kept 2\nleft out two" in out
+    speed["one"] = 0.9
+    with pytest.raises(SystemExit, match="1"):
+        quick.main([])
+    assert "LOST     one: 0.9, at least 1; kept 2" in capsys.readouterr().out
+
+
+def test_the_quick_run_fits_five_minutes_and_its_parts_are_there() -> None:
+    assert sum(seconds for parts in quick.BUDGET.values() for seconds in parts.values()) <= 300
+    for name, parts in quick.BUDGET.items():
+        source = (contenders.ROOT / "benchmarks" / f"{name}.py").read_text()
+        assert all(f'"{part}"' in source for part in parts)
+
+
+def test_the_page_of_the_benchmarks_has_the_kept_figures() -> None:
+    text = summary.README.read_text()
+    assert text == summary.renewed(text), "renew it: python benchmarks/summary.py"
 
 
 def test_a_bar_in_a_cell_does_not_end_it() -> None:
@@ -268,10 +336,10 @@ def test_the_table_says_what_is_reached_in_which_time(tmp_path: Path) -> None:
     ours = time_to_loss.Run("recipe", 1, 200, 1, 2.0, vocab_size=5)
     results = {"seconds": 9.0, "parameters": 1000}
     done = [(theirs, results | {"curve": [(2000, 1.8, 2.0)]}), (ours, results | {"curve": [(200, 1.7, 1.9)]})]
-    table = time_to_loss.loss_table(done, {"recipe, 200 steps": 0.2})
+    table = time_to_loss.loss_table(done, {"recipe, 200 steps": 1 / 6})
     assert table.rows[1][1:5] == ["1,000", "200", "2.00", "20"]
     assert table.rows[1][6:] == [
-        "1.8000 (1.8000 to 1.8000)", "1.7000 (1.7000 to 1.7000)", "1.9000 (1.9000 to 1.9000)", "pass: nanoGPT",
+        "1.8000 (1.8000 to 1.8000)", "1.7000 (1.7000 to 1.7000)", "1.9000 (1.9000 to 1.9000)", "pass, at most 2 nats",
     ]  # fmt: skip
     time_to_loss.draw(done, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
