@@ -46,7 +46,7 @@ MAY_IMPORT = {
 
 STAGES = {
     "data": "open prepare splitting tokenising tokenizers.base shards order batches stream",
-    "model": "gpt attention cache compiling",
+    "model": "gpt attention tables cache compiling",
     "training": "run module loss optimizer muon qk_clip loaders checkpoints averaging stopping distributed "
     "lightning_compat",
     "generation": "generator engine sampling text",
@@ -70,8 +70,8 @@ BRANCHES = {
     "model.gpt": {"model.variants"},
     "model.compiling": {"model.variants.kernels"},
     # Decoding: faster readers of the same model, and drafts of tokens.
-    "generation.engine": {"generation.cpu_backend", "generation.prompt_lookup", "generation.plain"},
-    "generation.generator": {"generation.cpu_backend", "data.answers"},
+    "generation.engine": {"generation.cpu_backend", "generation.model_reader", "generation.prompt_lookup"},
+    "generation.generator": {"generation.cpu_backend", "generation.model_reader", "data.answers"},
     # It puts a run together.
     "training.run": {"training", "data"},
     # QK-clip observes the scores that the fused kernel does not tell.
@@ -270,7 +270,7 @@ def test_importing_the_package_and_opening_a_run_loads_no_torch() -> None:
 
 
 def test_opening_a_model_and_writing_with_it_loads_neither_lightning_nor_datasets_nor_wandb() -> None:
-    loaded = loaded_after("import sample, minigpt.runs.loading, minigpt.generation.generator")
+    loaded = loaded_after("import sample, minigpt.runs.loading, minigpt.generation.model_reader")
     assert "torch" in loaded
     assert not loaded & (HEAVY | {"datasets", "pyarrow", "pandas", "tensorboard"})
 

@@ -6,8 +6,9 @@ from torch.nn import functional as F
 
 from minigpt.config import GPTConfig
 from minigpt.lab.study import Study, spread
-from minigpt.model.attention import rotary_table, rotate
+from minigpt.model.attention import rotate
 from minigpt.model.gpt import GPT
+from minigpt.model.tables import rotary_table
 from minigpt.model.variants.attend import attend, attention_weights
 from minigpt.model.variants.graphs import Causal
 from minigpt.model.variants.similarities import ScaledDot
@@ -22,7 +23,7 @@ def hand_built_error(temperature: float, seed: int) -> float:
     """Largest difference between a random convolution and one head for each of its taps, with rotary positions."""
     torch.manual_seed(seed)
     x, kernel = torch.randn(1, WIDTH, T), torch.randn(WIDTH, WIDTH, TAPS)
-    table, constant = rotary_table(T + TAPS, 16, base=10_000.0), torch.ones(1, 1, T, 16)
+    table, constant = torch.from_numpy(rotary_table(T + TAPS, 16, base=10_000.0)), torch.ones(1, 1, T, 16)
     query = rotate(constant, table[:, :T]).expand(1, TAPS, T, 16)
     # A key turned too far by d tokens fits the query d tokens later. The last tap of a kernel is the token itself.
     key = torch.cat([rotate(constant, table[:, d : d + T]) for d in reversed(range(TAPS))], dim=1)

@@ -12,9 +12,10 @@ from minigpt.config import GenerationConfig, GPTConfig
 from minigpt.errors import UserError
 from minigpt.generation import engine
 from minigpt.generation.cpu_backend import CPUDecode
-from minigpt.generation.engine import CompiledDecode, Reader, Row, generate, window_start
+from minigpt.generation.engine import Reader, Row, generate, window_start
+from minigpt.generation.model_reader import CompiledDecode
 from minigpt.generation.prompt_lookup import prompt_lookup_draft
-from minigpt.generation.sampling import apply_filters, draw
+from minigpt.generation.sampling import Generator, apply_filters, draw
 from minigpt.model.gpt import GPT
 
 TINY: dict[str, Any] = {"vocab_size": 50, "context_length": 24, "n_layer": 2, "n_head": 4, "n_embd": 32}
@@ -51,9 +52,7 @@ def make(kind: dict[str, Any]) -> GPT:
 
 
 def rows(prompts: Sequence[Sequence[int]], seed: int = 0) -> list[Row]:
-    return [
-        Row(list(prompt), torch.Generator().manual_seed(seed + i), i, len(prompt)) for i, prompt in enumerate(prompts)
-    ]
+    return [Row(list(prompt), Generator(seed + i), i, len(prompt)) for i, prompt in enumerate(prompts)]
 
 
 def written(
@@ -68,7 +67,7 @@ def written(
 def written_slowly(model: GPT, prompt: Sequence[int], seed: int = 0, **settings: Any) -> list[int]:
     """The whole window is read for each token."""
     config, tokens = GenerationConfig(**settings), list(prompt)
-    generator = torch.Generator().manual_seed(seed)
+    generator = Generator(seed)
     while len(tokens) - len(prompt) < config.max_new_tokens:
         window = tokens[window_start(len(tokens), model.config.context_length) :]
         with torch.no_grad():

@@ -1,5 +1,9 @@
 """Text in, text out: what the model is shown, where a text ends, and that nothing unfinished is ever shown."""
 
+import dataclasses
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ import minigpt
 from minigpt.config import Config, GenerationConfig, GPTConfig
 from minigpt.data.tokenizers.base import BPETokenizer, Tokenizer, decode
 from minigpt.errors import UserError
+from minigpt.files import shown
 from minigpt.generation.generator import Writer
 from minigpt.generation.text import TextStream, encode_prompt
 from minigpt.model.gpt import GPT
@@ -245,6 +250,45 @@ def test_a_stop_token_of_the_settings_is_not_the_end_of_the_text() -> None:
     writer = Writer(Counting(10), LETTERS)  # type: ignore[arg-type]
     assert writer.generate("ab", temperature=0.0, stop_tokens=[5]).ended == "stop_token"
     assert writer.generate("ab", temperature=0.0).ended == "end_of_text"
+
+
+WITHOUT_TORCH = """
+import json, sys
+import minigpt
+from minigpt.__main__ import main
+writer = minigpt.load("model.safetensors")
+texts = [sample.text for sample in writer.generate_many(["ab", "c" * 70], num_samples=2, max_new_tokens=40)]
+texts.append("".join(writer.stream("ab", max_new_tokens=3, temperature=0, draft_tokens=4)))
+print(json.dumps(texts))
+try:
+    main("sample", "model.safetensors", "--prompt", "ab", "--max_new_tokens", "3", "--temperature", "0")
+finally:
+    heavy = {"torch", "lightning", "datasets", "pandas", "matplotlib", "requests", "tokenizers", "transformers"}
+    assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+
+
+def test_a_models_own_file_is_written_with_without_torch(tmp_path: Path) -> None:
+    config = Config(model=GPTConfig(vocab_size=257, n_layer=2, n_head=2, n_embd=32, context_length=80))
+    torch.manual_seed(0)
+    model = GPT(config.model).eval()
+    save_weights(tmp_path / "model.safetensors", model, config, BYTES)
+    result = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], cwd=tmp_path, capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr.decode()
+    written, _, printed = result.stdout.decode().partition("\n")
+    writer = Writer(model, BYTES)
+    samples = writer.generate_many(["ab", "c" * 70], num_samples=2, max_new_tokens=40)
+    greedy = writer.generate("ab", max_new_tokens=3, temperature=0.0).text
+    assert json.loads(written) == [*(sample.text for sample in samples), greedy]
+    assert printed == f"{shown('ab' + greedy)}\n"
+
+
+def test_weights_that_do_not_fit_the_config_are_refused_as_they_are_with_torch(tmp_path: Path) -> None:
+    config = Config(model=GPTConfig(vocab_size=257, n_layer=1, n_head=1, n_embd=8))
+    file = tmp_path / "model.safetensors"
+    save_weights(file, GPT(dataclasses.replace(config.model, n_layer=2)), config, BYTES)
+    with pytest.raises(UserError, match=r"model\.safetensors: its weights do not fit its config"):
+        minigpt.load(file)
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from minigpt.errors import UserError
-from minigpt.generation import cpu_products, engine
+from minigpt.generation import cpu_products, model_reader
 from minigpt.generation.cpu_backend import CPUDecode, can_decode, obstacle
-from minigpt.generation.engine import CompiledDecode
+from minigpt.generation.model_reader import CompiledDecode
 from minigpt.inspection.ablation import without_head
 from minigpt.inspection.capture import capture_attention
 from minigpt.model.gpt import GPT, SwiGLUMLP
@@ -159,7 +159,7 @@ def test_dropout_backward_hooks_captures_and_other_dtypes_leave_a_model_to_pytor
 def test_compiled_decoding_steps_aside_for_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make({})
     monkeypatch.setattr(
-        engine, "compile_with_fallback", lambda function, dynamic: function
+        model_reader, "compile_with_fallback", lambda function, dynamic: function
     )  # nothing of this depends on it
     reader = CompiledDecode(model)
     assert reader.ready()
@@ -205,7 +205,7 @@ def test_only_matrices_that_changed_are_brought_into_their_form_again(
     settings: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[tuple[int, ...]] = []
-    for name in ("_packed_int8", "to_column_major"):
+    for name in ("to_int8", "to_column_major"):
         make_form = getattr(cpu_products, name)
         monkeypatch.setattr(
             cpu_products, name, lambda weight, form=make_form: made.append(tuple(weight.shape)) or form(weight)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from minigpt.config import GenerationConfig
 from minigpt.generation import sampling
-from minigpt.generation.sampling import Candidates, apply_filters, draw
+from minigpt.generation.sampling import Candidates, Generator, apply_filters, draw
 
 LOGITS = np.array([0.3, 2.0, -1.0, 1.1, 0.0, -3.0, 1.6, 0.9], dtype=np.float32)
 SEEN = [6, 2, 6]
@@ -25,7 +25,7 @@ def kept(logits: np.ndarray = LOGITS, seen: Sequence[int] = (), **changes: Any) 
 
 def drawn(choice: Candidates, temperature: float, n: int) -> np.ndarray:
     """How often each token is drawn in n draws of one random state."""
-    generator = torch.Generator().manual_seed(0)
+    generator = Generator(0)
     return np.bincount([draw(choice, temperature, generator) for _ in range(n)], minlength=len(LOGITS))
 
 
@@ -103,11 +103,19 @@ def test_what_is_kept_has_the_exact_probabilities(
 
 
 def test_temperature_zero_takes_the_likeliest_token_and_draws_nothing() -> None:
-    generator = torch.Generator().manual_seed(0)
-    before = generator.get_state()
+    generator = Generator(0)
     assert draw(kept(temperature=0.0), 0.0, generator) == 1
     assert draw(kept(temperature=0.0, forbidden_tokens=[1]), 0.0, generator) == 6
-    assert torch.equal(generator.get_state(), before)
+    assert generator.uniform() == Generator(0).uniform()
+
+
+@pytest.mark.parametrize(
+    "seed", [0, 1, 1337, 5489, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 7, 2**63 - 1, -1, -(2**63)]
+)
+def test_a_seed_gives_the_numbers_of_torchs_generator(seed: int) -> None:
+    ours, theirs = Generator(seed), torch.Generator().manual_seed(seed)
+    for _ in range(700):  # more than the 624 words of its state
+        assert ours.uniform() == torch.rand(1, generator=theirs, dtype=torch.float64).item()
 
 
 def test_a_very_low_temperature_takes_the_likeliest_token_without_overflow() -> None:
@@ -148,8 +156,8 @@ def test_the_ends_of_the_unit_interval_are_tokens_that_may_be_drawn(
 ) -> None:
     logits = np.array([0.1, 0.2, 0.3])
     logits[place] = -np.inf
-    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor([height], dtype=torch.float64))
-    assert draw(Candidates(np.arange(3), logits), 1.0, torch.Generator()) in {0, 1, 2} - {place}
+    monkeypatch.setattr(Generator, "uniform", lambda self: height)
+    assert draw(Candidates(np.arange(3), logits), 1.0, Generator(0)) in {0, 1, 2} - {place}
 
 
 def test_the_logits_are_left_as_they_were() -> None:

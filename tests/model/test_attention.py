@@ -14,12 +14,13 @@ from torch import Tensor
 
 from minigpt.config import GPTConfig
 from minigpt.errors import UserError
+from minigpt.model import tables
 from minigpt.model.variants import attend as attend_module
 from minigpt.model.variants import kernels, linear_attention
 from minigpt.model.variants.attend import attend, attention_scores, attention_weights
 from minigpt.model.variants.graphs import Adjacency, Causal, Documents, Full, Graph, Padding, Prefix, Window
 from minigpt.model.variants.linear_attention import causal_linear_attention, full_linear_attention
-from minigpt.model.variants.positions import alibi_bias, alibi_slopes
+from minigpt.model.variants.positions import alibi_bias
 from minigpt.model.variants.similarities import (
     SIMILARITIES,
     Cosine,
@@ -34,6 +35,7 @@ from minigpt.model.variants.similarities import (
 )
 
 B, H, T, D, D_v = 2, 4, 7, 5, 3
+SLOPES = torch.from_numpy(tables.alibi_slopes(H))
 EPSILON = torch.finfo(torch.bfloat16).eps
 """The distance of neighbouring numbers near 1: 1/128, so that rounding to the nearest is off by half of it at most."""
 
@@ -410,7 +412,7 @@ def test_the_weights_of_some_queries_are_those_rows_of_all(name: str, graph: str
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_the_scores_are_what_the_softmax_sees(softcap: float | None) -> None:
     query, key, _ = inputs()
-    bias = alibi_bias(alibi_slopes(H), T).double()
+    bias = alibi_bias(SLOPES, T).double()
     scores = attention_scores(
         query, key, {"similarity": ScaledDot(), "graph": Causal(), "key_bias": bias, "softcap": softcap}
     )
@@ -425,7 +427,7 @@ def test_the_scores_are_what_the_softmax_sees(softcap: float | None) -> None:
 def test_the_weights_know_of_bias_and_softcap() -> None:
     query, key, value = inputs(H_kv=2)
     how: dict[str, Any] = {"similarity": ScaledDot(), "graph": GRAPHS["causal window"], "softcap": 1.0}
-    how["key_bias"] = alibi_bias(alibi_slopes(H), T)
+    how["key_bias"] = alibi_bias(SLOPES, T)
     weights = attention_weights(query, key, **how)
     torch.testing.assert_close(weights @ value.repeat_interleave(2, dim=1), attend(query, key, value, **how))
 
@@ -467,7 +469,9 @@ def test_neighbours_far_into_a_text_are_told_apart_by_alibi_in_16_bits(
 ) -> None:
     """At position 4000 the steepest bias is 2828, where 16-bit numbers are 16 apart, and neighbours differ by 0.7."""
     S = 4000
-    bias = alibi_bias(alibi_slopes(12)[[8, 0, 7]], S)  # 0.707, 1/2 and 1/256: the steepest, and the flattest
+    bias = alibi_bias(
+        torch.from_numpy(tables.alibi_slopes(12))[[8, 0, 7]], S
+    )  # 0.707, 1/2 and 1/256: the steepest, and the flattest
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(1, 3, 8 if isinstance(graph, Full) else S, 16, generator=generator).bfloat16()
     key = torch.randn(1, 3, S, 16, generator=generator).bfloat16()

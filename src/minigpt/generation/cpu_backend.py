@@ -3,43 +3,40 @@
 On a CPU, decoding is bound by memory bandwidth for large models and by call overhead for small ones. PyTorch loses at
 both: its operations cost some five times numpy's to call, and the MKL of its CPU builds multiplies one vector at about
 half the speed of numpy's OpenBLAS on AMD processors (benchmarks/results/generation_cpu.md). So the usual models are
-decoded here and all others by `GPT`, which the tests compare this with.
+decoded here and all others by `GPT`, which the tests compare this with. Torch, which takes longer to import than a
+short text to generate, is imported only where a model of torch's is given or needed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
+from minigpt.config import GPTConfig
 from minigpt.errors import UserError
-from minigpt.generation.cpu_products import (
-    Array,
-    Forms,
-    Function,
-    Product,
-    array,
-    product_of,
-    product_of_int8,
-    threads_for,
-)
-from minigpt.generation.plain import difference
-from minigpt.model.cache import KVCache
-from minigpt.model.gpt import GELUMLP, GPT, Block, ExactGELUMLP, SwiGLUMLP
-from minigpt.model.variants.similarities import ScaledDot
+from minigpt.generation.cpu_products import Array, Forms, Function, Product, product_of, product_of_int8, threads_for
+from minigpt.model.tables import position_tables
+from minigpt.runs.stored import StoredModel
+
+if TYPE_CHECKING:
+    from minigpt.model.gpt import GPT
 
 Integers = npt.NDArray[np.int64]
+Parts = Mapping[str, Any]
+"""Arrays and numbers of a model by their names in `GPT`."""
 
 MOST_TOKENS = 64
 """New tokens, over all rows, up to which this is faster than PyTorch."""
+
+CHUNK = 256
+"""New tokens, over all rows, that are read at once, which bounds the memory of their scores."""
 
 COLUMNS_PAY_FROM = 32
 """New tokens from which a column-major copy of the matrices saves more time than making it costs."""
@@ -49,48 +46,104 @@ KEPT = 100_000_000
 nearly as long as generating a text."""
 
 
-def can_decode(model: GPT) -> bool:
+def can_decode(model: GPT | StoredModel) -> bool:
     """Whether `CPUDecode` supports a model."""
     return obstacle(model) is None
 
 
-def obstacle(model: GPT) -> str | None:
+def obstacle(model: GPT | StoredModel) -> str | None:
     """Why `CPUDecode` does not support a model; None where it does."""
-    if why := difference(model):
-        return why
-    weight, config = model.token_embedding.weight, model.config
-    if weight.dtype is not torch.float32:
-        return f"the weights are {str(weight.dtype).removeprefix('torch.')}, not float32"
+    opened = _opened(model)
+    if opened is not None:
+        from minigpt.generation.plain import difference
+
+        if why := difference(opened):
+            return why
+        dtype = str(opened.token_embedding.weight.dtype).removeprefix("torch.")
+        if dtype != "float32":
+            return f"the weights are {dtype}, not float32"
+    return obstacle_in(model.config)
+
+
+def obstacle_in(config: GPTConfig) -> str | None:
+    """Why `CPUDecode` does not support unmodified models of a config; None where it does."""
     if config.similarity != "scaled_dot" or config.document_mask:
         return f"the model has similarity={config.similarity}, document_mask={config.document_mask}"
     if config.block != "pre_norm" or not config.qk_norm_per_head:
         return f"the model has block={config.block}, qk_norm_per_head={str(config.qk_norm_per_head).lower()}"
-    if any(type(block.mlp) not in _MLPS for block in model.blocks):
-        return f"the model has mlp={config.mlp}"
-    return None
+    return None if config.mlp in _MLPS else f"the model has mlp={config.mlp}"
 
 
-_COLUMNS: WeakKeyDictionary[GPT, Forms] = WeakKeyDictionary()
+def _opened(model: GPT | StoredModel) -> GPT | None:
+    """The model of torch, whose hooks and changed weights count, if there is one."""
+    return model.opened if isinstance(model, StoredModel) else model
+
+
+def _parts(model: GPT | StoredModel) -> Parts:
+    """The weights, position tables and numbers of a model as they are now."""
+    numbers = _numbers(model.config)
+    weights = model.weights if isinstance(model, StoredModel) else {}  # first: opening the model drops them
+    opened = _opened(model)
+    if opened is None:
+        return {**numbers, **weights, **position_tables(model.config)}
+    tensors = {**dict(opened.named_parameters()), **dict(opened.named_buffers())}
+    arrays = {name: tensor.detach().numpy() for name, tensor in tensors.items()}
+    return arrays | {name: attrgetter(name)(opened) for name in numbers}
+
+
+def _numbers(config: GPTConfig) -> dict[str, Any]:
+    """What parts of a `GPT` hold besides tensors, by attribute: users may change it in a model."""
+    found: dict[str, Any] = {"final_norm.eps": config.eps, "config.norm": config.norm}
+    for i in range(config.n_layer):
+        found |= {
+            f"blocks.{i}.attn.n_projected": [config.n_head, config.kv_heads, config.kv_heads],
+            f"blocks.{i}.attn.head_dim": config.width_per_head,
+            f"blocks.{i}.attn.softcap": config.logit_softcap,
+            f"blocks.{i}.attn.similarity.temperature": config.softmax_temperature,
+        }
+        norms = ["attn_norm", "mlp_norm", *(["attn.q_norm", "attn.k_norm"] if config.qk_norm else [])]
+        found |= {f"blocks.{i}.{norm}.eps": config.eps for norm in norms}
+    return found
+
+
+_COLUMNS: WeakKeyDictionary[GPT | StoredModel, Forms] = WeakKeyDictionary()
 """Column-major matrices of small models, cached between texts."""
+
+
+class ArrayCache:
+    """`KVCache` in numpy, for models without document mask."""
+
+    can_rewind = True
+
+    def __init__(self, config: GPTConfig, n_rows: int, n_tokens: int) -> None:
+        """Args: as for `KVCache`."""
+        shape = (n_rows, config.kv_heads, n_tokens, config.width_per_head)
+        self.position, self.n_tokens = 0, n_tokens
+        self.layers = [[np.empty(shape, dtype=np.float32) for _ in range(2)] for _ in range(config.n_layer)]
+        """Keys and values of each layer, (B, H_kv, n_tokens, D) each."""
+        self.n_padding: Integers | None = None
+        """(B,) tokens of padding at each row's beginning; None for none at all."""
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep only these rows, in this order; a repeated row is copied."""
+        index = np.array(rows)
+        self.layers = [[array[index] for array in layer] for layer in self.layers]
+        self.n_padding = None if self.n_padding is None else self.n_padding[index]
 
 
 class CPUDecode:
     """numpy decoder of a model: shares the model's weights, or holds column-major or int8 copies."""
 
-    def __init__(self, model: GPT, *, int8: bool = False, n_tokens: int = 0) -> None:
+    def __init__(self, model: GPT | StoredModel, *, int8: bool = False, n_tokens: int = 0) -> None:
         """Read the weights.
 
         Args:
             model: supported, see `can_decode`.
             int8: quantize the matrices to int8: a quarter of the memory traffic.
             n_tokens: expected decode steps. From COLUMNS_PAY_FROM, matrices are copied column-major.
-
-        Raises:
-            UserError: PyTorch was built without int8 products.
         """
-        self.model, self.int8, self.n_tokens = model, int8, n_tokens
-        n_bytes = sum(parameter.nbytes for parameter in model.parameters())
-        self._forms = _COLUMNS.setdefault(model, Forms()) if not int8 and n_bytes <= KEPT else Forms()
+        self.model, self.config, self.int8, self.n_tokens = model, model.config, int8, n_tokens
+        self._forms: Forms | None = None
         self._read()
 
     def ready(self) -> bool:
@@ -107,71 +160,89 @@ class CPUDecode:
         return why is None
 
     def _read(self) -> None:
-        model, config = self.model, self.model.config
+        config, parts = self.config, _parts(self.model)
+        n_bytes = {name: part.nbytes for name, part in parts.items() if isinstance(part, np.ndarray)}
+        if self._forms is None:
+            is_small = not self.int8 and sum(n_bytes.values()) <= KEPT
+            self._forms = _COLUMNS.setdefault(self.model, Forms()) if is_small else Forms()
         if self.int8:
             product: Product = partial(product_of_int8, forms=self._forms)
         else:
             product = partial(product_of, by_columns=self._forms if self.n_tokens >= COLUMNS_PAY_FROM else None)
-        head = model.head_weight[: config.vocab_size]
+        self.embedding = parts["token_embedding.weight"]
+        head = (self.embedding if config.tie_embeddings else parts["lm_head.weight"])[: config.vocab_size]
         self.head = product(head, None)
-        self.embedding = array(model.token_embedding.weight)
-        absolute = model.position_embedding.weight if config.position == "learned" else model.sinusoidal
-        self.absolute = None if absolute is None else array(absolute)
-        self.rotary = None if model.rotary is None else array(model.rotary)
-        self.final_norm = _norm(model.final_norm)
-        slopes = None if model.slopes is None else array(model.slopes)
-        blocks = [block for block in model.blocks if isinstance(block, Block)]
-        windows = zip(blocks, config.windows, strict=True)
-        self.blocks = [_Block(block, window, slopes, product) for block, window in windows]
-        # 0 keeps OpenBLAS to one thread: int8 products have a thread pool of their own, and the two would compete.
+        self.absolute: Array | None = parts.get(
+            "position_embedding.weight" if config.position == "learned" else "sinusoidal"
+        )
+        self.rotary: Array | None = parts.get("rotary")
+        self.final_norm = _norm(parts, "final_norm")
+        self.blocks = [_Block(parts, f"blocks.{i}", config, window, product) for i, window in enumerate(config.windows)]
+        # 0 keeps OpenBLAS to one thread: int8 products have threads of their own, and the two would compete.
         self.head_bytes = 0 if self.int8 else head.nbytes
-        sizes = (parameter.nbytes for block in blocks for parameter in block.parameters())
-        self.block_bytes = 0 if self.int8 else max(sizes)
+        self.block_bytes = 0 if self.int8 else max(n for name, n in n_bytes.items() if name.startswith("blocks."))
         self._forms.renew()
 
-    def takes(self, tokens: Tensor, document_ids: Tensor | None) -> bool:
-        """Whether to read these (B, T) tokens here rather than in the model; arguments as for `hidden`."""
-        return self.int8 or (document_ids is None and tokens.numel() <= MOST_TOKENS)
+    def new_cache(self, n_rows: int, n_tokens: int) -> ArrayCache:
+        return ArrayCache(self.config, n_rows, n_tokens)
 
-    def hidden(self, tokens: Tensor, document_ids: Tensor | None, cache: KVCache) -> Tensor:
-        """(B, T) tokens after the cached ones -> (B, T, C), as `GPT.hidden`; texts only mark padding."""
-        start, T = cache.position, tokens.shape[1]
-        if document_ids is None and cache.document_ids is not None:
-            document_ids = torch.zeros_like(tokens)
-        n_padding = None if document_ids is None else (cache.extend_document_ids(document_ids) < 0).sum(1).numpy()
-        positions = np.arange(start, start + T)[None]  # (B or 1, T)
+    def read(self, tokens: Integers, cache: ArrayCache, n_wanted: int = 1, n_padding: Integers | None = None) -> Array:
+        """As `engine.Reader.read`."""
         if n_padding is not None:
-            positions = np.maximum(positions - n_padding[:, None], 0)
-        x = self.embedding[tokens.numpy()]  # (B, T, C)
+            cache.n_padding = n_padding
+        (B, T), opened = tokens.shape, _opened(self.model)
+        if not self.int8 and opened is not None and B * T > MOST_TOKENS:
+            return self._read_by_torch(opened, tokens, cache, n_wanted)
+        step = max(1, CHUNK // B)
+        chunks = [self._hidden(tokens[:, i : i + step], cache, cache.position + i) for i in range(0, T, step)]
+        x = np.concatenate(chunks, axis=1)[:, -n_wanted:].reshape(B * n_wanted, -1)
+        with threads_for(self.head_bytes):
+            return self.head(x).reshape(B, n_wanted, -1)
+
+    def _hidden(self, tokens: Integers, cache: ArrayCache, start: int) -> Array:
+        """(B, T) tokens from place `start` of the cache -> (B, T, C), as `GPT.hidden`."""
+        positions = np.arange(start, start + tokens.shape[1])[None]  # (B or 1, T)
+        if cache.n_padding is not None:
+            positions = np.maximum(positions - cache.n_padding[:, None], 0)
+        x = self.embedding[tokens]  # (B, T, C)
         if self.absolute is not None:
             x = x + self.absolute[positions]
         rotary = None if self.rotary is None else self.rotary[:, positions, None]  # (2, B or 1, T, 1, D)
         # exp may overflow to inf in SiLU and GELU: x / (1 + inf) is then 0, which is correct.
         with threads_for(self.block_bytes), np.errstate(over="ignore"):
-            for block, layer in zip(self.blocks, cache.layers, strict=True):
-                x = block(x, rotary, layer.key.numpy(), layer.value.numpy(), start, n_padding)
-        return torch.from_numpy(self.final_norm(x))
+            for block, (keys, values) in zip(self.blocks, cache.layers, strict=True):
+                x = block(x, rotary, keys, values, start, cache.n_padding)
+        return self.final_norm(x)
 
-    def logits(self, x: Tensor) -> Tensor:
-        """(B, T, C) of `hidden` -> (B, T, V)."""
-        B, T, C = x.shape
-        with threads_for(self.head_bytes):
-            return torch.from_numpy(self.head(x.numpy().reshape(B * T, C))).view(B, T, -1)
+    def _read_by_torch(self, opened: GPT, tokens: Integers, cache: ArrayCache, n_wanted: int) -> Array:
+        """`read` by the model itself, which writes its keys and values into the same memory."""
+        import torch
+
+        from minigpt.generation.model_reader import ModelReader
+
+        reader = ModelReader(opened)
+        shared = reader.new_cache(len(tokens), 0)
+        shared.position, shared.n_tokens = cache.position, cache.n_tokens
+        for layer, (keys, values) in zip(shared.layers, cache.layers, strict=True):
+            layer.key, layer.value = torch.from_numpy(keys), torch.from_numpy(values)
+        if cache.n_padding is not None and cache.position:  # else the reader stores it with the tokens
+            is_padding = np.arange(cache.n_tokens) < cache.n_padding[:, None]
+            shared.document_ids = torch.from_numpy(np.where(is_padding, -1, 0))
+        return reader.read(tokens, shared, n_wanted, None if cache.position else cache.n_padding)
 
 
 class _Block:
     """numpy version of `gpt.Block`."""
 
-    def __init__(self, block: Block, window: int | None, slopes: Array | None, product: Product) -> None:
-        attn = block.attn
-        assert isinstance(attn.similarity, ScaledDot)
-        self.attn_norm, self.mlp_norm = _norm(block.attn_norm), _norm(block.mlp_norm)
-        self.q_norm, self.k_norm = _norm(attn.q_norm), _norm(attn.k_norm)
-        self.qkv, self.proj = product(attn.qkv.weight, attn.qkv.bias), product(attn.proj.weight, attn.proj.bias)
-        self.mlp = _MLPS[type(block.mlp)](block.mlp, product)
-        self.n_projected, self.head_dim = attn.n_projected, attn.head_dim
-        self.scale = 1 / (attn.head_dim**0.5 * attn.similarity.temperature)
-        self.softcap, self.window, self.slopes = attn.softcap, window, slopes
+    def __init__(self, parts: Parts, name: str, config: GPTConfig, window: int | None, product: Product) -> None:
+        attn = f"{name}.attn"
+        self.attn_norm, self.mlp_norm = _norm(parts, f"{name}.attn_norm"), _norm(parts, f"{name}.mlp_norm")
+        self.q_norm, self.k_norm = _norm(parts, f"{attn}.q_norm"), _norm(parts, f"{attn}.k_norm")
+        self.qkv, self.proj = _linear(parts, f"{attn}.qkv", product), _linear(parts, f"{attn}.proj", product)
+        self.mlp = _MLPS[config.mlp](parts, f"{name}.mlp", product)
+        self.n_projected, self.head_dim = parts[f"{attn}.n_projected"], parts[f"{attn}.head_dim"]
+        self.scale = 1 / (self.head_dim**0.5 * parts[f"{attn}.similarity.temperature"])
+        self.softcap, self.window, self.slopes = parts[f"{attn}.softcap"], window, parts.get("slopes")
 
     def __call__(
         self, x: Array, rotary: Array | None, keys: Array, values: Array, start: int, n_padding: Integers | None
@@ -236,15 +307,17 @@ def _rotate(x: Array, table: Array) -> Array:
     return turned
 
 
-def _norm(module: nn.Module) -> Function:
+def _linear(parts: Parts, name: str, product: Product) -> Function:
+    return product(parts[f"{name}.weight"], parts.get(f"{name}.bias"))
+
+
+def _norm(parts: Parts, name: str) -> Function:
     """numpy version of the model's RMSNorm or LayerNorm, or the identity."""
-    if isinstance(module, nn.Identity):
+    if f"{name}.weight" not in parts:
         return lambda x: x
-    assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
-    assert module.eps is not None
-    weight, eps, C = array(module.weight), module.eps, module.weight.shape[0]
-    mean = np.full(C, 1 / C, dtype=np.float32) if isinstance(module, nn.LayerNorm) else None
-    bias = array(module.bias) if isinstance(module, nn.LayerNorm) and module.bias is not None else None
+    weight, bias, eps = parts[f"{name}.weight"], parts.get(f"{name}.bias"), parts[f"{name}.eps"]
+    C = len(weight)
+    mean = np.full(C, 1 / C, dtype=np.float32) if parts["config.norm"] == "layernorm" else None
 
     def norm(x: Array) -> Array:
         if x.size == C:  # one vector: its sums are scalars, faster in Python than in numpy
@@ -264,8 +337,8 @@ def _norm(module: nn.Module) -> Function:
     return norm
 
 
-def _gelu(mlp: GELUMLP, product: Product) -> Function:
-    up, proj = product(mlp.up.weight, mlp.up.bias), product(mlp.proj.weight, mlp.proj.bias)
+def _gelu(parts: Parts, mlp: str, product: Product) -> Function:
+    up, proj = _linear(parts, f"{mlp}.up", product), _linear(parts, f"{mlp}.proj", product)
 
     def forward(x: Array) -> Array:
         h = up(x)
@@ -280,14 +353,17 @@ def _gelu(mlp: GELUMLP, product: Product) -> Function:
     return forward
 
 
-def _gelu_exact(mlp: ExactGELUMLP, product: Product) -> Function:
-    up, proj = product(mlp.up.weight, mlp.up.bias), product(mlp.proj.weight, mlp.proj.bias)
-    return lambda x: proj(F.gelu(torch.from_numpy(up(x))).numpy())  # numpy has no error function
+def _gelu_exact(parts: Parts, mlp: str, product: Product) -> Function:
+    import torch  # numpy has no error function
+    import torch.nn.functional as F
+
+    up, proj = _linear(parts, f"{mlp}.up", product), _linear(parts, f"{mlp}.proj", product)
+    return lambda x: proj(F.gelu(torch.from_numpy(up(x))).numpy())
 
 
-def _swiglu(mlp: SwiGLUMLP, product: Product) -> Function:
-    gate_up, proj = product(mlp.gate_up.weight, mlp.gate_up.bias), product(mlp.proj.weight, mlp.proj.bias)
-    width = mlp.proj.in_features
+def _swiglu(parts: Parts, mlp: str, product: Product) -> Function:
+    gate_up, proj = _linear(parts, f"{mlp}.gate_up", product), _linear(parts, f"{mlp}.proj", product)
+    width = parts[f"{mlp}.proj.weight"].shape[1]
 
     def forward(x: Array) -> Array:
         both = gate_up(x)
@@ -299,4 +375,8 @@ def _swiglu(mlp: SwiGLUMLP, product: Product) -> Function:
     return forward
 
 
-_MLPS: dict[Any, Callable[[Any, Product], Function]] = {GELUMLP: _gelu, ExactGELUMLP: _gelu_exact, SwiGLUMLP: _swiglu}
+_MLPS: dict[str, Callable[[Parts, str, Product], Function]] = {
+    "gelu": _gelu,
+    "gelu_exact": _gelu_exact,
+    "swiglu": _swiglu,
+}

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
-import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from threadpoolctl import ThreadpoolController
-from torch import Tensor
-
-from minigpt.errors import UserError
 
 Array = npt.NDArray[np.float32]
 Function = Callable[[Array], Array]
 """(n, C) -> (n, N)."""
-Product = Callable[[Tensor, Tensor | None], Function]
+Product = Callable[[Array, Array | None], Function]
 """Weight (N, C) and bias (N,) -> the linear layer's function."""
 
 SMALL = 2_000_000
 """Bytes of a matrix below which a second thread saves nothing, and costs much where it has to wait for a core."""
+
+SHARED = 500_000
+"""Numbers of an int8 matrix from which several threads multiply it."""
+TINY = np.float32(1e-12)
+"""Added to scales: a row or vector of zeros has none."""
 
 
 class OneThread:
@@ -71,11 +74,11 @@ class Forms:
         """Drop entries not used since the last call."""
         self._before, self._now = self._now, {}
 
-    def of(self, weight: Tensor, make: Callable[[Tensor], Any]) -> Any:
+    def of(self, weight: Array, make: Callable[[Array], Any]) -> Any:
         """`make(weight)`, cached by the weight's values."""
         # The key is the product with a fixed random vector: it changes with any weight, up to float32 rounding, and
         # costs one pass over the matrix, a fraction of any conversion.
-        key = repr(weight.shape).encode() + (array(weight) @ _fixed_vector(weight.shape[1])).tobytes()
+        key = repr(weight.shape).encode() + (weight @ _fixed_vector(weight.shape[1])).tobytes()
         if key not in self._now:
             self._now[key] = self._before[key] if key in self._before else make(weight)
         return self._now[key]
@@ -86,74 +89,83 @@ def _fixed_vector(C: int) -> Array:
     return np.random.default_rng(0).standard_normal(C, dtype=np.float32)
 
 
-def to_column_major(weight: Tensor) -> Array:
+def to_column_major(matrix: Array) -> Array:
     """A column-major copy of a matrix: its product with a vector adds long columns instead of summing short rows."""
     # In strips of 64 rows, which fit the CPU's cache: in one go numpy and PyTorch take three to five times as long.
-    matrix = array(weight)
     columns = np.empty(matrix.shape[::-1], dtype=matrix.dtype)
     for start in range(0, len(matrix), 64):
         columns[:, start : start + 64] = matrix[start : start + 64].T
     return columns.T
 
 
-def product_of(weight: Tensor, bias: Tensor | None, *, by_columns: Forms | None = None) -> Function:
+def product_of(matrix: Array, bias: Array | None, *, by_columns: Forms | None = None) -> Function:
     """x W^T + bias; a single vector goes to BLAS's matrix-vector kernel."""
-    matrix = array(weight)
     # Column-major, a matrix of more rows than columns takes 0.7 (one thread) to 0.9 (two) of the time on an AMD EPYC.
     if by_columns is not None and matrix.shape[0] > matrix.shape[1]:
-        matrix = by_columns.of(weight, to_column_major)
-    transposed, added = matrix.T, None if bias is None else array(bias)
+        matrix = by_columns.of(matrix, to_column_major)
+    transposed = matrix.T
 
     def product(x: Array) -> Array:
         found = (matrix @ x[0])[None] if len(x) == 1 else x @ transposed
-        if added is not None:
-            found += added
+        if bias is not None:
+            found += bias
         return found
 
     return product
 
 
-def product_of_int8(weight: Tensor, bias: Tensor | None, *, forms: Forms) -> Function:
-    """x W^T + bias with int8 weights and a scale per row; x is rounded to 7 bits, else AVX2's sums overflow."""
-    # FBGEMM quantizes all vectors of a call by their common range, so results would depend on the batch. Here each
-    # vector is scaled to [-1, 1], and two extra channels of weight 0 hold -1 and 1, which fixes the range.
-    C, matrix = weight.shape[1], forms.of(weight, _packed_int8)
-    width = _width_of_int8(C)
-    added = None if bias is None else array(bias)
+def to_int8(matrix: Array) -> tuple[Array, npt.NDArray[np.int8]]:
+    """(n, C) -> scales (n, 1) and rounded numbers (n, C): a row's largest is 127 times its scale."""
+    scales, rounded = np.empty((len(matrix), 1), dtype=np.float32), np.empty(matrix.shape, dtype=np.int8)
+    for start in range(0, len(matrix), 64):  # in strips, which fit the CPU's cache: a third of the time
+        rows = slice(start, start + 64)
+        scales[rows] = np.abs(matrix[rows]).max(axis=1, keepdims=True) / np.float32(127) + TINY
+        rounded[rows] = np.rint(matrix[rows] / scales[rows])
+    return scales, rounded
+
+
+def product_of_int8(weight: Array, bias: Array | None, *, forms: Forms) -> Function:
+    """x W^T + bias with weights and vectors rounded to int8, each row by its own scale; the sums are exact integers."""
+    import numkong  # a library of 45 MB, which float32 need not load
+
+    scales, matrix = forms.of(weight, to_int8)
+    n_threads = _n_threads() if matrix.size >= SHARED else 1
+    ends = [len(matrix) * i // n_threads for i in range(n_threads + 1)]
+    shares = [slice(*rows) for rows in pairwise(ends)]
 
     def product(x: Array) -> Array:
-        largest = np.maximum(np.abs(x).max(axis=1, keepdims=True), np.float32(1e-12))
-        unit = np.zeros((len(x), width), dtype=np.float32)
-        np.divide(x, largest, out=unit[:, :C])
-        unit[:, C], unit[:, C + 1] = 1, -1
-        found: Array = torch.ops.quantized.linear_dynamic(torch.from_numpy(unit), matrix, True).numpy()
-        found *= largest
-        if added is not None:
-            found += added
+        x_scales, rounded = to_int8(x)
+        found = np.empty((len(x), len(matrix)), dtype=np.float32)
+        packed = numkong.dots_pack(rounded) if len(x) > 2 else None
+
+        def multiply(rows: slice) -> None:
+            if packed is None:  # reads the weights at the speed of memory
+                found[:, rows] = numkong.cdist(rounded, matrix[rows], "dot", out_dtype="float32")
+            else:
+                found.T[rows] = numkong.dots_packed(matrix[rows], packed)
+
+        others = [_pool().submit(multiply, rows) for rows in shares[1:]]
+        multiply(shares[0])
+        for other in others:
+            other.result()
+        found *= scales[:, 0]
+        found *= x_scales
+        if bias is not None:
+            found += bias
         return found
 
     return product
 
 
-def _width_of_int8(C: int) -> int:
-    return -(-(C + 2) // 8) * 8
+def _n_threads() -> int:
+    return max((library.get_num_threads() for library in openblas()), default=os.cpu_count() or 1)
 
 
-def _packed_int8(weight: Tensor) -> Any:
-    N, C = weight.shape
-    widened = torch.zeros(N, _width_of_int8(C))
-    widened[:, :C] = weight.detach()
-    scales = widened.abs().amax(dim=1).clamp(min=1e-12).double() / 127
-    try:
-        with warnings.catch_warnings():
-            # PyTorch deprecates these types. Without VNNI the alternatives are slower: oneDNN's and PyTorch's own int8
-            # products took as long as float32's, or three times as long.
-            warnings.simplefilter("ignore")
-            rounded = torch.quantize_per_channel(widened, scales, torch.zeros(N, dtype=torch.int64), 0, torch.qint8)
-            return torch.ops.quantized.linear_prepack(rounded, None)
-    except (RuntimeError, AttributeError) as error:
-        raise UserError(f"int8: not available here ({str(error).splitlines()[0]}); leave it out") from None
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """Threads of int8 products: numkong has none of its own and releases Python's lock."""
+    return ThreadPoolExecutor(thread_name_prefix="int8")
 
 
-def array(tensor: Tensor) -> Array:
-    return tensor.detach().numpy()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has no threads but its first

@@ -8,25 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from minigpt.config import GenerationConfig
+from minigpt.config import GenerationConfig, GPTConfig
 from minigpt.errors import UserError
-from minigpt.generation.cpu_backend import CPUDecode, can_decode
-from minigpt.generation.plain import changes_forward, intervention
+from minigpt.generation.cpu_backend import CPUDecode, Integers, can_decode
 from minigpt.generation.prompt_lookup import prompt_lookup_draft
-from minigpt.generation.sampling import Candidates, Mask, apply_filters, draw
-from minigpt.model.cache import KVCache
-from minigpt.model.compiling import compile_with_fallback
-from minigpt.model.gpt import GPT
+from minigpt.generation.sampling import Candidates, Generator, Mask, apply_filters, draw
+from minigpt.runs.stored import StoredModel
 
-NO_DOCUMENT = -1
-"""Document id of padding."""
+if TYPE_CHECKING:  # imports torch, which `CPUDecode` need not wait for
+    from minigpt.model.gpt import GPT
 
 Logits = npt.NDArray[np.float32]
 
@@ -40,7 +35,7 @@ class Row:
 
     tokens: list[int]
     """The prompt and the generated tokens; read-only for the loop's callers."""
-    generator: torch.Generator
+    generator: Generator
     index: int
     """Number of the sample among all samples of the call."""
     n_prompt: int
@@ -65,8 +60,22 @@ class Row:
         return self.tokens[self.n_prompt :]
 
 
+class Cache(Protocol):
+    """The KV cache of a reader: `KVCache`, or a decoder's own."""
+
+    position: int
+    n_tokens: int
+
+    @property
+    def can_rewind(self) -> bool: ...
+
+    def select(self, rows: Sequence[int]) -> None: ...
+
+
 class Reader(Protocol):
-    """A fast path that computes hidden states and logits in place of the model; shapes as for `GPT`."""
+    """What reads tokens for the loop: the model, or a fast path in its place."""
+
+    config: GPTConfig
 
     def ready(self) -> bool:
         """Whether it computes the same as the model does now, hooks included; called before each text.
@@ -75,34 +84,45 @@ class Reader(Protocol):
             UserError: it does not, and falling back to the model would ignore a setting such as int8.
         """
 
-    def takes(self, tokens: Tensor, document_ids: Tensor | None) -> bool:
-        """Whether to use it for these tokens; otherwise the model reads them."""
+    def new_cache(self, n_rows: int, n_tokens: int) -> Any:
+        """A `Cache` for `read` of this reader; arguments as for `KVCache`."""
 
-    def hidden(self, tokens: Tensor, document_ids: Tensor | None, cache: KVCache) -> Tensor: ...
+    def read(
+        self,
+        tokens: Integers,
+        cache: Any,
+        n_wanted: int = 1,
+        n_padding: Integers | None = None,
+    ) -> Logits:
+        """Add (B, T) tokens to the cache, whose position the caller moves.
 
-    def logits(self, x: Tensor) -> Tensor: ...
+        Args:
+            tokens: that follow the cached ones.
+            cache: of `new_cache`.
+            n_wanted: number of last positions whose logits are returned.
+            n_padding: (B,) tokens of padding at the beginning of each row; for the first tokens, None for none at all.
 
-
-class CompiledDecode:
-    """The model with decode steps compiled by torch.compile."""
-
-    def __init__(self, model: GPT) -> None:
-        self.model = model
-        self.hidden = compile_with_fallback(model.hidden, dynamic=True)
-        self.logits = model.logits
-
-    def ready(self) -> bool:
-        """False where the model has hooks: compiled code does not check for new ones. Other changes recompile."""
-        return intervention(self.model) is None
-
-    def takes(self, tokens: Tensor, document_ids: Tensor | None) -> bool:
-        """True for decode steps; prompts are read uncompiled, since each new length would compile again."""
-        return tokens.shape[1] == 1 and document_ids is None
+        Returns:
+            (B, n_wanted, V) logits.
+        """
 
 
-@torch.inference_mode()
+def reader_of(model: GPT | StoredModel, n_tokens: int = 0) -> Reader:
+    """`CPUDecode` for models that it supports, else the model itself.
+
+    Args:
+        model: in eval mode.
+        n_tokens: expected decode steps.
+    """
+    if can_decode(model):
+        return CPUDecode(model, n_tokens=n_tokens)
+    from minigpt.generation.model_reader import ModelReader  # imports torch
+
+    return ModelReader(model.model if isinstance(model, StoredModel) else model)
+
+
 def generate(
-    model: GPT, rows: Sequence[Row], config: GenerationConfig, reader: Reader | None = None
+    model: GPT | StoredModel, rows: Sequence[Row], config: GenerationConfig, reader: Reader | None = None
 ) -> Iterator[list[Row]]:
     """Draw one token for each unfinished row and yield these rows, until all rows have ended.
 
@@ -113,7 +133,7 @@ def generate(
         rows: prompts of at least one token; rows of one prompt share its prefill.
         config: sampling settings and limits; its seed and stop strings are ignored here (`Writer` applies them). A stop
             token is not kept.
-        reader: fast path; by default `CPUDecode` for models that it supports.
+        reader: in place of `reader_of(model)`, while it is ready.
 
     Yields:
         The rows that have a new token, which is the last of `row.tokens`.
@@ -122,12 +142,14 @@ def generate(
         UserError: logits are NaN or inf, or no token is left to draw.
     """
     going = list(rows)
-    batch = _Batch(model, config, reader)
+    if reader is None or not reader.ready():
+        reader = reader_of(model, config.max_new_tokens)
+    batch = _Batch(reader, config)
     while going:
         # A draft of n tokens gives n + 1 logits in one pass, as fast as one for a model bound by memory. Each is drawn
         # from as without a draft; the first token that differs from the draft ends the use of the rest.
         draft = batch.draft(going)
-        steps = batch.logits(going, draft).float().cpu().numpy().swapaxes(0, 1)  # (1 + draft, B, V)
+        steps = batch.logits(going, draft).swapaxes(0, 1)  # (1 + draft, B, V)
         for place, logits in enumerate(steps):
             for row, own in zip(going, logits, strict=True):
                 _draw(own, row, config)
@@ -135,7 +157,7 @@ def generate(
             for row in written:
                 if row.n_drawn >= config.max_new_tokens:
                     row.ended = "length"
-                elif config.overflow == "stop" and len(row.tokens) > model.config.context_length:
+                elif config.overflow == "stop" and len(row.tokens) > reader.config.context_length:
                     row.ended = "context"
             yield written
             going = [row for row in written if row.ended is None]
@@ -179,17 +201,11 @@ def _permitted(row: Row, V: int, config: GenerationConfig) -> Mask | None:
 class _Batch:
     """The unfinished rows and the KV cache of what the model has read of them."""
 
-    def __init__(self, model: GPT, config: GenerationConfig, reader: Reader | None) -> None:
-        self.model, self.config, self.device = model, config, next(model.parameters()).device
-        self.reader: Reader | None = None
-        if reader is not None:
-            self.reader = reader if reader.ready() else None
-        elif can_decode(model):
-            self.reader = CPUDecode(model, n_tokens=config.max_new_tokens)
-        self.calls_forward = changes_forward(model)
+    def __init__(self, reader: Reader, config: GenerationConfig) -> None:
+        self.reader, self.config = reader, config
         self.rows: list[Row] = []
         self.starts: list[int] = []
-        self.cache: KVCache | None = None
+        self.cache: Cache | None = None
 
     def draft(self, rows: Sequence[Row]) -> list[int]:
         """Prompt-lookup draft for a batch of one row, limited by the room in its cache; else empty."""
@@ -197,20 +213,21 @@ class _Batch:
         if not self.config.draft_tokens or len(rows) > 1 or self.cache is None:
             return []
         (row,), cache = rows, self.cache
-        # Linear attention's sums cannot drop the rejected tokens of a draft.
-        if not self._has_read([row]) or any(layer.summed for layer in cache.layers):
+        if not self._has_read([row]) or not cache.can_rewind:  # the rejected tokens of a draft must be dropped
             return []
         room = min(cache.n_tokens - cache.position, self.config.max_new_tokens - row.n_drawn) - 1
         return prompt_lookup_draft(row.tokens, min(self.config.draft_tokens, room))
 
-    def logits(self, rows: Sequence[Row], draft: Sequence[int] = ()) -> Tensor:
+    def logits(self, rows: Sequence[Row], draft: Sequence[int] = ()) -> Logits:
         """(B, 1 + draft, V) logits of the token after each row and after each token of the draft."""
         if self.cache is not None and len(rows) < len(self.rows):
             self._keep(rows)
         if self.cache is None or not self._has_read(rows):
             return self._prefill(rows)
-        tokens = torch.tensor([[row.tokens[-1], *draft] for row in rows], device=self.device)
-        return self._read(self.cache, tokens, n_wanted=1 + len(draft))
+        tokens = np.array([[row.tokens[-1], *draft] for row in rows])
+        logits = self.reader.read(tokens, self.cache, n_wanted=1 + len(draft))
+        self.cache.position += tokens.shape[1]
+        return logits
 
     def take_back(self, n_tokens: int) -> None:
         """Drop the last tokens from the cache: the rejected part of a draft."""
@@ -223,7 +240,7 @@ class _Batch:
         return self._starts(rows) == self.starts and self.cache.position < self.cache.n_tokens
 
     def _starts(self, rows: Sequence[Row]) -> list[int]:
-        return [window_start(len(row.tokens), self.model.config.context_length) for row in rows]
+        return [window_start(len(row.tokens), self.reader.config.context_length) for row in rows]
 
     def _keep(self, rows: Sequence[Row]) -> None:
         kept = [i for i, row in enumerate(self.rows) if row in rows]
@@ -231,46 +248,25 @@ class _Batch:
         self.cache.select(kept)
         self.rows, self.starts = [self.rows[i] for i in kept], [self.starts[i] for i in kept]
 
-    def _read(self, cache: KVCache, tokens: Tensor, document_ids: Tensor | None = None, n_wanted: int = 1) -> Tensor:
-        """(B, n_wanted, V) logits at the last of the (B, T) tokens, which are added to the cache."""
-        own = self.reader is not None and self.reader.takes(tokens, document_ids)
-        if self.calls_forward and not own:
-            logits: Tensor = self.model(tokens, document_ids, cache)[:, -n_wanted:]
-        else:
-            reader = self.reader if own and self.reader is not None else self.model
-            logits = reader.logits(reader.hidden(tokens, document_ids, cache)[:, -n_wanted:])
-        cache.position += tokens.shape[1]
-        return logits
-
-    def _prefill(self, rows: Sequence[Row]) -> Tensor:
+    def _prefill(self, rows: Sequence[Row]) -> Logits:
         """Logits after the rows' windows, left-padded to the longest; equal windows are read once."""
         # Padding on the left: the last tokens of all rows then stand at one place, and one position serves the batch.
         self.rows, self.starts = list(rows), self._starts(rows)
         windows = [tuple(row.tokens[start:]) for row, start in zip(rows, self.starts, strict=True)]
         different = list(dict.fromkeys(windows))
         width = max(map(len, different))
-        padded = [[0] * (width - len(window)) + list(window) for window in different]
-        tokens = torch.tensor(padded, device=self.device)
-        n_tokens = min(self.model.config.context_length, width + self.config.max_new_tokens)
-        dtype = self.model.token_embedding.weight.dtype
-        self.cache = KVCache(self.model.config, len(different), n_tokens, dtype=dtype, device=self.device)
-        logits = self._read(
-            self.cache, tokens, self._document_ids(tokens, [width - len(window) for window in different])
-        )
+        n_padding = np.array([width - len(window) for window in different])
+        tokens = np.array([[0] * (width - len(window)) + list(window) for window in different])
+        n_tokens = min(self.reader.config.context_length, width + self.config.max_new_tokens)
+        self.cache = self.reader.new_cache(len(different), n_tokens)
+        # Without padding, with document_mask, the model itself finds the document boundaries.
+        logits = self.reader.read(tokens, self.cache, n_padding=n_padding if n_padding.any() else None)
+        self.cache.position += width
         if len(different) < len(windows):
             chosen = [different.index(window) for window in windows]
             self.cache.select(chosen)
             logits = logits[chosen]
         return logits
-
-    def _document_ids(self, tokens: Tensor, n_padding: list[int]) -> Tensor | None:
-        if not any(n_padding):
-            return None  # no padding: with document_mask the model itself finds the document boundaries
-        config = self.model.config
-        index = torch.arange(tokens.shape[1], device=self.device)
-        padding = index < torch.tensor(n_padding, device=self.device)[:, None]
-        ends = tokens.eq(config.end_of_text or 0) & ~padding if config.document_mask else torch.zeros_like(padding)
-        return ends.cumsum(dim=1).masked_fill(padding, NO_DOCUMENT)
 
 
 def window_start(n_tokens: int, context_length: int) -> int:

@@ -8,21 +8,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
+import numpy as np
+import numpy.typing as npt
 
 from minigpt.config import GenerationConfig
 from minigpt.data.answers import AS_IT_IS, PromptForm, prompt_form
 from minigpt.data.tokenizers.base import Tokenizer, decode, first_token
 from minigpt.errors import UserError
 from minigpt.generation.cpu_backend import CPUDecode, can_decode
-from minigpt.generation.engine import CompiledDecode, Reader, Row, Watch, generate
+from minigpt.generation.engine import Reader, Row, Watch, generate
+from minigpt.generation.sampling import Generator
 from minigpt.generation.text import Prompt, TextStream, TokenHealing, encode_prompt, token_ids, token_texts
-from minigpt.model.cache import KVCache
-from minigpt.model.gpt import GPT
 from minigpt.runs.loading import LoadedModel, load_model
+from minigpt.runs.stored import StoredModel
+
+if TYPE_CHECKING:
+    from minigpt.config import GPTConfig
+    from minigpt.model.gpt import GPT
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Writer:
 
     def __init__(
         self,
-        model: GPT,
+        model: GPT | StoredModel,
         tokenizer: Tokenizer,
         *,
         from_start: bool = False,
@@ -79,7 +83,7 @@ class Writer:
             first_prompt: the first of the run's sampling prompts; the default prompt of `sample.py`.
             form: what text prompts are put into, for models trained on prompts and answers (data.answer_column).
         """
-        self.model, self.tokenizer, self.from_start, self.reader = model, tokenizer, from_start, reader
+        self._model, self.tokenizer, self.from_start, self.reader = model, tokenizer, from_start, reader
         self.first_prompt, self.form = first_prompt, form
 
     @classmethod
@@ -89,25 +93,26 @@ class Writer:
         Args:
             path: of one of these.
             device: cpu, cuda, cuda:1, mps.
-            int8: quantize weights to int8, on a CPU: two thirds of the time per token or less, for large models only.
+            int8: quantize weights to int8, on a CPU: half the time per token, for large models only.
             compile: decode with torch.compile, which takes about a minute first. For GPUs: on a CPU it is slower.
 
         Raises:
             UserError: see `load_model`; or int8 for a model that does not support it.
         """
-        loaded = load_model(path, device)
-        model = loaded.model
+        loaded = load_model(path, device, opened=compile)
         reader: Reader | None = None
-        if int8 and not can_decode(model):
+        if int8 and not can_decode(loaded.weights):
             raise UserError(
                 f"int8: needs a model with similarity=scaled_dot and without document_mask, on the CPU; {path} is not"
             )
         if int8 and compile:
             raise UserError("int8 and compile are both given: leave one out")
         if int8:
-            reader = CPUDecode(model, int8=True)
+            reader = CPUDecode(loaded.weights, int8=True)
         elif compile:
-            reader = CompiledDecode(model)
+            from minigpt.generation.model_reader import CompiledDecode
+
+            reader = CompiledDecode(loaded.model)
         return cls.of(loaded, reader)
 
     @classmethod
@@ -115,8 +120,27 @@ class Writer:
         """Wrap a model that is open already, with its run's settings; reader: see `engine.generate`."""
         from_start, prompts = loaded.config.data.mode == "examples", loaded.config.sampling.prompts or []
         first_prompt, form = prompts[0] if prompts else "", prompt_form(loaded.config.data)
-        model, tokenizer = loaded.model, loaded.tokenizer
+        model, tokenizer = loaded.weights, loaded.tokenizer
         return cls(model, tokenizer, from_start=from_start, reader=reader, first_prompt=first_prompt, form=form)
+
+    @property
+    def model(self) -> GPT:
+        """The model of torch, which is imported for it; what is changed in it counts from then on."""
+        return self._model.model if isinstance(self._model, StoredModel) else self._model
+
+    @property
+    def model_config(self) -> GPTConfig:
+        return self._model.config
+
+    def weights(self) -> dict[str, npt.NDArray[Any]]:
+        """The weights by their names in `GPT`, with the rows that pad the vocabulary."""
+        weights = self._model.weights if isinstance(self._model, StoredModel) else {}  # first: opening drops them
+        if isinstance(self._model, StoredModel) and self._model.opened is None:
+            return weights
+        import torch
+
+        state = self.model.state_dict().items()
+        return {name: tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy() for name, tensor in state}
 
     @cached_property
     def token_texts(self) -> list[bytes]:
@@ -178,7 +202,7 @@ class Writer:
         if len(set(config.forbidden_tokens)) == n_tokens:
             raise UserError("forbidden_tokens: no token is left to draw; leave some out")
         asked = self.form(prompt) if isinstance(prompt, str) else prompt
-        encode_prompt(self.tokenizer, asked, self.model.config.context_length, from_start=self.from_start)
+        encode_prompt(self.tokenizer, asked, self.model_config.context_length, from_start=self.from_start)
 
     def score(self, text: Prompt) -> Score:
         """Loss of a text, read as the beginning of a document.
@@ -201,24 +225,28 @@ class Writer:
         total = -math.fsum(chances)
         return Score(total / len(tokens), total / math.log(2) / n_bytes, tuple(tokens), tuple(chances))
 
-    @torch.inference_mode()
     def _log_probabilities(self, tokens: Sequence[int]) -> list[float]:
         """Log-probability of every token but the first, in nats, by the same code path that generates."""
-        T, weight = self.model.config.context_length, self.model.token_embedding.weight
-        reader = self.reader if self.reader is not None and self.reader.ready() else None
+        import torch
+        import torch.nn.functional as F
+
+        model, T = self.model, self.model_config.context_length
+        # Compiled steps are of one token each.
+        reader = self.reader if isinstance(self.reader, CPUDecode) and self.reader.ready() else None
         found: list[float] = []
         while len(found) < len(tokens) - 1:
             start = 0 if not found else max(0, len(found) - T // 2)
-            window = torch.tensor([tokens[start : start + T + 1]], device=weight.device)
-            inputs, targets = window[:, :-1], window[0, 1:]
-            if reader is not None and reader.takes(inputs, None):
-                cache = KVCache(self.model.config, 1, inputs.shape[1], dtype=weight.dtype, device=weight.device)
-                logits = reader.logits(reader.hidden(inputs, None, cache))
-            else:
-                logits = self.model(inputs)
+            inputs, targets = tokens[start : start + T], tokens[start + 1 : start + T + 1]
+            inputs = inputs[: len(targets)]
             n_known = len(found) - start  # in both this window and the one before
-            losses = F.cross_entropy(logits[0, n_known:].float(), targets[n_known:], reduction="none")
-            found += (-losses).tolist()
+            with torch.inference_mode():
+                if reader is not None:
+                    read = reader.read(np.array([inputs]), reader.new_cache(1, len(inputs)), n_wanted=len(inputs))
+                    logits = torch.from_numpy(read)
+                else:
+                    logits = model(torch.tensor([inputs], device=model.token_embedding.weight.device))
+                wanted = torch.tensor(targets[n_known:], device=logits.device)
+                found += (-F.cross_entropy(logits[0, n_known:].float(), wanted, reduction="none")).tolist()
         return found
 
     def _streams(self, prompts: Sequence[Prompt], num_samples: int, config: GenerationConfig) -> list[_Stream]:
@@ -239,13 +267,13 @@ class Writer:
     def _run(self, streams: Sequence[_Stream], config: GenerationConfig) -> Iterator[str]:
         """Generate all streams, yielding their text as it is complete."""
         # Token ids beyond the tokenizer's exist where the model's vocab_size is rounded up; they must not be drawn.
-        padding = range(self.tokenizer.vocab_size, self.model.config.vocab_size or 0)
+        padding = range(self.tokenizer.vocab_size, self.model_config.vocab_size or 0)
         config = dataclasses.replace(
             config,
             forbidden_tokens=[*config.forbidden_tokens, *padding],
             stop_tokens=[*config.stop_tokens, self.tokenizer.end_of_text],
         )
-        for rows in generate(self.model, [stream.row for stream in streams], config, self.reader):
+        for rows in generate(self._model, [stream.row for stream in streams], config, self.reader):
             for row in rows:
                 if text := streams[row.index].add(row.tokens[-1]):
                     yield text
@@ -265,11 +293,11 @@ class _Stream:
             spaces = prompt[len(kept) :]
         elif not isinstance(prompt, str):
             prompt = decode(tokenizer, token_ids(tokenizer, prompt))
-        tokens = encode_prompt(tokenizer, kept, writer.model.config.context_length, from_start=writer.from_start)
+        tokens = encode_prompt(tokenizer, kept, writer.model_config.context_length, from_start=writer.from_start)
         self.prompt, self.seed, self.text, self.end_of_text = prompt, seed, "", tokenizer.end_of_text
         self.row = Row(
             tokens,
-            torch.Generator().manual_seed(seed),
+            Generator(seed),
             index,
             len(tokens),
             restrict=TokenHealing(writer.token_texts, spaces.encode()) if spaces else None,

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from minigpt.config import GenerationConfig
 from minigpt.errors import UserError
@@ -96,20 +95,33 @@ def apply_filters(
         yield "min_p", candidates
 
 
-def draw(candidates: Candidates, temperature: float, generator: torch.Generator) -> int:
+class Generator:
+    """Uniform random numbers of a seed: those of `torch.rand` with `torch.Generator().manual_seed(seed)`, on a CPU."""
+
+    def __init__(self, seed: int) -> None:
+        # Both are the Mersenne Twister (MT19937), seeded by its authors' init_genrand with the lowest 32 bits.
+        self._state = np.random.RandomState(seed & 0xFFFFFFFF)
+
+    def uniform(self) -> float:
+        """A float64 in [0, 1)."""
+        numbers = self._state.bytes(8)  # two of 32 bits; torch puts the first above the second, and takes 53 bits
+        bits = int.from_bytes(numbers[:4], "little") << 32 | int.from_bytes(numbers[4:], "little")
+        return (bits & (2**53 - 1)) * 2.0**-53
+
+
+def draw(candidates: Candidates, temperature: float, generator: Generator) -> int:
     """Draw one token by inverse transform sampling, with the row's own generator so that rows stay independent.
 
     Args:
         candidates: the last one from `apply_filters`.
         temperature: 0 is greedy.
-        generator: on the CPU; one number is drawn from it, at temperature 0 none.
+        generator: one number is drawn from it, at temperature 0 none.
     """
     if temperature == 0:
         return int(candidates.tokens[candidates.logits.argmax()])
     cumulative = np.exp(candidates.logits - candidates.logits.max()).cumsum()  # unnormalised
-    uniform = torch.rand(1, generator=generator, dtype=torch.float64).item()
     # side="right" and a factor below 1 never select a token of probability 0, at either end.
-    place = np.searchsorted(cumulative, uniform * (1 - 2.0**-52) * cumulative[-1], side="right")
+    place = np.searchsorted(cumulative, generator.uniform() * (1 - 2.0**-52) * cumulative[-1], side="right")
     return int(candidates.tokens[place])
 
 

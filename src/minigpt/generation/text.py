@@ -5,16 +5,18 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 from operator import index
-from typing import SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex, TypeAlias
 
 import numpy as np
-from torch import Tensor
 
 from minigpt.data.tokenizers.base import Tokenizer, first_token
 from minigpt.errors import UserError
 from minigpt.generation.sampling import Mask
 
-Prompt = str | Sequence[int] | Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Prompt: TypeAlias = "str | Sequence[int] | Tensor"
 """Text, or token ids: a list, or a tensor or array of one axis."""
 
 

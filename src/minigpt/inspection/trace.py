@@ -19,7 +19,7 @@ from minigpt.config import GenerationConfig
 from minigpt.errors import UserError
 from minigpt.generation.engine import Logits, window_start
 from minigpt.generation.generator import Completion, Writer
-from minigpt.generation.sampling import Candidates, draw
+from minigpt.generation.sampling import Candidates, Generator, draw
 from minigpt.inspection import packing
 from minigpt.inspection.capture import attention_hooks
 from minigpt.model.variants.attend import AttentionSpec, attention_weights
@@ -48,7 +48,7 @@ class Trace:
         self.starts: list[int] = []
         """For each step the position of the window's first token."""
         self._keys: dict[int, Tensor] = {}
-        self._generator = torch.Generator().manual_seed(config.seed)
+        self._generator = Generator(config.seed)
 
     def hook(self, layer: int, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> None:
         """Hook on attention: keep the weights of the newest token."""

@@ -17,7 +17,7 @@ from minigpt.interop.names import ATTENTION, GATED_MLP, LAYER, MLP, NORMS, RMS
 from minigpt.interop.rotary import STANDS_STILL
 from minigpt.interop.weights import Names, Translation, biased
 from minigpt.model.gpt import GPT
-from minigpt.model.variants.positions import scaled_frequencies
+from minigpt.model.tables import rotary_frequencies, scaled_frequencies
 
 
 def _interleaved(x: Tensor, n_head: int) -> Tensor:
@@ -146,8 +146,8 @@ def gguf_tensors(model: GPT) -> Iterator[tuple[str, Tensor]]:
 def _slower(config: GPTConfig, scaling: dict[str, Any]) -> Tensor:
     """(D/2,): what Llama 3's scaling divides the frequency of each pair of channels by."""
     D, base = config.width_per_head, config.rotary_base
-    frequencies = base ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
-    return (frequencies / scaled_frequencies(frequencies, base, scaling)[0]).float()
+    frequencies = rotary_frequencies(D, base)[0]
+    return torch.from_numpy(frequencies / scaled_frequencies(frequencies, base, scaling)[0]).float()
 
 
 class _Float32(Mapping[str, Tensor]):

@@ -12,7 +12,7 @@ from minigpt.config import GPTConfig
 from minigpt.errors import UserError
 from minigpt.files import listed
 from minigpt.interop.layouts import HALVES, SAME, SPLIT_QKV, Layout, qkv_sizes
-from minigpt.model.variants.positions import sinusoidal_table
+from minigpt.model.tables import sinusoidal_table
 
 QK_NORMS = ("attn.q_norm", "attn.k_norm")
 
@@ -251,7 +251,7 @@ def _complete(config: GPTConfig, state: Mapping[str, Tensor], name: str) -> Tens
         return tensor
     if name == "position_embedding.weight":
         if config.position == "sinusoidal":
-            return sinusoidal_table(config.context_length, config.n_embd)
+            return torch.from_numpy(sinusoidal_table(config.context_length, config.n_embd))
         return torch.zeros(config.context_length, config.n_embd)
     if name.endswith("attn.q_norm.weight"):  # `symmetric` norms its one projection as a key
         return state[name.replace("q_norm", "k_norm")]

@@ -6,8 +6,7 @@ rotary positions. Other similarities and masks, ALiBi, softcap and grouped heads
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,6 @@ from minigpt.config import GPTConfig
 from minigpt.model.cache import LayerCache
 from minigpt.model.variants.attend import AttentionSpec, attend_variant, missing_query_and_key
 from minigpt.model.variants.graphs import Causal, Full, Graph
-from minigpt.model.variants.positions import scaled_frequencies
 from minigpt.model.variants.similarities import SIMILARITIES, ScaledDot
 
 
@@ -65,7 +63,7 @@ class Attention(nn.Module):
         Args:
             x: the normalised residual stream.
             graph: which tokens each query may attend to, stored as a rule, not a matrix.
-            rotary: `rotary_table` at the positions of x, or None for other positions.
+            rotary: `tables.rotary_table` at the positions of x, or None for other positions.
             key_bias: ALiBi's (1, H, S), or None.
             cache: keys and values of earlier tokens, which the T tokens attend to as well; the graph includes them.
         """
@@ -122,46 +120,6 @@ class Attention(nn.Module):
         return self.proj(gathered.transpose(1, 2).reshape(B, T, H * D))  # (B, T, C)
 
 
-def rotary_table(
-    context_length: int,
-    head_dim: int,
-    base: float,
-    fraction: float = 1.0,
-    scaling: Mapping[str, Any] | None = None,
-) -> Tensor:
-    """Cosines and sines of every position, for `rotate`.
-
-    Channel pair (i, i + D/2) turns by base ** (-2i / D) radians per token: the first pairs tell neighbours apart, the
-    last ones barely turn within the context.
-
-    Args:
-        context_length: number of positions, T.
-        head_dim: D.
-        base: theta.
-        fraction: the first pairs, this share of all, turn as if they were the whole head; the others do not turn.
-        scaling: stretches the wavelengths for longer contexts; see `GPTConfig.rotary_scaling`.
-
-    Returns:
-        (2, T, D) float32: the cosine of each channel, then its sine, negative in the first half.
-    """
-    frequencies, length = rotary_frequencies(head_dim, base, fraction, scaling)
-    angles = torch.arange(context_length, dtype=torch.float64)[:, None] * frequencies  # (T, n_rotated / 2)
-    n_still = head_dim // 2 - len(frequencies)
-    cos, sin = F.pad(length * angles.cos(), (0, n_still), value=1.0), F.pad(length * angles.sin(), (0, n_still))
-    # Pairs are (i, i + D/2) as in Llama and GPT-NeoX, not neighbours as in the paper: halves are contiguous in memory.
-    return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)]).float()
-
-
-def rotary_frequencies(
-    head_dim: int, base: float, fraction: float = 1.0, scaling: Mapping[str, Any] | None = None
-) -> tuple[Tensor, float]:
-    """Radians per token of each pair that turns, (n_rotated / 2,) float64, and the factor of cosines and sines."""
-    n_rotated = round(fraction * head_dim)
-    # In float64: in float32, the angle of position 100,000 would be off by up to 0.004 radians.
-    frequencies = base ** (-torch.arange(0, n_rotated, 2, dtype=torch.float64) / n_rotated)
-    return (frequencies, 1.0) if scaling is None else scaled_frequencies(frequencies, base, scaling)
-
-
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Rotary positions (Su et al. 2021, https://arxiv.org/abs/2104.09864): q·k then depends on the distance alone.
 
@@ -169,8 +127,8 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
     Args:
         x: (B, H, T, D) queries or keys.
-        table: (2, T, D) from `rotary_table`, cut to the T positions of x, or (2, B, T, D) with positions of its own for
-            each row.
+        table: (2, T, D) from `tables.rotary_table`, cut to the T positions of x, or (2, B, T, D) with positions of its
+            own for each row.
 
     Returns:
         (B, H, T, D), in x's dtype.

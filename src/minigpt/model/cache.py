@@ -55,6 +55,11 @@ class KVCache:
             key, value = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
             self.layers.append(LayerCache(self, key, value, summed=summed))
 
+    @property
+    def can_rewind(self) -> bool:
+        """Whether setting the position back drops tokens: the sums of linear attention keep them."""
+        return not any(layer.summed for layer in self.layers)
+
     def extend_document_ids(self, document_ids: Tensor) -> Tensor:
         """Store the document ids (B, T) of the new tokens; returns those of all tokens, (B, position + T)."""
         start, stop = self.position, self.position + document_ids.shape[1]

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from minigpt.config import GPTConfig
-from minigpt.model.attention import Attention, rotary_table
+from minigpt.model import tables
+from minigpt.model.attention import Attention
 from minigpt.model.cache import KVCache, LayerCache
+from minigpt.model.tables import VOCABULARY_MULTIPLE
 from minigpt.model.variants.graphs import Adjacency, Causal, Documents, Full, Graph, Window
-from minigpt.model.variants.positions import alibi_bias, alibi_slopes, sinusoidal_table
-
-VOCABULARY_MULTIPLE = 64
-"""Tables of the vocabulary have a multiple of this many rows: matrix products of odd sizes are slow on GPUs."""
+from minigpt.model.variants.positions import alibi_bias
 
 
 def make_norm(config: GPTConfig, width: int) -> nn.Module:
@@ -318,14 +317,9 @@ class GPT(nn.Module):
 
 
 def position_tables(config: GPTConfig) -> dict[str, Tensor | None]:
-    """What the model computes from the config alone: the buffers for the positions of a whole context, by name."""
-    T, D = config.context_length, config.width_per_head
-    rotary = (config.rotary_base, config.rotary_fraction, config.rotary_scaling)
-    return {
-        "rotary": rotary_table(T, D, *rotary) if config.position == "rotary" else None,
-        "sinusoidal": sinusoidal_table(T, config.n_embd) if config.position == "sinusoidal" else None,
-        "slopes": alibi_slopes(config.n_head) if config.position == "alibi" else None,
-    }
+    """`tables.position_tables` as tensors, on the default device."""
+    found = tables.position_tables(config).items()
+    return {name: None if table is None else torch.tensor(table) for name, table in found}
 
 
 def _graph(document_ids: Tensor | None, window: int | None, start: int, T: int, device: torch.device) -> Graph:

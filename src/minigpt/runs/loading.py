@@ -1,4 +1,4 @@
-"""Saves and loads checkpoints and weights, without Lightning.
+"""Saves and loads checkpoints and weights, without Lightning; torch is imported where tensors are needed.
 
 Checkpoints are loaded with weights_only=True, whatever the environment says, so no pickled code runs. Each file holds a
 SHA-256 of itself, and damaged files are refused.
@@ -13,25 +13,30 @@ import pickle
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from minigpt.config import Config, DataConfig
+from minigpt.config import Config, DataConfig, GPTConfig
 from minigpt.config.commands import HUB_NAME
 from minigpt.data.tokenizers.base import Tokenizer, tokenizer_from_dict
 from minigpt.errors import UserError
 from minigpt.files import is_file, note, reason, refuse_url, write_atomically
 from minigpt.interop.hub import is_foreign, local_folder, series_of
-from minigpt.model.gpt import GPT
-from minigpt.runs.adapters import merged_state
+from minigpt.model.tables import weight_shapes
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.header import CHECKSUM, DAMAGED, digested, read_header, write_checksum
+from minigpt.runs.stored import StoredModel
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from minigpt.model.gpt import GPT
 
 Content = TypeVar("Content")
-Weights = tuple[dict[str, Tensor], Config, Tokenizer, int | None]
 
 CHECKPOINT_KEY = "minigpt"
 """minigpt's own entry in a Lightning checkpoint: {config, tokenizer, text_fingerprint, ...}."""
@@ -50,16 +55,25 @@ _SHARDED = (
 class LoadedModel:
     """A model in eval mode, with its tokenizer and config."""
 
-    model: GPT
+    weights: GPT | StoredModel
+    """The model of torch, or what `model` makes it of when it is asked for."""
     tokenizer: Tokenizer
     config: Config
     path: Path
     step: int | None = None
     """Optimizer step of the weights; None if the file does not say."""
 
+    @property
+    def model(self) -> GPT:
+        return self.weights.model if isinstance(self.weights, StoredModel) else self.weights
+
 
 def load_model(
-    path: str | Path, device: str | torch.device = "cpu", *, context_length: int | None = None
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    context_length: int | None = None,
+    opened: bool = True,
 ) -> LoadedModel:
     """Load a model from a run folder (its best weights), from minigpt's `.ckpt` or `.safetensors` file, or another's.
 
@@ -67,26 +81,38 @@ def load_model(
         path: of one of these; or the folder of a model in Hugging Face's format, or its name on the hub as hf:gpt2.
         device: where the model goes.
         context_length: less than that of another program's model.
+        opened: whether torch's model will be needed. If not, the weights of a safetensors file stay arrays on the CPU.
 
     Raises:
         UserError: the path does not exist, is a file of another program that is not supported, or is damaged or
             incomplete.
     """
     refuse_url(path, "a checkpoint")
+    if not opened and str(device) == "cpu" and not is_foreign(path):
+        return _load_own(path, opened=False)
+    import torch  # for more than a second
+
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:  # an unknown name, or a build without that device
         raise UserError(f"device={device}: not available here ({str(error).splitlines()[0]})") from None
-    loaded = _load_foreign(path, context_length) if is_foreign(path) else _load_own(path)
+    loaded = _load_foreign(path, context_length) if is_foreign(path) else _load_own(path, opened=True)
     try:
         model = loaded.model.to(device)
     except (RuntimeError, NotImplementedError) as error:
         raise UserError(f"device={device}: cannot hold the model ({str(error).splitlines()[0]})") from None
-    return replace(loaded, model=model.eval())
+    return replace(loaded, weights=model.eval())
 
 
-def _load_own(path: str | Path) -> LoadedModel:
-    file, (state, config, tokenizer, step) = first_intact(weights_files(path), _read_weights)
+def _load_own(path: str | Path, *, opened: bool) -> LoadedModel:
+    files = weights_files(path)
+    file, (state, config, tokenizer, step) = first_intact(files, partial(_read_weights, opened=opened))
+    if isinstance(state, StoredState):
+        if state.fits(config.model):
+            return LoadedModel(StoredModel(config.model, state), tokenizer, config, file, step)
+        return _load_own(file, opened=True)
+    from minigpt.model.gpt import GPT
+
     try:
         model = GPT(config.model)
         model.load_state_dict(state)
@@ -195,6 +221,8 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
     Raises:
         UserError: it cannot be written; an existing file is unchanged.
     """
+    import torch
+
     content = content | {CHECKPOINT_KEY: content[CHECKPOINT_KEY] | {"checksum": CHECKSUM}}
 
     def write(temporary: Path) -> None:
@@ -233,6 +261,8 @@ def _comment(checksum: str) -> bytes:
 
 def tensors_in(value: Any) -> list[Tensor]:
     """All tensors in nested dictionaries and lists."""
+    from torch import Tensor
+
     if isinstance(value, dict | list | tuple):
         return [
             tensor for each in (value.values() if isinstance(value, dict) else value) for tensor in tensors_in(each)
@@ -302,6 +332,8 @@ def read_checkpoint(path: str | Path, *, mmap: bool = True) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, damaged, or holds more than tensors and plain types.
     """
+    import torch
+
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{path}: {_SHARDED}")
@@ -332,9 +364,25 @@ def _is_whole(path: Path) -> bool | None:
     return end == _comment(digest.hexdigest()) or (None if _MARK not in end else False)
 
 
-def _read_weights(path: Path) -> Weights:
-    """Read and validate weights, config and tokenizer, so that `first_intact` can fall back to another file."""
-    read = _read_safetensors if path.suffix == ".safetensors" else _read_checkpoint
+class StoredState(dict[str, np.ndarray]):
+    """The float32 weights of a safetensors file as arrays."""
+
+    def fits(self, config: GPTConfig) -> bool:
+        """Whether these are the weights of a model of this config."""
+        if config.n_layer > len(self):
+            return False
+        return {name: array.shape for name, array in self.items()} == weight_shapes(config)
+
+
+Weights = tuple["dict[str, Tensor] | StoredState", Config, Tokenizer, int | None]
+
+
+def _read_weights(path: Path, *, opened: bool) -> Weights:
+    """Read and validate weights, config and tokenizer, so that `first_intact` can fall back to another file.
+
+    Args: opened False leaves float32 weights of a safetensors file as arrays.
+    """
+    read = partial(_read_safetensors, opened=opened) if path.suffix == ".safetensors" else _read_checkpoint
     try:
         state, config, tokenizer, step = read(path)
         return state, Config.from_dict(config), tokenizer_from_dict(tokenizer), None if step is None else int(step)
@@ -354,6 +402,8 @@ def _of_another_program(path: Path) -> str:
 
 
 def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any], Any]:
+    from minigpt.runs.adapters import merged_state
+
     content = read_checkpoint(path)
     prefix = "model."
     state = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
@@ -361,13 +411,28 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dic
     return merged_state(state), ours["config"], ours["tokenizer"], content.get("global_step")
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any], Any]:
+def _read_safetensors(
+    path: Path, *, opened: bool
+) -> tuple[dict[str, Tensor] | StoredState, dict[str, Any], dict[str, Any], Any]:
     from safetensors import SafetensorError, safe_open
 
     header = read_header(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        state: dict[str, Tensor] | StoredState | None = None if opened else _read_arrays(path)
+        if state is None:
+            with safe_open(path, framework="pt") as file:
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged or incomplete ({error})") from None
     return state, json.loads(header["config"]), json.loads(header["tokenizer"]), header.get("step")
+
+
+def _read_arrays(path: Path) -> StoredState | None:
+    """The weights of a safetensors file; None if they are not all float32."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        names = list(file.keys())
+        if any(file.get_slice(name).get_dtype() != "F32" for name in names):
+            return None
+        return StoredState({name: file.get_tensor(name) for name in names})

@@ -1,17 +1,29 @@
 """Rotations, vectors and biases against their formulas, and what they let a score depend on."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from minigpt.config import GPTConfig
-from minigpt.model.attention import rotary_table, rotate
+from minigpt.model import tables
+from minigpt.model.attention import rotate
 from minigpt.model.variants.attend import attention_weights
 from minigpt.model.variants.graphs import Causal
-from minigpt.model.variants.positions import alibi_bias, alibi_slopes, scaled_frequencies, sinusoidal_table
+from minigpt.model.variants.positions import alibi_bias
 from minigpt.model.variants.similarities import ScaledDot
+
+
+def as_tensors(table: Callable[..., np.ndarray]) -> Callable[..., Tensor]:
+    return lambda *sizes, **how: torch.from_numpy(table(*sizes, **how))
+
+
+rotary_table, sinusoidal_table = as_tensors(tables.rotary_table), as_tensors(tables.sinusoidal_table)
+alibi_slopes = as_tensors(tables.alibi_slopes)
 
 
 def test_rotation_keeps_the_norm_and_leaves_position_zero_as_it_is() -> None:
@@ -95,8 +107,9 @@ def test_frequencies_for_longer_contexts_are_those_of_transformers(scaling: dict
         rope_parameters=scaling | {"rope_theta": 10_000.0},
     )
     expected, length = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](config, torch.device("cpu"))
-    plain = 10_000.0 ** (-torch.arange(0, 32, 2, dtype=torch.float64) / 32)
-    frequencies, found = scaled_frequencies(plain, 10_000.0, scaling)
+    plain, _ = tables.rotary_frequencies(32, 10_000.0)
+    scaled, found = tables.scaled_frequencies(plain, 10_000.0, scaling)
+    frequencies = torch.from_numpy(scaled)
     torch.testing.assert_close(frequencies.float(), expected.float())
     assert found == pytest.approx(length)
     GPTConfig(rotary_scaling=scaling)

@@ -209,7 +209,7 @@ class Conversation:
 
     def _in_form(self, turns: list[Turn], prompt: str, text: str) -> tuple[list[Turn], list[int]]:
         """The last turns that leave a quarter of the context free, and the tokens of all, as in training."""
-        form, tokenizer, T = self.writer.form, self.writer.tokenizer, self.writer.model.config.context_length
+        form, tokenizer, T = self.writer.form, self.writer.tokenizer, self.writer.model_config.context_length
 
         def tokens_after(turns: list[Turn]) -> list[int]:
             tokens = list[int]()
@@ -227,7 +227,7 @@ class Conversation:
 
     def _still_seen(self, text: str) -> str:
         """A text; where it exceeds the context and overflow is slide, its last 3/4 of a context."""
-        T = self.writer.model.config.context_length
+        T = self.writer.model_config.context_length
         tokens = self.writer.tokenizer.encode(text)
         if self.config.overflow == "stop" or len(tokens) < T:
             return text

@@ -249,20 +249,18 @@ def _difference(line: bytes, known: Sequence[dict[str, Any]]) -> str:
 
 
 def _weights_fingerprint(writer: Writer) -> str:
-    import torch
-
     from minigpt.generation.cpu_backend import CPUDecode
 
     int8 = isinstance(writer.reader, CPUDecode) and writer.reader.int8
     rest = [
-        dataclasses.asdict(writer.model.config),
+        dataclasses.asdict(writer.model_config),
         writer.tokenizer.to_dict(),
         writer.from_start,
         int8,
         *filter(any, [writer.form[:2]]),
     ]
     found = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
-    for name, tensor in sorted(writer.model.state_dict().items()):
+    for name, weight in sorted(writer.weights().items()):
         found.update(name.encode())
-        found.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+        found.update(weight.reshape(-1).data)
     return found.hexdigest()

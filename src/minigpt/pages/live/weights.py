@@ -15,9 +15,8 @@ from torch import Tensor
 
 from minigpt.config import GPTConfig
 from minigpt.errors import UserError
-from minigpt.model.attention import rotary_frequencies
 from minigpt.model.gpt import GPT
-from minigpt.model.variants.positions import alibi_slopes
+from minigpt.model.tables import alibi_slopes, rotary_frequencies
 
 WeightKind = Literal["int8", "float16", "float32"]
 Floats = npt.NDArray[np.float32]
