@@ -49,6 +49,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "weights kept every 2 steps": {"keep_every_n_steps": 2},
     "attention every 3 steps": {"attention": {"every_n_steps": 3}},
     "W&B, offline": {"trainer": {"logger": "wandb"}},
+    "compiled, as many threads as cores": {
+        "compile": True,
+        "model": {"context_length": 64, "n_embd": 64},  # large enough for two threads to work
+        "data": {"batch_size": 12},
+    },
     "two processes (DDP, gloo)": {
         "trainer": {"devices": 2, "strategy": "ddp"},
         "data": {"batch_size": 2},

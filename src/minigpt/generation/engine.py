@@ -22,7 +22,7 @@ from minigpt.generation.plain import changes_forward, intervention
 from minigpt.generation.prompt_lookup import prompt_lookup_draft
 from minigpt.generation.sampling import Candidates, Mask, apply_filters, draw
 from minigpt.model.cache import KVCache
-from minigpt.model.compiling import compile_with_fallback
+from minigpt.model.compiling import CompiledWithFallback
 from minigpt.model.gpt import GPT
 
 NO_DOCUMENT = -1
@@ -88,7 +88,7 @@ class CompiledDecode:
 
     def __init__(self, model: GPT) -> None:
         self.model = model
-        self.hidden = compile_with_fallback(model.hidden, dynamic=True)
+        self.hidden = CompiledWithFallback(model.hidden, dynamic=True)
         self.logits = model.logits
 
     def ready(self) -> bool:
