@@ -1,4 +1,4 @@
-"""Save step x death step x accumulation x validation interval x workers, or compiled -> is each run, resumed, the same?
+"""Save step x death step x accumulation x validation interval x workers x compile -> is each run, resumed, the same?
 
 `make resume-grid`. Runs of 12 steps in this process, which die of an exception in a micro-batch, where nothing is saved
 on the way out; it needs the tests' folders on PYTHONPATH, for their small configs.
@@ -88,8 +88,8 @@ def main(arguments: list[str]) -> None:
         f"# Resume grid: runs of {STEPS} steps that die and are resumed\n\n{machine('cpu')}; "
         f"{(time.monotonic() - began) / 60:.0f} minutes\n\nSave every {axes['save_every']} steps and at each "
         f"validation, every {axes['validate_every']} steps; dead in step {axes['death']}, with accumulation within "
-        "it;\ncompiled ones (torch.compile on the CPU, two threads) with fewer of each. Every file is compared with those of the "
-        f"run that was never stopped.\n\n{Table('cells', header, lines)}\n\n"
+        "it;\ncompiled ones (torch.compile on the CPU, two threads) with fewer of each. Every file is compared with "
+        f"those of the run that was never stopped.\n\n{Table('cells', header, lines)}\n\n"
         + ("\n".join(failures) or f"{len(cells)} of {len(cells)} cells are bitwise equal.")
     )
     print(f"\n{text}")
