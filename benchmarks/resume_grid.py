@@ -49,6 +49,7 @@ class Cell:
     """Steps; 20 is at the end alone."""
     workers: int
     compile: bool
+    """With two threads, and a model that is large enough for both to work."""
 
     @property
     def straight(self) -> Cell:
@@ -87,8 +88,8 @@ def main(arguments: list[str]) -> None:
         f"# Resume grid: runs of {STEPS} steps that die and are resumed\n\n{machine('cpu')}; "
         f"{(time.monotonic() - began) / 60:.0f} minutes\n\nSave every {axes['save_every']} steps and at each "
         f"validation, every {axes['validate_every']} steps; dead in step {axes['death']}, with accumulation within "
-        "it;\ncompiled ones (torch.compile on the CPU) with fewer of each. Every file is compared with those of the "
-        f"run that was never stopped.\n\n{Table('cells', header, lines)}\n\n"
+        "it;\ncompiled ones (torch.compile on the CPU, two threads) with fewer of each. Every file is compared with "
+        f"those of the run that was never stopped.\n\n{Table('cells', header, lines)}\n\n"
         + ("\n".join(failures) or f"{len(cells)} of {len(cells)} cells are bitwise equal.")
     )
     print(f"\n{text}")
@@ -126,6 +127,7 @@ def train_cell(cell: Cell, folder: Path, death: int | None = None, resume: Path 
     from minigpt.training.run import train
 
     config = config_of(cell, folder)
+    torch.set_num_threads(2 if cell.compile else 1)
     torch._dynamo.reset()  # or the ninth run's model would not be compiled any more
     torch._dynamo.utils.counters.clear()
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -146,8 +148,8 @@ def config_of(cell: Cell, folder: Path) -> Any:
     """Of a run of the cell's kind."""
     return small_settings(
         folder,
-        model={"dropout": 0.1},
-        data={"num_workers": cell.workers},
+        model={"dropout": 0.1} | ({"context_length": 64, "n_embd": 64} if cell.compile else {}),
+        data={"num_workers": cell.workers, "batch_size": 12 if cell.compile else 4},
         trainer={
             "max_steps": STEPS,
             "accumulate_grad_batches": cell.accumulate,

@@ -68,7 +68,6 @@ BRANCHES = {
     # Attention: the default is on the page, everything else behind one branch.
     "model.attention": {"model.variants"},
     "model.gpt": {"model.variants"},
-    "model.compiling": {"model.variants.kernels"},
     # Decoding: faster readers of the same model, and drafts of tokens.
     "generation.engine": {"generation.cpu_backend", "generation.model_reader", "generation.prompt_lookup"},
     "generation.generator": {"generation.cpu_backend", "generation.model_reader", "data.answers"},

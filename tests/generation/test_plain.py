@@ -159,7 +159,7 @@ def test_dropout_backward_hooks_captures_and_other_dtypes_leave_a_model_to_pytor
 def test_compiled_decoding_steps_aside_for_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make({})
     monkeypatch.setattr(
-        model_reader, "compile_with_fallback", lambda function, dynamic: function
+        model_reader, "CompiledWithFallback", lambda function, dynamic: function
     )  # nothing of this depends on it
     reader = CompiledDecode(model)
     assert reader.ready()

@@ -14,8 +14,9 @@ from minigpt.cli import parsing
 from minigpt.cli.main import dispatch
 from minigpt.config import Config
 from minigpt.errors import UserError
-from minigpt.model import compiling
+from minigpt.lab import doctor
 from minigpt.training import machine
+from minigpt.training.compile_choice import Choice
 from minigpt.training.step_times import measure
 
 TEXT = "All happy families are alike; each unhappy family is unhappy in its own way.\n" * 200
@@ -142,8 +143,8 @@ def test_what_would_fail_is_said_before_hours_are_spent(
 @pytest.mark.parametrize(
     ("changes", "pays", "said"),
     [
-        ([], True, "this run compiles (compile: null)"),
-        ([], False, "this run does not compile (compile: null)"),
+        ([], True, "this run compiles: it pays"),
+        ([], False, "this run does not compile: it does not"),
         (["--compile=false"], True, "this run does not compile"),
         (["--compile=true"], False, "this run compiles"),
     ],
@@ -156,7 +157,8 @@ def test_the_doctor_says_what_training_would_decide_on_compiling(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    monkeypatch.setattr(compiling, "_pays", lambda *_: pays)
+    choice = Choice(pays, "it pays" if pays else "it does not")
+    monkeypatch.setattr(doctor, "choose", lambda *_, **__: choice)
     lines = screen([*arguments, *changes], monkeypatch, capsys)[1].splitlines()
     (line,) = [line for line in lines if line.startswith("compile ")]
     assert line.endswith(f"; {said}")

@@ -18,6 +18,8 @@ from minigpt.errors import UserError
 from minigpt.lab import prove_resume
 from minigpt.lab.progress_file import PHASES, ProgressFile
 from minigpt.lab.prove_resume import Death, Proof, Timeline, prove, shortened, verdict
+from minigpt.training import compile_choice
+from minigpt.training.compile_choice import Choice
 
 
 def config_of(tmp_path: Path, fault: str | None = None) -> Config:
@@ -97,6 +99,7 @@ def test_a_config_is_shortened_so_that_kills_fall_between_checkpoints_and_valida
         "attention": {"every_n_steps": 1000},
         "checkpoint_every_n_steps": 500,
         "keep_every_n_steps": 1000,
+        "compile": False,
     }
     config, changes = shortened(Config.from_dict(_sections(given)), 60)
     t = config.trainer
@@ -117,6 +120,13 @@ def test_what_fits_is_left_as_it_is() -> None:
     }
     config = Config.from_dict(_sections(given))
     assert shortened(config, 60) == (config, [])
+
+
+def test_a_run_that_would_compile_is_proven_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile_choice, "choose", lambda *_, **__: Choice(True, "it pays"))
+    config, changes = shortened(Config(), 60)
+    assert config.compile is True
+    assert "compile=True (was None)" in changes
 
 
 def _sections(given: dict[str, Any]) -> dict[str, Any]:

@@ -26,8 +26,7 @@ from minigpt.generation.generator import Writer
 from minigpt.inspection.probes import Probe
 from minigpt.inspection.relations import Link, RelationTally
 from minigpt.inspection.snapshot import Snapshot, step_of, thinned
-from minigpt.model import compiling
-from minigpt.model.compiling import compile_with_fallback, should_compile
+from minigpt.model.compiling import CompiledWithFallback
 from minigpt.pages.model_report import inspect_runs
 from minigpt.pages.run_record import curves_of, metric_rows
 from minigpt.runs.folder import RunFolder
@@ -407,19 +406,6 @@ def test_a_padded_vocabulary_trains_and_its_padding_is_never_written(tmp_path: P
     assert run.samples(12).read_text()
 
 
-def test_compiling_is_left_to_gpus_and_to_runs_that_are_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not should_compile(None, "cpu", 10**6)
-    assert should_compile(True, "cpu", 1)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(compiling, "has_triton", lambda: True)
-    assert should_compile(None, "auto", 1000)
-    assert not should_compile(False, "auto", 1000)
-    assert not should_compile(None, "auto", 999)
-    assert not should_compile(None, "cpu", 1000)
-    monkeypatch.setattr(compiling, "has_triton", lambda: False)
-    assert not should_compile(None, "gpu", 1000)
-
-
 def test_an_error_of_the_function_itself_is_raised_and_not_taken_for_the_compilers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -429,7 +415,7 @@ def test_an_error_of_the_function_itself_is_raised_and_not_taken_for_the_compile
         return x * of / 2
 
     monkeypatch.setattr(torch, "compile", lambda function, **_: functools.partial(function))
-    run = compile_with_fallback(half)
+    run = CompiledWithFallback(half)
     assert run(torch.ones(()), of=4.0) == 2
     with pytest.warns(UserWarning, match="torch.compile failed"), pytest.raises(ValueError, match="of is negative"):
         run(torch.ones(()), of=-1.0)

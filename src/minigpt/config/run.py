@@ -67,7 +67,7 @@ class Config(Section):
     lora: PositiveInt | None = None
     """Train low-rank adapters (LoRA) of this rank on the frozen weights of --from, such as 8; null trains all."""
     compile: bool | None = None
-    """Use torch.compile, which takes about a minute; null compiles on a GPU for runs of 1000 steps or more."""
+    """Compile the training step with torch.compile; null compiles where that saves more time than it takes."""
     checkpoint_every_n_steps: PositiveInt | None = None
     """Save last.ckpt every N steps, besides at each validation."""
     checkpoint_every_n_minutes: PositiveFloat | None = 10.0

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minigpt.generation.plain import changes_forward, intervention
 from minigpt.model.cache import KVCache
-from minigpt.model.compiling import compile_with_fallback
+from minigpt.model.compiling import CompiledWithFallback
 from minigpt.model.gpt import GPT
 
 NO_DOCUMENT = -1
@@ -66,7 +66,7 @@ class CompiledDecode(ModelReader):
 
     def __init__(self, model: GPT) -> None:
         super().__init__(model)
-        self._hidden = compile_with_fallback(model.hidden, dynamic=True)
+        self._hidden = CompiledWithFallback(model.hidden, dynamic=True)
 
     def ready(self) -> bool:
         """False where the model has hooks: compiled code does not check for new ones. Other changes recompile."""

@@ -28,12 +28,12 @@ from minigpt.data.sources.hub import is_kept, parse_name, require_dataset
 from minigpt.data.tokenizers.tiktoken_tables import TIKTOKEN_NAMES, require_tables
 from minigpt.errors import UserError
 from minigpt.files import shown
-from minigpt.model.compiling import should_compile
 from minigpt.model.gpt import GPT
 from minigpt.pages.run_record import duration
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import CHECKPOINT_KEY, newest_checkpoint
 from minigpt.training import machine
+from minigpt.training.compile_choice import choose
 from minigpt.training.step_times import StepTimes, measure
 
 if TYPE_CHECKING:
@@ -78,20 +78,25 @@ class Findings:
 
 def diagnose(config: Config, resume: Path | None) -> None:
     """Examine, print; exit code 2 where something would fail."""
-    findings = Findings()
+    findings, compiled = Findings(), os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     with tempfile.TemporaryDirectory(prefix="minigpt-doctor-") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for variable in ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR"):  # libraries write there on import
             os.environ.setdefault(variable, folder)
-        examine(config, resume, Path(folder), findings)
+        examine(config, resume, Path(folder), findings, compiled)
     print(shown(findings))
     if findings.failures:
         sys.stdout.flush()
         sys.exit(2)
 
 
-def examine(config: Config, resume: Path | None, temporary: Path, findings: Findings) -> None:
-    """Run all checks in the order of the output; network requests start first, their answers are read last."""
+def examine(
+    config: Config, resume: Path | None, temporary: Path, findings: Findings, compiled: str | None = None
+) -> None:
+    """Run all checks in the order of the output; network requests start first, their answers are read last.
+
+    Args: compiled is the user's folder of compiled code, if one is set.
+    """
     machine.refuse_withdrawn()
     hub = machine.Asking(lambda: os.environ.get("HF_ENDPOINT", "https://huggingface.co") + "/")
     wandb = machine.Asking(_wandb_address)
@@ -121,9 +126,7 @@ def examine(config: Config, resume: Path | None, temporary: Path, findings: Find
         findings.add("precision", f"{rates} Gflop/s on {device}: {pays} is fastest{used}")
         names = ("torch", "lightning", "datasets", "wandb", "tiktoken")
         findings.add("versions", machine.versions(*names))
-        will = should_compile(config.compile, config.trainer.accelerator, config.trainer.max_steps)
-        chosen = "" if config.compile is not None else " (compile: null)"
-        findings.add("compile", f"{compiling.result()}; this run {'compiles' if will else 'does not compile'}{chosen}")
+        works = compiling.result()
     findings.add("W&B", _wandb_line(config, wandb))
     silent = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else f"{hub.host} does not answer" * (not hub)
     findings.add("hub", f"{silent}; only cached data can be used" if silent else f"{hub.host} answers")
@@ -131,9 +134,20 @@ def examine(config: Config, resume: Path | None, temporary: Path, findings: Find
         config = findings.check(_with_paths, config, resume) or config
     data = findings.check(_text, config, temporary, not silent, findings)
     config = _filled_in(config, data, findings)
+    findings.add("compile", f"{works}; {_compile_line(config, trainer, compiled)}")
     if data is not None:
         findings.check(_start, config, data, trainer, resume, findings)
     _plan(config, data, trainer, speeds["float32"], disk["runs_dir"], findings)
+
+
+def _compile_line(config: Config, trainer: L.Trainer | None, compiled: str | None) -> str:
+    if config.compile is not None or trainer is None:
+        return f"this run {'compiles' if config.compile else 'does not compile'}"
+    from minigpt.training.compile_cache import CompileCache
+
+    is_warm = CompileCache(config, trainer, compiled).is_warm
+    choice = choose(config, trainer.strategy.root_device, is_warm=is_warm)
+    return f"this run {'compiles' if choice.compiles else 'does not compile'}: {choice.reason}"
 
 
 def _with_paths(config: Config, resume: Path) -> Config:

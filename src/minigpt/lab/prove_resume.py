@@ -167,15 +167,23 @@ def shortened(config: Config, steps: int) -> tuple[Config, list[str]]:
     if config.attention.every_n_steps is not None and config.attention.every_n_steps > steps // 2:
         every = max(1, steps // 4)
         top["attention"] = dataclasses.replace(config.attention, every_n_steps=every)
-    from minigpt.model.compiling import should_compile  # loads torch
-
-    if config.compile is None and should_compile(None, t.accelerator, t.max_steps):
+    if config.compile is None and _would_compile(config):
         top["compile"] = True  # null would mean false for so few steps
     changes = [f"trainer.{name}={value} (was {getattr(t, name)})" for name, value in trainer.items()]
     changes += [f"{name}={value} (was {getattr(config, name)})" for name, value in top.items() if name != "attention"]
     if "attention" in top:
         changes.append(f"attention.every_n_steps={every} (was {config.attention.every_n_steps})")
     return dataclasses.replace(config, trainer=dataclasses.replace(t, **trainer), **top), changes
+
+
+def _would_compile(config: Config) -> bool:
+    """Whether the whole run compiles its step once the cache is warm."""
+    import torch
+
+    from minigpt.training.compile_choice import choose
+
+    on_gpu = torch.cuda.is_available() and str(config.trainer.accelerator) in {"auto", "gpu", "cuda"}
+    return choose(config, torch.device("cuda" if on_gpu else "cpu"), is_warm=True).compiles
 
 
 def _temporary_folder(runs_dir: Path) -> Path:

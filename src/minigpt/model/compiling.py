@@ -1,55 +1,61 @@
-"""torch.compile: when it pays, and the uncompiled fallback where it fails."""
+"""torch.compile with the uncompiled function where it fails, and the switch that makes compiled code exact."""
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from minigpt.model.variants.kernels import has_triton
 
-PAYING_STEPS = 1000
-"""Steps from which a run on a GPU earns back the minute of compiling."""
-
-
-def should_compile(setting: bool | None, accelerator: object, n_steps: int) -> bool:
-    """Whether a run compiles its training step: as `compile` says, or if null, where it pays.
-
-    Args:
-        setting: `Config.compile`.
-        accelerator: `trainer.accelerator`.
-        n_steps: optimizer steps of the run.
-    """
-    return _pays(accelerator, n_steps) if setting is None else setting
-
-
-def _pays(accelerator: object, n_steps: int) -> bool:
-    # On a CPU steps are a fifth faster (2 cores, nanoGPT's CPU recipe), but compiling takes minutes.
-    on_gpu = torch.cuda.is_available() and str(accelerator) in {"auto", "gpu", "cuda"}
-    return on_gpu and has_triton() and n_steps >= PAYING_STEPS
-
-
-def compile_with_fallback(function: Callable[..., Tensor], *, dynamic: bool | None = None) -> Callable[..., Tensor]:
-    """torch.compile a function; if a call fails, warn once and call the function uncompiled from then on.
+class CompiledWithFallback:
+    """A function through torch.compile; if a call fails, it warns once and is called uncompiled from then on.
 
     Compilers raise many types, so any exception counts as a failure to compile, also one of the function itself, such
     as too little memory. It is raised again if the uncompiled call fails too; the function stays uncompiled either way.
-
-    Args: dynamic as in torch.compile: True compiles once for all shapes.
     """
-    fast: Callable[..., Tensor] = torch.compile(function, dynamic=dynamic)
 
-    def run(*arguments: Any, **options: Any) -> Tensor:
-        nonlocal fast
-        if fast is not function:
+    def __init__(self, function: Callable[..., Tensor], *, dynamic: bool | None = None) -> None:
+        """Args: dynamic as in torch.compile: True compiles once for all shapes."""
+        self._function = function
+        self._fast: Callable[..., Tensor] = torch.compile(function, dynamic=dynamic)
+
+    @property
+    def compiles(self) -> bool:
+        """Whether no call has failed yet."""
+        return self._fast is not self._function
+
+    def __call__(self, *arguments: Any, **options: Any) -> Tensor:
+        if self.compiles:
             try:
-                return fast(*arguments, **options)
+                return self._fast(*arguments, **options)
             except Exception as error:
                 warnings.warn(f"torch.compile failed ({type(error).__name__}); continuing uncompiled", stacklevel=2)
-                fast = function
-        return function(*arguments, **options)
+                self._fast = self._function
+        return self._function(*arguments, **options)
 
-    return run
+
+def compute_exactly() -> None:
+    """Let equal compiled steps have equal results on a CPU, for the rest of the process or of `restored_exactness`.
+
+    Inductor adds up the gradient of an embedding with atomic operations, whose order two threads choose anew each time;
+    with this switch it calls torch's own kernel, which sums in one order. It reads the switch when it compiles, and
+    torch's kernel when it runs. Filling new memory, of which no value is read, would only take time.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def restored_exactness() -> Iterator[None]:
+    """Put the switches of `compute_exactly` back at the end."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt.data.batches import IGNORED
-from minigpt.model.compiling import compile_with_fallback
+from minigpt.model.compiling import CompiledWithFallback
 from minigpt.model.gpt import GPT
 
 CHUNK_LOGITS = 2**26
@@ -124,4 +124,4 @@ def _sum(logits: Tensor, targets: Tensor) -> Tensor:
 
 @functools.cache
 def _compiled_sum() -> Callable[..., Tensor]:
-    return compile_with_fallback(_sum)
+    return CompiledWithFallback(_sum)

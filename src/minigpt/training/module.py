@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from minigpt.config import Config
 from minigpt.data.batches import IGNORED, n_val_targets
 from minigpt.data.shards import PreparedData
 from minigpt.errors import UserError
-from minigpt.model.compiling import compile_with_fallback, should_compile
+from minigpt.model.compiling import CompiledWithFallback, compute_exactly
 from minigpt.model.gpt import GPT
 from minigpt.runs.loading import CHECKPOINT_KEY, read_checkpoint
 from minigpt.training.averaging import Average
@@ -78,8 +79,7 @@ class TrainingModule(L.LightningModule):
         # Compile the loss function rather than the module: parameter names get no "_orig_mod." prefix, and samples and
         # probes use the uncompiled model.
         loss = functools.partial(model_loss, self.model)
-        is_compiled = should_compile(config.compile, config.trainer.accelerator, config.trainer.max_steps)
-        self.loss: Callable[..., Tensor] = compile_with_fallback(loss) if is_compiled else loss
+        self.loss: Callable[..., Tensor] = CompiledWithFallback(loss) if config.compile else loss
         decay = config.optimizer.average_decay
         self.average = None if decay is None else Average(self.model, decay)
         limit = config.optimizer.qk_clip
@@ -121,6 +121,9 @@ class TrainingModule(L.LightningModule):
         return make_optimizer(self.model, self.run_config.optimizer, fused=fused)
 
     def on_fit_start(self) -> None:
+        is_compiled = isinstance(self.loss, CompiledWithFallback)
+        if is_compiled and self.device.type == "cpu" and self.run_config.trainer.deterministic is None:
+            compute_exactly()
         if self.average is not None:
             self.average.attach()
         if self.qk_clip is not None:
@@ -259,8 +262,13 @@ class TrainingModule(L.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         tokens, targets = batch
-        self._nats += float(self.loss(tokens, targets, reduction="sum"))
         self._count += int((targets != IGNORED).sum())
+        missing = self.run_config.data.batch_size - len(tokens)
+        if missing > 0 and isinstance(self.loss, CompiledWithFallback):
+            # The last batch is filled up to the shape of the others, for which it would be compiled once more.
+            tokens = F.pad(tokens, (0, 0, 0, missing))
+            targets = F.pad(targets, (0, 0, 0, missing), value=IGNORED)
+        self._nats += float(self.loss(tokens, targets, reduction="sum"))
 
     def on_validation_epoch_end(self) -> None:
         # Sum over all tokens, then divide: a mean of batch means would depend on batch size and number of devices.

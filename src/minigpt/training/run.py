@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shutil
 import sys
 import time
@@ -22,6 +23,7 @@ from minigpt.data.tokenizers.base import save_tokenizer
 from minigpt.data.val_prompts import val_prompts
 from minigpt.errors import UserError
 from minigpt.files import shown, write_text
+from minigpt.model.compiling import restored_exactness
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import CHECKPOINT_KEY, newest_checkpoint
 from minigpt.training.anomalies import Anomalies
@@ -30,6 +32,8 @@ from minigpt.training.budget import Planner
 from minigpt.training.callbacks import Metrics
 from minigpt.training.checkpoints import Checkpoints
 from minigpt.training.class_path import find_class
+from minigpt.training.compile_cache import VARIABLE, CompileCache, MarkCompiled
+from minigpt.training.compile_choice import choose
 from minigpt.training.console import announce, say_stopped, summarise
 from minigpt.training.dashboards import check_loggers, finish_dashboards
 from minigpt.training.diagnosis import Diagnosis
@@ -67,7 +71,12 @@ def train(config: Config, resume: str | Path | None = None) -> RunFolder:
             f"config={config!r}: expected a Config, such as minigpt.cli.parsing.parse_training returns for a recipe"
         )
     resume = None if resume is None else RunFolder(resume).path
-    with denormals_as_zero(), StopSignals().listening() as stop, contextlib.ExitStack() as held:
+    with (
+        denormals_as_zero(),
+        restored_exactness(),
+        StopSignals().listening() as stop,
+        contextlib.ExitStack() as held,
+    ):
         return _train(config, resume, stop, held)
 
 
@@ -93,6 +102,8 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
         if is_auto:
             config = config.as_planned_before(Config.from_dict(content[CHECKPOINT_KEY]["config"]))
         config = with_paths_of(config, content)
+        if config.compile is None:  # compiled and uncompiled sums are rounded differently
+            config = dataclasses.replace(config, compile=content[CHECKPOINT_KEY]["config"]["compile"])
     before = content.get(CHECKPOINT_KEY, {})
     choose_threads(before.get("n_threads"))  # before a budget measures with them
     config, planner = Planner.of(config, checked) if resume is None else (config, None)
@@ -107,6 +118,14 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
     config = filled_in(config, data) if resume is None else _checked(config, content, RunFolder(resume), data)
     if planner is not None:
         print(shown(planner.report()), flush=True)
+    cache = CompileCache(config, checked, os.environ.get(VARIABLE))
+    if config.compile is None:
+        choice = choose(config, checked.strategy.root_device, is_warm=cache.is_warm)
+        if is_main:
+            print(f"compile {choice}", flush=True)
+        config = dataclasses.replace(config, compile=choice.compiles)
+    if config.compile:
+        held.enter_context(cache.used())
     content.clear()  # frees memory: Lightning reads the file itself
     if resume is not None:
         folder = RunFolder(resume)
@@ -119,6 +138,8 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
     try:
         seen = before.get("micro_batches", 0)
         trainer, module, loaders = _put_together(config, data, folder, stop, seen, initial)
+        if config.compile:
+            trainer.callbacks.append(MarkCompiled(cache))  # type: ignore[attr-defined]
     except (UserError, SystemExit):
         finish_dashboards(exit_code=1)
         if is_new:
