@@ -61,14 +61,20 @@ def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
 def _factor(gram: Tensor, steps: int) -> Tensor:
     """(N, rows, rows) Gram matrices XX' -> (N, rows, rows): what multiplies X in all steps of the iteration together."""
     # A step multiplies X by P = a + bG + cG^2, hence G by P twice; P and G commute, being polynomials of one matrix.
-    factor = None
-    for a, b, c in COEFFICIENTS[steps]:
-        if factor is not None:
-            gram = torch.bmm(torch.bmm(polynomial, gram), polynomial)
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        polynomial.diagonal(dim1=1, dim2=2).add_(a)
-        factor = polynomial if factor is None else torch.bmm(polynomial, factor)
+    first, *others = COEFFICIENTS[steps]
+    factor = polynomial = _polynomial(gram, *first)
+    for coefficients in others:
+        gram = torch.bmm(torch.bmm(polynomial, gram), polynomial)
+        polynomial = _polynomial(gram, *coefficients)
+        factor = torch.bmm(polynomial, factor)
     return factor
+
+
+def _polynomial(gram: Tensor, a: float, b: float, c: float) -> Tensor:
+    """The matrices a + bG + cG^2."""
+    result = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    result.diagonal(dim1=1, dim2=2).add_(a)
+    return result
 
 
 def update_scale(rows: int, columns: int) -> float:
