@@ -59,7 +59,7 @@ def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 def _factor(gram: Tensor, steps: int) -> Tensor:
-    """(N, rows, rows) Gram matrices XX' -> (N, rows, rows): what multiplies X in all steps of the iteration together."""
+    """(N, rows, rows) Gram matrices XX' -> (N, rows, rows): what multiplies X in all steps together."""
     # A step multiplies X by P = a + bG + cG^2, hence G by P twice; P and G commute, being polynomials of one matrix.
     first, *others = COEFFICIENTS[steps]
     factor = polynomial = _polynomial(gram, *first)
