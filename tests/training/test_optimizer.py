@@ -12,7 +12,7 @@ from minigpt.config import GPTConfig, OptimizerConfig
 from minigpt.errors import UserError
 from minigpt.model.gpt import GPT, MLPS
 from minigpt.training.loss import next_token_loss
-from minigpt.training.muon import BASE_WIDTH, LIKE_ADAMW, Muon, orthogonalised, update_scale
+from minigpt.training.muon import BASE_WIDTH, COEFFICIENTS, LIKE_ADAMW, Muon, orthogonalised, update_scale
 from minigpt.training.optimizer import (
     EMBEDDING_RATE,
     follow_schedule,
@@ -81,6 +81,30 @@ def test_singular_values_come_near_one_and_singular_vectors_stay(
     assert turned.diagonal().min() > least
     assert turned.diagonal().max() < most
     torch.testing.assert_close(turned, turned.diagonal().diag(), atol=1e-3, rtol=0)
+
+
+def newton_schulz(matrix: Tensor, steps: int) -> Tensor:
+    """One matrix, as the iteration is written."""
+    x = matrix / matrix.norm()
+    for a, b, c in COEFFICIENTS[steps]:
+        x = a * x + b * x @ x.mT @ x + c * x @ x.mT @ x @ x.mT @ x
+    return x
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 10), (10, 8), (8, 24), (24, 8), (1, 5)])
+@pytest.mark.parametrize("steps", COEFFICIENTS)
+def test_each_shape_is_iterated_on_as_the_iteration_is_written(shape: tuple[int, int], steps: int) -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(3, *shape, dtype=torch.float64)
+    slow = torch.stack([newton_schulz(matrix, steps) for matrix in matrices])
+    torch.testing.assert_close(orthogonalised(matrices, steps), slow, atol=1e-12, rtol=1e-10)
+
+
+def test_sixteen_bits_keep_small_singular_values() -> None:
+    torch.manual_seed(0)
+    matrix = with_singular_values(16, 64, torch.logspace(-2.5, 0, 16))
+    result = orthogonalised(matrix[None].bfloat16(), 3)[0].float()
+    torch.testing.assert_close(result, newton_schulz(matrix, 3), atol=0.05, rtol=0)
 
 
 def test_a_batch_of_matrices_gives_what_each_gives_alone_and_zeros_stay_zeros() -> None:

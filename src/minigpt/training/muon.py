@@ -25,27 +25,56 @@ LIKE_ADAMW = 0.2 * BASE_WIDTH**0.5
 """Scales entries of a square update to about 0.2 at BASE_WIDTH, like AdamW's (Liu et al. 2025, arXiv:2502.16982)."""
 
 
+GRAM_FROM = 1.5
+"""Columns to rows from which `orthogonalised` iterates on the Gram matrix: the two forms cost the same there."""
+
+
 def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
     """Newton-Schulz iteration: keep the singular vectors and bring the singular values near 1.
 
     X <- aX + b(XX')X + c(XX')^2 X needs matrix products only, no SVD (Jordan et al. 2024,
-    https://kellerjordan.github.io/posts/muon/). All matrices take a step in one batched product.
+    https://kellerjordan.github.io/posts/muon/). All matrices take a step in one batched product. For oblong matrices
+    the factor of X is found first, on the small Gram matrix alone, by a quarter (1024 x 384) less arithmetic.
 
     Args:
-        matrices: (N, rows, columns) with rows <= columns, so that XX' is the small Gram matrix. Matrices with a norm
-            below 1e-7 vanish, so that noise does not become a full step.
+        matrices: (N, rows, columns). Matrices with a norm below 1e-7 vanish, so that noise does not become a full step.
         steps: iterations, 3 or 5.
 
     Returns:
         (N, rows, columns), singular values of 0.68 to 1.2 where they were above 0.3 % of the matrix's norm; after 3
         steps of 0.18 to 1.87 where they were above 0.2 %.
     """
+    if matrices.shape[1] > matrices.shape[2]:  # XX' must be the smaller Gram matrix; a transposed view costs nothing
+        return orthogonalised(matrices.mT, steps).mT
     # The iteration needs singular values of at most 1; the Frobenius norm bounds them.
-    x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    norm = matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    # A Gram matrix holds squares of singular values: 16 bits lose the small ones, unless X itself is iterated on.
+    if matrices.shape[2] >= GRAM_FROM * matrices.shape[1] and matrices.element_size() > 2:
+        return torch.bmm(_factor(torch.bmm(matrices, matrices.mT) / norm.square(), steps) / norm, matrices)
+    x = matrices / norm
     for a, b, c in COEFFICIENTS[steps]:
         gram = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
+
+
+def _factor(gram: Tensor, steps: int) -> Tensor:
+    """(N, rows, rows) Gram matrices XX' -> (N, rows, rows): what multiplies X in all steps together."""
+    # A step multiplies X by P = a + bG + cG^2, hence G by P twice; P and G commute, being polynomials of one matrix.
+    first, *others = COEFFICIENTS[steps]
+    factor = polynomial = _polynomial(gram, *first)
+    for coefficients in others:
+        gram = torch.bmm(torch.bmm(polynomial, gram), polynomial)
+        polynomial = _polynomial(gram, *coefficients)
+        factor = torch.bmm(polynomial, factor)
+    return factor
+
+
+def _polynomial(gram: Tensor, a: float, b: float, c: float) -> Tensor:
+    """The matrices a + bG + cG^2."""
+    result = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    result.diagonal(dim1=1, dim2=2).add_(a)
+    return result
 
 
 def update_scale(rows: int, columns: int) -> float:
@@ -106,28 +135,25 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
-        # Matrices, their directions and rates by shape: lying ones, tall ones being transposed.
-        alike: defaultdict[tuple[Any, ...], list[tuple[Tensor, Tensor, float]]] = defaultdict(list)
+        # Matrices with their gradients and momenta, by shape.
+        alike: defaultdict[tuple[Any, ...], list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
         for parameter, rows in zip(group["params"], group["rows"], strict=True):
             if parameter.grad is None:
                 continue
             state = self.state[parameter]
             if not state:
                 state["momentum"] = torch.zeros_like(parameter)
-            state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-            direction = parameter.grad.lerp(state["momentum"], group["momentum"])  # Nesterov's
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            for matrix, towards in zip(parameter.split(rows), direction.split(rows), strict=True):
-                rate = group["lr"] * update_scale(*matrix.shape)
-                if matrix.shape[0] > matrix.shape[1]:
-                    matrix, towards = matrix.mT, towards.mT
-                alike[(*matrix.shape, matrix.device, matrix.dtype)].append((matrix, towards, rate))
-        for (_, _, device, dtype), found in alike.items():
-            directions = torch.stack([towards for _, towards, _ in found]).to(_precision(device, dtype))
-            for (matrix, _, rate), orthogonal in zip(
-                found, orthogonalised(directions, group["ns_steps"]).to(dtype), strict=True
-            ):
-                matrix.sub_(orthogonal, alpha=rate)
+            parts = (each.split(rows) for each in (parameter, parameter.grad, state["momentum"]))
+            for matrix, gradient, momentum in zip(*parts, strict=True):
+                alike[(*matrix.shape, matrix.device, matrix.dtype)].append((matrix, gradient, momentum))
+        for (n_rows, n_columns, device, dtype), found in alike.items():
+            # One call for a whole list: at these sizes a call costs as much as its arithmetic.
+            matrices, gradients, momenta = map(list, zip(*found, strict=True))
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            directions = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))  # Nesterov's
+            updates = orthogonalised(directions.to(_precision(device, dtype)), group["ns_steps"]).to(dtype)
+            torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(matrices, updates.unbind(), alpha=-group["lr"] * update_scale(n_rows, n_columns))
 
 
 def _precision(device: torch.device, dtype: torch.dtype) -> torch.dtype:
