@@ -28,6 +28,7 @@ from minigpt.config import (
     ShareConfig,
     StudyConfig,
 )
+from minigpt.environment import without_collecting
 from minigpt.errors import UserError
 from minigpt.files import reason, shown
 
@@ -37,7 +38,8 @@ if TYPE_CHECKING:  # loads numpy
 
 def train(config: Config, resume: Path | None) -> None:
     """Train."""
-    from minigpt.training.run import train
+    with without_collecting():
+        from minigpt.training.run import train
 
     train(config, resume)
 

@@ -26,7 +26,6 @@ from minigpt.errors import UserError
 from minigpt.files import refuse_url
 
 T = TypeVar("T")
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 def parse_training(
@@ -52,7 +51,7 @@ def parse_training(
     Raises:
         UserError: invalid arguments, naming the one.
     """
-    parser = _kept_parser(program, what, resumes=resumes, more=more)
+    parser = _kept_parser(program, what, resumes=resumes, more=more, helps=_asks_for_help(argv))
     named = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
     options = [re.sub(r"^--from(?==|$)", "--initial_weights", word) for word in argv[len(named) :]]  # a Python keyword
     words = [*(f"--config={find_recipe(name)}" for name in named), *_joined(parser, options)]
@@ -106,8 +105,14 @@ def parse_options(
     return schema(**values)
 
 
-def config_parser(program: str, what: str, *, resumes: bool = False, more: type | None = None) -> ArgumentParser:
-    """The parser of a command that takes recipes and the settings of a run."""
+def config_parser(
+    program: str, what: str, *, resumes: bool = False, more: type | None = None, helps: bool = True
+) -> ArgumentParser:
+    """The parser of a command that takes recipes and the settings of a run.
+
+    `helps`: with each setting's line of help, which is looked for in the source; that takes a third of the time.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=helps)
     names = ", ".join(sorted(name for name, path in recipes().items() if path.parent.name != "attention"))
     parser = ArgumentParser(
         prog=program,
@@ -129,13 +134,18 @@ def config_parser(program: str, what: str, *, resumes: bool = False, more: type 
     return parser
 
 
-_kept_parser = functools.cache(config_parser)  # to build it takes a third of a second, and recipes may be many
+_kept_parser = functools.cache(config_parser)  # to build it takes a fifth of a second, and recipes may be many
+
+
+def _asks_for_help(argv: Sequence[str]) -> bool:
+    """Whether the words ask for the lines of help: --help, or --print_config=comments."""
+    return any(word == "-h" or word.startswith(("--help", "--print_")) for word in argv)
 
 
 def option_names() -> set[str]:
     """The dotted names of all that a training's command line sets: the settings, and what is turned into them."""
     own = {"help", "config", "print_config", "resume"}
-    parser = _kept_parser("minigpt train", "Train a GPT on your text.", resumes=True, more=None)
+    parser = _kept_parser("minigpt train", "Train a GPT on your text.", resumes=True, more=None, helps=False)
     return {action.dest for action in parser._actions if action.option_strings} - own - _groups(Config)
 
 
@@ -145,6 +155,7 @@ def _groups(schema: type) -> set[str]:
 
 def options_parser(schema: type, program: str, what: str, several: Sequence[str] = ()) -> ArgumentParser:
     """The parser of a command whose options are the fields of a dataclass; `several` take one or more words each."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=program, exit_on_error=False, allow_abbrev=False, description=what)
     helps = {each.arg_name: each.description for each in docstring_parser.parse_from_object(schema).params}
     fields = {field.name: field for field in dataclasses.fields(schema)}

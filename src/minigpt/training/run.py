@@ -9,11 +9,11 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
 import yaml
 
+import minigpt.training.lightning_import  # noqa: F401 (before anything imports Lightning, and slowly)
 from minigpt.config import AUTO, Config
 from minigpt.data.answers import prompt_form
 from minigpt.data.open import open_data
@@ -52,6 +52,9 @@ from minigpt.training.stopping import SECONDS_TO_EXIT, StopSignals
 from minigpt.training.threads import choose_threads, denormals_as_zero
 from minigpt.training.trainer import make_trainer, quieten
 from minigpt.training.user_callbacks import check_callbacks, explained
+
+if TYPE_CHECKING:
+    import lightning as L
 
 
 def train(config: Config, resume: str | Path | None = None) -> RunFolder:

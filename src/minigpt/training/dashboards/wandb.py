@@ -23,6 +23,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from minigpt.command_line import tool
+from minigpt.environment import without_collecting
 from minigpt.pages.wandb_run import STEP
 from minigpt.runs.folder import RunFolder
 from minigpt.signals import SIGNALS, handled_by, not_to_children
@@ -110,7 +111,8 @@ def _prepare(
         _set_environment(variable, str((folder.path / "wandb" / ".local").absolute()))
     # W&B sends reports of its own errors to the same service; if that hangs, they delay the run's end.
     _set_environment("WANDB_ERROR_REPORTING", "false")
-    import wandb
+    with without_collecting():
+        import wandb
 
     # Silent before W&B looks for a key: otherwise it prompts for one if WANDB_MODE is online without a login.
     # Its process must outlive the run, so it ignores signals sent to all processes by SLURM or a closing terminal.
