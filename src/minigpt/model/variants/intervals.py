@@ -126,7 +126,7 @@ class _AttendIntervals(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, key_bias, gathered, sums = ctx.saved_tensors
-        (S, D), dtype, needs_bias = key.shape[2:], query.dtype, ctx.needs_input_grad[3]
+        (*_, S, D), dtype, needs_bias = key.shape, query.dtype, ctx.needs_input_grad[3]
         if gradient.stride(-1) != 1:  # as a sum's
             gradient = gradient.contiguous()
         if needs_bias:
@@ -135,7 +135,7 @@ class _AttendIntervals(torch.autograd.Function):
             query = F.pad(query, (0, 8), value=1.0)
             key, value, gathered, gradient = (F.pad(x, (0, 8)) for x in (key, value, gathered, gradient))
         masks = _Masks(ctx.low, ctx.high, key_bias, query)
-        first = ctx.chunks[0].blocks if len(ctx.chunks) == 1 else ()
+        first: tuple[Block, ...] = ctx.chunks[0].blocks if len(ctx.chunks) == 1 else ()
         whole = len(first) == 1 and first[0].keys == slice(0, S)
         if not whole:  # sums of many parts, so in at least float32
             gradients = [torch.zeros_like(x, dtype=masks.dtype) for x in (query, key, value)]
