@@ -12,7 +12,7 @@ from minigpt.model.variants.similarities import ScaledDot
 N_ITEMS, N_NAMES = 8, 16
 WIDTH = 32  # C; each of H heads has C / H channels, so the number of parameters is the same
 RELATIONS = (2, 4)  # k, things to look at
-HEADS = (1, 2, 4, 8, 16)
+HEADS = (1, 2, 4, 16)
 STEPS, BATCH, LEARNING_RATE = 400, 128, 6e-3
 
 
@@ -91,7 +91,7 @@ def run(study: Study) -> None:
     right = {key: [share for share, _ in each] for key, each in trained.items()}
     study.table(
         f"share of right answers after {STEPS} steps, width {WIDTH} in all",
-        ["task", *(f"{n} heads of {WIDTH // n}" for n in heads)],
+        ["task", *(f"{n} head{'s' * (n > 1)} of {WIDTH // n}" for n in heads)],
         [[case, *(spread(right[case, n_head]) for n_head in heads)] for case in cases],
     )
     for case, (k, has_mlp) in cases.items():
