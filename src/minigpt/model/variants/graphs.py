@@ -10,6 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt.errors import UserError
@@ -30,6 +31,15 @@ class Graph:
     def reach(self, start: int, stop: int, n_keys: int) -> tuple[int, int]:
         """The range of keys that queries start..stop can attend to; keys outside it are not computed."""
         return 0, n_keys
+
+    def intervals(self, n_queries: int, n_keys: int) -> tuple[Tensor, Tensor] | None:
+        """For each query the range of keys that it attends to; None where some are not contiguous.
+
+        Returns:
+            (B or 1, T) int64: the first key, and the one after the last; the second is not above the first where a
+            query attends to nothing.
+        """
+        return None
 
     def reduced(self, n_queries: int, n_keys: int) -> Graph:
         """The simplest graph with the same edges for this many queries and keys."""
@@ -72,6 +82,9 @@ class Full(Graph):
     def edges(self, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return (t == t) & (s == s)  # True, in the indices' common shape
 
+    def intervals(self, n_queries: int, n_keys: int) -> tuple[Tensor, Tensor] | None:
+        return torch.zeros(1, n_queries, dtype=torch.int64), torch.full((1, n_queries), n_keys)
+
 
 @dataclass(frozen=True)
 class Causal(Graph):
@@ -84,6 +97,10 @@ class Causal(Graph):
 
     def reach(self, start: int, stop: int, n_keys: int) -> tuple[int, int]:
         return 0, min(stop, n_keys)
+
+    def intervals(self, n_queries: int, n_keys: int) -> tuple[Tensor, Tensor] | None:
+        high = torch.arange(1, n_queries + 1)[None].clamp(max=n_keys)
+        return torch.zeros_like(high), high
 
 
 @dataclass(frozen=True)
@@ -107,6 +124,10 @@ class Window(Graph):
         # What makes a window cost time in proportion to its size: keys far away are not computed and masked.
         return max(0, start - self.size + 1), min(n_keys, stop + self.size - 1)
 
+    def intervals(self, n_queries: int, n_keys: int) -> tuple[Tensor, Tensor] | None:
+        t = torch.arange(n_queries)[None]
+        return (t - self.size + 1).clamp(0, n_keys), (t + self.size).clamp(max=n_keys)
+
     def reduced(self, n_queries: int, n_keys: int) -> Graph:
         return Full() if self.size >= max(n_queries, n_keys) else self
 
@@ -128,6 +149,14 @@ class Prefix(Graph):
 
     def reach(self, start: int, stop: int, n_keys: int) -> tuple[int, int]:
         return 0, min(self.length, n_keys) if isinstance(self.length, int) else n_keys
+
+    def intervals(self, n_queries: int, n_keys: int) -> tuple[Tensor, Tensor] | None:
+        if isinstance(self.length, int):
+            high = torch.full((1, n_queries), self.length)
+        else:
+            high = self.length.long()[:, None].expand(-1, n_queries)
+        high = high.clamp(0, n_keys)
+        return torch.zeros_like(high), high
 
     def check(self, B: int, H: int, T: int, S: int) -> None:
         if isinstance(self.length, int):
@@ -165,6 +194,19 @@ class Documents(Graph):
         between = ((ids >= lowest) & (ids <= mine.amax(dim=1, keepdim=True))).any(dim=0).nonzero()
         return (int(between[0]), int(between[-1]) + 1) if len(between) else (0, 0)
 
+    def intervals(self, n_queries: int, n_keys: int) -> tuple[Tensor, Tensor] | None:
+        ids, index = self.ids.reshape(-1, n_keys), torch.arange(n_keys)
+        begins = F.pad(ids[:, 1:] != ids[:, :-1], (1, 0), value=True)
+        real = ids >= 0
+        # A document is contiguous if it begins once, so that there are as many beginnings as different ids.
+        by_id = ids.sort(dim=1).values
+        is_new = F.pad(by_id[:, 1:] != by_id[:, :-1], (1, 0), value=True) & (by_id >= 0)
+        if not torch.equal(is_new.sum(dim=1), (begins & real).sum(dim=1)):
+            return None
+        low = torch.where(begins, index, 0).cummax(dim=1).values
+        following = F.pad(torch.where(begins, index, n_keys)[:, 1:], (0, 1), value=n_keys)
+        return low, torch.where(real, following.flip(1).cummin(dim=1).values.flip(1), 0)
+
     def check(self, B: int, H: int, T: int, S: int) -> None:
         whole = not self.ids.is_floating_point() and self.ids.dtype != torch.bool
         if tuple(self.ids.shape) not in {(T,), (B, T)} or T != S or not whole:
@@ -191,6 +233,15 @@ class Padding(Graph):
     def edges(self, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
         is_key = self.keys[b, s]
         return is_key & (t == t) if self.queries is None else is_key & self.queries[b, t]
+
+    def intervals(self, n_queries: int, n_keys: int) -> tuple[Tensor, Tensor] | None:
+        index, n_real = torch.arange(n_keys), self.keys.sum(dim=1)
+        low = torch.where(self.keys, index, n_keys).amin(dim=1)
+        high = torch.where(self.keys, index + 1, 0).amax(dim=1)
+        if not torch.equal((high - low).clamp(min=0), n_real):
+            return None
+        low, high = (x[:, None].expand(-1, n_queries) for x in (low, high))
+        return low, high if self.queries is None else torch.where(self.queries, high, 0)
 
     def check(self, B: int, H: int, T: int, S: int) -> None:
         for name, real, length in (("keys", self.keys, S), ("queries", self.queries, T)):
@@ -259,6 +310,12 @@ class Both(_Pair):
         (low1, high1), (low2, high2) = self.first.reach(start, stop, n_keys), self.second.reach(start, stop, n_keys)
         return max(low1, low2), min(high1, high2)
 
+    def intervals(self, n_queries: int, n_keys: int) -> tuple[Tensor, Tensor] | None:
+        first, second = self.first.intervals(n_queries, n_keys), self.second.intervals(n_queries, n_keys)
+        if first is None or second is None:
+            return None
+        return torch.maximum(first[0], second[0]), torch.minimum(first[1], second[1])
+
     def reduced(self, n_queries: int, n_keys: int) -> Graph:
         first, second = self.first.reduced(n_queries, n_keys), self.second.reduced(n_queries, n_keys)
         if isinstance(first, Full) or first == second:
@@ -279,6 +336,18 @@ class Either(_Pair):
     def reach(self, start: int, stop: int, n_keys: int) -> tuple[int, int]:
         (low1, high1), (low2, high2) = self.first.reach(start, stop, n_keys), self.second.reach(start, stop, n_keys)
         return min(low1, low2), max(high1, high2)
+
+    def intervals(self, n_queries: int, n_keys: int) -> tuple[Tensor, Tensor] | None:
+        first, second = self.first.intervals(n_queries, n_keys), self.second.intervals(n_queries, n_keys)
+        if first is None or second is None:
+            return None
+        (low1, high1), (low2, high2) = first, second
+        none1, none2 = high1 <= low1, high2 <= low2
+        # Two ranges are one only if they overlap or touch.
+        if not bool((none1 | none2 | (torch.maximum(low1, low2) <= torch.minimum(high1, high2))).all()):
+            return None
+        low = torch.where(none1, low2, torch.where(none2, low1, torch.minimum(low1, low2)))
+        return low, torch.where(none1, high2, torch.where(none2, high1, torch.maximum(high1, high2)))
 
     def reduced(self, n_queries: int, n_keys: int) -> Graph:
         first, second = self.first.reduced(n_queries, n_keys), self.second.reduced(n_queries, n_keys)

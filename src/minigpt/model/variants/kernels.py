@@ -17,6 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from torch.utils.checkpoint import checkpoint
 
 from minigpt.model.variants.graphs import Causal, Full, Graph
+from minigpt.model.variants.intervals import attend_intervals
 from minigpt.model.variants.similarities import ScoreFactors
 
 ROWS_PER_CHUNK = 256
@@ -26,8 +27,18 @@ WEIGHTS_PER_CHUNK = 2**22
 
 
 def fused(factors: ScoreFactors, value: Tensor, graph: Graph, dropout: float) -> Tensor:
-    """torch's scaled_dot_product_attention, with its causal flag or with chunks of a dense mask."""
+    """torch's scaled_dot_product_attention, with its causal flag or with chunks of a dense mask.
+
+    On a CPU a mask, or a bias of keys, goes to `intervals` where it can.
+    """
     dtype, D_v = value.dtype, value.shape[-1]
+    is_plain = factors.key_bias is None and isinstance(graph, Full | Causal)
+    # Blocks depend on the numbers in the mask, which torch.compile does not see.
+    fits = value.device.type == "cpu" and not dropout and not torch.compiler.is_compiling()
+    if fits and not is_plain:
+        bounds = graph.intervals(factors.query.shape[2], value.shape[2])
+        if bounds is not None:
+            return _by_intervals(factors, value, *bounds)
     query, key, value = _of_one_width(factors, value)
 
     def by_mask(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, keys: slice) -> Tensor:
@@ -40,6 +51,16 @@ def fused(factors: ScoreFactors, value: Tensor, graph: Graph, dropout: float) ->
     else:
         gathered = chunked(by_mask, query, key, value, graph)
     return gathered[..., :D_v].to(dtype)
+
+
+def _by_intervals(factors: ScoreFactors, value: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    dtype, D_v = value.dtype, value.shape[-1]
+    query, key, scale, bias = factors
+    if torch.is_autocast_enabled("cpu"):  # which knows no operator but torch's own
+        query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
+    width = max(query.shape[-1], D_v)
+    query, key, value = (_widened([x], width) for x in (query, key, value.to(query.dtype)))
+    return attend_intervals(query, key, value, low, high, bias, scale)[..., :D_v].to(dtype)
 
 
 def chunked(
