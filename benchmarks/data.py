@@ -246,11 +246,11 @@ def feeding(chosen: Namespace) -> Iterator[Block]:
             changes = [f"data.dir={chosen.folder}", *(shape if model == "10M" else []), *settings]
             config, _ = parsing.parse_training(["--config=configs/demo.yaml", *(f"--{change}" for change in changes)])
             steps, feeds, n_parameters, n_tokens = train(config, 8 if chosen.quick else 64)
-            shares = [100 * feed / step for feed, step in zip(feeds, steps, strict=True)]
+            share = 100 * sum(feeds) / sum(steps)  # the median would leave out the slow ones
             row = [f"{model}, {n_parameters / 1e6:.1f}M", text, f"{n_tokens:.0f}", Spread([1e3 * s for s in steps])]
             row += [Spread([1e6 * feed for feed in feeds]), f"{1e6 * max(feeds):.0f}"]
-            what = f"a batch, {text}, of the step that follows it, {model}"
-            rows.append([*row, Spread(shares), Bound(what, shares, at_most=SHARE, unit="%")])
+            bound = Bound(f"{model}, {text}: a batch's share of the step", share, at_most=SHARE, unit="%")
+            rows.append([*row, f"{share:.2f}", bound])
     header = [
         "model",
         "text",

@@ -294,7 +294,7 @@ def loss(chosen: Namespace) -> Iterator[Block]:
     digest = _digest([[settings(changes) for changes in own.values()], our_code()])
     measured = kept(store / f"costs-{digest}.json", measure)  # of another day they would give other numbers of steps
     costs = {name: each for name, (each, _) in measured.items()}
-    rows = [[name, Spread(each), f"{more:.1f}"] for name, (each, more) in measured.items()]
+    rows = [[name, Spread(each), f"{more:.1f}" if name in own else ""] for name, (each, more) in measured.items()]
     yield Table("cost of a step, in nanoGPT's", ["", "times", "compiling cold, s (not counted)"], rows)
 
     most = 50 if chosen.quick else nanogpt.Recipe.max_steps

@@ -126,14 +126,18 @@ def steps(name: str, chosen: Namespace) -> Iterator[Block]:
     variants = shapes(chosen)[name]
     config, tokens = prepared(variants[FAMILY], chosen.folder)
     contenders: dict[str, Contender] = {PEAK: product}
+    has_compiler = shutil.which(os.environ.get("CXX", "g++")) is not None
+    if not has_compiler:
+        yield "Compiled steps are left out: there is no C++ compiler; install g++ or set CXX."
     for label, changes in variants.items():
-        for suffix in ("", COMPILED):
+        for suffix in ("", COMPILED) if has_compiler else ("",):
             whole = [*changes, "trainer.logger=false", f"compile={str(bool(suffix)).lower()}"]
             contenders[label + suffix] = partial(ours, whole, False)
     if chosen.against is not None:
         contenders[THEIRS] = partial(theirs, chosen.against, like(config), tokens)
-        recipe = dataclasses.replace(like(config), compile=True)
-        contenders[THEIRS + COMPILED] = partial(theirs, chosen.against, recipe, tokens)
+        if has_compiler:
+            recipe = dataclasses.replace(like(config), compile=True)
+            contenders[THEIRS + COMPILED] = partial(theirs, chosen.against, recipe, tokens)
     if chosen.before is not None and name == DEMO:
         whole = [*variants[DEMO_RECIPE], "trainer.logger=false", "compile=false"]
         contenders[BEFORE] = partial(earlier, chosen.before, whole)

@@ -1,5 +1,6 @@
 """What the benchmarks share: contenders take turns, and results are kept part by part."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -293,6 +294,33 @@ def test_shapes_are_such_as_train_py_takes(tmp_path: Path) -> None:
     assert str(contenders.characters(chosen)) == str(text)
     random = contenders.characters(Namespace(folder=tmp_path, text=None)).read_text()
     assert len(set(random)) == 65
+
+
+@pytest.mark.parametrize("name", list(training.SPEEDS))
+@pytest.mark.parametrize("is_quick", [False, True])
+def test_steps_judge_the_contenders_that_their_bounds_name(
+    tmp_path: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch, name: str, is_quick: bool
+) -> None:
+    def turns(every: dict[str, Any], n_rounds: int, n_pieces: int) -> tuple[dict[str, float], dict[str, list[float]]]:
+        seconds = {label: 1.0 if "minigpt" in label and training.COMPILED in label else 1.5 for label in every}
+        return dict.fromkeys(every, 9.0), {label: [each] * n_rounds for label, each in seconds.items()}
+
+    def prepared(changes: list[str], folder: Path) -> tuple[Any, Path]:
+        config = contenders.parse(changes)
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=66)), folder
+
+    monkeypatch.setattr(training, "turns", turns)
+    monkeypatch.setattr("shutil.which", lambda name: name)  # a compiler
+    monkeypatch.setattr(training, "prepared", prepared)
+    chosen = Namespace(folder=tmp_path, text=None, against=checkout, before=tmp_path, quick=is_quick)
+    table, *others = training.steps(name, chosen)
+    assert isinstance(table, Table)
+    assert {"nanoGPT", "minigpt, gpt2 family"} <= {row[0] for row in table.rows}
+    assert ["8.0", "8.0"] in [row[-2:] for row in table.rows] or is_quick
+    bounds = [row[-1] for block in others if isinstance(block, Table) for row in block.rows]
+    wanted = [each for each in training.SPEEDS[name] if not (is_quick and each[1] == "nanoGPT, compiled")]
+    assert [(bound.values[0], bound.at_least) for bound in bounds] == [(1.5, least) for *_, least in wanted]
+    assert all(bound.startswith("pass") and "matrix products: " in bound.limited_by for bound in bounds)
 
 
 def a_run(checkout: Path, tokens: Path, **others: Any) -> time_to_loss.Run:
