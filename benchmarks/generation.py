@@ -207,7 +207,7 @@ def large(chosen: Namespace) -> Iterator[Block]:
     names = ["minigpt", "minigpt, 8-bit weights", "minigpt, PyTorch alone"]
     names += ["Hugging Face generate"] if installed("transformers") else []
     names += ["llama.cpp", "llama.cpp, Q8_0"] if has_llama_cpp() else []
-    sizes, n_rounds = ((32, 8), 2) if chosen.quick else ((32, 256), 5)
+    sizes, n_rounds = ((32, 32), 2) if chosen.quick else ((32, 256), 5)
     taken = seconds(names, "gpt2", sizes, n_rounds, memory=reading)
     bytes_a_token = n_bytes(SHAPES["gpt2"])
     limits = [4 * 2**29 / each / bytes_a_token for each in taken["memory"]]
