@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -308,6 +309,15 @@ def pretended(kind: str, *, bf16: bool = False, triton: bool = False) -> Iterato
         yield
 
 
+def _swap_tensors(ours: Tensor, theirs: Tensor, swap: Any = torch.utils.swap_tensors) -> None:
+    """torch's own, which refuses a tensor with other references; those of garbage in a cycle are collected first."""
+    try:
+        swap(ours, theirs)
+    except RuntimeError:
+        gc.collect()
+        swap(ours, theirs)
+
+
 def _both(triton: bool) -> list[tuple[Any, dict[str, Any]]]:
     import torch.utils.data._utils.pin_memory as pinning
 
@@ -316,6 +326,7 @@ def _both(triton: bool) -> list[tuple[Any, dict[str, Any]]]:
     return [
         *((module, {"has_triton": lambda: triton}) for module in (attend, kernels)),
         (torch._C, {"_InferenceMode": lambda mode: torch.no_grad()}),  # a wrapper cannot be an inference tensor
+        (torch.utils, {"swap_tensors": _swap_tensors}),
         (pinning, {"pin_memory": lambda data, device=None: data}),
     ]
 
