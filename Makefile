@@ -6,7 +6,7 @@ NAME ?= demo
 AGAINST = $(if $(NANOGPT),--against $(NANOGPT))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow chaos resume-grid answers own-text live bench bench-training bench-attention bench-data bench-inspection bench-loss bench-generation bench-quick interop notebook lint types format clean
+.PHONY: help demo test test-slow test-gpu chaos resume-grid answers own-text live bench bench-training bench-attention bench-data bench-inspection bench-loss bench-generation bench-quick interop notebook lint types format clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -19,6 +19,9 @@ test: .venv/installed-dev lint types ## lint, types and the test suite
 
 test-slow: .venv/installed-dev ## the longer proofs that `make test` leaves out
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: .venv/installed-dev ## the device contract on the GPU of this machine; says so where there is none
+	$(BIN)/python -m pytest tests/device -m gpu -rs -s
 
 PROOFS = PYTHONPATH=tests:tests/training OMP_NUM_THREADS=1 $(BIN)/python
 

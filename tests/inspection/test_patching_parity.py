@@ -1,6 +1,5 @@
 """Patching equals TransformerLens' on the same weights, and finds the circuit of a trained model."""
 
-import dataclasses
 import random
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,8 @@ from scripts import ROOT
 from small_runs import GPT2, small_settings
 
 from minigpt.cli.parsing import parse_training
-from minigpt.config import PatchConfig
 from minigpt.inspection.capture import capture_attention
 from minigpt.inspection.patching import Contrast, Patching, activation_patching, attribution_patching, path_patching
-from minigpt.lab.patch import patch_run
 from minigpt.runs.loading import LoadedModel, load_model, save_weights
 from minigpt.training.run import train
 
@@ -120,17 +117,3 @@ def test_a_trained_induction_circuit_runs_through_keys_and_its_gradients_agree(t
     words = [str(ROOT / "configs" / "induction.yaml"), "--trainer.logger=false", f"--runs_dir={tmp_path / 'runs'}"]
     config, _ = parse_training([*words, f"--data.dir={tmp_path / 'data'}", "--attention.enabled=false"])
     check_circuit(load_model(train(config).path))
-
-
-@pytest.mark.slow  # Lightning takes seconds to import
-@pytest.mark.parametrize("method", ["activation", "attribution", "path"])
-def test_on_a_device_without_float64_the_effects_are_those_on_the_cpu(method: Any, tmp_path: Path) -> None:
-    from pretended_mps import pretended_mps
-
-    run = train(small_settings(tmp_path, attention={"enabled": False}, trainer={"max_steps": 2})).path
-    config = PatchConfig(str(run), "1 plus 2 is", "1 plus 3 is", " ", method=method)
-    expected = patch_run(config)
-    with pretended_mps():
-        found = patch_run(dataclasses.replace(config, device="mps:0"))
-    for ours, theirs in zip(found.maps, expected.maps, strict=True):
-        torch.testing.assert_close(ours.values, theirs.values, rtol=0, atol=1e-5, equal_nan=True)

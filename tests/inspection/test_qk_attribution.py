@@ -5,13 +5,11 @@ from typing import Any
 import pytest
 import torch
 from induction_circuit import induction_model, repeated_without_duplicates
-from pretended_mps import pretended_mps
 from torch import Tensor
 
 from minigpt.config import GPTConfig
 from minigpt.errors import UserError
 from minigpt.inspection.capture import attention_hooks
-from minigpt.inspection.composition import composition_scores
 from minigpt.inspection.qk_attribution import qk_attribution
 from minigpt.model.gpt import GPT
 from minigpt.model.variants.attend import AttentionSpec, attention_scores, attention_weights
@@ -140,17 +138,6 @@ def test_half_precision_and_training_mode_change_nothing_but_the_rounding() -> N
     found = qk_attribution(model.train().bfloat16(), tokens, 2, 1, 9, 4)
     assert model.training
     torch.testing.assert_close(found.values, expected.values, atol=0.05, rtol=0.05)
-
-
-@pytest.mark.parametrize("name", ["GPT-2", "OLMo 2"])
-def test_on_a_device_without_float64_the_results_are_the_same(name: str) -> None:
-    model, tokens = tiny(**KINDS[name])
-    expected, scores = qk_attribution(model, tokens, 2, 1, 9, 4), composition_scores(model)
-    with pretended_mps():
-        model, tokens = model.to("mps:0"), tokens.to("mps:0")
-        found = qk_attribution(model, tokens, 2, 1, 9, 4)
-        torch.testing.assert_close(found.values, expected.values, atol=1e-5, rtol=0)
-        torch.testing.assert_close(composition_scores(model), scores, equal_nan=True)
 
 
 @pytest.mark.parametrize(

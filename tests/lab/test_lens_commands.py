@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from interop.comparing import SMALL, randomised
-from pretended_mps import pretended_mps
 
 from minigpt.cli.main import dispatch
 from minigpt.config import Config, GPTConfig
@@ -233,17 +232,3 @@ def test_a_token_that_only_the_model_has_is_shown_as_its_id(tmp_path: Path, caps
     assert rows[-1]["next_probability"] is None
     dispatch(["attribute", path, "--text", "dog"])
     assert ", no text›”: " in capsys.readouterr().out
-
-
-def test_both_run_on_a_device_without_float64(file: str, capsys: pytest.CaptureFixture[str]) -> None:
-    def printed() -> str:
-        commands = (["lens"], ["attribute"], ["attribute", "--loss"])
-        for command, *options in commands:
-            dispatch([command, file, "--text", TEXT, *options, "--device", device])
-        return capsys.readouterr().out
-
-    device = "cpu"
-    on_cpu = printed()
-    with pretended_mps():
-        device = "mps:0"
-        assert printed() == on_cpu

@@ -45,11 +45,14 @@ class UpdateRatios:
     @torch.no_grad()
     def gradients(self) -> dict[str, float]:
         """Norm of each part's gradient as it is now, thus clipped; 0 where there is none."""
-        norms = {}
-        for part, matrices in self.parts.items():
-            found = [local(each.grad) for each in matrices if each.grad is not None]
-            norms[part] = torch.nn.utils.get_total_norm(found).float() if found else torch.tensor(0.0)
-        return dict(zip(norms, torch.stack([each.cpu() for each in norms.values()]).tolist(), strict=True))
+        found = {
+            part: [local(each.grad) for each in matrices if each.grad is not None]
+            for part, matrices in self.parts.items()
+        }
+        # One transfer, hence one synchronisation with the device, for all parts.
+        norms = [torch.nn.utils.get_total_norm(gradients).float() for gradients in found.values() if gradients]
+        values = iter(torch.stack(norms).tolist() if norms else [])
+        return {part: next(values) if gradients else 0.0 for part, gradients in found.items()}
 
 
 def part_of(name: str) -> str:
