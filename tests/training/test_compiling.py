@@ -105,6 +105,23 @@ def test_a_cache_is_warm_once_it_is_marked_while_its_folder_is_there(tmp_path: P
     assert not cache.is_warm
 
 
+def test_half_written_code_of_a_killed_run_is_cleared_unless_another_run_is_compiling(
+    tmp_path: Path, cache_home: Path
+) -> None:
+    cache, other = (CompileCache(small_settings(tmp_path), TRAINER, None) for _ in range(2))
+    half = cache.folder / "ab" / "main.so"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"")
+    with cache.used():
+        assert not half.parent.exists()
+        half.parent.mkdir()
+        with other.used():
+            assert half.parent.exists()
+        cache.mark()
+    with cache.used():
+        assert half.parent.exists()
+
+
 def test_a_cache_of_the_users_own_wins_and_torchs_default_does_not(
     tmp_path: Path, cache_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

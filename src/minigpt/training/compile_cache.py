@@ -16,6 +16,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
 from minigpt.config import Config
@@ -55,16 +56,38 @@ class CompileCache:
     def used(self) -> Iterator[None]:
         """Inside, torch.compile reads and writes here, or in the temporary folder if this one cannot be used."""
         before = os.environ.get(VARIABLE)
-        if self.is_own and self._is_usable():
-            os.environ[VARIABLE] = str(self.folder)
-            drop_oldest(self.folder.parent, MOST_BYTES)
+        with contextlib.ExitStack() as held:
+            if self.is_own and self._is_usable():
+                os.environ[VARIABLE] = str(self.folder)
+                drop_oldest(self.folder.parent, MOST_BYTES)
+                if not self.is_warm:
+                    held.enter_context(self._cleared())
+            try:
+                yield
+            finally:
+                if before is None:
+                    os.environ.pop(VARIABLE, None)
+                else:
+                    os.environ[VARIABLE] = before
+
+    @contextlib.contextmanager
+    def _cleared(self) -> Iterator[None]:
+        """Clear the folder, unless another process is compiling into it, and keep others from clearing it meanwhile.
+
+        A process that was killed while it compiled leaves half-written code, which torch would try to load for ever.
+        """
+        lock = FileLock(self.folder / "compiling.lock")
+        with contextlib.suppress(OSError, NotImplementedError, Timeout):  # some file systems have no locks
+            lock.acquire(blocking=False)
+            for each in self.folder.iterdir():
+                if each.is_dir():
+                    shutil.rmtree(each, ignore_errors=True)
+                elif each != Path(lock.lock_file):
+                    each.unlink()
         try:
             yield
         finally:
-            if before is None:
-                os.environ.pop(VARIABLE, None)
-            else:
-                os.environ[VARIABLE] = before
+            lock.release()
 
     def _is_usable(self) -> bool:
         try:
