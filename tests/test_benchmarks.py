@@ -271,7 +271,7 @@ class Enough:
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_contender_that_trains_is_train_py_step_by_step(tmp_path: Path, terminal: bool) -> None:
     changes = [f"config={contenders.ROOT}/configs/tiny.yaml", f"data.dir={tmp_path}/data", f"runs_dir={tmp_path}/runs"]
-    changes += [*contenders.ENDLESS, "trainer.logger=false", "trainer.log_every_n_steps=1"]
+    changes += [*contenders.ENDLESS, "compile=false", "trainer.logger=false", "trainer.log_every_n_steps=1"]
     with pytest.raises(SystemExit):
         contenders.ours(changes, terminal, Enough(3))
     rows = (tmp_path / "runs" / "tiny" / "metrics.csv").read_text().splitlines()

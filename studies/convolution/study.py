@@ -1,8 +1,8 @@
 """A convolution mixes tokens by their offsets alone. Heads can do that; what they learn also depends on the content."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from minigpt.config import GPTConfig
 from minigpt.lab.study import Study, spread
@@ -28,10 +28,9 @@ def hand_built_error(temperature: float, seed: int) -> float:
     # A key turned too far by d tokens fits the query d tokens later. The last tap of a kernel is the token itself.
     key = torch.cat([rotate(constant, table[:, d : d + T]) for d in reversed(range(TAPS))], dim=1)
     value = torch.einsum("oik,bit->bkto", kernel, x)  # (B, H, T, C): a head's value and output matrices in one
-    heads = attend(query, key, value, similarity=ScaledDot(temperature), graph=Causal()).sum(1)
+    heads = attend(query, key, value, similarity=ScaledDot(temperature), graph=Causal()).sum(1).mT
     # A softmax has to attend to something: before the first token, the first is nearest. So the padding repeats it.
-    convolved = F.conv1d(F.pad(x, (TAPS - 1, 0), mode="replicate"), kernel)
-    return float((heads.mT - convolved).abs().max())
+    return float((heads - F.conv1d(F.pad(x, (TAPS - 1, 0), mode="replicate"), kernel)).abs().max())
 
 
 class Convolution(nn.Conv1d):

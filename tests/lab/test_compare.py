@@ -38,6 +38,7 @@ def recipe(folder: Path, name: str, **sections: dict[str, Any]) -> str:
         "trainer": {"max_steps": 3, "logger": False, "accelerator": "cpu"},
         "sampling": {"prompts": []},
         "attention": {"enabled": False},
+        "compile": False,
     }
     for section, values in sections.items():
         settings[section] = settings[section] | values

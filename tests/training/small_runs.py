@@ -27,7 +27,8 @@ def small_text(n_lines: int = 400) -> str:
 def small_settings(tmp_path: Path, **sections: dict[str, Any]) -> Config:
     """A config of a second or two, with some sections' settings changed.
 
-    Attention maps take half of so short a run, so only a run that is given `attention` has them.
+    Attention maps take half of so short a run, so only a run that is given `attention` has them. Nor does an endless
+    one, which a test stops, compile its step.
     """
     text = tmp_path / "text.txt"
     if not text.exists():
@@ -46,6 +47,7 @@ def small_settings(tmp_path: Path, **sections: dict[str, Any]) -> Config:
         },
         "sampling": {"prompts": ["1 plus"], "max_new_tokens": 8},
         "attention": {"enabled": "attention" in sections, "max_tokens": 12},
+        "compile": False,
         "name": "small",
         "runs_dir": str(tmp_path / "runs"),
     }

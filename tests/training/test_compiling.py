@@ -173,7 +173,7 @@ def test_the_choice_is_said_kept_and_repeated_by_a_resumed_run(
     monkeypatch.setattr(run, "choose", lambda *_, **__: Choice(True, "it pays"))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    folder = train(small_settings(tmp_path, model={"n_layer": 1}))
+    folder = train(small_settings(tmp_path, model={"n_layer": 1}, compile=None))
     counters = torch._dynamo.utils.counters
     assert counters["stats"]["unique_graphs"] == 2  # training and validation
     assert not counters["graph_break"]
@@ -181,9 +181,8 @@ def test_the_choice_is_said_kept_and_repeated_by_a_resumed_run(
     assert yaml.safe_load(folder.config.read_text())["compile"] is True
     assert len(list(cache_home.glob("compiled/*/minigpt-*"))) == 1
     monkeypatch.setattr(run, "choose", lambda *_, **__: Choice(False, "it does not pay"))
-    longer = small_settings(
-        tmp_path, model={"n_layer": 1}, trainer={"max_steps": 18}
-    )  # compile is null again, as with --resume auto
+    # compile is null again, as with --resume auto
+    longer = small_settings(tmp_path, model={"n_layer": 1}, trainer={"max_steps": 18}, compile=None)
     folder = train(longer, resume=folder.path)
     out = capsys.readouterr().out
     assert "it does not pay" not in out
@@ -192,7 +191,7 @@ def test_the_choice_is_said_kept_and_repeated_by_a_resumed_run(
 
 
 def test_a_short_run_on_a_cpu_does_not_compile(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    folder = train(small_settings(tmp_path))
+    folder = train(small_settings(tmp_path, compile=None))
     assert "compile no: it would save about 0 s and take" in capsys.readouterr().out
     assert yaml.safe_load(folder.config.read_text())["compile"] is False
 
