@@ -27,8 +27,8 @@ FLOPS, MOST_THREADS = 60e9, 8
 """Of a thread in those compiled steps, and the threads up to which small models gain."""
 COLD_SECONDS, COLD_PER_LAYER = 15.0, 7.5
 WARM_SECONDS, WARM_PER_LAYER = 1.5, 0.4
-"""Of compiling on a CPU, with an empty cache (4 layers: 24 to 37 s there, 59 to 73 on an EPYC) and a warm one (3 s). Layers
-are unrolled, so the time grows with them."""
+"""Of compiling 4 layers on a CPU, with an empty cache (24 to 37 s there, 59 to 73 on an EPYC) and a warm one (3 s).
+Layers are unrolled, so the time grows with them."""
 OWN_SHARE = 2 / 3
 """Of the time with an empty cache, what the run itself must earn back: a later run of the same shape starts warm."""
 
