@@ -1,4 +1,4 @@
-"""The functions of a study: its folder is no package, so that it cannot be imported."""
+"""Load a study's module by its path, as its folder is not a package."""
 
 import functools
 import runpy

@@ -1,4 +1,4 @@
-"""What is left out of Lightning's import is found by whoever asks for it."""
+"""The modules that Lightning's import skips are loaded on first access."""
 
 import subprocess
 import sys

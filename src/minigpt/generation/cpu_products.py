@@ -56,11 +56,13 @@ ONE_THREAD = OneThread()
 
 
 def threads_for(n_bytes: int) -> contextlib.AbstractContextManager[None]:
+    """Limit OpenBLAS to one thread for matrices of n_bytes each, if a second does not pay."""
     return ONE_THREAD if n_bytes < SMALL else contextlib.nullcontext()
 
 
 @cache
 def openblas() -> list[Any]:
+    """threadpoolctl's controllers of the OpenBLAS libraries that are loaded."""
     return ThreadpoolController().select(internal_api="openblas").lib_controllers
 
 

@@ -421,7 +421,7 @@ def _read_safetensors(
         state: dict[str, Tensor] | StoredState | None = None if opened else _read_arrays(path)
         if state is None:
             with safe_open(path, framework="pt") as file:
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged or incomplete ({error})") from None
     return state, json.loads(header["config"]), json.loads(header["tokenizer"]), header.get("step")

@@ -87,7 +87,7 @@ def import_lightning() -> None:
         importlib.import_module("lightning")
     for package in packages:
         if is_deferred(package.__name__):
-            del package.__path__  # from now on, whoever imports a module of the package has the package run first
+            del package.__path__  # from now on, importing one of its modules runs the package first
 
 
 def _defer_metrics() -> list[ModuleType]:

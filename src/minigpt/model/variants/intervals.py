@@ -170,7 +170,7 @@ class _AttendIntervals(torch.autograd.Function):
 
 
 class _Masks:
-    """The additive masks of blocks: -inf where there is no edge, the keys' bias elsewhere."""
+    """The additive masks of blocks: -inf for masked pairs, the keys' bias elsewhere."""
 
     def __init__(self, low: Tensor, high: Tensor, key_bias: Tensor | None, query: Tensor) -> None:
         self.low, self.high, self.n_rows, self.n_heads = low, high, query.shape[0], query.shape[1]
