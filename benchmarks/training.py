@@ -126,9 +126,12 @@ def steps(name: str, chosen: Namespace) -> Iterator[Block]:
     variants = shapes(chosen)[name]
     config, tokens = prepared(variants[FAMILY], chosen.folder)
     contenders: dict[str, Contender] = {PEAK: product}
-    has_compiler = shutil.which(os.environ.get("CXX", "g++")) is not None
-    if not has_compiler:
-        yield "Compiled steps are left out: there is no C++ compiler; install g++ or set CXX."
+    from minigpt.training.compile_choice import why_no_compiler  # imports torch
+
+    why = why_no_compiler()
+    has_compiler = why is None
+    if why is not None:
+        yield f"Compiled steps are skipped: {why}."
     for label, changes in variants.items():
         for suffix in ("", COMPILED) if has_compiler else ("",):
             whole = [*changes, "trainer.logger=false", f"compile={str(bool(suffix)).lower()}"]

@@ -310,7 +310,7 @@ def test_steps_judge_the_contenders_that_their_bounds_name(
         return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=66)), folder
 
     monkeypatch.setattr(training, "turns", turns)
-    monkeypatch.setattr("shutil.which", lambda name: name)  # a compiler
+    monkeypatch.setattr("minigpt.training.compile_choice.why_no_compiler", lambda: None)
     monkeypatch.setattr(training, "prepared", prepared)
     chosen = Namespace(folder=tmp_path, text=None, against=checkout, before=tmp_path, quick=is_quick)
     table, *others = training.steps(name, chosen)
