@@ -5,6 +5,7 @@ import functools
 import itertools
 import json
 import shlex
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -420,6 +421,41 @@ def test_an_error_of_the_function_itself_is_raised_and_not_taken_for_the_compile
     with pytest.warns(UserWarning, match="torch.compile failed"), pytest.raises(ValueError, match="of is negative"):
         run(torch.ones(()), of=-1.0)
     assert run(torch.ones(()), of=4.0) == 2
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_too_little_memory_is_not_taken_for_the_compilers(wrapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def compiled(function: Any, **_: Any) -> Any:
+        def call(x: torch.Tensor) -> torch.Tensor:
+            if not wrapped:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            try:
+                raise RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)")
+            except RuntimeError as error:
+                raise ValueError("backend failed") from error
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    run = CompiledWithFallback(lambda x: calls.append("uncompiled") or x)
+    with warnings.catch_warnings(), pytest.raises((torch.OutOfMemoryError, ValueError)):
+        warnings.simplefilter("error")
+        run(torch.ones(()))
+    assert run.compiles
+    assert not calls
+
+
+def test_too_little_memory_is_one_line_that_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("minigpt.training.module.model_loss", full)
+    with pytest.raises(
+        UserError, match=r"cpu has too little memory for step 0: .* half of data.batch_size=4 and twice"
+    ):
+        train(small_settings(tmp_path))
 
 
 def test_compiling_that_fails_goes_on_uncompiled_with_one_warning(

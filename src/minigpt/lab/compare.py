@@ -21,7 +21,6 @@ import random
 import resource
 import statistics
 import sys
-import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -229,7 +228,7 @@ def _train_one(config: Config, threads: int, environment: Mapping[str, str]) -> 
 
 
 def measure_speeds(recipes: dict[str, Config], rounds: int = 9) -> dict[str, float]:
-    """Tokens per second of a training step (forward, backward, update) without Lightning, by recipe.
+    """Tokens per second of a training step (forward, backward, update) on its device, without Lightning, by recipe.
 
     Each round takes one step of every recipe, in random order; the result is the median over the rounds, after two
     warm-up rounds.
@@ -240,27 +239,32 @@ def measure_speeds(recipes: dict[str, Config], rounds: int = 9) -> dict[str, flo
     from minigpt.model.gpt import GPT
     from minigpt.training.loss import model_loss
     from minigpt.training.optimizer import make_optimizer
-    from minigpt.training.run import filled_in
+    from minigpt.training.run import check_before_text, filled_in
+    from minigpt.training.step_times import time_when_done
+    from minigpt.training.trainer import quieten
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    quieten()
     models = {}
     for name, config in recipes.items():
         torch.manual_seed(config.seed)
         filled = filled_in(config, open_data(config.data, quiet=True))
-        model = GPT(filled.model).to(device)
+        trainer = check_before_text(config)  # for its device and precision
+        device, precision = trainer.strategy.root_device, trainer.precision_plugin
+        model = GPT(filled.model)
+        precision.convert_module(model).to(device)  # both in place
         shape = (config.data.batch_size, config.model.context_length + 1)
         tokens = torch.randint(filled.model.vocab_size or 1, shape, device=device)
-        models[name] = model, make_optimizer(model, config.optimizer), tokens
+        models[name] = model, make_optimizer(model, config.optimizer), tokens, precision
 
     def seconds_of_a_step(name: str) -> float:
-        model, optimizer, tokens = models[name]
-        began = time.perf_counter()
-        model_loss(model, tokens[:, :-1], tokens[:, 1:]).backward()
+        model, optimizer, tokens, precision = models[name]
+        began = time_when_done(tokens.device)
+        with precision.forward_context():
+            loss = model_loss(model, tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
+        return time_when_done(tokens.device) - began
 
     seconds: dict[str, list[float]] = {name: [] for name in models}
     order, shuffler = list(models), random.Random(0)

@@ -14,8 +14,9 @@ from torch import Tensor
 class CompiledWithFallback:
     """A function through torch.compile; if a call fails, it warns once and is called uncompiled from then on.
 
-    Compilers raise many types, so any exception counts as a failure to compile, also one of the function itself, such
-    as too little memory. It is raised again if the uncompiled call fails too; the function stays uncompiled either way.
+    Compilers raise many types, so any exception counts as a failure to compile, also one of the function itself. It is
+    raised again if the uncompiled call fails too; the function stays uncompiled either way. Only too little memory is
+    raised at once, as uncompiled code needs more.
     """
 
     def __init__(self, function: Callable[..., Tensor], *, dynamic: bool | None = None) -> None:
@@ -33,9 +34,23 @@ class CompiledWithFallback:
             try:
                 return self._fast(*arguments, **options)
             except Exception as error:
+                if is_out_of_memory(error):
+                    raise
                 warnings.warn(f"torch.compile failed ({type(error).__name__}); continuing uncompiled", stacklevel=2)
                 self._fast = self._function
         return self._function(*arguments, **options)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether a device or the CPU had too little memory, also where a compiler wraps that error in one of its own."""
+    while error is not None:
+        # The CPU's allocator and MPS raise plain RuntimeErrors.
+        named = "out of memory", "can't allocate memory", "not enough memory"
+        text = str(error) if isinstance(error, RuntimeError) else ""
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(each in text for each in named):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def compute_exactly() -> None:

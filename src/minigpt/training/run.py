@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from minigpt.data.tokenizers.base import save_tokenizer
 from minigpt.data.val_prompts import val_prompts
 from minigpt.errors import UserError
 from minigpt.files import shown, write_text
-from minigpt.model.compiling import restored_exactness
+from minigpt.model.compiling import is_out_of_memory, restored_exactness
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import CHECKPOINT_KEY, newest_checkpoint
 from minigpt.training.anomalies import Anomalies
@@ -209,6 +210,8 @@ def _fit(
         raise
     except Exception as error:
         module.data.check_unchanged()  # changed tokens can fail in any way: report the cause
+        if is_out_of_memory(error):
+            raise _too_little_memory(error, module) from None
         own = [each for each in trainer.callbacks if not type(each).__module__.startswith("minigpt.")]  # type: ignore[attr-defined]
         if (one_line := explained(error, own, begun=module.has_trained)) is not None:
             raise one_line from error
@@ -217,6 +220,18 @@ def _fit(
         dashboard = finish_dashboards(trainer.loggers, exit_code)
         end_started(trainer, seconds=SECONDS_TO_EXIT)
     return dashboard
+
+
+def _too_little_memory(error: Exception, module: TrainingModule) -> UserError:
+    """One line that says what to lower; frees what the failed step holds, for a notebook that goes on."""
+    traceback.clear_frames(error.__traceback__)
+    config = module.run_config
+    return UserError(
+        f"{module.device} has too little memory for step {module.global_step}: start a run with half of "
+        f"data.batch_size={config.data.batch_size} and twice trainer.accumulate_grad_batches="
+        f"{config.trainer.accumulate_grad_batches}, or with a lower model.context_length="
+        f"{config.model.context_length}; `minigpt doctor` estimates the memory"
+    )
 
 
 def check_before_text(config: Config) -> L.Trainer:

@@ -73,15 +73,15 @@ def measure(config: Config, trainer: L.Trainer, n_parameters: int, flops: float)
     least, most = N_STEPS
     while len(update) < least or (sum(forward_backward + update) < MEASURING_SECONDS / 4 and len(update) < most):
         kept.clear()
-        begin = _now(device)
+        begin = time_when_done(device)
         with precision.forward_context(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = model_loss(model, tokens[:, :-1], tokens[:, 1:])
         loss.backward()
-        between = _now(device)
+        between = time_when_done(device)
         optimizer.step()
         optimizer.zero_grad()
         forward_backward.append(between - begin)
-        update.append(_now(device) - between)
+        update.append(time_when_done(device) - between)
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     activations = sum(n_bytes for pointer, n_bytes in kept.items() if pointer not in own)
     activations += 4 * min(rows * length * (m.vocab_size or 1), CHUNK_LOGITS)  # the gradient of the logits
@@ -89,7 +89,8 @@ def measure(config: Config, trainer: L.Trainer, n_parameters: int, flops: float)
     return StepTimes(min(forward_backward[1:]) / share, min(update[1:]), int(per_token * B * T), share)
 
 
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def time_when_done(device: torch.device) -> float:
+    """`time.perf_counter()` once the device has computed everything that it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter()
