@@ -11,6 +11,7 @@ from minigpt.config import GPTConfig
 from minigpt.errors import UserError
 from minigpt.inspection.capture import attention_hooks
 from minigpt.inspection.qk_attribution import qk_attribution
+from minigpt.model import tables
 from minigpt.model.gpt import GPT
 from minigpt.model.variants.attend import AttentionSpec, attention_scores, attention_weights
 
@@ -85,7 +86,7 @@ def test_a_softcap_comes_after_the_score_and_alibi_is_a_part_of_its_own() -> Non
     model, tokens = tiny(position="alibi", logit_softcap=3.0)
     scores, _ = computed(model, tokens, 2)
     parts = [qk_attribution(model, tokens, 2, 1, 9, key) for key in (2, 6)]
-    assert parts[0].position_bias == pytest.approx(-7 * float(model.slopes[1]))
+    assert parts[0].position_bias == pytest.approx(-7 * tables.alibi_slopes(4)[1])
     capped = [3.0 * torch.tensor(each.score / 3.0).tanh() + each.position_bias for each in parts]
     # The model's own bias omits a constant of each query.
     assert float(capped[0] - capped[1]) == pytest.approx(float(scores[1, 9, 2] - scores[1, 9, 6]), abs=1e-5)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from scripts import run_script
 from small_runs import small_text
@@ -24,7 +25,9 @@ from minigpt.inspection.intervals import student_t
 from minigpt.lab import compare as compare_module
 from minigpt.lab.compare import Result, by_name, dashboard_names, make_rows
 from minigpt.lab.comparison_table import ComparisonRow, draw_curves, format_table, paired_difference
+from minigpt.model.gpt import GPT
 from minigpt.runs.folder import RunFolder
+from minigpt.training.loss import model_loss
 from minigpt.training.run import train
 
 
@@ -195,6 +198,25 @@ def test_rows_are_sorted_by_the_mean_over_seeds_and_show_its_spread() -> None:
     cells = [cell.strip() for cell in lines[2].split("|")[1:-1]]
     assert cells == ["b", "1,000", "4.000 ± 0.100", "2.000 ± 0.050", "", "2,000", "5 MB"]
     assert len({len(line) for line in lines[:4]}) == 1
+
+
+def test_speeds_are_measured_on_the_accelerator_that_the_recipe_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    precise = {"trainer": {"precision": "64-true"}}
+    variants = load_variants(CompareConfig([recipe(tmp_path, "first"), recipe(tmp_path, "second", **precise)]))
+    dtypes: list[torch.dtype] = []
+
+    def loss(model: GPT, *data: torch.Tensor) -> torch.Tensor:
+        dtypes.append(model.head_weight.dtype)
+        assert model.head_weight.device.type == "cpu"
+        return model_loss(model, *data)
+
+    monkeypatch.setattr("minigpt.training.loss.model_loss", loss)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # the recipes name the CPU
+    speeds = compare_module.measure_speeds({v.config.name: v.config for v in variants}, rounds=1)
+    assert min(speeds.values()) > 0
+    assert sorted(map(str, dtypes)) == 3 * ["torch.float32"] + 3 * ["torch.float64"]
 
 
 def test_one_seed_has_no_spread_and_the_picture_is_drawn(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """RMSNorm and its gradient against PyTorch's own, which autograd takes apart."""
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -31,6 +33,26 @@ def test_it_is_pytorchs_forward_and_backward(shape: tuple[int, ...], dtype: torc
     for own, other in zip(ours, torchs, strict=True):
         assert own.dtype == other.dtype
         torch.testing.assert_close(own, other)
+
+
+def test_16_bits_with_a_weight_of_32_are_normed_in_their_own_dtype_and_fused() -> None:
+    torch.manual_seed(0)
+    norm, x = RMSNorm(16, eps=1e-6), torch.randn(4, 16, dtype=torch.bfloat16)
+    nn.init.normal_(norm.weight, 1, 0.1)
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings(), torch.autocast("cpu", torch.bfloat16):
+            warnings.simplefilter("error")  # torch's, that it "cannot dispatch to fused implementation"
+            result = norm(x)
+    finally:
+        torch.set_warn_always(before)
+    assert result.dtype == torch.bfloat16
+    result.sum().backward()
+    assert norm.weight.grad is not None
+    assert norm.weight.grad.dtype == torch.float32
+    # Two roundings to 8 bits, of the weight and of the result.
+    torch.testing.assert_close(result.float(), norm(x.float()), rtol=2**-7, atol=0)
 
 
 def test_heads_that_lie_across_are_normed_as_those_in_a_row() -> None:

@@ -2,18 +2,22 @@
 
 import dataclasses
 import inspect
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 from lightning.pytorch.callbacks import Callback
 from small_runs import said_by_lightning, small_settings
 
 from minigpt.config import TrainerConfig
 from minigpt.errors import UserError
 from minigpt.training.run import train
+from minigpt.training.trainer import best_precision, slow_precision
 
 REFUSED = {
     "limit_train_batches": [(5, "trainer.overfit_batches"), (1, "trainer.overfit_batches"), (0.5, "fewer of them")],
@@ -98,6 +102,7 @@ class Spy(Callback):
     def on_train_batch_start(self, *_: Any) -> None:
         self.seen |= {"anomaly": torch.is_anomaly_enabled(), "steps": self.seen.get("steps", 0) + 1}
         self.seen["deterministic"] = torch.are_deterministic_algorithms_enabled()
+        self.seen["cublas"] = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         trainer.should_stop = True  # which min_steps overrules
@@ -118,6 +123,7 @@ def test_settings_that_are_passed_on_have_their_effect(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Spy, "seen", {})
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # restored at the end
     callbacks = [{"class_path": f"{__name__}.Spy"}]
     quiet: dict[str, Any] = {"attention": {"enabled": False}, "sampling": {"prompts": []}}
     try:
@@ -128,6 +134,7 @@ def test_settings_that_are_passed_on_have_their_effect(
     assert Spy.seen == {
         "anomaly": True,
         "deterministic": True,
+        "cublas": ":4096:8",  # set by Lightning; torch refuses matrix products on CUDA without it
         "inference": False,
         "largest": 0.5,
         "sanity": 1,
@@ -138,6 +145,41 @@ def test_settings_that_are_passed_on_have_their_effect(
     assert not list((run.path / "checkpoints").glob("*"))
     assert "Total params" in "".join([*said, capsys.readouterr().out]), "Lightning prints it where rich is installed"
     assert any("Profiler Report" in text for text in said)
+
+
+@pytest.mark.parametrize("precision", ["16-true", "transformer-engine-float16"])
+def test_float16_weights_are_refused_with_what_to_use_instead(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if precision != "16-true":  # its package needs a GPU
+        monkeypatch.setattr(L.Trainer, "precision", precision)
+        settings = small_settings(tmp_path)
+    else:
+        settings = small_settings(tmp_path, trainer={"precision": precision})
+    with pytest.raises(UserError, match=rf"trainer.precision={precision}: .*16-mixed, or bf16-true"):
+        train(settings)
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def on(kind: str, precision: str) -> Any:
+    """A trainer on a device, as far as advice needs it."""
+    return SimpleNamespace(precision=precision, strategy=SimpleNamespace(root_device=torch.device(kind)))
+
+
+def test_a_precision_that_the_device_emulates_is_said_to_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has_units in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has_units: has)
+        assert (slow_precision(on("cuda", "bf16-mixed")) is None) == has_units
+        assert slow_precision(on("cuda", "16-mixed")) is None
+        assert "emulate" in (slow_precision(on("cpu", "bf16-true")) or "")
+        assert slow_precision(on("cpu", "32-true")) is None
+
+
+def test_a_gpu_that_the_accelerator_does_not_name_chooses_no_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert [best_precision(each) for each in ("auto", "gpu", "cuda", CUDAAccelerator())] == ["bf16-mixed"] * 4
+    assert [best_precision(each) for each in ("cpu", "mps", CPUAccelerator())] == ["32-true"] * 3
 
 
 def test_a_share_of_the_val_batches_that_is_none_of_them_is_one_line_and_leaves_no_run(tmp_path: Path) -> None:

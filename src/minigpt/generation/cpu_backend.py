@@ -88,6 +88,8 @@ def _parts(model: GPT | StoredModel) -> Parts:
         return {**numbers, **weights, **position_tables(model.config)}
     tensors = {**dict(opened.named_parameters()), **dict(opened.named_buffers())}
     arrays = {name: tensor.detach().numpy() for name, tensor in tensors.items()}
+    if "slopes" in arrays:
+        arrays["slopes"] = arrays["slopes"].view(np.float32)
     return arrays | {name: attrgetter(name)(opened) for name in numbers}
 
 

@@ -34,8 +34,13 @@ class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x²) + eps) * weight. PyTorch fuses it on GPUs only; a CPU runs `_RMSNorm` in half the time."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., C), each vector with a mean square of 1, times the weight."""
-        # torch.compile fuses PyTorch's own, and half precision must sum the squares in float32, as PyTorch does.
+        """(..., C) -> (..., C) in x's dtype, each vector with a mean square of 1, times the weight."""
+        if x.dtype.itemsize < 4:
+            # The weight in x's dtype, or PyTorch does not fuse; it sums the squares in float32 all the same. Without
+            # autocast, which from torch 2.12 on would copy x to float32 (github.com/pytorch/pytorch/issues/188955).
+            with torch.autocast(x.device.type, enabled=False):
+                return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        # torch.compile fuses PyTorch's own.
         fits = x.device.type == "cpu" and x.dtype in {torch.float32, torch.float64}
         fits = fits and x.ndim > 1  # without other axes, sum(()) in the backward pass would sum the only one
         if not fits or torch.compiler.is_compiling():
@@ -190,7 +195,7 @@ class GPT(nn.Module):
         # Buffers move to the device with the model. Computed from the config, so checkpoints do not store them.
         self.rotary: Tensor | None
         self.sinusoidal: Tensor | None
-        self.slopes: Tensor | None
+        self.slopes: Tensor | None  # the bits of float32, see `position_tables`
         for name, table in position_tables(config).items():
             self.register_buffer(name, table, persistent=False)
         self._initialise()
@@ -271,7 +276,10 @@ class GPT(nn.Module):
         x = self.dropout(x)
         rotary = None if self.rotary is None else self.rotary[:, positions]  # (2, T, D) or (2, B, T, D)
         # ALiBi can ignore document_ids: a distance is the same wherever positions count from.
-        key_bias = None if self.slopes is None else alibi_bias(self.slopes, start + T)
+        key_bias = None
+        if self.slopes is not None:
+            slopes = self.slopes.view(torch.float32).to(torch.promote_types(x.dtype, torch.float32))
+            key_bias = alibi_bias(slopes, start + T)
         # Layers with the same window share a graph, so its mask is built once.
         graphs = {window: _graph(document_ids, window, start, T, x.device) for window in set(self.windows)}
         layers = [None] * len(self.blocks) if cache is None else cache.layers
@@ -317,9 +325,14 @@ class GPT(nn.Module):
 
 
 def position_tables(config: GPTConfig) -> dict[str, Tensor | None]:
-    """`tables.position_tables` as tensors, on the default device."""
-    found = tables.position_tables(config).items()
-    return {name: None if table is None else torch.tensor(table) for name, table in found}
+    """`tables.position_tables` as tensors, on the default device; slopes as the int32 that have their bits."""
+    found = {
+        name: None if table is None else torch.tensor(table) for name, table in tables.position_tables(config).items()
+    }
+    # bf16-true casts every floating-point buffer. It may round the other tables, as it rounds what they are added to
+    # or multiplied by; but a slope is multiplied by a position, and one of 8 bits misses distant tokens by several.
+    slopes = found["slopes"]
+    return found | {"slopes": None if slopes is None else slopes.view(torch.int32)}
 
 
 def _graph(document_ids: Tensor | None, window: int | None, start: int, T: int, device: torch.device) -> Graph:

@@ -24,6 +24,7 @@ from minigpt.training.lora import trained_parameters
 from minigpt.training.module import TrainingModule
 from minigpt.training.resuming import Reached, go_on
 from minigpt.training.stopping import requeue
+from minigpt.training.trainer import slow_precision
 
 MOST_SENTENCES = 4
 """Sentences of the diagnosis that are printed at the end."""
@@ -51,6 +52,8 @@ def announce(trainer: L.Trainer, module: TrainingModule, batches: Any, folder: R
         f"train   {until} on {trainer.num_devices} {trainer.strategy.root_device.type}, {trainer.precision}, "
         f"{torch.get_num_threads()} threads -> {folder.path}"
     )
+    if (advice := slow_precision(trainer)) is not None:
+        said += f"\n{advice}"
     print(shown(said), flush=True)
 
 

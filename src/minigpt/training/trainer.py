@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import CUDAAccelerator
 
 from minigpt.config import Config, TrainerConfig
 from minigpt.errors import UserError
@@ -61,7 +62,9 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
         "callbacks": [*users_callbacks, *callbacks],
         "plugins": [AtomicCheckpointIO(), *(settings["plugins"] or [])],
         "strategy": FSDP2() if settings["strategy"] == "fsdp2" else settings["strategy"],
-        "precision": best_precision() if settings["precision"] == "auto" else settings["precision"],
+        "precision": best_precision(settings["accelerator"])
+        if settings["precision"] == "auto"
+        else settings["precision"],
         "default_root_dir": settings["default_root_dir"] or folder.path,
         # Lightning refuses an interval beyond the last batch; here it means one validation, at the end.
         "val_check_interval": min(interval, n_batches) if isinstance(interval, int) else interval,
@@ -80,10 +83,32 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
         raise UserError(f"{_culprits(given, str(error))}: {' '.join(str(error).split())}") from error
     if launcher is not None:
         check_processes(trainer, launcher)
-    if trainer.precision == "64-true" and trainer.strategy.root_device.type == "mps":
-        raise UserError("trainer.precision=64-true: Apple GPUs have no float64; use 32-true or trainer.accelerator=cpu")
+    _check_precision(trainer)
     refuse_shards(trainer)
     return trainer
+
+
+def _check_precision(trainer: L.Trainer) -> None:
+    precision: str = trainer.precision
+    if precision == "64-true" and trainer.strategy.root_device.type == "mps":
+        raise UserError("trainer.precision=64-true: Apple GPUs have no float64; use 32-true or trainer.accelerator=cpu")
+    if precision in {"16-true", "transformer-engine-float16"}:
+        raise UserError(
+            f"trainer.precision={precision}: float16 rounds the optimizer's small numbers to 0, and the loss grows "
+            "or becomes NaN; use 16-mixed, or bf16-true"
+        )
+
+
+def slow_precision(trainer: L.Trainer) -> str | None:
+    """Advice on a precision that the run's device emulates, so that it is slower than 32-true; None for others."""
+    precision, kind = str(trainer.precision), trainer.strategy.root_device.type
+    if kind == "cpu" and precision.startswith(("16-", "bf16-")):
+        return (
+            f"trainer.precision={precision}: most CPUs emulate it, slower than 32-true; `minigpt doctor` compares them"
+        )
+    if kind == "cuda" and precision.startswith("bf16-") and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return f"trainer.precision={precision}: this GPU emulates bfloat16; 16-mixed and 32-true are faster"
+    return None
 
 
 def _culprits(given: dict[str, Any], complaint: str) -> str:
@@ -96,6 +121,8 @@ def _culprits(given: dict[str, Any], complaint: str) -> str:
     return ", ".join(f"trainer.{name}={changed[name]}" for name in shown) or "trainer"
 
 
-def best_precision() -> str:
+def best_precision(accelerator: object) -> str:
     """bf16-mixed on a GPU with native bfloat16, else 32-true: CPUs without bfloat16 units emulate it slowly."""
-    return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(False) else "32-true"
+    wants_cuda = accelerator in ("auto", "gpu", "cuda") or isinstance(accelerator, CUDAAccelerator)
+    has_cuda = wants_cuda and torch.cuda.is_available()
+    return "bf16-mixed" if has_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"

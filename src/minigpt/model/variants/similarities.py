@@ -91,7 +91,8 @@ class Cosine(Similarity):
         self.log_temperature = nn.Parameter(torch.full((n_head,), temperature).log())
 
     def score_factors(self, query: Tensor, key: Tensor) -> ScoreFactors:
-        scale = self.log_temperature.exp().clamp(min=0.01).reciprocal().to(query.dtype)
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        scale = self.log_temperature.to(dtype).exp().clamp(min=0.01).reciprocal()
         return ScoreFactors(_unit(query, scale[:, None, None]), _unit(key), 1.0)
 
 
@@ -204,8 +205,9 @@ SIMILARITIES: dict[str, Callable[[GPTConfig], Similarity]] = {
 
 
 def _unit(x: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-    """x with norm `scale` along the last axis; a zero vector stays zero."""
-    return x * (scale / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-6))
+    """x with norm `scale` along the last axis; a zero vector stays zero. In x's dtype, rounded to it once."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return (x * (scale / torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype).clamp(min=1e-6))).to(x.dtype)
 
 
 def _require_positive(name: str, value: float) -> None:
