@@ -277,6 +277,11 @@ REFUSED_ON_MPS: dict[str, Callable[[torch.device], Any]] = {
     "from numpy": lambda device: torch.from_numpy(np.ones(2)).to(device),
     "no kernel": lambda device: torch.geqrf(torch.ones(2, 2, device=device)),
 }
+REFUSED_IF_DETERMINISTIC: dict[str, Callable[[torch.device], Any]] = {
+    "cumsum": lambda device: torch.ones(2, device=device).cumsum(0),
+    "median": lambda device: torch.ones(2, device=device).median(dim=0),
+    "histc": lambda device: torch.ones(2, device=device).histc(2),
+}
 
 
 def refusals(place: Place, settings: dict[str, Any]) -> dict[str, Any]:
@@ -284,7 +289,9 @@ def refusals(place: Place, settings: dict[str, Any]) -> dict[str, Any]:
     from minigpt.training.run import check_before_text
 
     passed = []
-    wanted = REFUSED | REFUSED_ON_MPS if place.kind == "mps" else {} if place.kind == "cpu" else REFUSED
+    others = {"cpu": {}, "cuda": REFUSED_IF_DETERMINISTIC, "mps": REFUSED_ON_MPS}[place.kind]
+    wanted = {} if place.kind == "cpu" else REFUSED | others
+    torch.use_deterministic_algorithms(place.kind == "cuda")  # `result` turns it off
     for name, attempt in wanted.items():
         with contextlib.suppress(TypeError, RuntimeError):
             attempt(torch.device(place.device))

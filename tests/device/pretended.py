@@ -1,8 +1,8 @@
 """A pretended accelerator: tensors that claim to be on cuda:0 or mps:0 and are computed, with real values, on the CPU.
 
 It refuses what the device refuses and a CPU does not: tensors of two devices in one operation, float64 and operations
-without a kernel on MPS, `cumsum` of floats under deterministic algorithms on CUDA. It counts what a real device would
-wait for: each transfer to the CPU, and each operation whose result's shape depends on values.
+without a kernel on MPS, operations without a deterministic kernel on CUDA where those are asked for. It counts what a
+real device would wait for: each transfer to the CPU, and each operation whose result's shape depends on values.
 
 It cannot show speed, memory, rounding, Triton kernels or NCCL. Its guards stay in the process that loads them, so it is
 used in a process of its own (cases.py).
@@ -15,7 +15,7 @@ import contextlib
 import functools
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -48,6 +48,17 @@ WAITS = {
 NUMBERS = ("_foreach_", "::fill", "::masked_fill")
 """Besides what is pointwise: operations that take a number as a CPU tensor without axes."""
 WIDE = {torch.float64, torch.complex128}
+NOT_DETERMINISTIC: dict[Any, Callable[..., bool]] = {
+    aten.cumsum.default: lambda x, *_, **__: x.is_floating_point(),
+    aten.histc.default: lambda *_, **__: True,
+    aten.bincount.default: lambda x, weights=None, *_, **__: weights is not None,
+    aten.median.dim: lambda *_, **__: True,
+    aten.put_.default: lambda *_, **__: True,
+    aten.nll_loss2d_forward.default: lambda *_, **__: True,
+    aten.scatter_reduce.two: lambda x, dim, index, source, reduce, **_: reduce == "prod",
+}
+"""Operations that CUDA refuses under deterministic algorithms, with the arguments for which it does: the list in the
+documentation of torch.use_deterministic_algorithms, without images, pooling and CTC."""
 
 waits: collections.Counter[str] = collections.Counter()
 """What a real device would have waited for so far, with the line of minigpt or Lightning that asked."""
@@ -220,9 +231,9 @@ def _refuse(
             raise TypeError(f"the MPS framework doesn't support {kwargs['dtype']}, at {place()}")
         if traits.name in lacking_on_mps():
             raise NotImplementedError(f"The operator {operation} is not implemented for the MPS device, at {place()}")
-    elif operation is aten.cumsum.default and args[0].is_floating_point():
-        if torch.are_deterministic_algorithms_enabled():
-            raise RuntimeError(f"cumsum_cuda_kernel does not have a deterministic implementation, at {place()}")
+    elif torch.are_deterministic_algorithms_enabled():
+        if operation in NOT_DETERMINISTIC and NOT_DETERMINISTIC[operation](*args, **kwargs):
+            raise RuntimeError(f"{operation} does not have a deterministic implementation, at {place()}")
 
 
 def _count(operation: Any, args: Any, device: torch.device | None) -> None:
@@ -370,7 +381,7 @@ def _cuda(bf16: bool) -> list[tuple[Any, dict[str, Any]]]:
         "manual_seed_all": lambda seed: None,
     }
     found = [(module, {n: v for n, v in lightning.items() if hasattr(module, n)}) for module in (fabric, pytorch)]
-    return [(torch.cuda, own), *found]
+    return [(torch.cuda, own), (torch.accelerator, {"synchronize": own["synchronize"]}), *found]
 
 
 def _mps() -> list[tuple[Any, dict[str, Any]]]:
@@ -380,9 +391,10 @@ def _mps() -> list[tuple[Any, dict[str, Any]]]:
     own = {
         "manual_seed": torch.default_generator.manual_seed,
         "empty_cache": lambda: None,
-        "synchronize": lambda: waits.update([f"synchronize: {place()}"]),
+        "synchronize": lambda device=None: waits.update([f"synchronize: {place()}"]),
     }
     return [
+        (torch.accelerator, {"synchronize": own["synchronize"]}),
         (torch.backends.mps, {"is_available": lambda: True}),
         (fabric.MPSAccelerator, {"is_available": staticmethod(lambda: True)}),
         (pytorch.MPSAccelerator, {"is_available": staticmethod(lambda: True)}),

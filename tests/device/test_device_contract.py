@@ -106,6 +106,18 @@ CASES: dict[str, Case] = {
             },
         },
     ),
+    "a deterministic run with attention maps": Case(
+        "run", {"resumed": False, "trainer": {"deterministic": True}, "attention": MAPS}, ("cuda",)
+    ),
+    "a deterministic run of linear attention": Case(
+        "run",
+        {
+            "resumed": False,
+            "trainer": {"deterministic": True},
+            "model": {"similarity": "linear", "context_length": 192},
+        },
+        ("cuda",),
+    ),
     "oracles": Case("oracles", {}, ("mps",)),
     "refusals": Case("refusals", {}, guards.KINDS),
 }
@@ -138,14 +150,6 @@ DEFECTS: dict[str, tuple[Case, str]] = {
     "padded prompts where Triton is installed": (
         Case("model", {"machine": {"triton": True}}),
         "every graph but full and causal goes to FlexAttention on CUDA, however short the text",
-    ),
-    "a deterministic run with attention maps": (
-        Case("run", {"trainer": {"deterministic": True}, "attention": MAPS}),
-        "the statistics sum weights by cumsum, which has no deterministic kernel on CUDA",
-    ),
-    "a deterministic run of linear attention": (
-        Case("run", {"trainer": {"deterministic": True}, "model": {"similarity": "linear"}}),
-        "linear attention sums chunks by cumsum, which has no deterministic kernel on CUDA",
     ),
 }
 """Known defects: the test fails until they are mended, then is moved to CASES."""
@@ -270,10 +274,7 @@ def test_known_defects_of_a_gpu(name: str, results: Results) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "kind",
-    ["cuda", pytest.param("mps", marks=pytest.mark.xfail(reason="doctor does not wait for Apple GPUs", strict=True))],
-)
+@pytest.mark.parametrize("kind", guards.KINDS)
 def test_doctor_stops_its_clock_when_the_device_is_done(kind: str, results: Results) -> None:
     assert results("doctor's clock", kind)[kind]["waits"] > 0
 

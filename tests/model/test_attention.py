@@ -19,7 +19,7 @@ from minigpt.model.variants import attend as attend_module
 from minigpt.model.variants import kernels, linear_attention
 from minigpt.model.variants.attend import attend, attention_scores, attention_weights
 from minigpt.model.variants.graphs import Adjacency, Causal, Documents, Full, Graph, Padding, Prefix, Window
-from minigpt.model.variants.linear_attention import causal_linear_attention, full_linear_attention
+from minigpt.model.variants.linear_attention import causal_linear_attention, doubled_sum, full_linear_attention
 from minigpt.model.variants.positions import alibi_bias
 from minigpt.model.variants.similarities import (
     SIMILARITIES,
@@ -704,6 +704,17 @@ def test_a_text_may_be_cut_anywhere_into_chunks_and_into_calls(chunk: int, monke
 
         assert_all_close(result_and_gradients(in_two_calls, leaves, Linear()), slow, atol=1e-12, rtol=1e-11)
     assert_all_close(result_and_gradients(attend, leaves, Linear(), graph=Causal()), slow, atol=1e-12, rtol=1e-11)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 13])
+def test_running_sums_without_cumsum_are_cumsum_with_its_gradient(n: int) -> None:
+    x = torch.randn(2, n, 3, dtype=torch.float64, requires_grad=True)
+    above = torch.randn(2, n, 3, dtype=torch.float64)
+    found = []
+    for running in (doubled_sum, torch.cumsum):
+        result = running(x, 1)
+        found.append((result, torch.autograd.grad(result, x, above)[0]))
+    assert_all_close(found[0], found[1], atol=1e-12, rtol=1e-12)
 
 
 def test_one_sum_serves_all_queries_of_full_linear_attention() -> None:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from minigpt.model.variants.linear_attention import running_sum
+
 Statistic = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -56,7 +58,7 @@ def keys_for_mass(mass: float) -> Statistic:
     """The smallest number of keys whose weights add up to the share `mass` of the row."""
 
     def statistic(weights: Tensor, queries: Tensor) -> Tensor:
-        held = weights.sort(dim=-1, descending=True).values.cumsum(-1)
+        held = running_sum(weights.sort(dim=-1, descending=True).values, dim=-1)
         # Tolerance, so that rounding of the sum does not add a key.
         return _after_first(1.0 + (held < mass * (1 - 1e-6) * held[..., -1:]).sum(-1), queries)
 

@@ -40,7 +40,7 @@ def causal_linear_attention(
     within = float32_product(float32_product(query, key.mT).tril(), value)  # (B, H, T / C, C, D_v + 1)
     sums = float32_product(key.mT, value)  # (B, H, T / C, D, D_v + 1), of each chunk
     # What a chunk sees of earlier ones is the sum up to the chunk before it.
-    carried = sums.cumsum(dim=2)
+    carried = running_sum(sums, dim=2)
     before = F.pad(carried[:, :, :-1], (0, 0, 0, 0, 1, 0))
     if state is not None:
         carried, before = carried + state[:, :, None], before + state[:, :, None]
@@ -65,6 +65,25 @@ def float32_product(a: Tensor, b: Tensor) -> Tensor:
     dtype = torch.promote_types(a.dtype, torch.float32)
     with torch.autocast(a.device.type, enabled=False):
         return a.to(dtype) @ b.to(dtype)
+
+
+def running_sum(x: Tensor, dim: int) -> Tensor:
+    """`x.cumsum(dim)`, also where torch refuses it: CUDA's kernel for floats is not deterministic."""
+    is_refused = x.is_cuda and torch.are_deterministic_algorithms_enabled()
+    return doubled_sum(x, dim) if is_refused else x.cumsum(dim)
+
+
+def doubled_sum(x: Tensor, dim: int) -> Tensor:
+    """`x.cumsum(dim)` in log2(n) additions of shifted copies (Hillis and Steele 1986, doi:10.1145/7902.7903).
+
+    Not as a product with a triangular matrix, which TF32 would round to 11 bits.
+    """
+    n, shift = x.shape[dim], 1
+    while shift < n:
+        later = x.narrow(dim, shift, n - shift) + x.narrow(dim, 0, n - shift)
+        x = torch.cat([x.narrow(dim, 0, shift), later], dim)
+        shift *= 2
+    return x
 
 
 def _divided(total: Tensor) -> Tensor:
