@@ -132,6 +132,18 @@ def test_a_top_k_beyond_the_vocabulary_keeps_all(top_k: int) -> None:
     assert kept(top_k=top_k).tokens.tolist() == list(range(8))
 
 
+@pytest.mark.parametrize("digits", [0, 6])  # with many equal logits, and with few
+@pytest.mark.parametrize(("V", "top_k"), [(1280, 10), (1281, 10), (9999, 50), (128, 1)])
+def test_top_k_keeps_the_same_of_a_large_vocabulary_whether_or_not_it_is_sifted_first(
+    V: int, top_k: int, digits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = np.random.default_rng(V).normal(size=V).round(digits)
+    sifted = kept(logits, top_k=top_k)
+    monkeypatch.setattr(sampling, "SIFTED_FROM", V + 1)
+    assert sifted.tokens.tolist() == kept(logits, top_k=top_k).tokens.tolist()
+    assert len(sifted.tokens) >= top_k
+
+
 def test_equal_logits_at_the_edge_of_top_k_are_all_kept() -> None:
     assert kept(np.array([1.0, 1.0, 1.0, 0.0]), top_k=2).tokens.tolist() == [0, 1, 2]
 
