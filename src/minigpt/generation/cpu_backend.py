@@ -319,7 +319,7 @@ def _norm_of(parts: Parts, *names: str) -> Function:
     if f"{names[0]}.weight" not in parts:
         return lambda x: x
     weight, bias, eps = (_stacked([parts.get(f"{name}.{part}") for name in names]) for part in _NORM_PARTS)
-    C = weight.shape[-1]
+    C: int = weight.shape[-1]
     mean = np.full(C, 1 / C, dtype=np.float32) if parts["config.norm"] == "layernorm" else None
 
     def norm(x: Array) -> Array:

@@ -143,12 +143,11 @@ def product_of_int8(weight: Array, bias: Array | None, *, forms: Forms) -> Funct
 
     def product(x: Array) -> Array:
         x_scales, rounded = _to_int8(x)
-        is_few = len(x) <= 2  # for which numkong reads the weights at the speed of memory without packing
-        packed = None if is_few else numkong.dots_pack(rounded)
+        packed = numkong.dots_pack(rounded) if len(x) > 2 else None
 
         def multiply(rows: npt.NDArray[np.int8]) -> npt.NDArray[Any]:
             """(n, n_rows) exact sums, in float32 or int32."""
-            if is_few:
+            if packed is None:  # reads the weights at the speed of memory
                 return np.asarray(numkong.cdist(rounded, rows, "dot", out_dtype="float32"))
             return np.asarray(numkong.dots_packed(rows, packed)).T
 
