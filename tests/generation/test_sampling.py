@@ -99,7 +99,8 @@ def test_what_is_kept_has_the_exact_probabilities(
     if ((found > 0) == (expected > 0)).all():
         np.testing.assert_allclose(found, expected, rtol=1e-9)
     else:
-        assert abs((found > 0).sum() - (expected > 0).sum()) <= len(logits) - len({x - max(logits) for x in logits}) + 1
+        n_equal = len(logits) - len({np.exp(x - max(logits)) for x in logits})
+        assert abs((found > 0).sum() - (expected > 0).sum()) <= n_equal + 1
 
 
 def test_temperature_zero_takes_the_likeliest_token_and_draws_nothing() -> None:
@@ -130,6 +131,18 @@ def test_repetitions_are_avoided_once_however_often_they_came() -> None:
 @pytest.mark.parametrize("top_k", [8, 9, 1000])
 def test_a_top_k_beyond_the_vocabulary_keeps_all(top_k: int) -> None:
     assert kept(top_k=top_k).tokens.tolist() == list(range(8))
+
+
+@pytest.mark.parametrize("digits", [0, 6])  # with many equal logits, and with few
+@pytest.mark.parametrize(("V", "top_k"), [(1280, 10), (1281, 10), (9999, 50), (128, 1)])
+def test_top_k_keeps_the_same_of_a_large_vocabulary_whether_or_not_it_is_sifted_first(
+    V: int, top_k: int, digits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = np.random.default_rng(V).normal(size=V).round(digits)
+    sifted = kept(logits, top_k=top_k)
+    monkeypatch.setattr(sampling, "SIFTED_FROM", V + 1)
+    assert sifted.tokens.tolist() == kept(logits, top_k=top_k).tokens.tolist()
+    assert len(sifted.tokens) >= top_k
 
 
 def test_equal_logits_at_the_edge_of_top_k_are_all_kept() -> None:

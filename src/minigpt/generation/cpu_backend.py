@@ -178,7 +178,7 @@ class CPUDecode:
             "position_embedding.weight" if config.position == "learned" else "sinusoidal"
         )
         self.rotary: Array | None = parts.get("rotary")
-        self.final_norm = _norm(parts, "final_norm")
+        self.final_norm = _norm_of(parts, "final_norm")
         self.blocks = [_Block(parts, f"blocks.{i}", config, window, product) for i, window in enumerate(config.windows)]
         # 0 keeps OpenBLAS to one thread: int8 products have threads of their own, and the two would compete.
         self.head_bytes = 0 if self.int8 else head.nbytes
@@ -196,10 +196,11 @@ class CPUDecode:
         if not self.int8 and opened is not None and B * T > MOST_TOKENS:
             return self._read_by_torch(opened, tokens, cache, n_wanted)
         step = max(1, CHUNK // B)
-        chunks = [self._hidden(tokens[:, i : i + step], cache, cache.position + i) for i in range(0, T, step)]
-        x = np.concatenate(chunks, axis=1)[:, -n_wanted:].reshape(B * n_wanted, -1)
-        with threads_for(self.head_bytes):
-            return self.head(x).reshape(B, n_wanted, -1)
+        with threads_for(max(self.head_bytes, self.block_bytes)):  # once a token: setting the threads takes a while
+            chunks = [self._hidden(tokens[:, i : i + step], cache, cache.position + i) for i in range(0, T, step)]
+            x = np.concatenate(chunks, axis=1)[:, -n_wanted:].reshape(B * n_wanted, -1)
+            with threads_for(self.head_bytes):
+                return self.head(x).reshape(B, n_wanted, -1)
 
     def _hidden(self, tokens: Integers, cache: ArrayCache, start: int) -> Array:
         """(B, T) tokens from place `start` of the cache -> (B, T, C), as `GPT.hidden`."""
@@ -238,11 +239,12 @@ class _Block:
 
     def __init__(self, parts: Parts, name: str, config: GPTConfig, window: int | None, product: Product) -> None:
         attn = f"{name}.attn"
-        self.attn_norm, self.mlp_norm = _norm(parts, f"{name}.attn_norm"), _norm(parts, f"{name}.mlp_norm")
-        self.q_norm, self.k_norm = _norm(parts, f"{attn}.q_norm"), _norm(parts, f"{attn}.k_norm")
+        self.attn_norm, self.mlp_norm = _norm_of(parts, f"{name}.attn_norm"), _norm_of(parts, f"{name}.mlp_norm")
         self.qkv, self.proj = _linear(parts, f"{attn}.qkv", product), _linear(parts, f"{attn}.proj", product)
         self.mlp = _MLPS[config.mlp](parts, f"{name}.mlp", product)
         self.n_projected, self.head_dim = parts[f"{attn}.n_projected"], parts[f"{attn}.head_dim"]
+        n_query, n_key, _ = self.n_projected
+        self.qk_norm = _norm_of(parts, *[f"{attn}.q_norm"] * n_query, *[f"{attn}.k_norm"] * n_key)
         self.scale = 1 / (self.head_dim**0.5 * parts[f"{attn}.similarity.temperature"])
         self.softcap, self.window, self.slopes = parts[f"{attn}.softcap"], window, parts.get("slopes")
 
@@ -254,15 +256,16 @@ class _Block:
         n_query, n_key, _ = self.n_projected
         x = x.reshape(B * T, C)
         heads = self.qkv(self.attn_norm(x)).reshape(B, T, -1, self.head_dim)
-        query, key = self.q_norm(heads[:, :, :n_query]), self.k_norm(heads[:, :, n_query : n_query + n_key])
+        query_key = self.qk_norm(heads[:, :, : n_query + n_key])
         if rotary is not None:
-            query, key = _rotate(query, rotary), _rotate(key, rotary)
+            query_key = _rotate(query_key, rotary)
         stop = start + T
-        keys[:, :, start:stop] = key.swapaxes(1, 2)
+        keys[:, :, start:stop] = query_key[:, :, n_query:].swapaxes(1, 2)
         values[:, :, start:stop] = heads[:, :, n_query + n_key :].swapaxes(1, 2)
-        gathered = self._attend(query, keys[:, :, :stop], values[:, :, :stop], n_padding)
+        gathered = self._attend(query_key[:, :, :n_query], keys[:, :, :stop], values[:, :, :stop], n_padding)
         x = x + self.proj(gathered.reshape(B * T, -1))
-        return (x + self.mlp(self.mlp_norm(x))).reshape(B, T, C)
+        x += self.mlp(self.mlp_norm(x))
+        return x.reshape(B, T, C)
 
     def _attend(self, query: Array, keys: Array, values: Array, n_padding: Integers | None) -> Array:
         """`variants.attend.attend` for the last T of S tokens: (B, T, H, D), (B, H_kv, S, D) twice -> (B, T, H, D)."""
@@ -313,12 +316,12 @@ def _linear(parts: Parts, name: str, product: Product) -> Function:
     return product(parts[f"{name}.weight"], parts.get(f"{name}.bias"))
 
 
-def _norm(parts: Parts, name: str) -> Function:
-    """numpy version of the model's RMSNorm or LayerNorm, or the identity."""
-    if f"{name}.weight" not in parts:
+def _norm_of(parts: Parts, *names: str) -> Function:
+    """numpy version of the model's RMSNorm or LayerNorm, or the identity; n names: for (..., n, C), one each."""
+    if f"{names[0]}.weight" not in parts:
         return lambda x: x
-    weight, bias, eps = parts[f"{name}.weight"], parts.get(f"{name}.bias"), parts[f"{name}.eps"]
-    C = len(weight)
+    weight, bias, eps = (_stacked([parts.get(f"{name}.{part}") for name in names]) for part in _NORM_PARTS)
+    C: int = weight.shape[-1]
     mean = np.full(C, 1 / C, dtype=np.float32) if parts["config.norm"] == "layernorm" else None
 
     def norm(x: Array) -> Array:
@@ -337,6 +340,13 @@ def _norm(parts: Parts, name: str) -> Function:
         return x
 
     return norm
+
+
+_NORM_PARTS = ("weight", "bias", "eps")
+
+
+def _stacked(parts: Sequence[Any]) -> Any:
+    return parts[0] if parts[0] is None or len(parts) == 1 else np.array(parts, dtype=np.float32)
 
 
 def _gelu(parts: Parts, mlp: str, product: Product) -> Function:

@@ -170,7 +170,8 @@ def _draw(logits: Logits, row: Row, config: GenerationConfig) -> None:
     """Append a token to the row, or end it at a stop token."""
     # Log-probabilities are the model's own: under filters and temperature they would not compare between settings.
     largest = logits.max()
-    total = largest + np.log(np.exp(logits - largest).sum())
+    shifted = logits - largest
+    total = largest + np.log(np.exp(shifted, out=shifted).sum())
     if not np.isfinite(total):
         raise UserError("the model's logits are NaN or inf: its weights are damaged, or its training diverged")
     stages = list(apply_filters(logits, config, row.tokens, _permitted(row, len(logits), config)))
