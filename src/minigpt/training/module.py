@@ -99,7 +99,8 @@ class TrainingModule(L.LightningModule):
 
         self._total_norm = torch.tensor(math.nan)  # grad_norm on the device
         self._share_of_time = 0.0  # fraction of max_time elapsed on rank 0's clock
-        self._nats, self._count = 0.0, 0  # of the validation that is running
+        self._n_targets = 0  # of the micro-batch that is next
+        self._nats, self._count = list[Tensor](), 0  # of the validation that is running, each batch's sum of losses
 
     def configure_model(self) -> None:
         if self.device_mesh is not None and not is_sharded(self.model):  # Lightning may call it more than once
@@ -139,6 +140,13 @@ class TrainingModule(L.LightningModule):
             if "ns_steps" in group:
                 group["ns_steps"] = optimizer.ns_steps
             group["weight_decay"] = optimizer.weight_decay if group["decays"] else 0.0
+
+    def on_before_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        # Counted while the batch is on the CPU: on a device, the count would be waited for.
+        _, targets = batch
+        full = self.run_config.data.mode == "packed" and self.trainer.training
+        self._n_targets = targets.numel() if full else int((targets != IGNORED).sum())
+        return batch
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout depends on (seed, micro-batch) alone, so a resumed run repeats it without stored random state.
@@ -180,10 +188,7 @@ class TrainingModule(L.LightningModule):
         self.has_trained = True
         loss = self.loss(tokens, targets)
         self.micro_batches.append(MicroBatch(self.micro_batch_number(batch_idx), tokens, targets, loss.detach()))
-        # Counting synchronises with the device; only padded batches need it.
-        packed = self.run_config.data.mode == "packed"
-        n_targets = targets.numel() if packed else int((targets != IGNORED).sum())
-        self.tokens_seen += n_targets * self.trainer.world_size
+        self.tokens_seen += self._n_targets * self.trainer.world_size
         return loss
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
@@ -256,23 +261,26 @@ class TrainingModule(L.LightningModule):
         self.trainer.strategy.load_optimizer_state_dict({"optimizer_states": [state]})
 
     def on_validation_epoch_start(self) -> None:
-        self._nats, self._count = 0.0, 0
+        self._nats, self._count = [], 0
         if self.average is not None:
             self.average.swap_in()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         tokens, targets = batch
-        self._count += int((targets != IGNORED).sum())
+        self._count += self._n_targets
         missing = self.run_config.data.batch_size - len(tokens)
         if missing > 0 and isinstance(self.loss, CompiledWithFallback):
             # The last batch is filled up to the shape of the others, for which it would be compiled once more.
             tokens = F.pad(tokens, (0, 0, 0, missing))
             targets = F.pad(targets, (0, 0, 0, missing), value=IGNORED)
-        self._nats += float(self.loss(tokens, targets, reduction="sum"))
+        self._nats.append(self.loss(tokens, targets, reduction="sum"))
 
     def on_validation_epoch_end(self) -> None:
         # Sum over all tokens, then divide: a mean of batch means would depend on batch size and number of devices.
-        nats, count = reduce_sum(self.trainer, self._nats, self._count)
+        # The losses stay on the device until here, for one synchronisation in all; their float64 sum needs the CPU, as
+        # Apple GPUs have no float64.
+        here = math.fsum(torch.stack(self._nats).tolist()) if self._nats else 0.0
+        nats, count = reduce_sum(self.trainer, here, self._count)
         split = self.data.train if self.run_config.trainer.overfit_batches else self.data.val
         self.val_loss = nats / count
         # Tokens per byte of the whole split: exact if validation covers it, as it does by default.
