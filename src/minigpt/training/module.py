@@ -284,6 +284,7 @@ class TrainingModule(L.LightningModule):
         # The losses stay on the device until here, for one synchronisation in all; their float64 sum needs the CPU, as
         # Apple GPUs have no float64.
         here = math.fsum(torch.stack(self._nats).tolist()) if self._nats else 0.0
+        self._nats = []  # frees them
         nats, count = reduce_sum(self.trainer, here, self._count)
         split = self.data.train if self.run_config.trainer.overfit_batches else self.data.val
         self.val_loss = nats / count
