@@ -49,6 +49,7 @@ SHORT_BYTES = 1 << 20
 class Findings:
     """Lines to print, and failures that the run would meet."""
 
+    verdict: str = "nothing known here would stop this run"
     lines: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     failures: list[str] = dataclasses.field(default_factory=list)
 
@@ -68,12 +69,19 @@ class Findings:
     def __str__(self) -> str:
         rows = [*self.lines, *(("WOULD FAIL", line) for line in self.failures)]
         if not self.failures:
-            rows.append(("verdict", "nothing known here would stop this run"))
+            rows.append(("verdict", self.verdict))
         indent = " " * INDENT
         return "\n".join(
             textwrap.fill(text, WIDTH, initial_indent=label.ljust(INDENT), subsequent_indent=indent)
             for label, text in rows
         )
+
+    def print(self) -> None:
+        """Print all lines; exit code 2 where something would fail."""
+        print(shown(self))
+        if self.failures:
+            sys.stdout.flush()
+            sys.exit(2)
 
 
 def diagnose(config: Config, resume: Path | None) -> None:
@@ -84,10 +92,7 @@ def diagnose(config: Config, resume: Path | None) -> None:
         for variable in ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR"):  # libraries write there on import
             os.environ.setdefault(variable, folder)
         examine(config, resume, Path(folder), findings, compiled)
-    print(shown(findings))
-    if findings.failures:
-        sys.stdout.flush()
-        sys.exit(2)
+    findings.print()
 
 
 def examine(
@@ -228,12 +233,15 @@ def _filled_in(config: Config, data: PreparedData | None, findings: Findings) ->
     from minigpt.training.run import filled_in
 
     known = data and findings.check(filled_in, config, data)
+    return known or with_guessed_vocabulary(config)
+
+
+def with_guessed_vocabulary(config: Config) -> Config:
+    """The config with a vocab_size where it has none, by the tokenizer's name alone."""
     name = config.data.tokenizer
     sizes = {"bytes": 257, "chars": 100, "gpt2": 50257, "cl100k_base": 100277, "o200k_base": 200019}
     guess = config.model.vocab_size or sizes.get(name) or int(name.removeprefix("bpe:") if "bpe:" in name else 50257)
-    return known or dataclasses.replace(
-        config, model=dataclasses.replace(config.model, vocab_size=guess, end_of_text=0)
-    )
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=guess, end_of_text=0))
 
 
 def _start(
