@@ -10,7 +10,7 @@ from minigpt.config import Config, DataConfig, GPTConfig, OptimizerConfig
 from minigpt.config.commands import DeviceName
 from minigpt.model.gpt import GPT
 from minigpt.training.arithmetic import Memory, flops_per_token, memory, update_cost
-from minigpt.training.devices import DEVICES
+from minigpt.training.devices import DEVICES, find_device
 from minigpt.training.loss import CHUNK_LOGITS
 from minigpt.training.muon import orthogonalised
 from minigpt.training.optimizer import make_optimizer, stacked_rows
@@ -145,3 +145,19 @@ def test_the_devices_have_names_rates_and_a_precision() -> None:
     assert DEVICES["t4"].peak("16-mixed") == 65e12
     assert DEVICES["t4"].peak("bf16-mixed") == DEVICES["t4"].peak("32-true") == 8.1e12
     assert DEVICES["m2"].peak("16-mixed") == 3.6e12
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("Tesla T4", "t4"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA L40S", None),
+    ],
+)
+def test_a_device_is_found_by_the_name_that_it_gives_itself(name: str, key: Any) -> None:
+    assert find_device(name) == (DEVICES[key] if key else None)

@@ -76,11 +76,10 @@ def _examine(config: Config, device: DeviceSpec, findings: Findings) -> None:
 def _n_devices(config: Config) -> int:
     """Those that the config names; one for auto and -1, as they are not here to be counted."""
     devices = config.trainer.devices
-    if isinstance(devices, list):
-        n = len(devices)
-    else:
-        n = int(devices) if str(devices).isdecimal() else 1
-    return n * config.trainer.num_nodes
+    if isinstance(devices, str) and "," in devices:  # as in "0,1"
+        devices = devices.split(",")
+    named = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 1
+    return named * config.trainer.num_nodes
 
 
 def _say_memory(need: Memory, rows: int, device: DeviceSpec, findings: Findings) -> None:
@@ -96,7 +95,9 @@ def _say_memory(need: Memory, rows: int, device: DeviceSpec, findings: Findings)
     }
     total = need.total(rows)
     parts = ", ".join(f"{name} {n_bytes / 1e9:.2f}" for name, n_bytes in kinds.items() if n_bytes)
-    findings.add("memory", f"{total / 1e9:.1f} GB of {device.memory_gb} on each device: {parts}; compiled, somewhat less")
+    findings.add(
+        "memory", f"{total / 1e9:.1f} GB of {device.memory_gb} on each device: {parts}; compiled, somewhat less"
+    )
     most, checkpointed = need.most_rows(available), need.most_rows(available, checkpointed=True)
     findings.add(
         "rows",
@@ -104,8 +105,8 @@ def _say_memory(need: Memory, rows: int, device: DeviceSpec, findings: Findings)
         "were computed again in the backward pass, a third more work",
     )
     if total > available:
-        remedy = f"data.batch_size={most} or less, with more trainer.accumulate_grad_batches" if most else "a smaller model"
+        fewer = f"data.batch_size={most} or less, with more trainer.accumulate_grad_batches"
         findings.failures.append(
             f"memory: about {total / 1e9:.1f} GB are needed and {available / 1e9:.1f} GB of {device.name} are usable: "
-            f"try {remedy}"
+            f"try {fewer if most else 'a smaller model'}"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from dataclasses import dataclass
 
 from minigpt.config.commands import DeviceName
@@ -50,3 +52,10 @@ DEVICES: dict[DeviceName, DeviceSpec] = {
     "m2": DeviceSpec("Apple M2, 16 GB", 16, 100, 3.6, None, None, f"{_APPLE}, 2022-06-06", has_bfloat16=False),
     "m1max": DeviceSpec("Apple M1 Max, 32 GB", 32, 400, 10.4, None, None, f"{_APPLE}, 2021-10-18", has_bfloat16=False),
 }
+
+
+def find_device(name: str) -> DeviceSpec | None:
+    """The device that calls itself so, as torch.cuda.get_device_name() does; None where it is not in the table."""
+    words = re.split(r"[ -]", name.lower())
+    known = {*words, *(first + second for first, second in itertools.pairwise(words))}  # "rtx 4090"
+    return next((spec for key, spec in DEVICES.items() if key in known), None)
