@@ -33,6 +33,7 @@ from minigpt.pages.run_record import duration
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import CHECKPOINT_KEY, newest_checkpoint
 from minigpt.training import machine
+from minigpt.training.arithmetic import memory
 from minigpt.training.compile_choice import choose
 from minigpt.training.step_times import StepTimes, measure
 
@@ -278,13 +279,10 @@ def _plan(
     findings: Findings,
 ) -> None:
     """Estimate the run's disk, memory and time."""
-    from minigpt.training.optimizer import stacked_rows
-
     with torch.device("meta"):  # shapes without memory
         model = GPT(config.model)
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    matrices = sum(parameter.nbytes for parameter in stacked_rows(model)) if config.optimizer.name == "muon" else 0
-    state = 2 * weights - matrices  # AdamW keeps two moments per weight, Muon one
+    need = memory(config, trainer.precision if trainer else "32-true")
+    weights, state = need.weights, need.optimizer + need.average
     findings.add("model", f"{model.n_parameters:,} parameters")
     kept = (config.keep_every_n_steps and config.trainer.max_steps // config.keep_every_n_steps) or 0
     needed = 3 * (weights + state) + (2 + kept) * weights  # a new file is written before the old one is deleted
@@ -305,8 +303,8 @@ def _plan(
     device = trainer.strategy.root_device
     here = processes if device.type == "cpu" else 1  # processes that share this memory
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.memory()[0]
-    fixed = 2 * weights + state
-    parts = f"weights {weights / 1e6:,.0f}, gradients {weights / 1e6:,.0f}, optimizer {state / 1e6:,.0f}"
+    fixed = weights + need.gradients + state
+    parts = f"weights {weights / 1e6:,.0f}, gradients {need.gradients / 1e6:,.0f}, optimizer {state / 1e6:,.0f}"
     measured = None
     if here * fixed < free:
         measured = measure(config, trainer, model.n_parameters, flops)
