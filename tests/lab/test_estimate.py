@@ -7,7 +7,9 @@ import pytest
 from scripts import ROOT
 
 from minigpt.cli.main import dispatch
+from minigpt.config import Config, TrainerConfig
 from minigpt.errors import UserError
+from minigpt.lab.estimate import count_devices
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, str]:
@@ -60,6 +62,14 @@ def test_eight_devices_divide_the_time_and_fsdp_the_weights(capsys: pytest.Captu
     assert number(one["time"], step) / number(eight["time"], step) == pytest.approx(8, rel=0.05)
     assert number(one["memory"], weights) == number(eight["memory"], weights) == pytest.approx(0.5, abs=0.01)
     assert number(sharded["memory"], weights) == pytest.approx(0.06, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("devices", "n"), [("auto", 1), (-1, 1), (8, 8), ("8", 8), ("0,1", 2), ("0,", 1), ([0, 2, 3], 3)], ids=repr
+)
+def test_the_devices_are_counted_as_lightning_reads_them(devices: int | str | list[int], n: int) -> None:
+    assert count_devices(Config(trainer=TrainerConfig(devices=devices))) == n
+    assert count_devices(Config(trainer=TrainerConfig(devices=devices, num_nodes=2))) == 2 * n
 
 
 def test_what_does_not_fit_is_said_with_what_does(capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,7 +39,7 @@ def _examine(config: Config, device: DeviceSpec, findings: Findings) -> None:
 
     p, m, rows = config.trainer, config.model, config.data.batch_size
     precision = str(device.precision if p.precision in {"auto", None} else p.precision)
-    precision, n_devices = PRECISIONS.get(precision, precision), _n_devices(config)
+    precision, n_devices = PRECISIONS.get(precision, precision), count_devices(config)
     peak = device.peak(precision)
     findings.add(
         "device",
@@ -73,13 +73,12 @@ def _examine(config: Config, device: DeviceSpec, findings: Findings) -> None:
     )
 
 
-def _n_devices(config: Config) -> int:
+def count_devices(config: Config) -> int:
     """Those that the config names; one for auto and -1, as they are not here to be counted."""
     devices = config.trainer.devices
-    if isinstance(devices, str) and "," in devices:  # as in "0,1"
-        devices = devices.split(",")
-    named = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 1
-    return named * config.trainer.num_nodes
+    listed = devices.split(",") if isinstance(devices, str) and "," in devices else devices  # as Lightning reads "0,1"
+    named = sum(each != "" for each in listed) if isinstance(listed, list) else listed
+    return (int(named) if str(named).isdecimal() else 1) * config.trainer.num_nodes
 
 
 def _say_memory(need: Memory, rows: int, device: DeviceSpec, findings: Findings) -> None:
