@@ -37,7 +37,7 @@ from torch import Tensor
 from minigpt.cli import program
 from minigpt.config import GenerationConfig, GPTConfig
 from minigpt.errors import UserError
-from minigpt.generation.engine import Reader, Row, generate
+from minigpt.generation.engine import Reader, Row, generate, reader_of
 from minigpt.generation.model_reader import CompiledDecode, ModelReader
 from minigpt.generation.sampling import Generator
 from minigpt.interop.folder import write_folder
@@ -265,6 +265,15 @@ def kernels(chosen: Namespace) -> Iterator[Block]:
 # decode
 
 
+COMPILED = "minigpt --compile"
+READERS: dict[str, Callable[[GPT], Reader]] = {
+    "minigpt": reader_of,
+    "minigpt, uncompiled, call by call": ModelReader,
+    COMPILED: CompiledDecode,
+}
+"""What reads tokens for our loop: its own choice for the device, and others."""
+
+
 def decoder(way: str, folder: Path, device: str) -> Callable[[int, int, int], object]:
     """(Rows, length of the prompt, tokens to write) -> writes them, with the weights of the folder."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
@@ -285,7 +294,7 @@ def decoder(way: str, folder: Path, device: str) -> Callable[[int, int, int], ob
     from minigpt.interop.folder import read_folder
 
     model = read_folder(folder).to(device=device, dtype=dtype).eval()
-    reader: Reader = CompiledDecode(model) if "compiled" in way else ModelReader(model)
+    reader: Reader = READERS[way](model)
 
     def write(n_rows: int, n_prompt: int, n_new: int) -> None:
         rows = [Row(list(range(n_prompt)), Generator(i), i, n_prompt) for i in range(n_rows)]
@@ -307,9 +316,9 @@ def decode(chosen: Namespace) -> Iterator[Block]:
     """Tokens per second of GPT-2 small, beside transformers' generate with the same weights."""
     sizes = {"vocab_size": 512, **TINY} if chosen.quick else {}
     write_folder(chosen.folder / "gpt2", GPT(GPTConfig.gpt2_family(**sizes)), end_of_text=0)
-    ways = ["minigpt", "transformers"]
-    if not chosen.quick:
-        ways += ["minigpt, compiled", "transformers, static cache"]
+    ways = [*READERS, "transformers", "transformers, static cache"]
+    if chosen.quick:  # nothing that compiles
+        ways = [way for way in ways if way not in {COMPILED, "transformers, static cache"}]
     n_prompt, n_new = (8, 8) if chosen.quick else (32, 128)
     rows = []
     for n_rows in (1, 2) if chosen.quick else (1, 8, 64):
