@@ -73,7 +73,7 @@ def test_the_activations_of_gpt2_small_are_those_on_paper() -> None:
     n = 124_439_808 + 47 * C  # 50,304 rows
     assert (need.weights, need.gradients, need.optimizer) == (4 * n, 4 * n, 8 * n)
     assert need.checkpointed_row == T * (L * 4 * C + 36 * C + 4 * H + 16 + 6 * C + 16)
-    assert memory(config_of(GPTConfig.gpt2_family(), name="adamw"), "bf16-mixed", 8).optimizer == n
+    assert memory(config_of(GPTConfig.gpt2_family(), name="adamw"), "bf16-mixed", n_shards=8).optimizer == n
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -134,6 +134,8 @@ def test_the_most_rows_are_the_last_that_fit(checkpointed: bool) -> None:
         assert most == 0 or need.total(most, checkpointed=checkpointed) <= available
         assert need.total(most + 1, checkpointed=checkpointed) > available
     assert need.most_rows(1e9) == 0
+    larger = memory(config_of(GPTConfig.gpt2_family()), "bf16-mixed", chunk_logits=4 * CHUNK_LOGITS)
+    assert larger.total(64) - need.total(64) == 16 * 3 * CHUNK_LOGITS
     assert CHUNK_LOGITS // need.row_logits in range(1, need.most_rows(80e9)), "both kinds of loss"
 
 

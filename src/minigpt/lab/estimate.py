@@ -60,7 +60,7 @@ def _examine(config: Config, device: DeviceSpec, findings: Findings) -> None:
     if config.lora is not None:
         findings.add("lora", "the figures below are of training all weights; adapters need less memory")
     shards = n_devices if "fsdp" in str(p.strategy).lower() else 1
-    _say_memory(memory(config, precision, shards), rows, device, findings)
+    _say_memory(memory(config, precision, n_shards=shards), rows, device, findings)
     update_flops, update_bytes = update_cost(config)
     update = (update_flops / (MFU * peak) + update_bytes / (1e9 * device.bandwidth)) / shards
     step = flops / (MFU * peak * n_devices) + update

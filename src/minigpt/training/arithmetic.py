@@ -51,6 +51,8 @@ class Memory:
     """What the chunked loss gathers: the gradient of the head's weight and a chunk's part of it."""
     row_head: int
     """And the gradient of the head's input, for one row."""
+    chunk_logits: int
+    """Logits that the chunked loss has in memory at a time."""
 
     @property
     def fixed(self) -> int:
@@ -60,9 +62,9 @@ class Memory:
     def loss(self, rows: int) -> int:
         """Logits and their gradient, all at once or in chunks; see `loss.model_loss`."""
         logits = rows * self.row_logits
-        if logits <= CHUNK_LOGITS:
+        if logits <= self.chunk_logits:
             return LOGIT_BYTES * logits
-        return LOGIT_BYTES * CHUNK_LOGITS + self.head + rows * self.row_head
+        return LOGIT_BYTES * self.chunk_logits + self.head + rows * self.row_head
 
     def total(self, rows: int, *, checkpointed: bool = False) -> int:
         """Peak in a micro-batch of so many rows."""
@@ -83,13 +85,14 @@ class Memory:
         return most if fits(most) else 0
 
 
-def memory(config: Config, precision: str, n_shards: int = 1) -> Memory:
+def memory(config: Config, precision: str, *, n_shards: int = 1, chunk_logits: int = CHUNK_LOGITS) -> Memory:
     """The memory that training takes on one device.
 
     Args:
         config: with vocab_size set.
         precision: Lightning's name, not auto.
         n_shards: devices among which weights, gradients and optimizer state are sharded (fsdp2); 1 with ddp.
+        chunk_logits: logits that the loss computes at a time.
     """
     m, (compute, stream) = config.model, _item_sizes(precision)
     with torch.device("meta"):
@@ -112,6 +115,7 @@ def memory(config: Config, precision: str, n_shards: int = 1) -> Memory:
         row_logits=T * V,
         head=(4 + compute) * V * C,  # float32 sums
         row_head=compute * T * C,
+        chunk_logits=chunk_logits,
     )
 
 
