@@ -36,7 +36,15 @@ COLUMNS = (
     "perf/tokens_per_second",
     "samples/longest_copied_tokens",
     "samples/copied_20gram_share",
+    "val/tokens",
 )
+
+
+def of_part_of_val(module: TrainingModule) -> str:
+    """What the last val/loss is of, if that is not the whole val split: " (on 4,096 of 70,000 tokens)"."""
+    if module.val_tokens >= module.n_val_tokens or module.run_config.trainer.overfit_batches:
+        return ""
+    return f" (on {module.val_tokens:,} of {module.n_val_tokens:,} tokens)"
 
 
 def seconds_of_training(trainer: L.Trainer) -> float:
@@ -126,8 +134,12 @@ class Metrics(Callback):
             if not math.isfinite(self.val_loss):
                 raise UserError(not_finite("val/loss", trainer.global_step, self.folder))
             row = {"val/loss": pl_module.val_loss, "val/bits_per_byte": pl_module.val_bits_per_byte}
+            of_part = of_part_of_val(pl_module)
+            said = "   ".join(f"{name} {value:.4f}" for name, value in row.items()) + of_part
+            if of_part:
+                row["val/tokens"] = pl_module.val_tokens
             self.write(trainer, trainer.global_step, row)
-            self._print_line(trainer, "   ".join(f"{name} {value:.4f}" for name, value in row.items()))
+            self._print_line(trainer, said)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if self._mark == 0.0:

@@ -76,6 +76,7 @@ class TrainingModule(L.LightningModule):
             self.model.load_state_dict(initial)
         if adapt is not None:
             adapt(self.model)
+        self.model.recomputes_blocks = config.activation_checkpointing
         # Compile the loss function rather than the module: parameter names get no "_orig_mod." prefix, and samples and
         # probes use the uncompiled model.
         loss = functools.partial(model_loss, self.model)
@@ -96,6 +97,7 @@ class TrainingModule(L.LightningModule):
         self.grad_norm = math.nan  # total norm of the gradient before clipping
         self.skipped = False  # not taken, as a loss or gradient was NaN or infinite: a skipped step or a rollback
         self.val_loss = self.val_bits_per_byte = math.nan
+        self.val_tokens, self.n_val_tokens = 0, 0  # predicted by the last validation; by one on the whole split
 
         self._total_norm = torch.tensor(math.nan)  # grad_norm on the device
         self._share_of_time = 0.0  # fraction of max_time elapsed on rank 0's clock
@@ -283,9 +285,9 @@ class TrainingModule(L.LightningModule):
         nats, count = reduce_sum(self.trainer, here, self._count)
         split = self.data.train if self.run_config.trainer.overfit_batches else self.data.val
         self.val_loss = nats / count
+        self.val_tokens, self.n_val_tokens = int(count), n_val_targets(split, self.run_config.data.mode)
         # Tokens per byte of the whole split: exact if validation covers it, as it does by default.
-        n_targets = n_val_targets(split, self.run_config.data.mode)
-        self.val_bits_per_byte = self.val_loss / math.log(2) * n_targets / split.n_target_bytes
+        self.val_bits_per_byte = self.val_loss / math.log(2) * self.n_val_tokens / split.n_target_bytes
         # Only for Lightning's callbacks, such as EarlyStopping: `Metrics` writes files and loggers.
         self.log("val/loss", self.val_loss, logger=False, sync_dist=True)
         self.log("val/bits_per_byte", self.val_bits_per_byte, logger=False, sync_dist=True)

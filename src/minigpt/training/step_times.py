@@ -33,7 +33,7 @@ class StepTimes:
     update_seconds: float
     """Of the optimizer step."""
     activation_bytes: int
-    """Tensors saved for the backward pass of a micro-batch."""
+    """Of tensors saved for the backward pass of a micro-batch."""
     share: float
     """Fraction of a micro-batch that was timed; the seconds are scaled up by it."""
 
@@ -66,6 +66,7 @@ def measure(config: Config, trainer: L.Trainer, n_parameters: int, flops: float)
         model = GPT(m)
         if (adapt := adapters_of(config)) is not None:
             adapt(model)
+        model.recomputes_blocks = config.activation_checkpointing
         model = precision.convert_module(model).to(device)  # type: ignore[assignment]
         tokens = torch.randint(m.vocab_size or 1, (rows, length + 1), device=device)
     optimizer = make_optimizer(model, config.optimizer)
@@ -84,6 +85,8 @@ def measure(config: Config, trainer: L.Trainer, n_parameters: int, flops: float)
         update.append(_now(device) - between)
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     activations = sum(n_bytes for pointer, n_bytes in kept.items() if pointer not in own)
+    if config.activation_checkpointing:  # of which torch holds the blocks' inputs elsewhere
+        activations += m.n_layer * rows * length * m.n_embd * next(model.parameters()).element_size()
     activations += 4 * min(rows * length * (m.vocab_size or 1), CHUNK_LOGITS)  # the gradient of the logits
     per_token = activations / (rows * length)
     return StepTimes(min(forward_backward[1:]) / share, min(update[1:]), int(per_token * B * T), share)
