@@ -24,7 +24,7 @@ from minigpt.runs.loading import CHECKPOINT_KEY, read_checkpoint
 from minigpt.training.averaging import Average
 from minigpt.training.distributed import any_rank, apply_fsdp, gather, is_sharded, reduce_sum
 from minigpt.training.lightning_compat import clips_as_torch_does, gradient_scaler, set_batches_done, set_logged_step
-from minigpt.training.loss import model_loss
+from minigpt.training.loss import CHUNK_LOGITS, chunk_logits, model_loss
 from minigpt.training.optimizer import follow_schedule, make_optimizer
 from minigpt.training.qk_clip import QKClip
 
@@ -85,6 +85,7 @@ class TrainingModule(L.LightningModule):
         self.average = None if decay is None else Average(self.model, decay)
         limit = config.optimizer.qk_clip
         self.qk_clip = None if limit is None else QKClip(self.model, limit)
+        self._at_a_time = CHUNK_LOGITS  # logits of a chunk of the loss; see `on_fit_start`
         self.has_trained = False  # in this process
         # Targets, over all devices: exact if packed; with examples, estimated from this rank's rows.
         self.tokens_seen = 0
@@ -124,6 +125,7 @@ class TrainingModule(L.LightningModule):
         return make_optimizer(self.model, self.run_config.optimizer, fused=fused)
 
     def on_fit_start(self) -> None:
+        self._at_a_time = chunk_logits(self.device)
         is_compiled = isinstance(self.loss, CompiledWithFallback)
         if is_compiled and self.device.type == "cpu" and self.run_config.trainer.deterministic is None:
             compute_exactly()
@@ -188,7 +190,7 @@ class TrainingModule(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         tokens, targets = batch
         self.has_trained = True
-        loss = self.loss(tokens, targets)
+        loss = self.loss(tokens, targets, at_a_time=self._at_a_time)
         self.micro_batches.append(MicroBatch(self.micro_batch_number(batch_idx), tokens, targets, loss.detach()))
         self.tokens_seen += self._n_targets * self.trainer.world_size
         return loss
@@ -275,7 +277,7 @@ class TrainingModule(L.LightningModule):
             # The last batch is filled up to the shape of the others, for which it would be compiled once more.
             tokens = F.pad(tokens, (0, 0, 0, missing))
             targets = F.pad(targets, (0, 0, 0, missing), value=IGNORED)
-        self._nats.append(self.loss(tokens, targets, reduction="sum"))
+        self._nats.append(self.loss(tokens, targets, reduction="sum", at_a_time=self._at_a_time))
 
     def on_validation_epoch_end(self) -> None:
         # Sum over all tokens, then divide: a mean of batch means would depend on batch size and number of devices.

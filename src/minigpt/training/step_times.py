@@ -11,7 +11,7 @@ import torch
 from minigpt.config import Config
 from minigpt.model.gpt import GPT
 from minigpt.training.lora import adapters_of
-from minigpt.training.loss import CHUNK_LOGITS, model_loss
+from minigpt.training.loss import chunk_logits, model_loss
 from minigpt.training.optimizer import make_optimizer
 
 if TYPE_CHECKING:
@@ -69,14 +69,14 @@ def measure(config: Config, trainer: L.Trainer, n_parameters: int, flops: float)
         model.recomputes_blocks = config.activation_checkpointing
         model = precision.convert_module(model).to(device)  # type: ignore[assignment]
         tokens = torch.randint(m.vocab_size or 1, (rows, length + 1), device=device)
-    optimizer = make_optimizer(model, config.optimizer)
+    optimizer, at_a_time = make_optimizer(model, config.optimizer), chunk_logits(device)
     forward_backward, update = list[float](), list[float]()
     least, most = N_STEPS
     while len(update) < least or (sum(forward_backward + update) < MEASURING_SECONDS / 4 and len(update) < most):
         kept.clear()
         begin = _now(device)
         with precision.forward_context(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = model_loss(model, tokens[:, :-1], tokens[:, 1:])
+            loss = model_loss(model, tokens[:, :-1], tokens[:, 1:], at_a_time=at_a_time)
         loss.backward()
         between = _now(device)
         optimizer.step()
@@ -87,7 +87,7 @@ def measure(config: Config, trainer: L.Trainer, n_parameters: int, flops: float)
     activations = sum(n_bytes for pointer, n_bytes in kept.items() if pointer not in own)
     if config.activation_checkpointing:  # of which torch holds the blocks' inputs elsewhere
         activations += m.n_layer * rows * length * m.n_embd * next(model.parameters()).element_size()
-    activations += 4 * min(rows * length * (m.vocab_size or 1), CHUNK_LOGITS)  # the gradient of the logits
+    activations += 4 * min(rows * length * (m.vocab_size or 1), at_a_time)  # the gradient of the logits
     per_token = activations / (rows * length)
     return StepTimes(min(forward_backward[1:]) / share, min(update[1:]), int(per_token * B * T), share)
 
