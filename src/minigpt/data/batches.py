@@ -419,7 +419,7 @@ class ValBatches(Dataset[tuple[Tensor, Tensor]]):
 
 
 def _spread(lengths: np.ndarray, most: int | None) -> np.ndarray:
-    """Numbers of the rows that together have at most so many tokens, but one at least, evenly over all; None for all."""
+    """Numbers of rows, evenly over all, that together have at most so many tokens; one at least. None for all rows."""
     n = len(lengths)
     chosen = np.arange(n)
     while most is not None and len(chosen) > 1 and (total := int(lengths[chosen].sum())) > most:

@@ -1,4 +1,4 @@
-"""Switches of the whole process that make a run faster, put back at its end: TF32, and what Python's collector scans."""
+"""Switches of the whole process that make a run faster, put back at its end: TF32, and what is garbage collected."""
 
 from __future__ import annotations
 
