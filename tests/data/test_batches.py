@@ -464,6 +464,33 @@ def test_validation_on_examples_predicts_every_stored_token_once(
     assert sum(len(row) - 1 for row in seen) == batches.n_targets == sum(lengths)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 20), min_size=2, max_size=40),
+    context_length=st.integers(1, 12),
+    max_tokens=st.integers(1, 300),
+    mode=st.sampled_from(["packed", "examples"]),
+)
+def test_a_capped_validation_reads_rows_of_the_whole_one_that_are_spread_over_it(
+    lengths: list[int], context_length: int, max_tokens: int, mode: str
+) -> None:
+    def rows(most: int | None) -> list[tuple[int, ...]]:
+        batches = val_batches(documents(*lengths), context_length, 3, mode=mode, max_tokens=most)
+        return [tuple(row[row != IGNORED].tolist()) for i in range(len(batches)) for row in batches[i][1]]
+
+    whole, some = rows(None), rows(max_tokens)
+    assert Counter(some) <= Counter(whole)
+    n_tokens, longest = sum(map(len, some)), max(map(len, whole))
+    assert n_tokens <= max_tokens or len(some) == 1
+    assert len(some) == len(whole) or (len(some) + 1) * longest > max_tokens * 3 / 4 - longest
+
+
+def test_the_rows_of_a_capped_validation_are_evenly_spaced() -> None:
+    batches = val_batches(counting(401), context_length=4, max_tokens=40, batch_size=4)
+    starts = torch.cat([batches[i][0][:, 0] for i in range(len(batches))]).tolist()
+    assert starts == [*range(20, 400, 40)]
+
+
 @pytest.mark.parametrize("mode", ["packed", "examples"])
 def test_there_is_no_val_batch_beyond_the_last(mode: str) -> None:
     batches = val_batches(counting(17), context_length=4, batch_size=2, mode=mode)

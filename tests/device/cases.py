@@ -213,13 +213,39 @@ def steps(place: Place, sections: dict[str, Any]) -> dict[str, Any]:
     with mock.patch.object(TrainingModule, "on_train_batch_start", note):
         train(config)
     starts = seen[::n]  # of optimizer steps
-    taken = [after - before for before, after in itertools.pairwise(starts)]
-    found = [Counter[str]() for _ in taken]
-    for step, each in zip(found, taken, strict=True):
-        for where, n in each.items():
-            # "copy to the CPU: training/module.py:211 training_step" -> "training/module.py training_step"
-            step[re.sub(r"^[^:]*: ([^:]*):\d+", r"\1", where)] += n
-    return {"waits": found}
+    return {"waits": [by_place(after - before) for before, after in itertools.pairwise(starts)]}
+
+
+def by_place(waits: Counter[str]) -> Counter[str]:
+    """Without the kind and the line: "copy to the CPU: training/module.py:211 f" -> "training/module.py f"."""
+    found = Counter[str]()
+    for where, n in waits.items():
+        found[re.sub(r"^[^:]*: ([^:]*):\d+", r"\1", where)] += n
+    return found
+
+
+def validation(place: Place, sections: dict[str, Any]) -> dict[str, Any]:
+    """Waits of the last validation of a run, from its first batch to its loss, and its number of batches."""
+    from minigpt.training.run import train
+
+    if place.kind == "cpu" or JOB["real"]:
+        return {}
+    found: dict[str, Any] = {}
+    begin, end = TrainingModule.on_validation_epoch_start, TrainingModule.on_validation_epoch_end
+
+    def at_start(module: TrainingModule) -> None:
+        begin(module)
+        found["before"] = Counter(pretended.waits)
+
+    def at_end(module: TrainingModule) -> None:
+        end(module)
+        found["waits"] = by_place(pretended.waits - found["before"])
+        found["batches"] = module.trainer.num_val_batches[0]
+
+    hooks = {"on_validation_epoch_start": at_start, "on_validation_epoch_end": at_end}
+    with mock.patch.multiple(TrainingModule, **hooks):
+        train(config_of(place, {"sampling": {"prompts": []}, **sections}, "validation"))
+    return {name: found[name] for name in ("waits", "batches")}
 
 
 def commands(place: Place, sections: dict[str, Any]) -> dict[str, Any]:
@@ -312,8 +338,7 @@ def chunks(place: Place, settings: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(0)
     hidden, weight = (torch.randn(*shape).to(place.device).requires_grad_() for shape in ((2, 8, 4), (12, 4)))
     targets = torch.arange(16).view(2, 8).remainder(10).to(place.device)
-    with mock.patch("minigpt.training.loss.CHUNK_LOGITS", 64):
-        loss = chunked_loss(hidden, weight, targets, 10)
+    loss = chunked_loss(hidden, weight, targets, 10, at_a_time=64)
     loss.backward()
     assert hidden.grad is not None
     assert weight.grad is not None
@@ -322,7 +347,7 @@ def chunks(place: Place, settings: dict[str, Any]) -> dict[str, Any]:
 
 CASES = {
     each.__name__: each
-    for each in (model, inspection, run, steps, commands, oracles, refusals, waits_of_doctor, chunks)
+    for each in (model, inspection, run, steps, validation, commands, oracles, refusals, waits_of_doctor, chunks)
 }
 
 

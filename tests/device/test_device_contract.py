@@ -111,21 +111,17 @@ CASES: dict[str, Case] = {
 }
 
 ONE_A_STEP = "training/module.py on_before_optimizer_step"  # norm, loss and skipping: the step depends on them
-OF_LOGGING = "training/callbacks.py _mean_loss"
-OF_RATIOS = "training/update_ratios.py ratios"
-OF_GRADIENTS = "training/update_ratios.py gradients"
-OF_TARGETS = "training/module.py training_step"  # the number of targets, in rows that are padded
-SELDOM = {OF_RATIOS: 1, OF_GRADIENTS: 1}
+SELDOM = {"training/update_ratios.py ratios_and_gradients": 1}
 """After steps 1, 2, 5 and every tenth."""
 PLAIN = {"max_steps": 5, "log_every_n_steps": 1000}
 
 WAITS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     "packed": ({"trainer": PLAIN}, {ONE_A_STEP: 1}),
-    "logged": ({"trainer": {**PLAIN, "log_every_n_steps": 1}}, {ONE_A_STEP: 1, OF_LOGGING: 1}),
+    "logged": ({"trainer": {**PLAIN, "log_every_n_steps": 1}}, {ONE_A_STEP: 1}),
     "accumulated": ({"trainer": {**PLAIN, "accumulate_grad_batches": 2}}, {ONE_A_STEP: 1}),
     "examples, accumulated": (
         {"data": {"mode": "examples"}, "trainer": {**PLAIN, "accumulate_grad_batches": 2}},
-        {ONE_A_STEP: 1, OF_TARGETS: 2},
+        {ONE_A_STEP: 1},
     ),
     "averaged, adamw": ({"optimizer": {"name": "adamw", "average_decay": 0.9}, "trainer": PLAIN}, {ONE_A_STEP: 1}),
     "clipped by value": ({"trainer": {**PLAIN, "gradient_clip_algorithm": "value"}}, {ONE_A_STEP: 1}),
@@ -133,6 +129,7 @@ WAITS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
 """Settings -> what an optimizer step waits for, and how often. A new wait needs a reason here."""
 
 CASES |= {f"waits: {name}": Case("steps", settings, ("cuda",)) for name, (settings, _) in WAITS.items()}
+CASES["waits of a validation"] = Case("validation", {}, ("cuda",))
 
 DEFECTS: dict[str, tuple[Case, str]] = {
     "padded prompts where Triton is installed": (
@@ -258,6 +255,15 @@ def test_an_optimizer_step_waits_for_the_device_as_often_as_the_table_says(
     for step, waits in enumerate(steps, start=1):
         extra = Counter(SELDOM if step in {1, 2, 5} else {})
         assert Counter(waits) == expected + extra, f"step {step}"
+
+
+@pytest.mark.parametrize(("name", "kind"), on_kinds(cases("validation")))
+def test_a_validation_waits_for_the_device_once_however_many_batches_it_has(
+    name: str, kind: str, results: Results
+) -> None:
+    found = results(name, kind)[kind]
+    assert found["batches"] > 2
+    assert found["waits"] == {"training/module.py on_validation_epoch_end": 1}
 
 
 @pytest.mark.slow

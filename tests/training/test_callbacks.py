@@ -4,6 +4,7 @@ import csv
 import functools
 import itertools
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from small_runs import PowerCutError, small_settings, with_trainer
 from minigpt.cli.parsing import parse_options
 from minigpt.command_line import command
 from minigpt.config import Config, InspectConfig, SampleConfig
+from minigpt.data.batches import n_val_targets
 from minigpt.data.open import open_data
 from minigpt.data.relations import Relation, to_json_line
 from minigpt.data.tokenizers.base import Tokenizer
@@ -221,6 +223,20 @@ def test_a_run_of_an_earlier_version_goes_on_and_keeps_its_two_rows_of_a_step(tm
     assert [row["step"] for row in rows] == ["1", "2", "3", "4", "5", "6", "6", "7", "8"]
     assert [bool(row["samples/longest_copied_tokens"]) for row in rows] == [False] * 8 + [True]
     assert curves_of((int(row["step"]), row) for row in metric_rows(run.metrics, []))["val/loss"][6] == float(val)
+
+
+def test_a_capped_validation_says_beside_its_loss_of_how_many_tokens_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = small_settings(tmp_path, data={"max_val_tokens": 100}, trainer={"max_steps": 2})
+    run = train(config)
+    (row,) = (row for row in rows_of(run) if row["val/loss"])
+    assert row["val/tokens"] == "96"
+    n_tokens = n_val_targets(open_data(config.data).val, "packed")
+    assert n_tokens > 300
+    out = capsys.readouterr().out
+    assert len(re.findall(rf"val/bits_per_byte \d\.\d+ \(on 96 of {n_tokens} tokens\)", out)) == 1
+    assert len(re.findall(rf"bits per byte \(on 96 of {n_tokens} tokens\)", out)) == 1
 
 
 def test_an_interval_beyond_the_end_means_at_the_end(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from small_runs import small_settings
 from minigpt.config import Config
 from minigpt.model.compiling import CompiledWithFallback, compute_exactly, restored_exactness
 from minigpt.runs.loading import read_checkpoint
-from minigpt.training import compile_cache, compile_choice, run
+from minigpt.training import compile_cache, compile_choice, loss, run
 from minigpt.training.compile_cache import VARIABLE, CompileCache, drop_oldest
 from minigpt.training.compile_choice import Choice, Saving, choose, on_cpu, why_no_compiler
 from minigpt.training.run import train
@@ -188,6 +188,28 @@ def test_the_choice_is_said_kept_and_repeated_by_a_resumed_run(
     assert "it does not pay" not in out
     assert "compile=" not in out  # nothing has changed
     assert read_checkpoint(folder.last)["minigpt"]["config"]["compile"] is True
+
+
+@pytest.mark.parametrize(("chunk", "n_programs"), [(2**26, 2), (4 * 16 * 257 // 4, 4)])
+def test_a_run_has_a_program_for_each_of_training_and_validation_and_two_more_for_chunks_of_the_loss(
+    chunk: int, n_programs: int, tmp_path: Path, cache_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With accumulated micro-batches, logging steps, two validations, and val batches of which the last is short."""
+    programs: list[Any] = []
+    compiled = torch.compile
+
+    def count(graph: Any, inputs: Any) -> Any:
+        programs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic=None: compiled(function, backend=count))
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", chunk)
+    loss._compiled_sum.cache_clear()
+    torch._dynamo.reset()
+    trainer = {"max_steps": 4, "val_check_interval": 4, "accumulate_grad_batches": 2, "log_every_n_steps": 2}
+    train(small_settings(tmp_path, model={"n_layer": 1}, compile=True, trainer=trainer, sampling={"prompts": []}))
+    loss._compiled_sum.cache_clear()
+    assert len(programs) == n_programs
 
 
 def test_a_short_run_on_a_cpu_does_not_compile(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -34,6 +34,7 @@ def train_on(
     resume: Path | None = None,
     optimizer: dict[str, Any] | None = None,
     trainer: dict[str, Any] | None = None,
+    **others: Any,
 ) -> Path:
     """The same global batch of 4 windows: in two micro-batches of one process, or in one of each of two."""
     about_devices = {
@@ -53,6 +54,7 @@ def train_on(
         attention={"max_tokens": 12, "every_n_steps": 4},
         keep_every_n_steps=4,
         name=f"on{devices}for{max_steps}",
+        **others,
     )
     recipe = tmp_path / "recipe.yaml"
     # A resumed run is the same run, under its name.
@@ -130,6 +132,13 @@ def test_shares_of_the_weights_make_the_same_run(
         assert RunFolder(folder).samples(step).read_text() == RunFolder(straight_adamw).samples(step).read_text()
     looks = {path.name for path in RunFolder(folder).snapshots}
     assert looks == {path.name for path in RunFolder(straight_adamw).snapshots} | {"step_000006.npz"}  # the first's end
+
+
+@pytest.mark.slow  # twenty seconds
+def test_activations_computed_again_from_shares_of_the_weights_make_the_same_run(
+    straight_adamw: Path, tmp_path: Path
+) -> None:
+    assert_same(straight_adamw, train_on(tmp_path, 2, "fsdp2", activation_checkpointing=True, **FSDP2))
 
 
 @pytest.mark.slow  # half a minute

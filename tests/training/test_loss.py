@@ -3,6 +3,7 @@
 import csv
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -46,6 +47,16 @@ def plain(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str = "mea
 def tiny(vocab_size: int = V, **choices: Any) -> GPT:
     torch.manual_seed(0)
     return GPT(GPTConfig(vocab_size=vocab_size, context_length=24, n_layer=1, n_head=2, n_embd=16, **choices))
+
+
+def test_chunks_of_a_gpu_grow_with_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for gigabytes in (8, 24, 80, 141):
+        properties = SimpleNamespace(total_memory=gigabytes * 10**9)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, p=properties: p)
+        found.append(loss.chunk_logits(torch.device("cuda")))
+    assert found == [2**26, 2**26, 2**28, 2**29]
+    assert loss.chunk_logits(torch.device("cpu")) == loss.chunk_logits(torch.device("mps")) == 2**26
 
 
 @REDUCTION

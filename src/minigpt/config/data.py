@@ -106,6 +106,8 @@ class DataConfig(Section):
     """Share of the documents held out for validation; of a single document, see val_from."""
     val_from: Literal["end", "spread"] = "end"
     """What of a single document is held out: its end, or up to eight parts spread over it."""
+    max_val_tokens: PositiveInt | None = None
+    """Validate on at most this many tokens, spread evenly over the val split, always the same; all by default."""
     max_documents: PositiveInt | None = None
     """Use only this many documents of each source, always the same ones; all by default."""
     mode: Literal["packed", "examples"] = "packed"

@@ -357,7 +357,7 @@ def train_batches(config: Config, data: PreparedData, *, n_batches: int, repeat:
 
 
 class ValBatches(Dataset[tuple[Tensor, Tensor]]):
-    """The whole val split in a fixed order; one batch may have fewer rows.
+    """The whole val split, or rows spread evenly over it, in a fixed order; one batch may have fewer rows.
 
     Packed: every token but the very first is predicted once, in order.
     Examples: every stored token, or every token of an answer, is predicted once. Batches hold examples of similar
@@ -365,9 +365,16 @@ class ValBatches(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(
-        self, split: Split, *, context_length: int, batch_size: int, end_of_text: int, mode: Mode = "packed"
+        self,
+        split: Split,
+        *,
+        context_length: int,
+        batch_size: int,
+        end_of_text: int,
+        mode: Mode = "packed",
+        max_tokens: int | None = None,
     ) -> None:
-        """Args as of TrainBatches.
+        """Args as of TrainBatches; max_tokens: of the chosen rows together, of which there is at least one.
 
         Raises:
             UserError: the split has fewer than two tokens (packed), or no document.
@@ -377,33 +384,45 @@ class ValBatches(Dataset[tuple[Tensor, Tensor]]):
             raise UserError("the val split is empty: give more text or a larger data.val_fraction")
         self.tokens, self.context_length, self.batch_size = split.tokens, context_length, batch_size
         self.n_targets = n_val_targets(split, mode)
-        """Tokens that are predicted."""
+        """Tokens that the whole split predicts."""
         self.examples: _Examples | None = None
         if mode == "packed":
-            self.n_rows = -(-self.n_targets // context_length)
+            starts = np.arange(0, self.n_targets, context_length)
+            rows = np.stack([starts, np.minimum(starts + context_length, self.n_targets)], axis=1)
         else:
             self.examples = _Examples(split, _whole(split), context_length, end_of_text)
-            self.n_rows = int(self.examples.n_items[0])
-            zeros = np.zeros(self.n_rows, dtype=np.int64)
-            self._sorted_rows = self.examples.by_length(self.examples.rows(zeros, zeros, np.arange(self.n_rows)))
+            zeros = np.zeros(int(self.examples.n_items[0]), dtype=np.int64)
+            rows = self.examples.rows(zeros, zeros, np.arange(len(zeros)))
+        rows = rows[_spread(rows[:, 1] - rows[:, 0], max_tokens)]
+        self._rows = rows if self.examples is None else self.examples.by_length(rows)
+        """Each begins with its first token and its end; examples are sorted by length."""
 
     def __len__(self) -> int:
-        return -(-self.n_rows // self.batch_size)
+        return -(-len(self._rows) // self.batch_size)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """A batch as of TrainBatches; targets past the text's end are IGNORED."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        if self.examples is None:
-            return self._windows(index)
-        first = int(shuffled(np.array([index]), len(self), hashed(_BATCHES))[0]) * self.batch_size
-        return self.examples.batch(self._sorted_rows[first : first + self.batch_size])
+        if self.examples is not None:
+            index = int(shuffled(np.array([index]), len(self), hashed(_BATCHES))[0])
+        rows = self._rows[index * self.batch_size : (index + 1) * self.batch_size]
+        return self._windows(rows) if self.examples is None else self.examples.batch(rows)
 
-    def _windows(self, index: int) -> tuple[Tensor, Tensor]:
-        T = self.context_length
-        first = index * self.batch_size
-        n_rows = min(self.batch_size, self.n_rows - first)
-        chunk = self.tokens.read(first * T, min((first + n_rows) * T + 1, len(self.tokens)))
-        tokens, targets = np.zeros(n_rows * T, dtype=np.int64), np.full(n_rows * T, IGNORED)
-        tokens[: len(chunk) - 1], targets[: len(chunk) - 1] = chunk[:-1], chunk[1:]
-        return torch.from_numpy(tokens.reshape(n_rows, T)), torch.from_numpy(targets.reshape(n_rows, T))
+    def _windows(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        shape = len(rows), self.context_length
+        tokens, targets = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORED)
+        for read, predicted, (begin, end) in zip(tokens, targets, rows.tolist(), strict=True):
+            chunk = self.tokens.read(begin, end + 1)
+            read[: end - begin], predicted[: end - begin] = chunk[:-1], chunk[1:]
+        return torch.from_numpy(tokens), torch.from_numpy(targets)
+
+
+def _spread(lengths: np.ndarray, most: int | None) -> np.ndarray:
+    """Numbers of rows, evenly over all, that together have at most so many tokens; one at least. None for all rows."""
+    n = len(lengths)
+    chosen = np.arange(n)
+    while most is not None and len(chosen) > 1 and (total := int(lengths[chosen].sum())) > most:
+        kept = max(1, len(chosen) * most // total)  # fewer than before
+        chosen = (2 * np.arange(kept) + 1) * n // (2 * kept)
+    return chosen

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from minigpt.config import GPTConfig
 from minigpt.model import tables
@@ -176,6 +177,8 @@ class GPT(nn.Module):
         if config.document_mask and config.end_of_text is None:
             raise ValueError("GPTConfig.end_of_text is not set: document_mask needs it; take it from the tokenizer")
         self.config, self.windows = config, config.windows
+        self.recomputes_blocks = False
+        """Activation checkpointing: of each block keep the input alone, and compute the rest again for its gradient."""
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         if config.position == "learned":  # GPT-2's; the default, rotary, has no weights: it turns queries and keys
             self.position_embedding = nn.Embedding(config.context_length, config.n_embd)
@@ -276,7 +279,12 @@ class GPT(nn.Module):
         graphs = {window: _graph(document_ids, window, start, T, x.device) for window in set(self.windows)}
         layers = [None] * len(self.blocks) if cache is None else cache.layers
         for block, window, layer in zip(self.blocks, self.windows, layers, strict=True):
-            x = block(x, graphs[window], rotary, key_bias, layer)
+            if self.recomputes_blocks and torch.is_grad_enabled():
+                given = (x, graphs[window], rotary, key_bias, layer)
+                # The second time must drop the same values; without dropout there is no random state to keep.
+                x = checkpoint(block, *given, use_reentrant=False, preserve_rng_state=self.config.dropout > 0)
+            else:
+                x = block(x, graphs[window], rotary, key_bias, layer)
         return self.final_norm(x)
 
     @property

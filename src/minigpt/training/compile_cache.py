@@ -158,6 +158,6 @@ def _digest(config: Config, device: torch.device, precision: str) -> str:
         str(precision),
         config.to_dict()["model"],
         [config.data.batch_size, config.data.mode, config.lora, config.optimizer.qk_clip],
-        [config.trainer.deterministic, str(config.trainer.strategy)],
+        [config.trainer.deterministic, str(config.trainer.strategy), config.activation_checkpointing],
     ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -16,12 +16,13 @@ from minigpt.files import shown
 from minigpt.pages.run_record import read_diagnosis
 from minigpt.runs.folder import RunFolder
 from minigpt.signals import SIGNALS
-from minigpt.training.callbacks import seconds_of_training
+from minigpt.training.callbacks import of_part_of_val, seconds_of_training
 from minigpt.training.checkpoints import Checkpoints
 from minigpt.training.dashboards import finish_dashboards
 from minigpt.training.finetuning import described
 from minigpt.training.lora import trained_parameters
 from minigpt.training.module import TrainingModule
+from minigpt.training.process import uses_tf32
 from minigpt.training.resuming import Reached, go_on
 from minigpt.training.stopping import requeue
 
@@ -41,6 +42,7 @@ def announce(trainer: L.Trainer, module: TrainingModule, batches: Any, folder: R
     mixture = "".join(
         f"        {100 * each.share:.1f} % from {each.name}, {each.epochs:.2f} epochs\n" for each in shares
     )
+    device = trainer.strategy.root_device
     until = f"{config.trainer.max_steps} steps" + (f" or {config.trainer.max_time}" if config.trainer.max_time else "")
     said = (
         f"text    {source}; {data.val} held out\n{mixture}"
@@ -48,7 +50,8 @@ def announce(trainer: L.Trainer, module: TrainingModule, batches: Any, folder: R
         f"heads, {config.model.n_embd} wide, context {config.model.context_length}, "
         f"vocabulary {config.model.vocab_size}\n"
         f"{described(config)}"
-        f"train   {until} on {trainer.num_devices} {trainer.strategy.root_device.type}, {trainer.precision}, "
+        f"train   {until} on {trainer.num_devices} {device.type}, {trainer.precision}"
+        f"{' with TF32 products' if uses_tf32(device) else ''}, "
         f"{torch.get_num_threads()} threads -> {folder.path}"
     )
     print(shown(said), flush=True)
@@ -104,7 +107,7 @@ def summarise(trainer: L.Trainer, module: TrainingModule, folder: RunFolder, das
     """Print the losses of a run that is done, its files, and the commands to go on with."""
     saved = next((each for each in trainer.callbacks if isinstance(each, Checkpoints)), None)  # type: ignore[attr-defined]
     best = (saved.best_val_loss, saved.best_step) if saved else (math.inf, -1)
-    val = _val_losses(module.val_loss, module.val_bits_per_byte, trainer.global_step, *best)
+    val = _val_losses(module.val_loss, module.val_bits_per_byte, trainer.global_step, *best) + of_part_of_val(module)
     print(
         f"\ndone: {trainer.global_step} steps, {seconds_of_training(trainer):.0f} s of training, "
         f"{val if math.isfinite(module.val_loss) else 'no validation'}"

@@ -143,8 +143,8 @@ class Diagnosis(Callback):
             if len(spike.after) < SPIKE_FOLLOWED:
                 spike.after.append(module.step_loss)
         if self._before is not None:
-            ratios = UpdateRatios.ratios(self._before, self.updates.sample())
-            self.evidence.updates.append(Update(step, ratios, self._gradients(module)))
+            ratios, gradients = self.updates.ratios_and_gradients(self._before)
+            self.evidence.updates.append(Update(step, ratios, self._before_clipping(gradients, module)))
             if len(self.evidence.updates) > MOST_UPDATES:
                 self.evidence.updates[: MOST_UPDATES // 2] = self.evidence.updates[: MOST_UPDATES // 2 : 2]
         found = self.anomalies.newest_spike
@@ -156,19 +156,19 @@ class Diagnosis(Callback):
         is_next = (step + 1) % EVERY == 0 or step + 1 in EARLY
         self._before = self.updates.sample() if is_next and self.updates.parts else None
 
-    def _gradients(self, module: TrainingModule) -> dict[str, float]:
-        """Norm of each part's gradient before clipping, if that was by the norm."""
+    def _before_clipping(self, gradients: dict[str, float], module: TrainingModule) -> dict[str, float]:
+        """Norm of each part's gradient before clipping, if that was by the norm, from that after it."""
         limit = self.config.trainer.gradient_clip_val
         by_norm = limit and self.config.trainer.gradient_clip_algorithm != "value"
         factor = max(1.0, module.grad_norm / limit) if by_norm and limit else 1.0
-        return {part: norm * factor for part, norm in self.updates.gradients().items()}
+        return {part: norm * factor for part, norm in gradients.items()}
 
     def _spike(self, module: TrainingModule, found: tuple[int, float, float, float, str]) -> Spike:
         usual: dict[str, list[float]] = {}
         for update in self.evidence.updates[-20:]:
             for part, norm in update.gradients.items():
                 usual.setdefault(part, []).append(norm)
-        gradients = self._gradients(module) if usual else {}
+        gradients = self._before_clipping(self.updates.gradients(), module) if usual else {}
         factors = {part: norm / max(float(np.median(usual[part])), 1e-12) for part, norm in gradients.items()}
         return Spike(*found, gradients=factors, scores=self._scores(module))
 

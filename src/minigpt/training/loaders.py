@@ -123,6 +123,7 @@ def make_loaders(
             batch_size=config.data.batch_size,
             end_of_text=data.manifest.end_of_text,
             mode=config.data.mode,
+            max_tokens=config.data.max_val_tokens,
         )
     options: dict[str, Any] = {
         "batch_size": None,  # the datasets yield whole batches

@@ -24,7 +24,7 @@ from minigpt.runs.loading import CHECKPOINT_KEY, read_checkpoint
 from minigpt.training.averaging import Average
 from minigpt.training.distributed import any_rank, apply_fsdp, gather, is_sharded, reduce_sum
 from minigpt.training.lightning_compat import clips_as_torch_does, gradient_scaler, set_batches_done, set_logged_step
-from minigpt.training.loss import model_loss
+from minigpt.training.loss import CHUNK_LOGITS, chunk_logits, model_loss
 from minigpt.training.optimizer import follow_schedule, make_optimizer
 from minigpt.training.qk_clip import QKClip
 
@@ -76,6 +76,7 @@ class TrainingModule(L.LightningModule):
             self.model.load_state_dict(initial)
         if adapt is not None:
             adapt(self.model)
+        self.model.recomputes_blocks = config.activation_checkpointing
         # Compile the loss function rather than the module: parameter names get no "_orig_mod." prefix, and samples and
         # probes use the uncompiled model.
         loss = functools.partial(model_loss, self.model)
@@ -84,6 +85,7 @@ class TrainingModule(L.LightningModule):
         self.average = None if decay is None else Average(self.model, decay)
         limit = config.optimizer.qk_clip
         self.qk_clip = None if limit is None else QKClip(self.model, limit)
+        self._at_a_time = CHUNK_LOGITS  # logits of a chunk of the loss; see `on_fit_start`
         self.has_trained = False  # in this process
         # Targets, over all devices: exact if packed; with examples, estimated from this rank's rows.
         self.tokens_seen = 0
@@ -96,10 +98,12 @@ class TrainingModule(L.LightningModule):
         self.grad_norm = math.nan  # total norm of the gradient before clipping
         self.skipped = False  # not taken, as a loss or gradient was NaN or infinite: a skipped step or a rollback
         self.val_loss = self.val_bits_per_byte = math.nan
+        self.val_tokens, self.n_val_tokens = 0, 0  # predicted by the last validation; by one on the whole split
 
         self._total_norm = torch.tensor(math.nan)  # grad_norm on the device
         self._share_of_time = 0.0  # fraction of max_time elapsed on rank 0's clock
-        self._nats, self._count = 0.0, 0  # of the validation that is running
+        self._n_targets = 0  # of the micro-batch that is next
+        self._nats, self._count = list[Tensor](), 0  # of the validation that is running, each batch's sum of losses
 
     def configure_model(self) -> None:
         if self.device_mesh is not None and not is_sharded(self.model):  # Lightning may call it more than once
@@ -121,6 +125,7 @@ class TrainingModule(L.LightningModule):
         return make_optimizer(self.model, self.run_config.optimizer, fused=fused)
 
     def on_fit_start(self) -> None:
+        self._at_a_time = chunk_logits(self.device)
         is_compiled = isinstance(self.loss, CompiledWithFallback)
         if is_compiled and self.device.type == "cpu" and self.run_config.trainer.deterministic is None:
             compute_exactly()
@@ -139,6 +144,13 @@ class TrainingModule(L.LightningModule):
             if "ns_steps" in group:
                 group["ns_steps"] = optimizer.ns_steps
             group["weight_decay"] = optimizer.weight_decay if group["decays"] else 0.0
+
+    def on_before_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        # Counted while the batch is on the CPU: on a device, the count would be waited for.
+        _, targets = batch
+        full = self.run_config.data.mode == "packed" and self.trainer.training
+        self._n_targets = targets.numel() if full else int((targets != IGNORED).sum())
+        return batch
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout depends on (seed, micro-batch) alone, so a resumed run repeats it without stored random state.
@@ -178,12 +190,9 @@ class TrainingModule(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         tokens, targets = batch
         self.has_trained = True
-        loss = self.loss(tokens, targets)
+        loss = self.loss(tokens, targets, at_a_time=self._at_a_time)
         self.micro_batches.append(MicroBatch(self.micro_batch_number(batch_idx), tokens, targets, loss.detach()))
-        # Counting synchronises with the device; only padded batches need it.
-        packed = self.run_config.data.mode == "packed"
-        n_targets = targets.numel() if packed else int((targets != IGNORED).sum())
-        self.tokens_seen += n_targets * self.trainer.world_size
+        self.tokens_seen += self._n_targets * self.trainer.world_size
         return loss
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
@@ -256,28 +265,31 @@ class TrainingModule(L.LightningModule):
         self.trainer.strategy.load_optimizer_state_dict({"optimizer_states": [state]})
 
     def on_validation_epoch_start(self) -> None:
-        self._nats, self._count = 0.0, 0
+        self._nats, self._count = [], 0
         if self.average is not None:
             self.average.swap_in()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         tokens, targets = batch
-        self._count += int((targets != IGNORED).sum())
+        self._count += self._n_targets
         missing = self.run_config.data.batch_size - len(tokens)
         if missing > 0 and isinstance(self.loss, CompiledWithFallback):
             # The last batch is filled up to the shape of the others, for which it would be compiled once more.
             tokens = F.pad(tokens, (0, 0, 0, missing))
             targets = F.pad(targets, (0, 0, 0, missing), value=IGNORED)
-        self._nats += float(self.loss(tokens, targets, reduction="sum"))
+        self._nats.append(self.loss(tokens, targets, reduction="sum", at_a_time=self._at_a_time))
 
     def on_validation_epoch_end(self) -> None:
         # Sum over all tokens, then divide: a mean of batch means would depend on batch size and number of devices.
-        nats, count = reduce_sum(self.trainer, self._nats, self._count)
+        # The losses stay on the device until here, for one synchronisation in all; their float64 sum needs the CPU, as
+        # Apple GPUs have no float64.
+        here = math.fsum(torch.stack(self._nats).tolist()) if self._nats else 0.0
+        nats, count = reduce_sum(self.trainer, here, self._count)
         split = self.data.train if self.run_config.trainer.overfit_batches else self.data.val
         self.val_loss = nats / count
+        self.val_tokens, self.n_val_tokens = int(count), n_val_targets(split, self.run_config.data.mode)
         # Tokens per byte of the whole split: exact if validation covers it, as it does by default.
-        n_targets = n_val_targets(split, self.run_config.data.mode)
-        self.val_bits_per_byte = self.val_loss / math.log(2) * n_targets / split.n_target_bytes
+        self.val_bits_per_byte = self.val_loss / math.log(2) * self.n_val_tokens / split.n_target_bytes
         # Only for Lightning's callbacks, such as EarlyStopping: `Metrics` writes files and loggers.
         self.log("val/loss", self.val_loss, logger=False, sync_dist=True)
         self.log("val/bits_per_byte", self.val_bits_per_byte, logger=False, sync_dist=True)

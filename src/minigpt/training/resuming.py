@@ -263,7 +263,7 @@ def _may_change(name: str, now: Any, before: Any) -> bool:
     if name == "optimizer.average_decay":
         return (now is None) == (before is None)
     # Another optimizer cannot use the saved state; name and runs_dir have no effect on an existing folder.
-    return name in {"data.dir", "data.num_workers"} or (
+    return name in {"data.dir", "data.num_workers", "data.max_val_tokens"} or (
         section not in {"model", "data"}
         and name not in {"optimizer.name", "seed", "name", "runs_dir", "initial_weights", "lora"}
     )

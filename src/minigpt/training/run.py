@@ -45,6 +45,7 @@ from minigpt.training.lora import adapters_of
 from minigpt.training.machine import free_disk
 from minigpt.training.memorising import Memorising
 from minigpt.training.module import TrainingModule
+from minigpt.training.process import FreezeGarbage, allow_tf32
 from minigpt.training.progress import ProgressBar, can_show
 from minigpt.training.resuming import begun_before, check_resume, check_text, existing, with_paths_of
 from minigpt.training.samples import Samples
@@ -87,6 +88,7 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
     """`train` inside its signal handlers; `held` releases the run's lock at the end."""
     quieten()
     checked = check_before_text(config)
+    held.enter_context(allow_tf32(checked.strategy.root_device, str(checked.precision)))  # before a budget measures
     is_main = is_rank_zero()  # only rank 0 creates, reads and writes the run's folder
     config = dataclasses.replace(config, data=keep_stdin(config.data))
     checkpoint, content = None, dict[str, Any]()
@@ -141,8 +143,9 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
     try:
         seen = before.get("micro_batches", 0)
         trainer, module, loaders = _put_together(config, data, folder, stop, seen, initial)
-        if config.compile:
-            trainer.callbacks.append(MarkCompiled(cache))  # type: ignore[attr-defined]
+        garbage = FreezeGarbage()
+        held.callback(garbage.undo)
+        trainer.callbacks += [garbage, *([MarkCompiled(cache)] if config.compile else [])]  # type: ignore[attr-defined]
     except (UserError, SystemExit):
         finish_dashboards(exit_code=1)
         if is_new:

@@ -11,7 +11,7 @@ import torch
 from minigpt.config import Config
 from minigpt.model.gpt import GPT
 from minigpt.training.lora import adapters_of
-from minigpt.training.loss import CHUNK_LOGITS, model_loss
+from minigpt.training.loss import chunk_logits, model_loss
 from minigpt.training.optimizer import make_optimizer
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class StepTimes:
     update_seconds: float
     """Of the optimizer step."""
     activation_bytes: int
-    """Tensors saved for the backward pass of a micro-batch."""
+    """Of tensors saved for the backward pass of a micro-batch."""
     share: float
     """Fraction of a micro-batch that was timed; the seconds are scaled up by it."""
 
@@ -66,16 +66,17 @@ def measure(config: Config, trainer: L.Trainer, n_parameters: int, flops: float)
         model = GPT(m)
         if (adapt := adapters_of(config)) is not None:
             adapt(model)
+        model.recomputes_blocks = config.activation_checkpointing
         model = precision.convert_module(model).to(device)  # type: ignore[assignment]
         tokens = torch.randint(m.vocab_size or 1, (rows, length + 1), device=device)
-    optimizer = make_optimizer(model, config.optimizer)
+    optimizer, at_a_time = make_optimizer(model, config.optimizer), chunk_logits(device)
     forward_backward, update = list[float](), list[float]()
     least, most = N_STEPS
     while len(update) < least or (sum(forward_backward + update) < MEASURING_SECONDS / 4 and len(update) < most):
         kept.clear()
         begin = _now(device)
         with precision.forward_context(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = model_loss(model, tokens[:, :-1], tokens[:, 1:])
+            loss = model_loss(model, tokens[:, :-1], tokens[:, 1:], at_a_time=at_a_time)
         loss.backward()
         between = _now(device)
         optimizer.step()
@@ -84,7 +85,9 @@ def measure(config: Config, trainer: L.Trainer, n_parameters: int, flops: float)
         update.append(_now(device) - between)
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     activations = sum(n_bytes for pointer, n_bytes in kept.items() if pointer not in own)
-    activations += 4 * min(rows * length * (m.vocab_size or 1), CHUNK_LOGITS)  # the gradient of the logits
+    if config.activation_checkpointing:  # of which torch holds the blocks' inputs elsewhere
+        activations += m.n_layer * rows * length * m.n_embd * next(model.parameters()).element_size()
+    activations += 4 * min(rows * length * (m.vocab_size or 1), at_a_time)  # the gradient of the logits
     per_token = activations / (rows * length)
     return StepTimes(min(forward_backward[1:]) / share, min(update[1:]), int(per_token * B * T), share)
 

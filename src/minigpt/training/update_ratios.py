@@ -35,24 +35,34 @@ class UpdateRatios:
             for part, matrices in self.parts.items()
         }
 
-    @staticmethod
-    def ratios(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, float]:
-        """The ratio of each part for the step between two samples."""
-        pairs = [(before[part].float(), after[part].float()) for part in after]
-        norms = torch.stack([torch.stack([(new - old).norm(), old.norm()]) for old, new in pairs]).tolist()
-        return {part: change / size if size else 0.0 for part, (change, size) in zip(after, norms, strict=True)}
+    @torch.no_grad()
+    def ratios_and_gradients(self, before: dict[str, Tensor]) -> tuple[dict[str, float], dict[str, float]]:
+        """Each part's ratio for the step since the sample `before`, and its gradient's norm, as in `gradients`."""
+        pairs = [(before[part].float(), new.float()) for part, new in self.sample().items()]
+        sizes = [norm for old, new in pairs for norm in ((new - old).norm(), old.norm())]
+        gradients = self._gradient_norms()
+        # One transfer, hence one synchronisation with the device, for all numbers.
+        values = torch.stack([*sizes, *gradients.values()]).tolist()
+        changes = zip(self.parts, values[: len(sizes) : 2], values[1 : len(sizes) : 2], strict=True)
+        ratios = {part: change / size if size else 0.0 for part, change, size in changes}
+        return ratios, self._by_part(gradients, values[len(sizes) :])
 
     @torch.no_grad()
     def gradients(self) -> dict[str, float]:
         """Norm of each part's gradient as it is now, thus clipped; 0 where there is none."""
+        norms = self._gradient_norms()
+        return self._by_part(norms, torch.stack([*norms.values()]).tolist() if norms else [])
+
+    def _gradient_norms(self) -> dict[str, Tensor]:
+        """Norm of each part's gradient, on the device; without parts that have none."""
         found = {
             part: [local(each.grad) for each in matrices if each.grad is not None]
             for part, matrices in self.parts.items()
         }
-        # One transfer, hence one synchronisation with the device, for all parts.
-        norms = [torch.nn.utils.get_total_norm(gradients).float() for gradients in found.values() if gradients]
-        values = iter(torch.stack(norms).tolist() if norms else [])
-        return {part: next(values) if gradients else 0.0 for part, gradients in found.items()}
+        return {part: torch.nn.utils.get_total_norm(each).float() for part, each in found.items() if each}
+
+    def _by_part(self, norms: dict[str, Tensor], values: list[float]) -> dict[str, float]:
+        return dict.fromkeys(self.parts, 0.0) | dict(zip(norms, values, strict=True))
 
 
 def part_of(name: str) -> str:
