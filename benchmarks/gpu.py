@@ -47,7 +47,7 @@ from minigpt.model.variants.graphs import Causal, Documents, Graph, Prefix, Wind
 from minigpt.model.variants.similarities import ScaledDot
 from minigpt.training.arithmetic import flops_per_token, memory
 from minigpt.training.devices import find_device
-from minigpt.training.loss import model_loss
+from minigpt.training.loss import chunk_logits, model_loss
 
 SECONDS = {
     "training": 200,
@@ -341,15 +341,21 @@ def decode(chosen: Namespace) -> Iterator[Block]:
 def memory_peak(chosen: Namespace) -> Iterator[Block]:
     """The allocator's peak in two steps, beside the estimate of `minigpt doctor --for`."""
     rows = []
-    cases = {"eager": (16, False), "eager, all rows": (64, False), "compiled, all rows": (64, True)}
-    for name, (n_rows, compiled) in ({"eager": (2, False)} if chosen.quick else cases).items():
+    cases = {
+        "eager": (16, ["compile=false"]),
+        "eager, all rows": (64, ["compile=false"]),
+        "eager, all rows, activation_checkpointing": (64, ["compile=false", "activation_checkpointing=true"]),
+        "compiled, all rows": (64, ["compile=true"]),
+    }
+    for name, (n_rows, more) in ({"eager": (2, ["compile=false"])} if chosen.quick else cases).items():
         changes = settings(
             chosen, "trainer.max_steps=2", "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=4",
-            f"data.batch_size={n_rows}", f"compile={str(compiled).lower()}",
+            f"data.batch_size={n_rows}", *more,
         )  # fmt: skip
         config, _ = prepared(changes, chosen.folder)
         precision = "bf16-mixed" if chosen.device == "cuda" else "32-true"
-        estimated = memory(config, precision).total(n_rows)
+        need = memory(config, precision, chunk_logits=chunk_logits(torch.device(chosen.device)))
+        estimated = need.total(n_rows, checkpointed=config.activation_checkpointing)
         if chosen.device == "cuda":
             gc.collect()
             torch.cuda.empty_cache()

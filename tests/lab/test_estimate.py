@@ -64,6 +64,17 @@ def test_eight_devices_divide_the_time_and_fsdp_the_weights(capsys: pytest.Captu
     assert number(sharded["memory"], weights) == pytest.approx(0.06, abs=0.01)
 
 
+def test_activation_checkpointing_takes_less_memory_and_a_third_more_time(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = [str(ROOT / "configs" / "gpt2_124m.yaml"), "--for=h100"]
+    plain, again = said(capsys, *recipe), said(capsys, *recipe, "--activation_checkpointing=true")
+    assert plain["memory"].startswith("28.6 GB")
+    # 64 rows of 1024 tokens: 12 inputs of blocks, one block, and the final norm's and the head's input
+    C, T = 768, 1024
+    kept = 64 * T * (12 * 4 * C + (36 * C + 4 * 12 + 16) + (6 * C + 16))
+    assert f"activations of 64 rows {kept / 1e9:.2f}," in again["memory"]
+    assert "peak: 1.52 s a step" in again["time"]
+
+
 @pytest.mark.parametrize(
     ("devices", "n"), [("auto", 1), (-1, 1), (8, 8), ("8", 8), ("0,1", 2), ("0,", 1), ([0, 2, 3], 3)], ids=repr
 )

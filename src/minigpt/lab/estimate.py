@@ -13,6 +13,7 @@ from minigpt.pages.run_record import duration
 from minigpt.training.arithmetic import Memory, flops_per_token, memory, update_cost
 from minigpt.training.devices import DEVICES, DeviceSpec
 from minigpt.training.initial import taken_over
+from minigpt.training.loss import CHUNK_LOGITS, chunk_logits_in
 
 MFU = 0.4
 """Share of the peak that training is taken to reach: about what nanoGPT does with GPT-2 small on an A100, compiled."""
@@ -60,10 +61,12 @@ def _examine(config: Config, device: DeviceSpec, findings: Findings) -> None:
     if config.lora is not None:
         findings.add("lora", "the figures below are of training all weights; adapters need less memory")
     shards = n_devices if "fsdp" in str(p.strategy).lower() else 1
-    _say_memory(memory(config, precision, n_shards=shards), rows, device, findings)
+    chunk = CHUNK_LOGITS if device.is_apple else chunk_logits_in(10**9 * device.memory_gb)
+    _say_memory(memory(config, precision, n_shards=shards, chunk_logits=chunk), config, device, findings)
     update_flops, update_bytes = update_cost(config)
     update = (update_flops / (MFU * peak) + update_bytes / (1e9 * device.bandwidth)) / shards
-    step = flops / (MFU * peak * n_devices) + update
+    again = 4 / 3 if config.activation_checkpointing else 1  # the forward pass is a third, and is computed twice
+    step = again * flops / (MFU * peak * n_devices) + update
     limit = f"; trainer.max_time={p.max_time} may end it before" if p.max_time else ""
     findings.add(
         "time",
@@ -81,7 +84,8 @@ def count_devices(config: Config) -> int:
     return (int(named) if str(named).isdecimal() else 1) * config.trainer.num_nodes
 
 
-def _say_memory(need: Memory, rows: int, device: DeviceSpec, findings: Findings) -> None:
+def _say_memory(need: Memory, config: Config, device: DeviceSpec, findings: Findings) -> None:
+    rows, checkpointed = config.data.batch_size, config.activation_checkpointing
     available = USABLE * 1e9 * device.memory_gb
     kinds = {
         "weights": need.weights,
@@ -89,21 +93,22 @@ def _say_memory(need: Memory, rows: int, device: DeviceSpec, findings: Findings)
         "optimizer state": need.optimizer,
         "average": need.average,
         "16-bit copies of matrices": need.copies,
-        f"activations of {rows} rows": rows * need.row,
+        f"activations of {rows} rows": rows * (need.checkpointed_row if checkpointed else need.row),
         "logits and their gradient": need.loss(rows),
     }
-    total = need.total(rows)
+    total = need.total(rows, checkpointed=checkpointed)
     parts = ", ".join(f"{name} {n_bytes / 1e9:.2f}" for name, n_bytes in kinds.items() if n_bytes)
     findings.add(
         "memory", f"{total / 1e9:.1f} GB of {device.memory_gb} on each device: {parts}; compiled, somewhat less"
     )
-    most, checkpointed = need.most_rows(available), need.most_rows(available, checkpointed=True)
+    plain, recomputed = need.most_rows(available), need.most_rows(available, checkpointed=True)
     findings.add(
         "rows",
-        f"{most:,} would fit into {USABLE:.0%} of the memory; {checkpointed:,} if each block kept its input alone and "
-        "were computed again in the backward pass, a third more work",
+        f"{plain:,} would fit into {USABLE:.0%} of the memory; with activation_checkpointing {recomputed:,}, for a "
+        "third more work",
     )
     if total > available:
+        most = recomputed if checkpointed else plain
         fewer = f"data.batch_size={most} or less, with more trainer.accumulate_grad_batches"
         findings.failures.append(
             f"memory: about {total / 1e9:.1f} GB are needed and {available / 1e9:.1f} GB of {device.name} are usable: "

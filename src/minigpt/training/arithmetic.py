@@ -9,11 +9,8 @@ from torch import nn
 
 from minigpt.config import Config, GPTConfig
 from minigpt.model.gpt import GPT
-from minigpt.training.loss import CHUNK_LOGITS
+from minigpt.training.loss import BYTES_PER_LOGIT, CHUNK_LOGITS
 from minigpt.training.optimizer import stacked_rows
-
-LOGIT_BYTES = 16
-"""Peak of the loss for each logit in memory: the logit, its float32 copy, the log-softmax and their gradients."""
 
 
 def flops_per_token(config: GPTConfig) -> int:
@@ -63,8 +60,8 @@ class Memory:
         """Logits and their gradient, all at once or in chunks; see `loss.model_loss`."""
         logits = rows * self.row_logits
         if logits <= self.chunk_logits:
-            return LOGIT_BYTES * logits
-        return LOGIT_BYTES * self.chunk_logits + self.head + rows * self.row_head
+            return BYTES_PER_LOGIT * logits
+        return BYTES_PER_LOGIT * self.chunk_logits + self.head + rows * self.row_head
 
     def total(self, rows: int, *, checkpointed: bool = False) -> int:
         """Peak in a micro-batch of so many rows."""

@@ -33,6 +33,10 @@ class DeviceSpec:
         """What trainer.precision=auto is there, see `trainer.best_precision`."""
         return "bf16-mixed" if self.half and self.has_bfloat16 else "32-true"
 
+    @property
+    def is_apple(self) -> bool:
+        return self.name.startswith("Apple")
+
     def peak(self, precision: str) -> float:
         """Operations per second in one of Lightning's precisions; a 16-bit one that it lacks runs as float32."""
         is_half = precision.startswith("16") or (precision.startswith("bf16") and self.has_bfloat16)
