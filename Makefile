@@ -6,7 +6,7 @@ NAME ?= demo
 AGAINST = $(if $(NANOGPT),--against $(NANOGPT))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu chaos resume-grid answers own-text live bench bench-training bench-attention bench-data bench-inspection bench-loss bench-generation bench-quick interop notebook lint types format clean
+.PHONY: help demo test test-slow test-gpu chaos resume-grid answers own-text live bench bench-training bench-attention bench-data bench-inspection bench-loss bench-generation bench-quick bench-gpu interop notebook lint types format clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ bench-attention bench-data bench-inspection bench-loss: bench-%: .venv/installed
 
 bench-quick: .venv/installed-dev ## the cases that matter of all benchmarks, in five minutes: is a bound lost that was kept?
 	$(BENCH)/quick.py $(COMPARED)
+
+bench-gpu: .venv/installed-dev ## what only an NVIDIA GPU shows, in ten minutes; NANOGPT=folder to compare
+	$(BENCH)/gpu.py $(AGAINST) --write
 
 interop: .venv/installed-dev ## GPT-2 small's sizes in and out of other programs' formats: time and memory (5 minutes)
 	$(BIN)/python benchmarks/other_programs.py --write

@@ -31,10 +31,13 @@ class Recipe:
     dropout: float = 0.0
     seed: int = 1337
     compile: bool = False
+    device: str = "cpu"
+    accumulate: int = 1
+    """Micro-batches a step."""
 
 
 def training(checkout: Path, recipe: Recipe, tokens: Path) -> Iterator[tuple[int, Any]]:
-    """(Steps done, model), before each step and after the last. Args: tokens is a file of uint16."""
+    """(Steps done, model), before each micro-batch and after the last step. Args: tokens is a file of uint16."""
     import torch
 
     sys.path.insert(0, str(checkout))
@@ -42,21 +45,27 @@ def training(checkout: Path, recipe: Recipe, tokens: Path) -> Iterator[tuple[int
     torch.manual_seed(recipe.seed)
     sizes = {"n_layer": recipe.n_layer, "n_head": recipe.n_head, "n_embd": recipe.n_embd, "bias": False}
     sizes |= {"block_size": recipe.context_length, "vocab_size": recipe.vocab_size, "dropout": recipe.dropout}
-    model = theirs.GPT(theirs.GPTConfig(**sizes))
-    optimizer = model.configure_optimizers(0.1, recipe.learning_rate, (0.9, 0.99), "cpu")
+    is_cuda = recipe.device == "cuda"
+    if is_cuda:
+        torch.set_float32_matmul_precision("high")
+    model = theirs.GPT(theirs.GPTConfig(**sizes)).to(recipe.device)
+    optimizer = model.configure_optimizers(0.1, recipe.learning_rate, (0.9, 0.99), recipe.device)
     fast = torch.compile(model) if recipe.compile else model
     batch = random_windows(tokens, recipe)
     for step in range(recipe.max_steps):
-        yield step, model
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step)
-        _, loss = fast(*batch)
-        batch = random_windows(tokens, recipe)  # where it does so, to have the next one while a GPU works
-        loss.backward()
+        for _ in range(recipe.accumulate):
+            yield step, model
+            with torch.autocast(recipe.device, torch.bfloat16, enabled=is_cuda):
+                _, loss = fast(*batch)
+            batch = random_windows(tokens, recipe)  # where it does so, to have the next one while a GPU works
+            (loss / recipe.accumulate).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        print(f"step {step}: loss {loss.item():.4f}")
+        if step % 10 == 0 or not is_cuda:  # a GPU is waited for; the script logs every tenth step
+            print(f"step {step}: loss {loss.item():.4f}")
     yield recipe.max_steps, model
 
 
@@ -69,7 +78,10 @@ def random_windows(tokens: Path, recipe: Recipe) -> list[Any]:
     T = recipe.context_length
     starts = torch.randint(len(mapped) - T, (recipe.batch_size,)).tolist()
     windows = ([mapped[at + n : at + n + T].astype(np.int64) for at in starts] for n in (0, 1))
-    return [torch.stack([torch.from_numpy(window) for window in rows]) for rows in windows]
+    batch = [torch.stack([torch.from_numpy(window) for window in rows]) for rows in windows]
+    if recipe.device == "cuda":  # the copy goes on while the GPU works
+        return [each.pin_memory().to("cuda", non_blocking=True) for each in batch]
+    return batch
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:

@@ -40,7 +40,6 @@ from harness import Block, Bound, Contender, Spread, Table, ratios, turns
 from time_to_loss import BOUNDS, loss
 
 from minigpt.cli import program
-from minigpt.config import GPTConfig
 from minigpt.errors import UserError
 
 GPT2 = [
@@ -102,21 +101,6 @@ def shapes(chosen: Namespace) -> dict[str, dict[str, list[str]]]:
     }
 
 
-def flops_a_token(config: GPTConfig) -> int:
-    """Of a training step: 6 N + 12 L H D T (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, appendix B).
-
-    Each of the N parameters of matrices that a token is multiplied with takes part in two operations forward and four
-    backward; an embedding that is only looked up does not count, a head does, tied or not. In L layers, H heads of
-    width D multiply with T keys and T values; the formula has all of them, though the causal half is never looked at.
-    """
-    from minigpt.model.gpt import GPT
-
-    model = GPT(config)
-    n = model.n_parameters - (0 if config.tie_embeddings else (config.vocab_size or 0) * config.n_embd)
-    n -= model.position_embedding.weight.numel() if config.position == "learned" else 0
-    return 6 * n + 12 * config.n_layer * config.n_head * config.width_per_head * config.context_length
-
-
 def steps(name: str, chosen: Namespace) -> Iterator[Block]:
     """A step's time, tokens per second and MFU at one shape.
 
@@ -126,7 +110,8 @@ def steps(name: str, chosen: Namespace) -> Iterator[Block]:
     variants = shapes(chosen)[name]
     config, tokens = prepared(variants[FAMILY], chosen.folder)
     contenders: dict[str, Contender] = {PEAK: product}
-    from minigpt.training.compile_choice import why_no_compiler  # imports torch
+    from minigpt.training.arithmetic import flops_per_token  # imports torch
+    from minigpt.training.compile_choice import why_no_compiler
 
     why = why_no_compiler()
     has_compiler = why is None
@@ -161,7 +146,7 @@ def steps(name: str, chosen: Namespace) -> Iterator[Block]:
     base, rows = THEIRS if THEIRS in taken else FAMILY, []
     for label, seconds in sorted(taken.items(), key=lambda item: item[0] != base):
         own = parse(variants.get(label.removesuffix(COMPILED), variants[DEMO_RECIPE if label == BEFORE else FAMILY]))
-        flops = flops_a_token(dataclasses.replace(own.model, vocab_size=config.model.vocab_size))
+        flops = flops_per_token(dataclasses.replace(own.model, vocab_size=config.model.vocab_size))
         rates = [n_tokens / each for each in seconds]
         shares[label] = Spread([100 * flops * rate / most for rate, most in zip(rates, peak, strict=True)])
         middle = statistics.median(seconds)

@@ -21,7 +21,6 @@ import time_to_loss
 import training
 from harness import Block, Bound, Spread, Table, Turn
 
-from minigpt.config import GPTConfig
 from minigpt.errors import UserError
 
 
@@ -193,18 +192,6 @@ def test_mistakes_are_one_line_each(tmp_path: Path, capsys: pytest.CaptureFixtur
             measure(list(arguments))
     measure([])
     assert "left out; one: needs --against" in capsys.readouterr().out
-
-
-def test_the_operations_of_nanogpts_cpu_recipe_are_those_of_the_formula() -> None:
-    config = GPTConfig.gpt2_family(
-        vocab_size=65, context_length=64, n_layer=4, n_head=4, n_embd=128, bias=False, tie_embeddings=True
-    )
-    n = 4 * 12 * 128**2 + 9 * 128 + 65 * 128  # matrices, LayerNorms, the table that is also the head
-    assert training.flops_a_token(config) == 6 * n + 12 * 4 * 128 * 64
-    untied = GPTConfig.gpt2_family(
-        vocab_size=65, context_length=64, n_layer=4, n_head=4, n_embd=128, bias=False, tie_embeddings=False
-    )
-    assert training.flops_a_token(untied) == training.flops_a_token(config), "a table that is looked up is free"
 
 
 def test_nanogpts_learning_rate_warms_up_and_falls_to_its_share() -> None:

@@ -21,6 +21,7 @@ from minigpt.config import (
     CompareConfig,
     Config,
     DataConfig,
+    DoctorConfig,
     ExportConfig,
     GenerationConfig,
     GPTConfig,
@@ -43,6 +44,7 @@ from minigpt.errors import UserError
 
 SECTIONS: list[type] = [
     Config,
+    DoctorConfig,
     GPTConfig,
     ExportConfig,
     ImportConfig,

@@ -16,6 +16,7 @@ from minigpt.config import (
     CircuitsConfig,
     CompareConfig,
     Config,
+    DoctorConfig,
     ExportConfig,
     ImportConfig,
     InspectConfig,
@@ -192,8 +193,16 @@ def compare(config: CompareConfig) -> None:
     compare_variants(config, variants)
 
 
-def doctor(config: Config, resume: Path | None) -> None:
-    """Print what this machine can do and what a run would need; exit code 2 where it would fail."""
+def doctor(config: Config, resume: Path | None, asked: DoctorConfig) -> None:
+    """Print what this machine can do and what a run would need; exit code 2 where it would fail.
+
+    With a device that is not here: what the run would take there, by arithmetic.
+    """
+    if asked.for_device is not None:
+        from minigpt.lab.estimate import estimate
+
+        estimate(config, asked.for_device)
+        return
     from minigpt.lab.doctor import diagnose
 
     diagnose(config, resume)
@@ -252,7 +261,7 @@ class Command(NamedTuple):
     resumes: bool = False
     """With Config: takes --resume."""
     more: type | None = None
-    """With Config: the dataclass of further options."""
+    """With Config: the dataclass of further options; `run` gets it last."""
     several: Sequence[str] = ()
     """With another schema: options that take several words."""
 
@@ -272,7 +281,10 @@ class Command(NamedTuple):
             self.run(parsing.parse_options(arguments, self.schema, program, self.what, self.several))
             return
         config, asked = parsing.parse_training(arguments, program, self.what, resumes=self.resumes, more=self.more)
-        self.run(config, asked) if self.resumes or self.more else self.run(config)
+        if self.resumes and self.more:
+            self.run(config, *asked)
+        else:
+            self.run(config, asked) if self.resumes or self.more else self.run(config)
 
 
 COMMANDS = {
@@ -294,7 +306,12 @@ COMMANDS = {
         CompareConfig,
         several=("recipes", "seeds"),
     ),
-    "doctor": Command(doctor, "Say what this machine can do, and what a run would need.", resumes=True),
+    "doctor": Command(
+        doctor,
+        "Say what this machine can do, and what a run would need; or what it would take on another device.",
+        resumes=True,
+        more=DoctorConfig,
+    ),
     "prove-resume": Command(
         prove_resume, "Kill and resume a run, and compare it with one that was never stopped.", more=ProofConfig
     ),

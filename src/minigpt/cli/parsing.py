@@ -46,14 +46,14 @@ def parse_training(
         more: another dataclass whose fields are options, but not settings of a recipe.
 
     Returns:
-        The config, and the run folder of `--resume` (None where not given), or the instance of `more`.
+        The config, and the run folder of `--resume` (None where not given), or the instance of `more`, or both.
 
     Raises:
         UserError: invalid arguments, naming the one.
     """
     parser = _kept_parser(program, what, resumes=resumes, more=more, helps=_asks_for_help(argv))
     named = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
-    options = [re.sub(r"^--from(?==|$)", "--initial_weights", word) for word in argv[len(named) :]]  # a Python keyword
+    options = [_without_keyword(word) for word in argv[len(named) :]]
     words = [*(f"--config={find_recipe(name)}" for name in named), *_joined(parser, options)]
     run = _given(words).get("--resume") if resumes else None
     if run is not None and run != AUTO:
@@ -71,7 +71,16 @@ def parse_training(
     if resumes and run in {None, AUTO}:
         _plan(parser, words, values)
     asked = more and more(**{field.name: values.pop(field.name) for field in dataclasses.fields(more)})
-    return Config.from_dict(values), asked if run is None else Path(run)
+    folder = None if run is None else Path(run)
+    return Config.from_dict(values), folder if more is None else (folder, asked) if resumes else asked
+
+
+def _without_keyword(word: str) -> str:
+    """An option whose name is a keyword of Python, which no field can have, by the name of its field."""
+    for name, field in {"--from": "--initial_weights", "--for": "--for_device"}.items():
+        if word == name or word.startswith(f"{name}="):
+            return field + word.removeprefix(name)
+    return word
 
 
 def _plan(parser: ArgumentParser, words: Sequence[str], values: dict[str, Any]) -> None:

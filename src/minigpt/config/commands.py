@@ -24,6 +24,8 @@ from minigpt.config.sampling import GenerationConfig
 
 Run = Annotated[PathName, not_empty("name a run folder such as runs/demo, or a checkpoint")]
 FileName = Annotated[PathName, not_empty("name a file")]
+DeviceName = Literal["h200", "h100", "a100", "l4", "t4", "rtx4090", "rtx3090", "m2", "m1max"]
+"""Devices of which training/devices.py knows the rates."""
 Length = Annotated[int, bounds(ge=1, le=256)]
 HUB_NAME = r"(?a:(?!.*(--|\.\.|\.git$))(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b)"
 """Names of models that the Hugging Face hub has, as gpt2 and Qwen/Qwen3-0.6B."""
@@ -248,6 +250,14 @@ class ProofConfig(Section):
     """How many times to kill and resume the run."""
     kill_seed: Seed = 1
     """Seed of the kill times."""
+
+
+@dataclass(frozen=True)
+class DoctorConfig(Section):
+    """What `minigpt doctor` is asked for, besides the config."""
+
+    for_device: DeviceName | None = None
+    """Also written --for: print what the run would take on this device, which need not be here; --trainer.devices 8."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from minigpt.pages.run_record import duration
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import CHECKPOINT_KEY, newest_checkpoint
 from minigpt.training import machine
+from minigpt.training.arithmetic import memory
 from minigpt.training.compile_choice import choose
 from minigpt.training.step_times import StepTimes, measure
 
@@ -49,6 +50,7 @@ SHORT_BYTES = 1 << 20
 class Findings:
     """Lines to print, and failures that the run would meet."""
 
+    verdict: str = "nothing known here would stop this run"
     lines: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     failures: list[str] = dataclasses.field(default_factory=list)
 
@@ -68,12 +70,19 @@ class Findings:
     def __str__(self) -> str:
         rows = [*self.lines, *(("WOULD FAIL", line) for line in self.failures)]
         if not self.failures:
-            rows.append(("verdict", "nothing known here would stop this run"))
+            rows.append(("verdict", self.verdict))
         indent = " " * INDENT
         return "\n".join(
             textwrap.fill(text, WIDTH, initial_indent=label.ljust(INDENT), subsequent_indent=indent)
             for label, text in rows
         )
+
+    def print(self) -> None:
+        """Print all lines; exit code 2 where something would fail."""
+        print(shown(self))
+        if self.failures:
+            sys.stdout.flush()
+            sys.exit(2)
 
 
 def diagnose(config: Config, resume: Path | None) -> None:
@@ -84,10 +93,7 @@ def diagnose(config: Config, resume: Path | None) -> None:
         for variable in ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR"):  # libraries write there on import
             os.environ.setdefault(variable, folder)
         examine(config, resume, Path(folder), findings, compiled)
-    print(shown(findings))
-    if findings.failures:
-        sys.stdout.flush()
-        sys.exit(2)
+    findings.print()
 
 
 def examine(
@@ -228,12 +234,15 @@ def _filled_in(config: Config, data: PreparedData | None, findings: Findings) ->
     from minigpt.training.run import filled_in
 
     known = data and findings.check(filled_in, config, data)
+    return known or with_guessed_vocabulary(config)
+
+
+def with_guessed_vocabulary(config: Config) -> Config:
+    """The config with a vocab_size where it has none, by the tokenizer's name alone."""
     name = config.data.tokenizer
     sizes = {"bytes": 257, "chars": 100, "gpt2": 50257, "cl100k_base": 100277, "o200k_base": 200019}
     guess = config.model.vocab_size or sizes.get(name) or int(name.removeprefix("bpe:") if "bpe:" in name else 50257)
-    return known or dataclasses.replace(
-        config, model=dataclasses.replace(config.model, vocab_size=guess, end_of_text=0)
-    )
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=guess, end_of_text=0))
 
 
 def _start(
@@ -270,13 +279,10 @@ def _plan(
     findings: Findings,
 ) -> None:
     """Estimate the run's disk, memory and time."""
-    from minigpt.training.optimizer import stacked_rows
-
     with torch.device("meta"):  # shapes without memory
         model = GPT(config.model)
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    matrices = sum(parameter.nbytes for parameter in stacked_rows(model)) if config.optimizer.name == "muon" else 0
-    state = 2 * weights - matrices  # AdamW keeps two moments per weight, Muon one
+    need = memory(config, trainer.precision if trainer else "32-true")
+    weights, state = need.weights, need.optimizer + need.average
     findings.add("model", f"{model.n_parameters:,} parameters")
     kept = (config.keep_every_n_steps and config.trainer.max_steps // config.keep_every_n_steps) or 0
     needed = 3 * (weights + state) + (2 + kept) * weights  # a new file is written before the old one is deleted
@@ -297,8 +303,8 @@ def _plan(
     device = trainer.strategy.root_device
     here = processes if device.type == "cpu" else 1  # processes that share this memory
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.memory()[0]
-    fixed = 2 * weights + state
-    parts = f"weights {weights / 1e6:,.0f}, gradients {weights / 1e6:,.0f}, optimizer {state / 1e6:,.0f}"
+    fixed = weights + need.gradients + state
+    parts = f"weights {weights / 1e6:,.0f}, gradients {need.gradients / 1e6:,.0f}, optimizer {state / 1e6:,.0f}"
     measured = None
     if here * fixed < free:
         measured = measure(config, trainer, model.n_parameters, flops)

@@ -28,7 +28,12 @@ def chunk_logits(device: torch.device) -> int:
     """
     if device.type != "cuda":
         return CHUNK_LOGITS
-    fitting = int(torch.cuda.get_device_properties(device).total_memory * SHARE_OF_MEMORY / BYTES_PER_LOGIT)
+    return chunk_logits_in(torch.cuda.get_device_properties(device).total_memory)
+
+
+def chunk_logits_in(memory_bytes: int) -> int:
+    """`chunk_logits` of an NVIDIA GPU with so much memory."""
+    fitting = int(memory_bytes * SHARE_OF_MEMORY / BYTES_PER_LOGIT)
     return max(CHUNK_LOGITS, 1 << fitting.bit_length() - 1)
 
 
