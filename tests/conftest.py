@@ -5,8 +5,10 @@ import importlib.metadata
 import inspect
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
+import filelock
 import hypothesis
 import pytest
 import scripts
@@ -54,11 +56,31 @@ def bare_environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory, bare_environment: dict[str, str]) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[..., Path]:
+    """made_once(name, make) is a folder of all workers, which whichever comes first has made by make(folder)."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+
+    def folder_of(name: str, make: Callable[[Path], None]) -> Path:
+        folder, made = shared / name, shared / f"{name}.made"
+        with filelock.FileLock(shared / f"{name}.lock"):
+            if not made.exists():
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def tiny_run(made_once: Callable[..., Path], bare_environment: dict[str, str]) -> Path:
     """The folder of one run of configs/tiny.yaml, with the default logger, by a user without account or network."""
-    folder = tmp_path_factory.mktemp("tiny")
-    arguments = ("--config", "configs/tiny.yaml", "--runs_dir", folder / "runs", "--data.dir", folder / "data")
-    result = scripts.run_script("train.py", *arguments, env=bare_environment)
-    assert result.returncode == 0, result.stderr
-    (folder / "output.txt").write_text(result.stdout)
-    return folder / "runs" / "tiny"
+
+    def train(folder: Path) -> None:
+        arguments = ("--config", "configs/tiny.yaml", "--runs_dir", folder / "runs", "--data.dir", folder / "data")
+        result = scripts.run_script("train.py", *arguments, env=bare_environment)
+        assert result.returncode == 0, result.stderr
+        (folder / "output.txt").write_text(result.stdout)
+
+    return made_once("tiny", train) / "runs" / "tiny"

@@ -53,7 +53,9 @@ def run_script(
 def run_line(command: str, folder: Path, cold: bool = False) -> subprocess.CompletedProcess[str]:
     """Run a line of a shell as it stands, in a folder."""
     path = f"{Path(sys.executable if cold else ready_python()).parent}{os.pathsep}{os.environ['PATH']}"
-    settings = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 300, "check": False}
+    # A comparison of four recipes imports everything eight times, and a busy machine takes six minutes for it.
+    timeout = 1200 if cold else 300
+    settings = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": timeout, "check": False}
     return subprocess.run(command, shell=True, cwd=folder, env=os.environ | {"PATH": path}, **settings)  # type: ignore[call-overload]
 
 

@@ -15,6 +15,7 @@ import pickle
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -276,9 +277,15 @@ class Evil:
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> list[Answer]:
-    """What each of MISTAKES leads to, in a user's folder with a run, texts and recipes."""
-    folder = tmp_path_factory.mktemp("user")
+def answers(made_once: Callable[..., Path]) -> list[Answer]:
+    """What each of MISTAKES leads to."""
+    text = (made_once("mistakes", make_all) / "answers.json").read_text()
+    return [Answer(*answer) for answer in json.loads(text)]
+
+
+def make_all(base: Path) -> None:
+    """Write the answers to all mistakes, in a user's folder with a run, texts and recipes."""
+    folder = base / "user"
     for name, content in {
         "long.txt": b"All happy families are alike.\n" * 100,
         "short.txt": b"x",
@@ -312,7 +319,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> list[Answer]:
             check=True,
         )
         answers += json.loads(result.stdout.splitlines()[-1])
-    return [Answer(*answer) for answer in answers]
+    (base / "answers.json").write_text(json.dumps(answers))
 
 
 @pytest.mark.parametrize("number", range(len(MISTAKES)), ids=[" ".join(mistake.command) for mistake in MISTAKES])

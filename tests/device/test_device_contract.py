@@ -4,7 +4,6 @@ The devices are pretended, an NVIDIA GPU and an Apple GPU: `pretended.py`. All c
 takes longer than they do. `make test-gpu` runs them on the GPU of this machine instead.
 """
 
-import fcntl
 import itertools
 import json
 import os
@@ -179,25 +178,20 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def results(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Results:
+def results(made_once: Callable[..., Path]) -> Results:
     """The results of a case on a pretended device, and on the CPU; run once, whichever worker comes first."""
     if (why := guards.why_not()) is not None:
         pytest.skip(f"no pretended device: {why}")
-    base = tmp_path_factory.getbasetemp()
-    shared = base if worker_id == "master" else base.parent  # of all workers
 
     def found(name: str, kind: str) -> dict[str, Any]:
         slow = kind not in CASES[name].quick
-        folder = shared / ("device-slow" if slow else "device")
-        with (shared / f"{folder.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not folder.exists():
-                folder.mkdir()
-                kinds = {
-                    each: [k for k in guards.KINDS if (k not in case.quick) == slow] for each, case in CASES.items()
-                }
-                chosen = {each: of_case for each, of_case in kinds.items() if of_case}
-                (folder / "results.json").write_text(json.dumps(run_cases(folder, chosen, real=False)))
+        kinds = {each: [k for k in guards.KINDS if (k not in case.quick) == slow] for each, case in CASES.items()}
+        chosen = {each: of_case for each, of_case in kinds.items() if of_case}
+
+        def make(folder: Path) -> None:
+            (folder / "results.json").write_text(json.dumps(run_cases(folder, chosen, real=False)))
+
+        folder = made_once("device-slow" if slow else "device", make)
         every: dict[str, Any] = json.loads((folder / "results.json").read_text())
         return {"cpu": value(every[name]["cpu"]), kind: value(every[name][kind])}
 

@@ -67,11 +67,15 @@ def screen(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest
     return code, capsys.readouterr().out
 
 
-def test_one_screen_says_what_a_run_would_be(arguments: list[str], tmp_path: Path, bare_environment: dict) -> None:
+@pytest.mark.parametrize("compiler", ["false", pytest.param("g++", marks=pytest.mark.slow)])  # ten seconds of g++
+def test_one_screen_says_what_a_run_would_be(
+    compiler: str, arguments: list[str], tmp_path: Path, bare_environment: dict
+) -> None:
     before = sorted(tmp_path.rglob("*"))
     temporary = tmp_path.parent / f"{tmp_path.name}-temporary"
     temporary.mkdir()
-    result = run_script("-m", "minigpt", "doctor", *arguments, env=bare_environment | {"TMPDIR": str(temporary)})
+    env = bare_environment | {"TMPDIR": str(temporary), "CXX": compiler}
+    result = run_script("-m", "minigpt", "doctor", *arguments, env=env)
     assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
     assert len(lines) <= 35

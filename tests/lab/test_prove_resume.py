@@ -5,6 +5,7 @@ import os
 import random
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from minigpt.config import Config, ProofConfig
 from minigpt.errors import UserError
 from minigpt.lab import prove_resume
 from minigpt.lab.progress_file import PHASES, ProgressFile
+from minigpt.lab.progress_recorder import ProgressRecorder
 from minigpt.lab.prove_resume import Death, Proof, Timeline, prove, shortened, verdict
 from minigpt.training import compile_choice
 from minigpt.training.compile_choice import Choice
@@ -148,6 +150,36 @@ def test_moments_are_drawn_from_the_whole_run_and_each_kill_to_come_has_its_shar
     assert first_of_many == {ProgressFile(), ProgressFile("step", 1)}, (
         "the fifth of 5 seconds from step 1 on, or the start"
     )
+
+
+def test_the_start_lasts_until_the_first_step_is_done_in_a_resumed_process_too(tmp_path: Path) -> None:
+    recorder, seen = ProgressRecorder(str(tmp_path / "place")), []
+    for step in (5, 5, 6):  # two micro-batches of the first step
+        trainer: Any = SimpleNamespace(is_global_zero=True, global_step=step)
+        if not seen:
+            recorder.on_train_start(trainer)
+        recorder.on_train_batch_start(trainer)
+        seen.append(ProgressFile.read(tmp_path / "place"))
+    recorder.teardown(trainer)
+    assert seen == [ProgressFile(), ProgressFile(), ProgressFile("step", 6)]
+
+
+@pytest.mark.parametrize(("compiled", "runs"), [(True, ["compiled", "straight"]), (False, ["straight"])])
+def test_a_compiled_run_is_timed_with_a_warm_cache(
+    compiled: bool, runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = list[str]()
+
+    def straight(work: Any, name: str) -> Timeline:
+        trained.append(name)
+        (work.folder / name).mkdir()
+        return Timeline()
+
+    monkeypatch.setattr(prove_resume._Work, "straight", straight)
+    prove(dataclasses.replace(config_of(tmp_path), compile=compiled), tmp_path, kills=0, seed=1)
+    assert trained == runs
+    assert (tmp_path / "straight").exists()
+    assert not (tmp_path / "compiled").exists()
 
 
 def test_a_place_comes_before_another_as_in_a_run() -> None:

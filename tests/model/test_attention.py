@@ -90,6 +90,7 @@ LONELY: dict[str, Graph] = {
 """Graphs in which some tokens hear nothing."""
 HEADS = (4, 2)
 KINDS = pairwise(MAKERS, GRAPHS, HEADS)
+FEW_KINDS = pairwise(MAKERS, GRAPHS, HEADS, strength=1)
 
 
 def inputs(*sizes: int, H_kv: int = H, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
@@ -164,7 +165,7 @@ def test_attention_in_float32_equals_its_slow_twin_forward_and_backward(name: st
     assert_all_close(fast, slow_twin(name, graph, H_kv), atol=5e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "graph", "H_kv"), KINDS)
+@pytest.mark.parametrize(("name", "graph", "H_kv"), FEW_KINDS)
 def test_attention_in_bfloat16_is_a_few_roundings_from_its_slow_twin(name: str, graph: str, H_kv: int) -> None:
     leaves = inputs(H_kv=H_kv, dtype=torch.bfloat16)
     fast = result_and_gradients(attend, leaves, MAKERS[name](), graph=GRAPHS[graph])
@@ -172,7 +173,7 @@ def test_attention_in_bfloat16_is_a_few_roundings_from_its_slow_twin(name: str, 
     assert_close_for_16_bits(fast, slow_twin(name, graph, H_kv))
 
 
-@pytest.mark.parametrize(("name", "graph", "H_kv"), KINDS)
+@pytest.mark.parametrize(("name", "graph", "H_kv"), FEW_KINDS)
 def test_attention_under_autocast_is_a_few_roundings_from_its_slow_twin(name: str, graph: str, H_kv: int) -> None:
     leaves = inputs(H_kv=H_kv, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -198,9 +199,11 @@ def test_cross_attention_equals_its_slow_twin_forward_and_backward(
     )
 
 
-@pytest.mark.parametrize("graph", ["causal", "causal window", "adjacency of each head"])
-@pytest.mark.parametrize(("name", "extra"), EXTRAS)
-def test_a_bias_of_each_key_and_a_softcap_do_as_in_the_slow_twin(name: str, graph: str, extra: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "graph"), pairwise(EXTRAS, ["causal", "causal window", "adjacency of each head"], strength=1)
+)
+def test_a_bias_of_each_key_and_a_softcap_do_as_in_the_slow_twin(kind: tuple[str, str], graph: str) -> None:
+    name, extra = kind
     rows = B if "row" in extra else 1
     how: dict[str, Any] = {"graph": GRAPHS[graph]}
     if "softcap" in extra:
@@ -234,8 +237,9 @@ def test_values_may_be_of_any_width(name: str, width: int, graph: str) -> None:
 # In pieces
 
 
-@pytest.mark.parametrize("graph", [name for name in GRAPHS if name not in {"full", "causal"}])
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(
+    ("name", "graph"), pairwise(MAKERS, [name for name in GRAPHS if name not in {"full", "causal"}], strength=1)
+)
 def test_pieces_of_the_matrix_give_what_the_whole_gives(name: str, graph: str, monkeypatch: pytest.MonkeyPatch) -> None:
     leaves, similarity = inputs(H_kv=2), MAKERS[name]().double()
     whole = result_and_gradients(attend, leaves, similarity, graph=GRAPHS[graph])
@@ -260,8 +264,9 @@ def test_pieces_whose_queries_are_beyond_the_reach_of_any_key_gather_zeros(
         assert torch.equal(pieces[0][1, :, 6:], torch.zeros(H, 6, D_v))
 
 
-@pytest.mark.parametrize("graph", ["full", "causal", "causal window", "documents"])
-@pytest.mark.parametrize("name", WITH_SCORES)
+@pytest.mark.parametrize(
+    ("name", "graph"), pairwise(WITH_SCORES, ["full", "causal", "causal window", "documents"], strength=1)
+)
 def test_softcap_and_bias_in_pieces_give_what_the_whole_gives(
     name: str, graph: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,8 +402,7 @@ def test_the_weights_lie_on_the_edges_sum_to_one_and_give_what_attention_gathers
     torch.testing.assert_close(weights @ value.repeat_interleave(H // H_kv, dim=1), gathered, atol=1e-12, rtol=1e-11)
 
 
-@pytest.mark.parametrize("graph", GRAPHS | LONELY)
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(("name", "graph"), pairwise(MAKERS, GRAPHS | LONELY, strength=1))
 def test_the_weights_of_some_queries_are_those_rows_of_all(name: str, graph: str) -> None:
     query, key, _ = inputs(H_kv=2)
     how: dict[str, Any] = {"similarity": MAKERS[name]().double(), "graph": (GRAPHS | LONELY)[graph]}
@@ -613,8 +617,9 @@ def test_causal_attention_of_a_token_is_full_attention_on_the_text_up_to_it(name
         torch.testing.assert_close(causal[:, :, t - 1], full[:, :, -1], atol=1e-12, rtol=1e-11)
 
 
-@pytest.mark.parametrize("graph", ["causal", "causal window", "adjacency of each head"])
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(
+    ("name", "graph"), pairwise(MAKERS, ["causal", "causal window", "adjacency of each head"], strength=1)
+)
 def test_several_heads_are_single_heads_side_by_side(name: str, graph: str) -> None:
     query, key, value = inputs(H_kv=2)
     similarity = MAKERS[name]().double()
@@ -816,12 +821,25 @@ def assert_compiled_is_the_same(name: str, graph: Graph, backend: str, *, atol: 
         torch._dynamo.reset()
 
 
-@pytest.mark.parametrize(("name", "graph"), pairwise(MAKERS, ["causal window", "causal"], strength=1))
+TRACED = {"scaled_dot": "causal window", "gaussian": "causal window", "hard": "causal window", "linear": "causal"}
+"""One of each kind of kernel; the others, a second or two each, are slow tests."""
+
+
+@pytest.mark.parametrize(
+    ("name", "graph"),
+    [
+        pytest.param(name, graph, marks=() if TRACED.get(name) == graph else pytest.mark.slow)
+        for name in MAKERS
+        for graph in ("causal window", "causal")
+    ],
+)
 def test_traced_attention_is_the_same_forward_and_backward(name: str, graph: str) -> None:
     assert_compiled_is_the_same(name, GRAPHS[graph], "aot_eager", atol=1e-12, rtol=1e-11)
 
 
-@pytest.mark.parametrize("name", ["gaussian", "hard", "linear"])
+@pytest.mark.parametrize(
+    "name", ["gaussian", *(pytest.param(name, marks=pytest.mark.slow) for name in ("hard", "linear"))]
+)
 def test_traced_attention_in_pieces_is_the_same_forward_and_backward(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 import pytest
 import yaml
 from fake_wandb import FakeWandb
+from grids import SLOW
 from scripts import ROOT, ready_python
 from small_runs import small_settings, wandb_history, wandb_tool
 
@@ -195,7 +196,9 @@ def test_a_service_that_works_receives_the_run_and_a_resumed_part_in_an_outage_s
     assert steps_in(list(later.history.values())) == [*STEPS, 13, 14, 15, 16]
 
 
-@pytest.mark.parametrize("failure", ["refuses", "hangs", "answers 500", "unknown host"])
+@pytest.mark.parametrize(
+    "failure", ["hangs", "unknown host", *(pytest.param(each, marks=SLOW) for each in ("refuses", "answers 500"))]
+)
 def test_a_run_goes_offline_when_nobody_answers_at_its_start(failure: str, user: LoggedIn) -> None:
     user.environment["WANDB_INIT_TIMEOUT"] = "1"
     with FakeWandb(failure) as service:
@@ -210,9 +213,9 @@ def test_a_run_goes_offline_when_nobody_answers_at_its_start(failure: str, user:
     ("moment", "failure"),
     [
         ("early", "answers 403"),
-        ("early", "refuses"),
+        pytest.param("early", "refuses", marks=SLOW),
         ("in the middle", "hangs"),
-        ("at the end", "hangs"),
+        pytest.param("at the end", "hangs", marks=SLOW),
     ],
 )
 def test_a_service_that_dies_later_loses_nothing(moment: str, failure: str, user: LoggedIn, tmp_path: Path) -> None:

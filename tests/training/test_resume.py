@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from grids import SLOW
 from scripts import ROOT, ready_python
 from small_runs import small_settings, small_text, train_and_die, with_trainer
 
@@ -32,9 +33,13 @@ def metrics(folder: RunFolder) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize(  # each two of them in each way
+@pytest.mark.parametrize(  # each two of them in each way, and each value in the quick suite
     ("accumulate", "validate_on_checkpoint_step", "num_workers"),
-    [(1, True, 0), (1, False, 1), (2, True, 1), (2, False, 0)],
+    [
+        (1, True, 0),
+        (2, False, 1),
+        *(pytest.param(*case, marks=SLOW) for case in ((1, False, 1), (2, True, 1), (2, False, 0))),
+    ],
 )
 def test_a_killed_run_goes_on_bit_for_bit(
     accumulate: int,
@@ -72,7 +77,7 @@ def test_a_killed_run_with_adamw_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert_same_run(straight, resumed)
 
 
-@pytest.mark.parametrize("mode", ["examples", "mixture", "streaming"])
+@pytest.mark.parametrize("mode", ["examples", "mixture", pytest.param("streaming", marks=SLOW)])
 def test_a_killed_run_goes_on_bit_for_bit_however_its_batches_are_made(
     mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,7 +136,7 @@ def run(trained: tuple[Config, RunFolder], tmp_path: Path) -> RunFolder:
     return RunFolder(Path(shutil.copytree(trained[1].path, tmp_path / "run")))
 
 
-@pytest.mark.parametrize("every", [16, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [32, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("run_on", "temporary_on"), other_file_systems())
 def test_whichever_file_operation_of_a_save_is_the_last_all_can_be_read_and_nothing_strays(
     every: int,
@@ -148,7 +148,7 @@ def test_whichever_file_operation_of_a_save_is_the_last_all_can_be_read_and_noth
 ) -> None:
     """last.ckpt, the one before, best.ckpt, the best weights and kept ones, all saved at one step, the third time.
 
-    The quick suite takes every sixteenth operation, and the last.
+    The quick suite takes every 32nd operation, and the last.
     """
     place, temporary = folders[run_on] / "copy", folders[temporary_on] / "temporary"
     temporary.mkdir()
@@ -185,7 +185,7 @@ def test_whichever_file_operation_of_a_save_is_the_last_all_can_be_read_and_noth
     train(small_settings(tmp_path, trainer={"val_check_interval": 4}, attention={"enabled": False}))
     assert seen["steps"] == {8, 12}
     assert seen["operations"] > 80
-    assert seen["strays"] >= 10
+    assert seen["strays"] >= min(10, 160 // every)
     assert not list(temporary.iterdir())
 
 

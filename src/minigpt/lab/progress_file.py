@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 START, STEP, SAVE, VALIDATION, END = PHASES = ("start", "step", "save", "validation", "end")
-"""start: before the first step. save: from the start of a checkpoint to the next step. end: after the last step."""
+"""start: until the process has done its first step. save: from the start of a checkpoint to the next step. end: after
+the last step."""
 
 
 @dataclass(frozen=True)

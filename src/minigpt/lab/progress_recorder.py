@@ -21,6 +21,7 @@ class ProgressRecorder(Callback):
         """Args: path is the file."""
         self.path = path
         self._file: int | None = None
+        self._first: int | None = None  # step from which this process trains
 
     def _note(self, trainer: L.Trainer, phase: str) -> None:
         if not trainer.is_global_zero:
@@ -30,10 +31,11 @@ class ProgressRecorder(Callback):
         os.pwrite(self._file, f"{phase} {trainer.global_step}".ljust(_LENGTH).encode(), 0)
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
-        self._note(trainer, STEP)
+        self._first = trainer.global_step
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        self._note(trainer, STEP)
+        if trainer.global_step != self._first:  # the first step compiles, and takes as long as hundreds of others
+            self._note(trainer, STEP)
 
     def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
         if not trainer.sanity_checking:

@@ -3,7 +3,8 @@
     minigpt prove-resume --config configs/demo.yaml --steps 60 --kills 5
 
 It starts real processes of `python -m minigpt train` on this machine and this text, kills them with SIGKILL at random
-moments, and continues them with `--resume RUN`. Each difference from the uninterrupted run is printed.
+moments, and continues them with `--resume RUN`. Each difference from the uninterrupted run is printed. A compiled run
+is trained once more before, so that all that are timed find a warm cache.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ VAL_BATCHES = 20
 SHOWN = 20
 """Most differences that are printed."""
 STARTS = 0.2
-"""Fraction of kills aimed at the time before the first step; the others hit a training process."""
+"""Fraction of kills aimed at the time until the first step is done; the others hit a training process."""
 POLL_SECONDS = 0.005
 
 
@@ -82,7 +83,7 @@ class Timeline:
 
     @property
     def start_seconds(self) -> float:
-        """Seconds to the first step."""
+        """Seconds until the first step is done."""
         return self.seen[1][0] if self.seen[1:] else self.end_seconds
 
     def draw(self, chance: random.Random, begun_at: int, kills: int) -> Moment:
@@ -224,9 +225,12 @@ def prove(
     open_data(config.data)  # prepare the text once, before the timed run
     work = _Work(config, folder, python or sys.executable)
     straight, proof, chance = RunFolder(folder / "straight" / config.name), Proof(), random.Random(seed)
+    if config.compile:  # the killed processes find a warm cache; against a cold one, all kills would come too late
+        work.straight("compiled")
+        shutil.rmtree(folder / "compiled")
     times = work.straight("straight")
     start, rest = times.start_seconds, times.end_seconds - times.start_seconds
-    on_line(f"not killed: {config.trainer.max_steps} steps; {start:.1f} s to the first, then {rest:.1f} s to the end")
+    on_line(f"not killed: {config.trainer.max_steps} steps; {start:.1f} s until the first, {rest:.1f} s from it on")
     while len(proof.deaths) < kills and not proof.differences:
         proof.runs += 1
         name = f"killed-{proof.runs}"
@@ -247,7 +251,7 @@ def prove(
 
 
 def _told(death: Death) -> str:
-    where = "before the first step" if death.phase == "start" else f"at step {death.step}, {death.phase}"
+    where = "in the start or first step" if death.phase == "start" else f"at step {death.step}, {death.phase}"
     then = "no checkpoint, starts again" if death.resumed_from is None else f"resumes from step {death.resumed_from}"
     return f"after {death.seconds:.1f} s {where}; {then}"
 
