@@ -106,6 +106,10 @@ CASES: dict[str, Case] = {
             },
         },
     ),
+    "padded prompts where Triton is installed": Case("model", {"machine": {"triton": True}}, ("cuda",)),
+    "a long text, for which FlexAttention is tried and fails": Case(
+        "long_text", {"machine": {"triton": True}}, ("cuda",)
+    ),
     "oracles": Case("oracles", {}, ("mps",)),
     "refusals": Case("refusals", {}, guards.KINDS),
 }
@@ -135,10 +139,6 @@ WAITS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
 CASES |= {f"waits: {name}": Case("steps", settings, ("cuda",)) for name, (settings, _) in WAITS.items()}
 
 DEFECTS: dict[str, tuple[Case, str]] = {
-    "padded prompts where Triton is installed": (
-        Case("model", {"machine": {"triton": True}}),
-        "every graph but full and causal goes to FlexAttention on CUDA, however short the text",
-    ),
     "a deterministic run with attention maps": (
         Case("run", {"trainer": {"deterministic": True}, "attention": MAPS}),
         "the statistics sum weights by cumsum, which has no deterministic kernel on CUDA",
@@ -239,7 +239,7 @@ def on_kinds(names: Sequence[str]) -> list[Any]:
     ]
 
 
-COMPARED = cases("model", "chunks", "inspection", "commands", "run", "oracles", "refusals")
+COMPARED = cases("model", "long_text", "chunks", "inspection", "commands", "run", "oracles", "refusals")
 
 
 @pytest.mark.parametrize(("name", "kind"), on_kinds(COMPARED))

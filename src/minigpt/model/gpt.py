@@ -18,6 +18,7 @@ from minigpt.model import tables
 from minigpt.model.attention import Attention
 from minigpt.model.cache import KVCache, LayerCache
 from minigpt.model.tables import VOCABULARY_MULTIPLE
+from minigpt.model.variants.flex import shared
 from minigpt.model.variants.graphs import Adjacency, Causal, Documents, Full, Graph, Window
 from minigpt.model.variants.positions import alibi_bias
 
@@ -273,7 +274,10 @@ class GPT(nn.Module):
         # ALiBi can ignore document_ids: a distance is the same wherever positions count from.
         key_bias = None if self.slopes is None else alibi_bias(self.slopes, start + T)
         # Layers with the same window share a graph, so its mask is built once.
-        graphs = {window: _graph(document_ids, window, start, T, x.device) for window in set(self.windows)}
+        graphs = {
+            window: shared(_graph(document_ids, window, start, T, x.device), x.device, self.config.logit_softcap)
+            for window in set(self.windows)
+        }
         layers = [None] * len(self.blocks) if cache is None else cache.layers
         for block, window, layer in zip(self.blocks, self.windows, layers, strict=True):
             x = block(x, graphs[window], rotary, key_bias, layer)
