@@ -117,7 +117,7 @@ def model(place: Place, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def long_text(place: Place, settings: dict[str, Any]) -> dict[str, Any]:
-    """The loss and gradients of a window longer than a block; a pretended GPU has no FlexAttention, and warns of that."""
+    """The loss and gradients of a text longer than a block; a pretended GPU has no FlexAttention, and warns of that."""
     made = small_model({"context_length": 150, "n_embd": 32, "n_kv_head": 1, "window": [9, None]}).to(place.device)
     data = (torch.arange(302) % 97).view(2, 151).to(place.device)
     with warnings.catch_warnings(record=True) as given:

@@ -178,9 +178,9 @@ def _gather(query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec, drop
     factors = _score_factors(query, key, similarity, spec["key_bias"])
     is_softmax, is_grouped = not isinstance(similarity, Hard), key.shape[1] < query.shape[1]
     # Grouped heads of one query or on the full graph, as in every decode step: no key is copied for each query head.
-    if is_grouped and is_softmax and factors.key_bias is None and softcap is None:
-        if isinstance(graph, Full) or query.shape[2] == 1 == graph.shape[1]:
-            return _fused_by_groups(factors, value, graph, dropout)
+    is_one_mask = isinstance(graph, Full) or query.shape[2] == 1 == graph.shape[1]
+    if is_one_mask and is_grouped and is_softmax and factors.key_bias is None and softcap is None:
+        return _fused_by_groups(factors, value, graph, dropout)
     pays = is_softmax and flex.pays(
         graph,
         softcap,

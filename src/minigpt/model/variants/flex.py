@@ -111,7 +111,7 @@ def by_blocks(factors: ScoreFactors, value: Tensor, graph: Graph, softcap: float
         _state["has failed"] = True
         reason = next(iter(str(error).strip().splitlines()), "")
         warnings.warn(
-            f"FlexAttention failed ({type(error).__name__}: {reason[:200]}); using dense masks in chunks, which are slower",
+            f"FlexAttention failed ({type(error).__name__}: {reason[:200]}); using dense masks, which are slower",
             stacklevel=2,
         )
         return None
@@ -157,7 +157,7 @@ def attend_blocks(factors: ScoreFactors, value: Tensor, graph: Graph, softcap: f
 
 
 def _rehearse(attend: Callable[..., Tensor], *inputs: Tensor) -> None:
-    """One backward pass of each shape, as its kernel is compiled in it: later, in the loss's, a failure ends the run."""
+    """One backward pass of each shape, which compiles its kernel: in the loss's own, a failure would end the run."""
     key = tuple((x.shape, x.dtype, x.requires_grad) for x in inputs)
     if not torch.is_grad_enabled() or not any(x.requires_grad for x in inputs) or key in _rehearsed:
         return
