@@ -116,6 +116,20 @@ def model(place: Place, settings: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def long_text(place: Place, settings: dict[str, Any]) -> dict[str, Any]:
+    """The loss and gradients of a text longer than a block; a pretended GPU has no FlexAttention, and warns of that."""
+    made = small_model({"context_length": 150, "n_embd": 32, "n_kv_head": 1, "window": [9, None]}).to(place.device)
+    data = (torch.arange(302) % 97).view(2, 151).to(place.device)
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        loss = model_loss(made, data[:, :-1], data[:, 1:])
+        loss.backward()
+    told = sum("FlexAttention failed" in str(warning.message) for warning in given)
+    assert told == (place.kind == "cuda" and not JOB["real"]), f"{told} warnings"
+    norm = torch.nn.utils.get_total_norm([p.grad for p in made.parameters()])
+    return {"loss": float(loss), "norm": float(norm)}
+
+
 def inspection(place: Place, settings: dict[str, Any]) -> dict[str, Any]:
     """Probes, statistics, ablation, attribution and hooks of a model."""
     made, tokenizer = small_model(settings).to(place.device).eval(), BytesTokenizer()
@@ -354,7 +368,19 @@ def chunks(place: Place, settings: dict[str, Any]) -> dict[str, Any]:
 
 CASES = {
     each.__name__: each
-    for each in (model, inspection, run, steps, validation, commands, oracles, refusals, waits_of_doctor, chunks)
+    for each in (
+        model,
+        long_text,
+        inspection,
+        run,
+        steps,
+        validation,
+        commands,
+        oracles,
+        refusals,
+        waits_of_doctor,
+        chunks,
+    )
 }
 
 

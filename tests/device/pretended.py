@@ -332,10 +332,10 @@ def _swap_tensors(ours: Tensor, theirs: Tensor, swap: Any = torch.utils.swap_ten
 def _both(triton: bool) -> list[tuple[Any, dict[str, Any]]]:
     import torch.utils.data._utils.pin_memory as pinning
 
-    from minigpt.model.variants import attend, kernels
+    from minigpt.model.variants import flex
 
     return [
-        *((module, {"has_triton": lambda: triton}) for module in (attend, kernels)),
+        (flex, {"has_triton": lambda: triton}),
         (torch._C, {"_InferenceMode": lambda mode: torch.no_grad()}),  # a wrapper cannot be an inference tensor
         (torch.utils, {"swap_tensors": _swap_tensors}),
         (pinning, {"pin_memory": lambda data, device=None: data}),

@@ -117,6 +117,10 @@ CASES: dict[str, Case] = {
         },
         ("cuda",),
     ),
+    "padded prompts where Triton is installed": Case("model", {"machine": {"triton": True}}, ("cuda",)),
+    "a long text, for which FlexAttention is tried and fails": Case(
+        "long_text", {"machine": {"triton": True}}, ("cuda",)
+    ),
     "oracles": Case("oracles", {}, ("mps",)),
     "refusals": Case("refusals", {}, guards.KINDS),
 }
@@ -141,16 +145,6 @@ WAITS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
 
 CASES |= {f"waits: {name}": Case("steps", settings, ("cuda",)) for name, (settings, _) in WAITS.items()}
 CASES["waits of a validation"] = Case("validation", {}, ("cuda",))
-
-DEFECTS: dict[str, tuple[Case, str]] = {
-    "padded prompts where Triton is installed": (
-        Case("model", {"machine": {"triton": True}}),
-        "every graph but full and causal goes to FlexAttention on CUDA, however short the text",
-    ),
-}
-"""Known defects: the test fails until they are mended, then is moved to CASES."""
-
-CASES |= {name: case for name, (case, _) in DEFECTS.items()}
 CASES["doctor's clock"] = Case("waits_of_doctor", {})
 
 
@@ -222,7 +216,7 @@ def check_equal(ours: Any, theirs: Any, where: str = "", rel: float = 1e-4, atol
 
 def cases(*functions: str) -> list[str]:
     """The names of the cases of these functions."""
-    return [name for name, case in CASES.items() if case.function in functions and name not in DEFECTS]
+    return [name for name, case in CASES.items() if case.function in functions]
 
 
 def on_kinds(names: Sequence[str]) -> list[Any]:
@@ -234,7 +228,7 @@ def on_kinds(names: Sequence[str]) -> list[Any]:
     ]
 
 
-COMPARED = cases("model", "chunks", "inspection", "commands", "run", "oracles", "refusals")
+COMPARED = cases("model", "long_text", "chunks", "inspection", "commands", "run", "oracles", "refusals")
 
 
 @pytest.mark.parametrize(("name", "kind"), on_kinds(COMPARED))
@@ -262,15 +256,6 @@ def test_a_validation_waits_for_the_device_once_however_many_batches_it_has(
     found = results(name, kind)[kind]
     assert found["batches"] > 2
     assert found["waits"] == {"training/module.py on_validation_epoch_end": 1}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.xfail(reason=why, strict=True)) for name, (_, why) in DEFECTS.items()]
-)
-def test_known_defects_of_a_gpu(name: str, results: Results) -> None:
-    found = results(name, "cuda")
-    check_equal(found["cuda"], found["cpu"])
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from minigpt.config import GPTConfig
 from minigpt.errors import UserError
 from minigpt.model import tables
 from minigpt.model.variants import attend as attend_module
-from minigpt.model.variants import kernels, linear_attention
+from minigpt.model.variants import flex, kernels, linear_attention
 from minigpt.model.variants.attend import attend, attention_scores, attention_weights
 from minigpt.model.variants.graphs import Adjacency, Causal, Documents, Full, Graph, Padding, Prefix, Window
 from minigpt.model.variants.linear_attention import causal_linear_attention, doubled_sum, full_linear_attention
@@ -532,8 +532,8 @@ def by_blocks(query: Tensor, key: Tensor, value: Tensor, *, similarity: Similari
     graph = graph.reduced(query.shape[2], key.shape[2])
     for step in range(similarity.steps):
         factors = attend_module._score_factors(query, key, similarity, how.get("key_bias"))
-        offers = kernels.repeat_heads(value if step == similarity.steps - 1 else key, H)
-        query = kernels.by_blocks(factors, offers, graph, how.get("softcap"))
+        offers = value if step == similarity.steps - 1 else key
+        query = flex.attend_blocks(factors, offers, graph, how.get("softcap"))
     return query
 
 
@@ -544,7 +544,6 @@ def plain_flex_attention(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
         yield
-    kernels._block_mask.cache_clear()
 
 
 @pytest.mark.parametrize(("name", "graph", "H_kv"), pairwise(SOFTMAX, GRAPHS | LONELY, HEADS))
@@ -572,36 +571,11 @@ def test_a_block_mask_knows_of_bias_and_softcap(name: str, rows: int | None, sof
 
 
 @pytest.mark.usefixtures("plain_flex_attention")
-def test_a_block_mask_serves_cross_attention_and_is_made_once_for_a_graph() -> None:
+def test_a_block_mask_serves_cross_attention() -> None:
     similarity, graph = ScaledDot(), Causal() & Window(3)
     leaves = [x.detach() for x in inputs(9, 5, dtype=torch.float32)]
     expected = attend(*leaves, similarity=similarity, graph=graph)
-    for again in (graph, Causal() & Window(3)):
-        torch.testing.assert_close(
-            by_blocks(*leaves, similarity=similarity, graph=again), expected, atol=2e-6, rtol=1e-5
-        )
-    assert kernels._block_mask.cache_info().hits == 1
-    by_blocks(*leaves, similarity=similarity, graph=Causal() & Window(4))
-    assert kernels._block_mask.cache_info().misses == 2
-
-
-def test_a_block_mask_has_just_the_blocks_with_an_edge_in_each_row_and_head() -> None:
-    """Whole blocks of 128 are skipped; which ones may differ from row to row and from head to head."""
-    n = 300
-    documents = torch.arange(n).ge(torch.tensor([[128], [270]])).long()
-    of_heads = torch.ones(1, 3, n, n, dtype=torch.bool)
-    of_heads[:, 1, 128:256], of_heads[:, 2, :, 256:] = False, False
-    for graph in (
-        Causal(),
-        Causal() & Window(64),
-        Documents(documents),
-        Adjacency(of_heads),
-        Causal() & Documents(documents) & Adjacency(of_heads),
-    ):
-        dense = kernels._block_mask(graph, torch.device("cpu"), n, n).to_dense().bool()
-        mask = torch.nn.functional.pad(graph.mask(range(n), range(n)), (0, 384 - n, 0, 384 - n))
-        expected = mask.unflatten(3, (3, 128)).unflatten(2, (3, 128)).any(dim=5).any(dim=3)
-        assert torch.equal(dense, expected), graph
+    torch.testing.assert_close(by_blocks(*leaves, similarity=similarity, graph=graph), expected, atol=2e-6, rtol=1e-5)
 
 
 # What is true of all attention

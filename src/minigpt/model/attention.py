@@ -101,7 +101,7 @@ class Attention(nn.Module):
             gathered = gathered if replacement is None else replacement
         dropout = self.dropout if self.training else 0.0
         similarity = self.similarity
-        # Grouped heads branch off too: the kernel's enable_gqa leaves the fused kernel on some devices.
+        # Grouped heads branch off too: not every device has a fused kernel for them.
         is_default = self.softcap is None and key_bias is None and n_value == H
         # The exact type, as subclasses of ScaledDot weigh keys in another way.
         if gathered is not None:

@@ -19,6 +19,7 @@ from minigpt.model import tables
 from minigpt.model.attention import Attention
 from minigpt.model.cache import KVCache, LayerCache
 from minigpt.model.tables import VOCABULARY_MULTIPLE
+from minigpt.model.variants.flex import shared
 from minigpt.model.variants.graphs import Adjacency, Causal, Documents, Full, Graph, Window
 from minigpt.model.variants.positions import alibi_bias
 
@@ -284,7 +285,10 @@ class GPT(nn.Module):
             slopes = self.slopes.view(torch.float32).to(torch.promote_types(x.dtype, torch.float32))
             key_bias = alibi_bias(slopes, start + T)
         # Layers with the same window share a graph, so its mask is built once.
-        graphs = {window: _graph(document_ids, window, start, T, x.device) for window in set(self.windows)}
+        graphs = {
+            window: shared(_graph(document_ids, window, start, T, x.device), x.device, self.config.logit_softcap)
+            for window in set(self.windows)
+        }
         layers = [None] * len(self.blocks) if cache is None else cache.layers
         for block, window, layer in zip(self.blocks, self.windows, layers, strict=True):
             if self.recomputes_blocks and torch.is_grad_enabled():

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from minigpt.config import Config
-from minigpt.model.variants.kernels import has_triton
+from minigpt.model.variants.flex import has_triton
 
 PAYING_STEPS = 1000
 """Steps from which a run on a GPU earns back the minute of compiling."""

@@ -32,12 +32,18 @@ GRAPHS: dict[str, Graph] = {
 
 def test_the_private_operators_of_torch_are_those_that_attention_calls() -> None:
     """On failure: a newer torch has renamed or changed them; adapt `minigpt.model.variants.intervals`."""
-    forward = str(intervals.flash_forward.default._schema)
-    backward = str(intervals.flash_backward.default._schema)
-    shared = "float dropout_p{}, bool is_causal{}, *, Tensor? attn_mask=None, float? scale=None) -> (Tensor"
-    assert forward.endswith("value, " + shared.format("=0.", "=False") + " output, Tensor logsumexp)")
-    after = " grad_query, Tensor grad_key, Tensor grad_value)"
-    assert backward.endswith("value, Tensor out, Tensor logsumexp, " + shared.format("", "") + after)
+    assert intervals.is_supported(intervals.flash_forward, intervals.flash_backward)
+
+
+def test_without_the_private_operators_attention_goes_chunk_by_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    query = torch.randn(1, 2, 20, 8, generator=torch.Generator().manual_seed(0))
+    factors, graph = ScoreFactors(query, query, 0.4), Causal() & Window(3)
+    expected = kernels.fused(factors, query, graph, 0.0)
+    assert not intervals.is_supported(None, intervals.flash_backward)  # renamed
+    assert not intervals.is_supported(intervals.flash_backward, intervals.flash_backward)  # of other arguments
+    monkeypatch.setattr(kernels, "IS_SUPPORTED", False)
+    monkeypatch.setattr(kernels, "attend_intervals", None)
+    torch.testing.assert_close(kernels.fused(factors, query, graph, 0.0), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -17,8 +17,9 @@ from torch import Tensor
 from minigpt.config import check_attention
 from minigpt.errors import UserError
 from minigpt.model.cache import LayerCache
-from minigpt.model.variants.graphs import Causal, Full, Graph
-from minigpt.model.variants.kernels import ROWS_PER_CHUNK, by_blocks, chunked, fused, has_triton, repeat_heads
+from minigpt.model.variants import flex
+from minigpt.model.variants.graphs import Adjacency, Causal, Full, Graph
+from minigpt.model.variants.kernels import ROWS_PER_CHUNK, chunked, fused, repeat_heads, with_a_key_for_each_head
 from minigpt.model.variants.linear_attention import causal_linear_attention, float32_product, full_linear_attention
 from minigpt.model.variants.similarities import Hard, Linear, ScoreFactors, Similarity
 
@@ -154,6 +155,7 @@ def attention_scores(query: Tensor, key: Tensor, spec: AttentionSpec, queries: r
         for _ in range(similarity.steps - 1):
             query = _gather(query, key, key, spec)
         factors = _score_factors(query[:, :, wanted], key, similarity, spec["key_bias"])
+        factors, _ = with_a_key_for_each_head(factors, key)
         products = _written_scores(factors, spec["softcap"])
     mask = spec["graph"].mask(queries, range(S), query.device)
     return products.masked_fill(~mask, float("-inf")).expand(B, H, len(queries), S)
@@ -173,19 +175,29 @@ def _gather(query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec, drop
     """One softmax, or one hard choice, over the keys of each query, by the fastest kernel that allows it."""
     similarity, softcap = spec["similarity"], spec["softcap"]
     graph = spec["graph"].reduced(query.shape[2], key.shape[2])
-    # Grouped heads on the full graph, as in every decode step: no key is copied for each query head.
-    if isinstance(graph, Full) and key.shape[1] < query.shape[1] and spec["key_bias"] is None:
-        factors = similarity.score_factors(query, key)
-        if factors.key_bias is None and softcap is None and not isinstance(similarity, Hard):
-            return _fused_by_groups(factors, value, dropout)
     factors = _score_factors(query, key, similarity, spec["key_bias"])
-    value = repeat_heads(value, query.shape[1])
-    # On a GPU, FlexAttention for masks and softcap; it has no dropout, and cannot choose one key.
-    fits_sdpa = softcap is None and isinstance(graph, Full | Causal)
-    if query.is_cuda and not fits_sdpa and not dropout and not isinstance(similarity, Hard) and has_triton():
-        return by_blocks(factors, value, graph, softcap)
-    if softcap is None and not isinstance(similarity, Hard):
+    is_softmax, is_grouped = not isinstance(similarity, Hard), key.shape[1] < query.shape[1]
+    # Grouped heads of one query or on the full graph, as in every decode step: no key is copied for each query head.
+    is_one_mask = isinstance(graph, Full) or query.shape[2] == 1 == graph.shape[1]
+    if is_one_mask and is_grouped and is_softmax and factors.key_bias is None and softcap is None:
+        return _fused_by_groups(factors, value, graph, dropout)
+    pays = is_softmax and flex.pays(
+        graph,
+        softcap,
+        dropout,
+        device=query.device.type,
+        dtype=value.dtype,
+        n_queries=query.shape[2],
+        n_keys=key.shape[2],
+        width=min(query.shape[3], value.shape[3]),
+    )
+    if pays and flex.can_run():
+        gathered = flex.by_blocks(factors, value, graph, softcap)
+        if gathered is not None:
+            return gathered
+    if softcap is None and is_softmax:
         return fused(factors, value, graph, dropout)
+    factors, value = with_a_key_for_each_head(factors, value)
 
     # The fused kernel has no softcap and chooses no key: write the weights out, chunk by chunk.
     def by_weights(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, keys: slice) -> Tensor:
@@ -197,11 +209,14 @@ def _gather(query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec, drop
     return chunked(by_weights, factors.query, factors.key, value, graph, writes_weights=True)
 
 
-def _fused_by_groups(factors: ScoreFactors, value: Tensor, dropout: float) -> Tensor:
-    """With no mask, query heads that share a key head can be stacked as further queries of it."""
-    (B, H, T, D), H_kv = factors.query.shape, value.shape[1]
+def _fused_by_groups(factors: ScoreFactors, value: Tensor, graph: Graph, dropout: float) -> Tensor:
+    """With one mask for all queries, heads that share a key head can be stacked as further queries of it."""
+    (B, H, T, D), (_, H_kv, S, _) = factors.query.shape, value.shape
     query = factors.query.reshape(B, H_kv, H // H_kv * T, D)
-    gathered = fused(ScoreFactors(query, factors.key, factors.scale), value, Full(), dropout)
+    if not isinstance(graph, Full):
+        mask = graph.mask(range(1), range(S), query.device)
+        graph = Adjacency(mask.expand(-1, -1, query.shape[2], -1))
+    gathered = fused(ScoreFactors(query, factors.key, factors.scale), value, graph, dropout)
     return gathered.reshape(B, H, T, value.shape[-1])
 
 
@@ -231,12 +246,12 @@ def _attend_linearly(
 
 
 def _score_factors(query: Tensor, key: Tensor, similarity: Similarity, key_bias: Tensor | None) -> ScoreFactors:
-    """The similarity's factors, a key for each query head, with the positions' bias added to its own."""
+    """The similarity's factors, with the positions' bias added to its own."""
     factors = similarity.score_factors(query, key)
     bias = factors.key_bias
     if key_bias is not None:
         bias = key_bias if bias is None else bias + key_bias
-    return ScoreFactors(factors.query, repeat_heads(factors.key, query.shape[1]), factors.scale, bias)
+    return factors._replace(key_bias=bias)
 
 
 def _normalised(products: Tensor, similarity: Similarity) -> Tensor:

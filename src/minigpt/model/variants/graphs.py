@@ -8,12 +8,33 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt.errors import UserError
+
+
+class BlockEnds(NamedTuple):
+    """Tokens in blocks of one size, of which the last may be shorter."""
+
+    first: Tensor
+    """(n,) int64: the first token of each block."""
+    last: Tensor
+    """(n,) int64: the last one."""
+    size: int
+    n_tokens: int
+
+    @classmethod
+    def of(cls, n_tokens: int, size: int, device: torch.device | str) -> BlockEnds:
+        first = torch.arange(0, n_tokens, size, device=device)
+        return cls(first, (first + size).clamp(max=n_tokens) - 1, size, n_tokens)
+
+    def split(self, x: Tensor, value: float) -> Tensor:
+        """(..., n_tokens) -> (..., n, size), filled up with a value."""
+        return F.pad(x, (0, -self.n_tokens % self.size), value=value).unflatten(-1, (-1, self.size))
 
 
 class Graph:
@@ -41,8 +62,19 @@ class Graph:
         """
         return None
 
+    def blocks(self, queries: BlockEnds, keys: BlockEnds) -> tuple[Tensor, Tensor]:
+        """For blocks of queries and of keys, whether they may have an edge, and whether they surely have all.
+
+        Made from the blocks' ends, without the (T, S) matrix and without waiting for a GPU. The first may be true of
+        a block without an edge, and the second false of a full one: a kernel then looks at its mask in vain.
+
+        Returns:
+            (B or 1, H or 1, blocks of queries, blocks of keys) bool, twice.
+        """
+        raise NotImplementedError
+
     def reduced(self, n_queries: int, n_keys: int) -> Graph:
-        """The simplest graph with the same edges for this many queries and keys."""
+        """The simplest graph with the same edges for this many queries and keys; itself where it is that."""
         return self
 
     def check(self, B: int, H: int, T: int, S: int) -> None:
@@ -85,6 +117,10 @@ class Full(Graph):
     def intervals(self, n_queries: int, n_keys: int) -> tuple[Tensor, Tensor] | None:
         return torch.zeros(1, n_queries, dtype=torch.int64), torch.full((1, n_queries), n_keys)
 
+    def blocks(self, queries: BlockEnds, keys: BlockEnds) -> tuple[Tensor, Tensor]:
+        every = keys.first.new_ones(1, 1, len(queries.first), len(keys.first), dtype=torch.bool)
+        return every, every
+
 
 @dataclass(frozen=True)
 class Causal(Graph):
@@ -101,6 +137,9 @@ class Causal(Graph):
     def intervals(self, n_queries: int, n_keys: int) -> tuple[Tensor, Tensor] | None:
         high = torch.arange(1, n_queries + 1)[None].clamp(max=n_keys)
         return torch.zeros_like(high), high
+
+    def blocks(self, queries: BlockEnds, keys: BlockEnds) -> tuple[Tensor, Tensor]:
+        return _pairs(queries.last) >= keys.first, _pairs(queries.first) >= keys.last
 
 
 @dataclass(frozen=True)
@@ -127,6 +166,11 @@ class Window(Graph):
     def intervals(self, n_queries: int, n_keys: int) -> tuple[Tensor, Tensor] | None:
         t = torch.arange(n_queries)[None]
         return (t - self.size + 1).clamp(0, n_keys), (t + self.size).clamp(max=n_keys)
+
+    def blocks(self, queries: BlockEnds, keys: BlockEnds) -> tuple[Tensor, Tensor]:
+        first, last = _pairs(queries.first), _pairs(queries.last)
+        nearest = torch.maximum(first - keys.last, keys.first - last)  # below 0 where the blocks overlap
+        return nearest < self.size, torch.maximum(last - keys.first, keys.last - first) < self.size
 
     def reduced(self, n_queries: int, n_keys: int) -> Graph:
         return Full() if self.size >= max(n_queries, n_keys) else self
@@ -157,6 +201,12 @@ class Prefix(Graph):
             high = self.length.long()[:, None].expand(-1, n_queries)
         high = high.clamp(0, n_keys)
         return torch.zeros_like(high), high
+
+    def blocks(self, queries: BlockEnds, keys: BlockEnds) -> tuple[Tensor, Tensor]:
+        length = self.length if isinstance(self.length, int) else self.length[:, None, None, None]
+        ends = (end.expand(1, 1, len(queries.first), -1) for end in (keys.first, keys.last))
+        some, every = (end < length for end in ends)
+        return some, every
 
     def check(self, B: int, H: int, T: int, S: int) -> None:
         if isinstance(self.length, int):
@@ -207,6 +257,14 @@ class Documents(Graph):
         following = F.pad(torch.where(begins, index, n_keys)[:, 1:], (0, 1), value=n_keys)
         return low, torch.where(real, following.flip(1).cummin(dim=1).values.flip(1), 0)
 
+    def blocks(self, queries: BlockEnds, keys: BlockEnds) -> tuple[Tensor, Tensor]:
+        # The lowest and highest ids: exact where ids ascend, as in packed rows.
+        ids = queries.split(self.ids.reshape(-1, queries.n_tokens), -1)
+        lowest, highest = ids.masked_fill(ids < 0, torch.iinfo(ids.dtype).max).amin(dim=-1), ids.amax(dim=-1)
+        one = (ids.amin(dim=-1) == highest) & (highest >= 0)  # a block of one document, without padding
+        some = (_pairs(lowest) <= highest[:, None, None]) & (lowest[:, None, None] <= _pairs(highest))
+        return some, _pairs(one) & one[:, None, None] & (_pairs(highest) == highest[:, None, None])
+
     def check(self, B: int, H: int, T: int, S: int) -> None:
         whole = not self.ids.is_floating_point() and self.ids.dtype != torch.bool
         if tuple(self.ids.shape) not in {(T,), (B, T)} or T != S or not whole:
@@ -243,6 +301,14 @@ class Padding(Graph):
         low, high = (x[:, None].expand(-1, n_queries) for x in (low, high))
         return low, high if self.queries is None else torch.where(self.queries, high, 0)
 
+    def blocks(self, queries: BlockEnds, keys: BlockEnds) -> tuple[Tensor, Tensor]:
+        real = keys.split(self.keys, False)
+        some, every = (of.expand(-1, 1, len(queries.first), -1) for of in _any_and_all(real[:, None, None]))
+        if self.queries is None:
+            return some, every
+        of_queries = _any_and_all(queries.split(self.queries, False)[:, None])
+        return some & of_queries[0][..., None], every & of_queries[1][..., None]
+
     def check(self, B: int, H: int, T: int, S: int) -> None:
         for name, real, length in (("keys", self.keys, S), ("queries", self.queries, T)):
             if real is not None and (tuple(real.shape) != (B, length) or real.dtype != torch.bool):
@@ -271,6 +337,15 @@ class Adjacency(Graph):
         # FlexAttention asks for every row and head, `mask` only for those that differ: % folds both onto the matrix.
         return matrix[b % self.shape[0], h % self.shape[1], t, s]
 
+    def mask(self, queries: range, keys: range, device: torch.device | str = "cpu") -> Tensor:
+        matrix = self.matrix.view(*self.shape, *self.matrix.shape[-2:])
+        return matrix[:, :, queries.start : queries.stop, keys.start : keys.stop]  # a view
+
+    def blocks(self, queries: BlockEnds, keys: BlockEnds) -> tuple[Tensor, Tensor]:
+        by_keys = keys.split(self.matrix.view(*self.shape, *self.matrix.shape[-2:]), False)  # (B, H, T, n_keys, size)
+        of_rows = _any_and_all(by_keys)
+        return tuple(_any_and_all(queries.split(of.mT, False))[n].mT for n, of in enumerate(of_rows))  # type: ignore[return-value]
+
     def check(self, B: int, H: int, T: int, S: int) -> None:
         matrix = self.matrix
         fits = 2 <= matrix.ndim <= 4 and tuple(matrix.shape[-2:]) == (T, S) and matrix.dtype == torch.bool
@@ -295,6 +370,10 @@ class _Pair(Graph):
         self.first.check(B, H, T, S)
         self.second.check(B, H, T, S)
 
+    def _of(self, first: Graph, second: Graph) -> Graph:
+        is_same = first is self.first and second is self.second
+        return self if is_same else dataclasses.replace(self, first=first, second=second)
+
 
 class Both(_Pair):
     """The intersection of two graphs; written `first & second`."""
@@ -316,11 +395,15 @@ class Both(_Pair):
             return None
         return torch.maximum(first[0], second[0]), torch.minimum(first[1], second[1])
 
+    def blocks(self, queries: BlockEnds, keys: BlockEnds) -> tuple[Tensor, Tensor]:
+        (some1, every1), (some2, every2) = self.first.blocks(queries, keys), self.second.blocks(queries, keys)
+        return some1 & some2, every1 & every2
+
     def reduced(self, n_queries: int, n_keys: int) -> Graph:
         first, second = self.first.reduced(n_queries, n_keys), self.second.reduced(n_queries, n_keys)
         if isinstance(first, Full) or first == second:
             return second
-        return first if isinstance(second, Full) else dataclasses.replace(self, first=first, second=second)
+        return first if isinstance(second, Full) else self._of(first, second)
 
 
 class Either(_Pair):
@@ -349,8 +432,21 @@ class Either(_Pair):
         low = torch.where(none1, low2, torch.where(none2, low1, torch.minimum(low1, low2)))
         return low, torch.where(none1, high2, torch.where(none2, high1, torch.maximum(high1, high2)))
 
+    def blocks(self, queries: BlockEnds, keys: BlockEnds) -> tuple[Tensor, Tensor]:
+        (some1, every1), (some2, every2) = self.first.blocks(queries, keys), self.second.blocks(queries, keys)
+        return some1 | some2, every1 | every2
+
     def reduced(self, n_queries: int, n_keys: int) -> Graph:
         first, second = self.first.reduced(n_queries, n_keys), self.second.reduced(n_queries, n_keys)
         if isinstance(first, Full) or isinstance(second, Full):
             return Full()
-        return first if first == second else dataclasses.replace(self, first=first, second=second)
+        return first if first == second else self._of(first, second)
+
+
+def _pairs(x: Tensor) -> Tensor:
+    """(B, n) or (n,) of blocks of queries -> (B or 1, 1, n, 1), to be paired with blocks of keys."""
+    return x.reshape(-1, 1, x.shape[-1], 1)
+
+
+def _any_and_all(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    return blocks.any(dim=-1), blocks.all(dim=-1)

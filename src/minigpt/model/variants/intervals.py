@@ -21,15 +21,34 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Private operators of torch, and the only ones here: tests/model/test_intervals.py names them.
-flash_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+# Private operators of torch, and the only ones here: tests/model/variants/test_intervals.py names them.
+flash_forward = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+flash_backward = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
+
+_SHARED = "float dropout_p{}, bool is_causal{}, *, Tensor? attn_mask=None, float? scale=None) -> (Tensor"
+SCHEMAS = (
+    "(Tensor query, Tensor key, Tensor value, " + _SHARED.format("=0.", "=False") + " output, Tensor logsumexp)",
+    "(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor logsumexp, "
+    + _SHARED.format("", "")
+    + " grad_query, Tensor grad_key, Tensor grad_value)",
+)
+
+
+def is_supported(*operators: Any) -> bool:
+    """Whether the operators are those that are called here; of a torch that changed them, `kernels.chunked` is used."""
+    return all(
+        operator is not None and str(operator.default._schema).endswith(schema)
+        for operator, schema in zip(operators, SCHEMAS, strict=True)
+    )
+
+
+IS_SUPPORTED = is_supported(flash_forward, flash_backward)
 
 SHORT = 64
 """Runs of fewer queries than this share a masked block, as a call of the kernel costs as much as a small block."""
 SPLIT = 128
 """Queries from which on two calls without a mask, and merging them, are faster than one with a mask."""
-ROWS_PER_CHUNK = 256
+QUERIES_PER_BLOCK = 256
 """The most queries of one masked block."""
 
 FULL, CAUSAL, MASKED = "full", "causal", "masked"
@@ -277,7 +296,7 @@ def _of_run(
         yield slice(start, stop), (square,) if high == low + 1 else (Block(slice(low, high - 1), FULL), square)
     else:
         # As many scores as asked for, and a share more: of a band's width, or of a whole chunk.
-        rows = min(max((high - low) // 4, SHORT // 2), ROWS_PER_CHUNK)
+        rows = min(max((high - low) // 4, SHORT // 2), QUERIES_PER_BLOCK)
         for first in range(start, stop, rows):
             last = min(first + rows, stop)
             keys = slice(int(lows[first]), int(highs[last - 1]))

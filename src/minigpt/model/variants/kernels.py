@@ -1,23 +1,20 @@
 """Attention kernels: the weighted sum of values for scores and a graph, without storing the (T, S) matrix.
 
-`fused` serves every softmax on a CPU, and full and causal graphs on a GPU; `by_blocks` (FlexAttention) the other graphs
-on a GPU; `chunked` whatever needs explicit scores or a dense mask.
+`fused` serves every softmax on a CPU, and full and causal graphs on a GPU, whose other graphs go to `flex` where that
+pays; `chunked` whatever needs explicit scores or a dense mask.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
 from minigpt.model.variants.graphs import Causal, Full, Graph
-from minigpt.model.variants.intervals import attend_intervals
+from minigpt.model.variants.intervals import IS_SUPPORTED, attend_intervals
 from minigpt.model.variants.similarities import ScoreFactors
 
 ROWS_PER_CHUNK = 256
@@ -35,19 +32,26 @@ def fused(factors: ScoreFactors, value: Tensor, graph: Graph, dropout: float) ->
     is_plain = factors.key_bias is None and isinstance(graph, Full | Causal)
     # Blocks depend on the numbers in the mask, which torch.compile does not see.
     fits = value.device.type == "cpu" and not dropout and not torch.compiler.is_compiling()
-    if fits and not is_plain:
+    # A mask with dropout, the math of two dtypes and GPUs' kernels for masks take no grouped heads.
+    if factors.key_bias is not None or not takes_groups(value, graph):
+        factors, value = with_a_key_for_each_head(factors, value)
+    if fits and not is_plain and IS_SUPPORTED:
         bounds = graph.intervals(factors.query.shape[2], value.shape[2])
         if bounds is not None:
             return _by_intervals(factors, value, *bounds)
-    query, key, value = _of_one_width(factors, value)
+    query, key, value = of_one_width(factors, value)
+    is_grouped = key.shape[1] < query.shape[1]
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool = False) -> Tensor:
+        return F.scaled_dot_product_attention(
+            query, key, value, mask, dropout, is_causal, scale=factors.scale, enable_gqa=is_grouped
+        )
 
     def by_mask(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, keys: slice) -> Tensor:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=factors.scale)
+        return attend(query, key, value, mask)
 
     if isinstance(graph, Full | Causal):
-        gathered = F.scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, is_causal=isinstance(graph, Causal), scale=factors.scale
-        )
+        gathered = attend(query, key, value, None, isinstance(graph, Causal))
     else:
         gathered = chunked(by_mask, query, key, value, graph)
     return gathered[..., :D_v].to(dtype)
@@ -136,58 +140,36 @@ def _rows_of_weights(graph: Graph, start: int, n_queries: int, n_keys: int, most
     return fewest
 
 
-def by_blocks(factors: ScoreFactors, value: Tensor, graph: Graph, softcap: float | None) -> Tensor:
-    """FlexAttention: skips empty blocks of the mask and stores no mask (Dong et al. 2024, arXiv:2412.05496)."""
-    bias = factors.key_bias
-
-    def score_mod(score: Tensor, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        if softcap is not None:
-            score = softcap * torch.tanh(score / softcap)
-        return score if bias is None else score + bias[b % len(bias), h, s]
-
-    # Uncompiled, FlexAttention stores the whole matrix. Inside a compiled model the outer compiler fuses it.
-    kernel: Callable[..., Tensor] = flex_attention
-    if value.is_cuda and not torch.compiler.is_compiling():
-        kernel = _compiled_flex_attention()
-    return kernel(
-        factors.query.to(value.dtype),
-        factors.key.to(value.dtype),
-        value,
-        score_mod=None if softcap is None and bias is None else score_mod,
-        block_mask=_block_mask(graph, value.device, factors.query.shape[2], value.shape[2]),
-        scale=factors.scale,
-    )
-
-
-@lru_cache(maxsize=8)  # layers share their graphs, and a static graph is the same in every step
-def _block_mask(graph: Graph, device: torch.device, n_queries: int, n_keys: int) -> BlockMask:
-    # A size of None: the mask is the same for all rows or heads, and is built once.
-    n_batch, n_heads = (n if n > 1 else None for n in graph.shape)
-
-    def edges(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:  # a plain function: torch inspects its type
-        return graph.edges(b, h, t, s)
-
-    return create_block_mask(edges, n_batch, n_heads, n_queries, n_keys, device=str(device))
-
-
-@lru_cache(maxsize=1)
-def _compiled_flex_attention() -> Callable[..., Tensor]:
-    return torch.compile(flex_attention)
-
-
-@lru_cache(maxsize=1)
-def has_triton() -> bool:
-    """Whether FlexAttention can compile its kernel; without Triton it would materialise the whole matrix."""
-    return importlib.util.find_spec("triton") is not None
-
-
 def repeat_heads(x: Tensor, n_head: int) -> Tensor:
     """(B, H_kv, T, D) -> (B, H, T, D)."""
-    # Not by the kernel's enable_gqa, which leaves the fused kernel on some devices.
     return x if x.shape[1] == n_head else x.repeat_interleave(n_head // x.shape[1], dim=1)
 
 
-def _of_one_width(factors: ScoreFactors, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def with_a_key_for_each_head(factors: ScoreFactors, value: Tensor) -> tuple[ScoreFactors, Tensor]:
+    """Keys and values copied for each query head that shares them."""
+    H = factors.query.shape[1]
+    return factors._replace(key=repeat_heads(factors.key, H)), repeat_heads(value, H)
+
+
+def takes_groups(value: Tensor, graph: Graph) -> bool:
+    """Whether PyTorch's fused kernel serves query heads that share a key head by itself, without a copy for each.
+
+    Its option would be obeyed anywhere, but elsewhere by a kernel that stores the (T, S) weights.
+    """
+    kind = value.device.type
+    if kind != "cuda":
+        return kind == "cpu"
+    # FlashAttention alone: it has no mask, and is for 16 bits from the Ampere generation on.
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
+    return isinstance(graph, Full | Causal) and dtype.itemsize == 2 and value.shape[-1] <= 256 and _has_flash()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_flash() -> bool:
+    return torch.cuda.get_device_capability() >= (8, 0)
+
+
+def of_one_width(factors: ScoreFactors, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value of one width, as the fused kernels need them, with the bias as an extra channel."""
     # (q, 1)·(k, bias) = q·k + bias: the kernels take no per-key bias together with the causal flag, nor give its
     # gradient. Channels of zeros change no product and no sum.
