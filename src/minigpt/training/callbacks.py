@@ -9,9 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
 
 from minigpt.config import Config
 from minigpt.errors import UserError
@@ -62,7 +60,7 @@ class Metrics(Callback):
         self.train_loss = self.val_loss = self.tokens_per_second = math.nan
         self._step = -1
         self.logged: tuple[int, dict[str, float]] = (-1, {})  # step and numbers of the newest row of training
-        self.recent_losses: list[Tensor] = []  # of the micro-batches since the last row
+        self.recent_losses: list[float] = []  # of the steps since the last row, over all devices; finite ones
         self.seconds = 0.0  # of training steps, without validation, resumes included
         self._mark, self._mark_tokens = 0.0, 0
         self._last_line = time.monotonic()
@@ -72,7 +70,7 @@ class Metrics(Callback):
         return {
             "seconds": self.seconds,
             "train_loss": self.train_loss,
-            "recent_losses": [float(loss) for loss in self.recent_losses],
+            "recent_losses": self.recent_losses,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -82,7 +80,7 @@ class Metrics(Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         # Up to version 0.1 the module saved the losses.
         losses = (checkpoint["callbacks"]["Metrics"] | checkpoint[CHECKPOINT_KEY])["recent_losses"]
-        self.recent_losses = [torch.tensor(loss, dtype=torch.float64) for loss in losses]
+        self.recent_losses = [float(loss) for loss in losses]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
@@ -94,14 +92,13 @@ class Metrics(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, TrainingModule)
         step = trainer.global_step
-        self.recent_losses.append(pl_module.micro_batches[-1].loss)
-        if pl_module.skipped and step > self._step:
-            self.recent_losses = [loss for loss in self.recent_losses if loss.isfinite()]  # else the mean is NaN
+        if step > self._step and math.isfinite(pl_module.step_loss):  # with NaN of a skipped step the mean were NaN
+            self.recent_losses.append(pl_module.step_loss)
         self._step = step
         # With accumulation, several micro-batches share one global_step.
         if step == self.logged[0] or step % (self.config.trainer.log_every_n_steps or 1):
             return
-        loss = self._mean_loss(trainer, pl_module)
+        loss = self._mean_loss()
         self._stop_watch(trainer, pl_module)
         row = {
             "train/loss": loss,
@@ -117,15 +114,10 @@ class Metrics(Callback):
         if trainer.progress_bar_callback is None and time.monotonic() - self._last_line > PLAIN_LINE_SECONDS:
             self._print_line(trainer, f"{self.tokens_per_second:,.0f} tokens/s")
 
-    def _mean_loss(self, trainer: L.Trainer, module: TrainingModule) -> float:
-        """Mean over all devices and the micro-batches since the last row; NaN if no loss was finite."""
-        dtype = torch.promote_types(next(module.parameters()).dtype, torch.float32)
-        zero = torch.zeros((), device=module.device, dtype=dtype)
-        losses = [loss.to(zero) for loss in self.recent_losses]
-        self.recent_losses.clear()
-        mean = torch.stack(losses).mean() if losses else zero
-        total, n = trainer.strategy.reduce(torch.stack([mean, zero + bool(losses)]), reduce_op="sum").tolist()
-        return total / n if n else math.nan
+    def _mean_loss(self) -> float:
+        """Mean over all devices and the steps since the last row; NaN if no loss was finite."""
+        losses, self.recent_losses = self.recent_losses, []
+        return math.fsum(losses) / len(losses) if losses else math.nan
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._stop_watch(trainer, pl_module)

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import shutil
 import sys
-import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,14 +39,15 @@ from minigpt.training.dashboards import check_loggers, finish_dashboards
 from minigpt.training.diagnosis import Diagnosis
 from minigpt.training.distributed import end_started
 from minigpt.training.initial import check_tokenizer, taken_over
-from minigpt.training.lightning_compat import is_rank_zero, is_started_by_lightning
+from minigpt.training.lightning_compat import is_rank_zero
 from minigpt.training.loaders import make_loaders
 from minigpt.training.lora import adapters_of
 from minigpt.training.machine import free_disk
 from minigpt.training.memorising import Memorising
 from minigpt.training.module import TrainingModule
 from minigpt.training.progress import ProgressBar, can_show
-from minigpt.training.resuming import begun_before, check_resume, check_text, existing, with_paths_of
+from minigpt.training.ranks import Alike, Watch
+from minigpt.training.resuming import Reached, begun_before, check_resume, check_text, existing, go_on, with_paths_of
 from minigpt.training.samples import Samples
 from minigpt.training.stopping import SECONDS_TO_EXIT, StopSignals
 from minigpt.training.threads import choose_threads, denormals_as_zero
@@ -129,6 +130,7 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
         config = dataclasses.replace(config, compile=choice.compiles)
     if config.compile:
         held.enter_context(cache.used())
+    began_at = content.get("global_step", 0)
     content.clear()  # frees memory: Lightning reads the file itself
     if resume is not None:
         folder = RunFolder(resume)
@@ -141,6 +143,7 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
     try:
         seen = before.get("micro_batches", 0)
         trainer, module, loaders = _put_together(config, data, folder, stop, seen, initial)
+        trainer.callbacks.append(Alike(config, data, began_at))  # type: ignore[attr-defined]
         if config.compile:
             trainer.callbacks.append(MarkCompiled(cache))  # type: ignore[attr-defined]
     except (UserError, SystemExit):
@@ -182,7 +185,9 @@ def _put_together(
     callbacks = make_callbacks(config, folder, data, stop)
     trainer = make_trainer(config, folder, callbacks)
     anomalies = next(callback for callback in callbacks if isinstance(callback, Anomalies))
-    module = TrainingModule(config, data, anomalies.on_bad_step, initial, adapters_of(config))
+    saves = next((callback for callback in callbacks if isinstance(callback, Checkpoints)), None)
+    requests: Callable[[], Sequence[bool]] = tuple if saves is None else saves.requests
+    module = TrainingModule(config, data, anomalies.on_bad_step, initial, adapters_of(config), requests)
     return trainer, module, make_loaders(config, data, trainer, seen)
 
 
@@ -191,20 +196,21 @@ def _fit(
 ) -> str | None:
     """Train, and end all processes that Lightning started; returns the dashboards' closing lines."""
     exit_code: Any = 1
+    watch = Watch(trainer, lambda lost: _said(lost, trainer, module, folder))
     try:
         bar = trainer.progress_bar_callback
-        with bar.below_what_is_printed() if isinstance(bar, ProgressBar) else contextlib.nullcontext():
+        below_bar = bar.below_what_is_printed() if isinstance(bar, ProgressBar) else contextlib.nullcontext()
+        with below_bar, watch.watching():
             trainer.fit(module, *loaders, ckpt_path=checkpoint)
         exit_code = 0
     except SystemExit as end:
         exit_code = end.code
         say_stopped(end.code, trainer, module.run_config, folder)
-        if is_started_by_lightning(trainer):
-            end.code = 0  # Lightning kills rank 0 if another rank exits with an error while rank 0 is still ending
+        if watch.parent is not None:
+            end.code = 0  # else rank 0, while it is still ending, takes this process for a lost one
         raise
     except UserError:
-        if is_started_by_lightning(trainer):
-            time.sleep(SECONDS_TO_EXIT)  # for the same reason: rank 0 prints the error and ends this process
+        watch.wait_for_rank_zero()  # for the same reason
         end_started(trainer, seconds=0)
         raise
     except Exception as error:
@@ -217,6 +223,14 @@ def _fit(
         dashboard = finish_dashboards(trainer.loggers, exit_code)
         end_started(trainer, seconds=SECONDS_TO_EXIT)
     return dashboard
+
+
+def _said(lost: str, trainer: L.Trainer, module: TrainingModule, folder: RunFolder) -> str:
+    """The message of a run whose process was lost, with the command that resumes it."""
+    why = f"{lost}, so the run ends at step {trainer.global_step}; see above, or whether memory ran out"
+    if not folder.last.exists():
+        return f"{why}; nothing was saved"
+    return f"{why}; to resume: {go_on(folder, module.run_config, Reached.of_trainer(trainer))}"
 
 
 def check_before_text(config: Config) -> L.Trainer:

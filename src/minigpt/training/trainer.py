@@ -18,9 +18,10 @@ from minigpt.training.checkpoints import AtomicCheckpointIO, refuse_shards
 from minigpt.training.class_path import instantiate
 from minigpt.training.dashboards import make_loggers
 from minigpt.training.distributed import FSDP2
-from minigpt.training.launchers import check_processes, devices_of, find_launcher
-from minigpt.training.lightning_compat import DummyLogger, is_rank_zero
+from minigpt.training.launchers import ONE_DEVICE, check_notebook, check_processes, devices_of, find_launcher
+from minigpt.training.lightning_compat import DummyLogger, is_rank_zero, view_gradients_as_buckets
 from minigpt.training.progress import ProgressBar
+from minigpt.training.stopping import MaxTime
 from minigpt.training.user_callbacks import save_beside
 
 
@@ -58,7 +59,8 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
     if launcher is not None:
         settings["devices"] = devices_of(launcher, settings["devices"], settings["num_nodes"])
     settings |= {
-        "callbacks": [*users_callbacks, *callbacks],
+        "callbacks": [*users_callbacks, *callbacks, *([MaxTime(settings["max_time"])] if settings["max_time"] else [])],
+        "max_time": None,  # Lightning's own timer
         "plugins": [AtomicCheckpointIO(), *(settings["plugins"] or [])],
         "strategy": FSDP2() if settings["strategy"] == "fsdp2" else settings["strategy"],
         "precision": best_precision() if settings["precision"] == "auto" else settings["precision"],
@@ -77,12 +79,16 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
     try:
         trainer = L.Trainer(**settings)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
+        if "interactive environment" in str(error):  # Lightning recommends to fork
+            raise UserError(f"trainer.devices={given['devices']}: {ONE_DEVICE}") from error
         raise UserError(f"{_culprits(given, str(error))}: {' '.join(str(error).split())}") from error
     if launcher is not None:
         check_processes(trainer, launcher)
     if trainer.precision == "64-true" and trainer.strategy.root_device.type == "mps":
         raise UserError("trainer.precision=64-true: Apple GPUs have no float64; use 32-true or trainer.accelerator=cpu")
+    check_notebook(trainer, given["devices"])
     refuse_shards(trainer)
+    view_gradients_as_buckets(trainer.strategy)
     return trainer
 
 
