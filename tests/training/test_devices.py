@@ -46,7 +46,7 @@ def train_on(
     }
     config = small_settings(
         tmp_path,
-        model={"dropout": 0.1, "n_embd": 32},
+        model={"dropout": 0.1, "n_embd": 32} | sections.pop("model", {}),
         data={"batch_size": 2},
         trainer=about_devices | (trainer or {}),
         # so that it does not depend on max_steps
@@ -91,6 +91,28 @@ def test_two_processes_see_the_batches_of_one_and_reach_its_weights_in_one_folde
 ) -> None:
     assert_same(straight, train_on(tmp_path, 2))
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["on2for12"]
+
+
+@pytest.mark.slow  # a quarter of a minute each, and the compiler's
+@pytest.mark.parametrize("compiles", [False, True])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_losses_are_those_of_one_process_in_each_precision_compiled_or_not(
+    devices: int, strategy: str, precision: str, compiles: bool, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = FSDP2 | {
+        "trainer": {"gradient_clip_val": None, "precision": precision},
+        "compile": compiles,
+        "model": {"n_layer": 1},
+    }
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    one = train_on(tmp_path / "one", 1, max_steps=4, **settings)
+    other = train_on(tmp_path / "other", devices, strategy, max_steps=4, **settings)
+    tolerance = 1e-6 if precision == "32-true" else 1e-3
+    for here, there in zip(losses(one), losses(other), strict=True):
+        assert here == pytest.approx(there, rel=tolerance, nan_ok=True)
 
 
 @pytest.mark.slow  # twenty seconds for an edge case: the test above shares out a val split, too

@@ -5,14 +5,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch.trainer.connectors import accelerator_connector
 from lightning.pytorch.utilities import rank_zero_only
 from scripts import ROOT
 from small_runs import small_settings, with_trainer
 
+from minigpt.config import TrainerConfig
 from minigpt.errors import UserError
 from minigpt.training import launchers
 from minigpt.training.run import check_before_text, train
@@ -155,6 +158,45 @@ def test_text_that_is_piped_in_is_refused_for_several_processes_of_a_launcher(st
     started(TORCHRUN)
     with pytest.raises(UserError, match=r"^data\.source=-: only one process can read stdin, and this run has 2"):
         check_before_text(small_settings(tmp_path, data={"source": "-"}))
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "ddp_spawn",
+        "ddp_fork_find_unused_parameters_true",
+        "ddp_notebook",
+        {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"start_method": "forkserver"}},
+    ],
+)
+def test_strategies_that_return_nothing_to_this_process_are_refused_with_what_to_use(strategy: Any) -> None:
+    with pytest.raises(UserError, match=r"^trainer\.strategy=.*: use ddp, with minigpt train in a terminal"):
+        TrainerConfig(strategy=strategy)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "ddp", "fsdp2"])
+def test_several_processes_are_refused_at_a_prompt(
+    strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accelerator_connector, "_IS_INTERACTIVE", True)
+    optimizer = {"name": "adamw"}
+    config = small_settings(tmp_path, optimizer=optimizer, trainer={"devices": 2, "strategy": strategy})
+    with pytest.raises(
+        UserError, match=r"^trainer\.devices=2: in a notebook or at a Python prompt a run has one process"
+    ):
+        check_before_text(config)
+
+
+def test_at_a_prompt_auto_is_one_gpu_which_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    monkeypatch.setattr(launchers.torch.cuda, "device_count", lambda: 2)
+    launchers._note_one_gpu.cache_clear()
+    strategy = SimpleNamespace(launcher=None, root_device=SimpleNamespace(type="cuda"))
+    for devices in ("auto", "auto", 1):
+        launchers.check_notebook(SimpleNamespace(world_size=1, strategy=strategy), devices)
+    assert capsys.readouterr().out == "note: here a run uses one of 2 GPUs; minigpt train in a terminal uses all\n"
 
 
 @pytest.mark.slow  # twenty seconds: torchrun and two processes, twice

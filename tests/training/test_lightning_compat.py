@@ -1,5 +1,6 @@
 """Each thing of Lightning's that it does not promise still works as minigpt uses it: one test a touch."""
 
+import inspect
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision, FSDPPrecision, MixedPrecision, Precision
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
@@ -84,19 +86,34 @@ def test_the_launcher_keeps_the_processes_that_it_started() -> None:
     assert compat.started_processes(L.Trainer(accelerator="cpu", devices=1, logger=False)) == []
 
 
-@pytest.mark.parametrize(("rank", "externally"), [(0, False), (1, False), (1, True)])
-def test_a_rank_knows_whether_lightning_started_it(
-    rank: int, externally: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rank_zero_only, "rank", 0)  # set_global_rank changes it for the whole process
+def test_the_processes_that_lightning_starts_are_given_to_another_observer(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, seen, before = on_two(), list[Any](), subprocess_script._launch_process_observer
+    launcher = trainer.strategy.launcher
+    monkeypatch.setattr(launcher, "_call_children_scripts", lambda: launcher.procs.append("a process"))
+    with compat.replaced_observer(seen.append):
+        launcher.launch(lambda: None)
+    assert seen == [["a process"]]
+    assert subprocess_script._launch_process_observer is before
+
+
+def test_lightning_broadcasts_no_sigterm_in_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = list[str]()
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda *_, **__: found.append("broadcast"))
     trainer = on_two()
-    environment = trainer.strategy.cluster_environment
-    assert not environment.creates_processes_externally
-    environment.set_global_rank(rank)
-    trainer.strategy.cluster_environment = SimpleNamespace(
-        creates_processes_externally=externally, global_rank=environment.global_rank
-    )
-    assert compat.is_started_by_lightning(trainer) == (rank == 1 and not externally)
+    loop = trainer.fit_loop.epoch_loop
+    loop._broadcast_sigterm_tensor()
+    compat.leave_out_sigterm_broadcast(trainer)
+    loop._broadcast_sigterm_tensor()
+    assert found == ["broadcast"]
+    assert "_broadcast_sigterm_tensor()" in inspect.getsource(loop.advance), "what the loop calls"
+
+
+def test_gradients_of_ddp_are_views_unless_the_setting_says_otherwise() -> None:
+    for strategy, expected in (("ddp", True), (DDPStrategy(gradient_as_bucket_view=False), False)):
+        trainer = L.Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False, enable_checkpointing=False)
+        compat.view_gradients_as_buckets(trainer.strategy)
+        wrapped = trainer.strategy._ddp_kwargs
+        assert wrapped["gradient_as_bucket_view"] is expected
 
 
 def test_the_size_of_the_mesh_can_be_set_once_devices_are_known() -> None:

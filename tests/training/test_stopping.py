@@ -125,7 +125,9 @@ def other_rank(process: int) -> int:
 
 
 @contextlib.contextmanager
-def long_run(tmp_path: Path, env: dict[str, str] | None = None, **sections: Any) -> Iterator[tuple[RunFolder, Any]]:
+def long_run(
+    tmp_path: Path, env: dict[str, str] | None = None, *, cold: bool = False, **sections: Any
+) -> Iterator[tuple[RunFolder, Any]]:
     """A run of many minutes, until it has saved; its process has `.pid`, that of rank 0."""
     trainer = {"max_steps": 100_000, "val_check_interval": 100_000} | sections.pop("trainer", {})
     config = small_settings(tmp_path, trainer=trainer, checkpoint_every_n_steps=3, **sections)
@@ -134,7 +136,7 @@ def long_run(tmp_path: Path, env: dict[str, str] | None = None, **sections: Any)
     folder = RunFolder(Path(config.runs_dir) / config.name)
     with (tmp_path / "output.txt").open("w") as output:
         process = subprocess.Popen(
-            [ready_python(), "train.py", "--config", str(recipe)],
+            [sys.executable if cold else ready_python(), "train.py", "--config", str(recipe)],
             cwd=ROOT,
             env=bare_environment() | {"WANDB_MODE": "offline"} | (env or {}),
             stdout=output,
@@ -202,6 +204,40 @@ def test_whoever_gets_a_signal_all_processes_save_and_end_with_its_code(
         if whom == "all" and number == signal.SIGUSR1:  # the others end W&B's own process, whatever it has to write
             rows = wandb_history(folder.path)[0]
             assert max(int(row["trainer/global_step"]) for row in rows) >= read_checkpoint(folder.last)["global_step"]
+
+
+@pytest.mark.parametrize("hangs", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("victim", [0, 1])
+def test_no_process_outlives_one_that_was_killed_and_one_line_says_so(victim: int, hangs: bool, tmp_path: Path) -> None:
+    """With gloo the others fail at once; one that hangs, as with NCCL, must be ended."""
+    callbacks = [{"class_path": "endless.Step"}] if hangs else []
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    trainer = {"devices": 2, "strategy": "ddp", "callbacks": callbacks}
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    # A ready Python ends what its program has started.
+    with long_run(tmp_path, {"PYTHONPATH": path}, cold=True, trainer=trainer) as (folder, process):
+        ranks = [pid_of(folder), other_rank(pid_of(folder))]
+        if hangs:
+            (tmp_path / "now").touch()
+            wait_until((tmp_path / "begun").exists)
+        os.kill(ranks[victim], signal.SIGKILL)
+        began = time.monotonic()
+        wait_until(lambda: not any(is_running(each) for each in ranks), seconds=20)
+        print(f"rank {victim} killed: {time.monotonic() - began:.1f} s")
+        output = (tmp_path / "output.txt").read_text()
+        assert output.count("error: ") == 1, output
+        killed = ["error: rank 0 (process", "error: rank 1 (process"][victim]
+        assert killed in output
+        assert f"train.py --resume {folder.path}" in output.split(killed)[1]
+        assert "Traceback" not in output
+        assert process.wait(5) == (2 if victim else -signal.SIGKILL)
+
+
+def is_running(process: int) -> bool:
+    """Whether the process is there and no zombie."""
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return False
 
 
 def test_a_second_ctrl_c_waits_for_nothing(tmp_path: Path) -> None:

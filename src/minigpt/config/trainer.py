@@ -28,12 +28,24 @@ def _is_object(value: dict[str, Any]) -> bool:
     return named and isinstance(arguments, dict) and set(value) <= {"class_path", "init_args"}
 
 
+def _starts_programs(strategy: str | dict[str, Any]) -> bool:
+    how = strategy if isinstance(strategy, str) else str(strategy.get("init_args", {}).get("start_method", ""))
+    return re.search("spawn|fork|notebook", how) is None
+
+
 def _is_interval(every: float) -> bool:
     return every >= 1 if isinstance(every, int) else 0 < every <= 1
 
 
 Object = Annotated[
     dict[str, Any], Rule(_is_object, "an object is {{class_path: module.Class, init_args: {{name: value}}}}")
+]
+Strategy = Annotated[
+    str | Object,
+    Rule(
+        _starts_programs,
+        "a run's processes are started anew: use ddp, with minigpt train in a terminal; in a notebook, one device",
+    ),
 ]
 Dashboard = Literal["wandb", "tensorboard"]
 Interval = Annotated[int | float, Rule(_is_interval, "a whole number of batches from 1, or a share in (0, 1]")]
@@ -91,7 +103,7 @@ class TrainerConfig(Section):
     """cpu, gpu, mps, or auto for the best available."""
     devices: DeviceCount | str | list[int] = "auto"
     """Number or list of devices; by default as many as torchrun or SLURM starts per node, else all available."""
-    strategy: str | Object = "auto"
+    strategy: Strategy = "auto"
     """Distributed strategy: ddp, fsdp2 (sharded weights), any of Lightning's names, or {class_path, init_args}."""
     num_nodes: PositiveInt = 1
     """Number of nodes (machines)."""

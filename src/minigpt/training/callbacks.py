@@ -88,7 +88,8 @@ class Metrics(Callback):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         # Up to version 0.1 the module saved the losses.
-        self.recent_losses = list((checkpoint["callbacks"]["Metrics"] | checkpoint[CHECKPOINT_KEY])["recent_losses"])
+        losses = (checkpoint["callbacks"]["Metrics"] | checkpoint[CHECKPOINT_KEY])["recent_losses"]
+        self.recent_losses = [float(loss) for loss in losses]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step

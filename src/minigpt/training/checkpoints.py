@@ -17,6 +17,7 @@ from minigpt.errors import UserError
 from minigpt.files import link_or_copy
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import read_checkpoint, save_checkpoint, save_weights, tensors_in
+from minigpt.signals import SIGNALS
 from minigpt.training.distributed import any_rank, gather_model, local, on_rank_zero, reduce_max
 from minigpt.training.lightning_compat import (
     is_between_steps,
@@ -84,7 +85,9 @@ class Checkpoints(Checkpoint):
             self._check_finite(trainer, pl_module)
             self._save_weights(trainer, pl_module, self.folder.kept(step))
         validates, is_last = validates_next(trainer), self._ends(trainer)
-        number, is_time = self._asked(trainer)
+        assert isinstance(pl_module, TrainingModule)
+        # As of the optimizer step: what was asked after it is read after the next one.
+        number, is_time = self._told(pl_module.requested)
         if validates and (is_last or not number):
             return
         every = self.config.checkpoint_every_n_steps
@@ -101,7 +104,7 @@ class Checkpoints(Checkpoint):
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.sanity_checking or self._ends(trainer):  # with this validation
             return
-        number, _is_time = self._asked(trainer)
+        number = self._signal(trainer)
         if number:
             self.validation_due = True
             set_validation_counters(trainer, self._val_progress)
@@ -117,7 +120,7 @@ class Checkpoints(Checkpoint):
             self.best_val_loss, self.best_step = pl_module.val_loss, trainer.global_step
         self.validation_due = False
         self._save_last(trainer, pl_module, is_best=is_best)
-        number, _is_time = self._asked(trainer)
+        number = self._signal(trainer)
         if number:
             raise SystemExit(128 + number)
 
@@ -125,11 +128,20 @@ class Checkpoints(Checkpoint):
         """Whether the run ends with this step; before min_steps, Lightning ignores should_stop."""
         return trainer.should_stop and trainer.global_step >= (self.config.trainer.min_steps or 0)
 
-    def _asked(self, trainer: L.Trainer) -> list[int]:
-        """The stop signal that any rank has received (0: none), and whether a timed checkpoint is due (0 or 1)."""
+    def requests(self) -> list[bool]:
+        """Whether this rank has received each of SIGNALS, and whether a timed checkpoint is due by its clock."""
         minutes = self.config.checkpoint_every_n_minutes
         is_time = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
-        return reduce_max(trainer, self.stop.received, is_time)
+        return [*(self.stop.received == number for number in SIGNALS), is_time]
+
+    def _told(self, requested: list[bool]) -> tuple[int, bool]:
+        """The stop signal that any rank has received (0: none), and whether a timed checkpoint is due."""
+        *signals, is_time = requested
+        return max((number for number, asked in zip(SIGNALS, signals, strict=True) if asked), default=0), is_time
+
+    def _signal(self, trainer: L.Trainer) -> int:
+        """The stop signal that any rank has received by now; 0: none. Collective."""
+        return reduce_max(trainer, self.stop.received)[0]
 
     def _save_weights(self, trainer: L.Trainer, module: L.LightningModule, file: Path) -> None:
         assert isinstance(module, TrainingModule)

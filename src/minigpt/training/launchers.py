@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import time
 from collections.abc import Iterable
 from typing import Any, NamedTuple, NoReturn
 
 import lightning as L
+import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lsf import LSFEnvironment
 from lightning.fabric.plugins.environments.mpi import MPIEnvironment
@@ -36,6 +38,9 @@ ON_THIS_NODE = ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE", "OMPI_COMM_WORLD_LO
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
 """Variables of Open MPI and MPICH. Lightning does not read them: it needs mpi4py."""
+
+
+ONE_DEVICE = "in a notebook or at a Python prompt a run has one process: give trainer.devices=1, or train in a terminal"
 
 
 class Launcher(NamedTuple):
@@ -78,6 +83,31 @@ def find_launcher(plugins: Iterable[Any] = ()) -> Launcher | None:
         return Launcher("the launcher", int(os.environ["WORLD_SIZE"]), None, int(rank), is_certain=False)
     _refuse_unjoined()
     return None
+
+
+def check_notebook(trainer: L.Trainer, devices: Any) -> None:
+    """Refuse several processes in a notebook or at a Python prompt, and say that "auto" is one of several GPUs there.
+
+    Lightning would fork the notebook's process: the run would end with all that it returns left in the others.
+
+    Raises:
+        UserError: the trainer would fork.
+    """
+    if trainer.world_size > 1 and getattr(trainer.strategy.launcher, "is_interactive_compatible", False):
+        raise UserError(f"trainer.devices={devices}: {ONE_DEVICE}")
+    n_gpus = torch.cuda.device_count() if trainer.strategy.root_device.type == "cuda" else 1
+    if devices == "auto" and is_interactive() and n_gpus > 1:
+        _note_one_gpu(n_gpus)
+
+
+def is_interactive() -> bool:
+    """Whether this is a notebook or a Python prompt."""
+    return hasattr(sys, "ps1") or bool(sys.flags.interactive)
+
+
+@functools.cache  # a run builds its trainer twice
+def _note_one_gpu(n_gpus: int) -> None:
+    print(f"note: here a run uses one of {n_gpus} GPUs; minigpt train in a terminal uses all", flush=True)
 
 
 def _refuse_unjoined() -> None:

@@ -6,9 +6,10 @@ passed with; that file has a test for each function here.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -17,7 +18,8 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm as Tqdm  # its class of bars, to write above them
 from lightning.pytorch.loggers.logger import DummyLogger as DummyLogger  # what it gives to ranks that do not log
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.utilities import rank_zero_only
 
 # Processes
@@ -33,10 +35,33 @@ def started_processes(trainer: L.Trainer) -> list[subprocess.Popen[bytes]]:
     return list(getattr(trainer.strategy.launcher, "procs", ()))
 
 
-def is_started_by_lightning(trainer: L.Trainer) -> bool:
-    """Whether Lightning started this process from rank 0, which then prints its errors."""
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    return environment is not None and not environment.creates_processes_externally and trainer.global_rank > 0
+@contextlib.contextmanager
+def replaced_observer(observe: Callable[[list[subprocess.Popen[bytes]]], None]) -> Iterator[None]:
+    """Within the context, `observe` gets the processes that Lightning starts.
+
+    Lightning's own observer kills this process with SIGKILL, up to five seconds after another has ended and without a
+    word.
+    """
+    before = subprocess_script._launch_process_observer  # type: ignore[attr-defined]
+    subprocess_script._launch_process_observer = observe  # type: ignore[attr-defined, assignment]
+    try:
+        yield
+    finally:
+        subprocess_script._launch_process_observer = before  # type: ignore[attr-defined]
+
+
+def leave_out_sigterm_broadcast(trainer: L.Trainer) -> None:
+    """Spare a collective and a wait for the device in each micro-batch: Lightning asks rank 0 for its SIGTERM there."""
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
+def view_gradients_as_buckets(strategy: Strategy) -> None:
+    """Let DDP's gradients be views of what it sends, which saves their copy; unless the setting names the argument.
+
+    Set afterwards, since Lightning chooses the strategy for "auto", and only it knows the devices.
+    """
+    if type(strategy) is DDPStrategy:
+        strategy._ddp_kwargs.setdefault("gradient_as_bucket_view", True)
 
 
 def set_data_parallel_size(strategy: ModelParallelStrategy) -> None:

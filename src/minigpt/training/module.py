@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from minigpt.model.compiling import CompiledWithFallback, compute_exactly
 from minigpt.model.gpt import GPT
 from minigpt.runs.loading import CHECKPOINT_KEY, read_checkpoint
 from minigpt.training.averaging import Average
-from minigpt.training.distributed import any_rank, apply_fsdp, gather, is_sharded, reduce_sum
+from minigpt.training.distributed import all_reduce, any_rank, apply_fsdp, gather, is_sharded, reduce_sum
 from minigpt.training.lightning_compat import clips_as_torch_does, gradient_scaler, set_batches_done, set_logged_step
 from minigpt.training.loss import CHUNK_LOGITS, chunk_logits, model_loss
 from minigpt.training.optimizer import follow_schedule, make_optimizer
@@ -57,6 +57,7 @@ class TrainingModule(L.LightningModule):
         on_bad_step: Callable[[TrainingModule], Path | None] | None = None,
         initial: dict[str, Tensor] | None = None,
         adapt: Callable[[GPT], None] | None = None,
+        requests: Callable[[], Sequence[bool]] = tuple,
     ) -> None:
         """Initialise the weights from the seed, or take `initial`.
 
@@ -67,9 +68,11 @@ class TrainingModule(L.LightningModule):
                 place. It raises to end the run, returns a checkpoint to roll back to, or None to skip the step.
             initial: weights of another run to start from.
             adapt: changes the model before it is trained or resumed, as LoRA does.
+            requests: what this rank asks of all ranks, such as to stop. Read once a step, before the optimizer, and
+                sent along with the step's numbers; `requested` then tells for each whether any rank has asked.
         """
         super().__init__()
-        self.run_config, self.data, self.on_bad_step = config, data, on_bad_step
+        self.run_config, self.data, self.on_bad_step, self.requests = config, data, on_bad_step, requests
         torch.manual_seed(config.seed)
         self.model = GPT(config.model)
         if initial is not None:
@@ -99,9 +102,10 @@ class TrainingModule(L.LightningModule):
         self.skipped = False  # not taken, as a loss or gradient was NaN or infinite: a skipped step or a rollback
         self.val_loss = self.val_bits_per_byte = math.nan
         self.val_tokens, self.n_val_tokens = 0, 0  # predicted by the last validation; by one on the whole split
+        self.share_of_time = 0.0  # fraction of max_time elapsed on rank 0's clock
+        self.requested: list[bool] = []  # by any rank, up to the optimizer step
 
         self._total_norm = torch.tensor(math.nan)  # grad_norm on the device
-        self._share_of_time = 0.0  # fraction of max_time elapsed on rank 0's clock
         self._n_targets = 0  # of the micro-batch that is next
         self._nats, self._count = list[Tensor](), 0  # of the validation that is running, each batch's sum of losses
 
@@ -135,7 +139,7 @@ class TrainingModule(L.LightningModule):
             self.qk_clip.attach()
 
     def on_train_start(self) -> None:
-        self._share_of_time = self.trainer.strategy.broadcast(self._read_clock())
+        self.share_of_time = self.trainer.strategy.broadcast(self._read_clock())
         # Loading an optimizer state restores the checkpoint's hyperparameters too; the current config overrides them.
         optimizer = self.run_config.optimizer
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
@@ -179,7 +183,7 @@ class TrainingModule(L.LightningModule):
     @property
     def progress(self) -> float:
         """Fraction of the run that is done, 0 to 1, by steps or by max_time if that ends sooner. Equal on all ranks."""
-        return max(self.global_step / self.run_config.trainer.max_steps, self._share_of_time)
+        return max(self.global_step / self.run_config.trainer.max_steps, self.share_of_time)
 
     def _read_clock(self) -> float:
         """Fraction of max_time elapsed on this process's clock, 0 without max_time. Ranks differ; rank 0's counts."""
@@ -214,13 +218,18 @@ class TrainingModule(L.LightningModule):
         own = torch.stack([norm, *(each.loss.to(norm) for each in self.micro_batches)])
         # Under a gradient scaler (16-mixed) overflowing gradients are normal, and the scaler skips those steps itself.
         checked = own if gradient_scaler(trainer) is None else own[1:]
-        clock = norm.new_full((), self._read_clock() if trainer.is_global_zero else 0.0)
-        shared = torch.stack([(~checked.isfinite().all()).to(own), own[1:].mean(), clock])
-        if trainer.world_size > 1:
-            shared = trainer.strategy.reduce(shared, reduce_op="sum")
-        # The norm is not reduced: it is equal on all ranks, as their gradients are averaged already.
+        told = (self._read_clock() if trainer.is_global_zero else 0.0, *self.requests())
+        shared = own.new_zeros(2 + len(told))
+        shared[0], shared[1] = ~checked.isfinite().all(), own[1:].mean()
+        for i, number in enumerate(told, start=2):
+            if number:  # filling does not wait for the device, as copying a list would
+                shared[i].fill_(number)
+        # The only reduction of a step over ranks beside that of the gradients: all they tell each other is in it.
+        # The norm is not: it is equal on all ranks, as their gradients are averaged already.
+        shared = all_reduce(trainer, shared, "sum")
         # One transfer, hence one synchronisation with the device, for all numbers of the step.
-        self.grad_norm, n_bad, loss, self._share_of_time = torch.cat([own[:1], shared]).tolist()
+        self.grad_norm, n_bad, loss, self.share_of_time, *asked = torch.cat([own[:1], shared]).tolist()
+        self.requested = [n > 0 for n in asked]
         self._total_norm, self.step_loss, self.skipped = norm, loss / trainer.world_size, n_bad > 0
         if self.skipped:
             checkpoint = None if self.on_bad_step is None else self.on_bad_step(self)

@@ -16,6 +16,7 @@ from torch import Tensor
 from minigpt.model.attention import Attention
 from minigpt.model.gpt import GPT
 from minigpt.model.variants.attend import AttentionSpec, attention_scores, query_chunks
+from minigpt.training.distributed import all_reduce
 
 
 class QKClip:
@@ -61,8 +62,7 @@ class QKClip:
         self.largest.zero_()
         if not taken:
             return
-        if trainer.world_size > 1:
-            largest = trainer.strategy.reduce(largest, reduce_op="max")
+        largest = all_reduce(trainer, largest, "max")
         # 1 for heads below the limit: multiplying by 1 changes no bit. NaN-free, as 0 gives inf.
         factors = (self.limit / largest).clamp(max=1.0)  # (n_layer, H)
         for layer, factor in zip(self.layers, factors, strict=True):

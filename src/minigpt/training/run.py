@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ from minigpt.training.dashboards import check_loggers, finish_dashboards
 from minigpt.training.diagnosis import Diagnosis
 from minigpt.training.distributed import end_started
 from minigpt.training.initial import check_tokenizer, taken_over
-from minigpt.training.lightning_compat import is_rank_zero, is_started_by_lightning
+from minigpt.training.lightning_compat import is_rank_zero
 from minigpt.training.loaders import make_loaders
 from minigpt.training.lora import adapters_of
 from minigpt.training.machine import free_disk
@@ -48,7 +49,8 @@ from minigpt.training.memorising import Memorising
 from minigpt.training.module import TrainingModule
 from minigpt.training.process import FreezeGarbage, allow_tf32
 from minigpt.training.progress import ProgressBar, can_show
-from minigpt.training.resuming import begun_before, check_resume, check_text, existing, with_paths_of
+from minigpt.training.ranks import Alike, Watch
+from minigpt.training.resuming import Reached, begun_before, check_resume, check_text, existing, go_on, with_paths_of
 from minigpt.training.samples import Samples
 from minigpt.training.stopping import SECONDS_TO_EXIT, StopSignals
 from minigpt.training.threads import choose_threads, denormals_as_zero
@@ -132,6 +134,7 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
         config = dataclasses.replace(config, compile=choice.compiles)
     if config.compile:
         held.enter_context(cache.used())
+    began_at = content.get("global_step", 0)
     content.clear()  # frees memory: Lightning reads the file itself
     if resume is not None:
         folder = RunFolder(resume)
@@ -146,7 +149,11 @@ def _train(config: Config, resume: Path | None, stop: StopSignals, held: context
         trainer, module, loaders = _put_together(config, data, folder, stop, seen, initial)
         garbage = FreezeGarbage()
         held.callback(garbage.undo)
-        trainer.callbacks += [garbage, *([MarkCompiled(cache)] if config.compile else [])]  # type: ignore[attr-defined]
+        trainer.callbacks += [  # type: ignore[attr-defined]
+            Alike(config, data, began_at),
+            garbage,
+            *([MarkCompiled(cache)] if config.compile else []),
+        ]
     except (UserError, SystemExit):
         finish_dashboards(exit_code=1)
         if is_new:
@@ -186,7 +193,9 @@ def _put_together(
     callbacks = make_callbacks(config, folder, data, stop)
     trainer = make_trainer(config, folder, callbacks)
     anomalies = next(callback for callback in callbacks if isinstance(callback, Anomalies))
-    module = TrainingModule(config, data, anomalies.on_bad_step, initial, adapters_of(config))
+    saves = next((callback for callback in callbacks if isinstance(callback, Checkpoints)), None)
+    requests: Callable[[], Sequence[bool]] = tuple if saves is None else saves.requests
+    module = TrainingModule(config, data, anomalies.on_bad_step, initial, adapters_of(config), requests)
     return trainer, module, make_loaders(config, data, trainer, seen)
 
 
@@ -195,20 +204,21 @@ def _fit(
 ) -> str | None:
     """Train, and end all processes that Lightning started; returns the dashboards' closing lines."""
     exit_code: Any = 1
+    watch = Watch(trainer, lambda lost: _said(lost, trainer, module, folder))
     try:
         bar = trainer.progress_bar_callback
-        with bar.below_what_is_printed() if isinstance(bar, ProgressBar) else contextlib.nullcontext():
+        below_bar = bar.below_what_is_printed() if isinstance(bar, ProgressBar) else contextlib.nullcontext()
+        with below_bar, watch.watching():
             trainer.fit(module, *loaders, ckpt_path=checkpoint)
         exit_code = 0
     except SystemExit as end:
         exit_code = end.code
         say_stopped(end.code, trainer, module.run_config, folder)
-        if is_started_by_lightning(trainer):
-            end.code = 0  # Lightning kills rank 0 if another rank exits with an error while rank 0 is still ending
+        if watch.parent is not None:
+            end.code = 0  # else rank 0, while it is still ending, takes this process for a lost one
         raise
     except UserError:
-        if is_started_by_lightning(trainer):
-            time.sleep(SECONDS_TO_EXIT)  # for the same reason: rank 0 prints the error and ends this process
+        watch.wait_for_rank_zero()  # for the same reason
         end_started(trainer, seconds=0)
         raise
     except Exception as error:
@@ -235,6 +245,14 @@ def _too_little_memory(error: Exception, module: TrainingModule) -> UserError:
         f"{config.trainer.accumulate_grad_batches}, or with a lower model.context_length="
         f"{config.model.context_length}; `minigpt doctor` estimates the memory"
     )
+
+
+def _said(lost: str, trainer: L.Trainer, module: TrainingModule, folder: RunFolder) -> str:
+    """The message of a run whose process was lost, with the command that resumes it."""
+    why = f"{lost}, so the run ends at step {trainer.global_step}; see above, or whether memory ran out"
+    if not folder.last.exists():
+        return f"{why}; nothing was saved"
+    return f"{why}; to resume: {go_on(folder, module.run_config, Reached.of_trainer(trainer))}"
 
 
 def check_before_text(config: Config) -> L.Trainer:

@@ -10,11 +10,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import Timer
 
 from minigpt.signals import SIGNALS, exit_by_signal, handle, handled_by
-from minigpt.training.lightning_compat import started_processes
+from minigpt.training.lightning_compat import leave_out_sigterm_broadcast, started_processes
 
 SECONDS_TO_EXIT = 10
 """How long a process may take to exit once the run is over, before it is killed."""
@@ -50,6 +52,7 @@ class StopSignals:
         self._trainer = trainer
         if self._is_listening:
             handle(self._on_signal)
+            leave_out_sigterm_broadcast(trainer)  # its handler of SIGTERM is replaced
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:
@@ -65,6 +68,20 @@ class StopSignals:
             process.kill()
         os.write(2, b"\nstopped at once\n")
         os._exit(128 + signal.SIGINT)
+
+
+class MaxTime(Timer):
+    """Ends the run by rank 0's clock, as the module read it in the last step.
+
+    Lightning's Timer broadcasts that clock after each micro-batch.
+    """
+
+    @property
+    def state_key(self) -> str:
+        return "Timer"  # as in checkpoints of version 0.1
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any, **__: Any) -> None:
+        trainer.should_stop = trainer.should_stop or pl_module.share_of_time >= 1
 
 
 def requeue() -> str | None:

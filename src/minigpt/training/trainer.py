@@ -19,9 +19,10 @@ from minigpt.training.checkpoints import AtomicCheckpointIO, refuse_shards
 from minigpt.training.class_path import instantiate
 from minigpt.training.dashboards import make_loggers
 from minigpt.training.distributed import FSDP2
-from minigpt.training.launchers import check_processes, devices_of, find_launcher
-from minigpt.training.lightning_compat import DummyLogger, is_rank_zero
+from minigpt.training.launchers import ONE_DEVICE, check_notebook, check_processes, devices_of, find_launcher
+from minigpt.training.lightning_compat import DummyLogger, is_rank_zero, view_gradients_as_buckets
 from minigpt.training.progress import ProgressBar
+from minigpt.training.stopping import MaxTime
 from minigpt.training.user_callbacks import save_beside
 
 
@@ -59,7 +60,8 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
     if launcher is not None:
         settings["devices"] = devices_of(launcher, settings["devices"], settings["num_nodes"])
     settings |= {
-        "callbacks": [*users_callbacks, *callbacks],
+        "callbacks": [*users_callbacks, *callbacks, *([MaxTime(settings["max_time"])] if settings["max_time"] else [])],
+        "max_time": None,  # Lightning's own timer
         "plugins": [AtomicCheckpointIO(), *(settings["plugins"] or [])],
         "strategy": FSDP2() if settings["strategy"] == "fsdp2" else settings["strategy"],
         "precision": best_precision(settings["accelerator"])
@@ -80,11 +82,15 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
     try:
         trainer = L.Trainer(**settings)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
+        if "interactive environment" in str(error):  # Lightning recommends to fork
+            raise UserError(f"trainer.devices={given['devices']}: {ONE_DEVICE}") from error
         raise UserError(f"{_culprits(given, str(error))}: {' '.join(str(error).split())}") from error
     if launcher is not None:
         check_processes(trainer, launcher)
     _check_precision(trainer)
+    check_notebook(trainer, given["devices"])
     refuse_shards(trainer)
+    view_gradients_as_buckets(trainer.strategy)
     return trainer
 
 
