@@ -34,7 +34,7 @@ def train_on(
     resume: Path | None = None,
     optimizer: dict[str, Any] | None = None,
     trainer: dict[str, Any] | None = None,
-    **others: Any,
+    **sections: Any,
 ) -> Path:
     """The same global batch of 4 windows: in two micro-batches of one process, or in one of each of two."""
     about_devices = {
@@ -54,7 +54,7 @@ def train_on(
         attention={"max_tokens": 12, "every_n_steps": 4},
         keep_every_n_steps=4,
         name=f"on{devices}for{max_steps}",
-        **others,
+        **sections,
     )
     recipe = tmp_path / "recipe.yaml"
     # A resumed run is the same run, under its name.

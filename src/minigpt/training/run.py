@@ -7,7 +7,6 @@ import dataclasses
 import os
 import shutil
 import sys
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
