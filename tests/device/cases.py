@@ -366,11 +366,31 @@ def chunks(place: Place, settings: dict[str, Any]) -> dict[str, Any]:
     return {"loss": float(loss), "gradients": [numbers_in(hidden.grad), numbers_in(weight.grad)]}
 
 
+def writing(place: Place, settings: dict[str, Any]) -> dict[str, Any]:
+    """Texts of a batch, long enough for a CUDA graph and past the context; and the waits for one of 41 tokens."""
+    made = small_model({"context_length": 64, **settings}).to(place.device).eval()
+    writer, found = Writer(made, BytesTokenizer()), {}
+    for name, changes in {
+        "drawn": {"top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.2},
+        "greedy": {"temperature": 0, "stop": ["e"]},
+        "healed": {"min_new_tokens": 3},
+    }.items():
+        config = GenerationConfig(max_new_tokens=70 if name == "drawn" else 20, **changes)
+        prompts = [TEXT[:14], TEXT[:4], "1 " if name == "healed" else "3"]
+        found[name] = [each.tokens for each in writer.generate_many(prompts, config)]
+    before = Counter() if place.kind == "cpu" or JOB["real"] else Counter(pretended.waits)
+    writer.generate("1 plus", max_new_tokens=41, forbidden_tokens=[256])
+    if place.kind != "cpu" and not JOB["real"]:
+        found["waits"] = (pretended.waits - before).total()
+    return found
+
+
 CASES = {
     each.__name__: each
     for each in (
         model,
         long_text,
+        writing,
         inspection,
         run,
         steps,

@@ -69,6 +69,8 @@ def model_cases() -> dict[str, Case]:
 MAPS = {"max_tokens": 12}
 CASES: dict[str, Case] = {
     **model_cases(),
+    "writing": Case("writing", {}, ("cuda",)),
+    "writing with a window and a document mask": Case("writing", {"window": 9, "document_mask": True, "n_kv_head": 1}),
     "the loss in chunks": Case("chunks", {}, guards.KINDS),
     "inspection": Case("inspection", {}, ("mps",)),
     "inspection of GPT-2's kind": Case("inspection", {"position": "learned", "norm": "layernorm", "mlp": "gelu"}),
@@ -237,6 +239,19 @@ def test_on_a_pretended_device_results_are_those_of_the_cpu(name: str, kind: str
     check_equal(found[kind], found["cpu"])
 
 
+WAITS_OF_TEXT = {"cuda": 1 + 40 // 8, "mps": 41}
+"""For 41 tokens: one for the prompt, then one for 8 tokens or for each."""
+
+
+@pytest.mark.parametrize(("name", "kind"), on_kinds(cases("writing")))
+def test_texts_are_those_of_the_cpu_and_an_nvidia_gpu_is_waited_for_once_in_eight_tokens(
+    name: str, kind: str, results: Results
+) -> None:
+    found = results(name, kind)
+    assert found[kind].pop("waits") == WAITS_OF_TEXT[kind]
+    check_equal(found[kind], found["cpu"])
+
+
 @pytest.mark.parametrize(("name", "kind"), on_kinds(cases("steps")))
 def test_an_optimizer_step_waits_for_the_device_as_often_as_the_table_says(
     name: str, kind: str, results: Results
@@ -273,7 +288,7 @@ def real_kind() -> str | None:
 @pytest.mark.skipif(real_kind() is None, reason="torch finds no GPU on this machine")
 def test_on_the_gpu_of_this_machine_results_are_those_of_the_cpu(tmp_path: Path) -> None:
     kind = str(real_kind())
-    names = [name for name in COMPARED if name != "refusals"]
+    names = [name for name in (*COMPARED, *cases("writing")) if name != "refusals"]
     found, wrong = run_cases(tmp_path, {name: [kind] for name in names}, real=True), []
     for name in names:
         try:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ from minigpt.errors import UserError
 from minigpt.generation import engine
 from minigpt.generation.cpu_backend import CPUDecode
 from minigpt.generation.engine import Reader, Row, generate, window_start
-from minigpt.generation.model_reader import CompiledDecode
+from minigpt.generation.model_reader import CompiledDecode, StaticDecode
 from minigpt.generation.prompt_lookup import prompt_lookup_draft
 from minigpt.generation.sampling import Generator, apply_filters, draw
+from minigpt.model import compiling
 from minigpt.model.gpt import GPT
 
 TINY: dict[str, Any] = {"vocab_size": 50, "context_length": 24, "n_layer": 2, "n_head": 4, "n_embd": 32}
@@ -263,8 +265,87 @@ def test_with_eight_bits_rows_are_the_same_alone_in_a_batch_and_with_drafts() ->
         assert written(model, [prompt], i, reader, **settings, draft_tokens=4) == [alone[i]]
 
 
+class Ahead(StaticDecode):
+    """Draws as on a GPU."""
+
+    ahead = 5
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_steps_of_one_shape_draw_the_same_tokens_also_ahead_of_the_loop_and_between_drafts(
+    kind: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(kind)
+    settings: dict[str, Any] = {"max_new_tokens": 24, "temperature": 1.0, "top_k": None}
+    settings |= {"stop_tokens": [13], "min_new_tokens": 3}  # rows end in the midst of what is drawn ahead
+    plain = written(model, PROMPTS, 0, **settings)
+    for reader in (StaticDecode(model), Ahead(model)):
+        assert written(model, PROMPTS, 0, reader, **settings) == plain
+    monkeypatch.setattr(engine, "prompt_lookup_draft", lambda tokens, most: [7] if len(tokens) % 3 and most else [])
+    assert written(model, PROMPTS[:1], 0, StaticDecode(model), **settings, draft_tokens=1) == plain[:1]
+
+
+def test_rows_and_log_probabilities_drawn_ahead_are_those_of_the_loop() -> None:
+    model, config = make({}), GenerationConfig(max_new_tokens=30, overflow="stop", repetition_penalty=1.3)
+    found = []
+    for reader in (None, Ahead(model)):
+        made = rows(PROMPTS)
+        made[1].restrict = lambda drawn: None if len(drawn) > 1 else torch.arange(40).gt(20).numpy()
+        for new in generate(model, made, config, reader):
+            for row in new:
+                if row.index == 2 and row.n_drawn == 6:
+                    row.ended = "stop"  # by the caller, as at a stop string
+        found.append(made)
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours.tokens, ours.ended, ours.stopped_by) == (theirs.tokens, theirs.ended, theirs.stopped_by)
+        assert ours.log_probabilities == pytest.approx(theirs.log_probabilities, abs=1e-4)
+    with torch.no_grad():
+        model.lm_head.weight[3].fill_(torch.nan)
+    with pytest.raises(UserError, match="the model's logits are NaN or inf"):
+        written(model, [[1]], 0, Ahead(model), max_new_tokens=2)
+
+
+COMPILED = [
+    {},
+    {"window": 5},
+    {"position": "alibi", "window": [5, None]},
+    {"position": "learned", "norm": "layernorm", "mlp": "gelu"},
+    {"n_kv_head": 2},
+]
+
+
+@pytest.mark.parametrize("kind", [COMPILED[0], *(pytest.param(each, marks=pytest.mark.slow) for each in COMPILED[1:])])
+def test_decoding_is_one_program_whatever_the_prompt_and_the_position(
+    kind: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = []
+
+    def counted(program: torch.fx.GraphModule, inputs: object) -> Any:
+        programs.append(program)
+        return program
+
+    monkeypatch.setattr(compiling.torch, "compile", partial(torch.compile, backend=counted))
+    torch.compiler.reset()
+    model = make({**kind, "context_length": 128})
+    reader = CompiledDecode(model)
+    prompts = PROMPTS[:3]  # with caches of one length
+    settings: dict[str, Any] = {"max_new_tokens": 50, "temperature": 1.0, "top_k": None}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="torch.compile failed")
+        for prompt in prompts:
+            assert written(model, [prompt], 0, reader, **settings) == written(model, [prompt], 0, **settings)
+        assert len(programs) == 1
+        # Another one serves all batches, of which the rows end one after another.
+        assert written(model, prompts, 0, reader, **settings) == written(model, prompts, 0, **settings)
+        stopping = {**settings, "stop_tokens": [1, 2, 3]}
+        assert written(model, prompts, 0, reader, **stopping) == written(model, prompts, 0, **stopping)
+    assert len(programs) == 2
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [{}, {"similarity": "gaussian", "position": "alibi", "n_kv_head": 2}], ids=str)
+@pytest.mark.parametrize(
+    "kind", [{}, {"similarity": "linear"}, {"similarity": "gaussian", "position": "alibi", "n_kv_head": 2}], ids=str
+)
 def test_compiled_decoding_draws_the_same_tokens(kind: dict[str, Any]) -> None:
     model = make(kind)
     settings: dict[str, Any] = {"max_new_tokens": 40, "temperature": 1.0, "top_k": None}

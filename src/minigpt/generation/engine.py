@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +40,7 @@ class Row:
     """Number of the sample among all samples of the call."""
     n_prompt: int
     restrict: Callable[[Sequence[int]], Mask | None] | None = None
-    """Generated tokens -> mask (n,) of the first n token ids that may follow, others excluded; None for any."""
+    """Generated tokens -> mask (n,) of the first n token ids that may follow, others excluded; None once any may."""
     watch: Watch | None = None
     log_probabilities: list[float] = field(default_factory=list)
     """Of each generated token, in nats, under the model before any filter."""
@@ -107,8 +107,24 @@ class Reader(Protocol):
         """
 
 
+@runtime_checkable
+class DrawingReader(Reader, Protocol):
+    """A reader that can draw on the device, several tokens ahead of the loop: see `model_reader.StaticDecode`."""
+
+    @property
+    def ahead(self) -> int: ...
+
+    def draw_ahead(
+        self,
+        texts: Sequence[Sequence[int]],
+        cache: Any,
+        uniform: npt.NDArray[np.float64],
+        config: GenerationConfig,
+    ) -> npt.NDArray[np.float64]: ...
+
+
 def reader_of(model: GPT | StoredModel, n_tokens: int = 0) -> Reader:
-    """`CPUDecode` for models that it supports, else the model itself.
+    """`CPUDecode` for models that it supports, else a reader of `model_reader`.
 
     Args:
         model: in eval mode.
@@ -116,9 +132,9 @@ def reader_of(model: GPT | StoredModel, n_tokens: int = 0) -> Reader:
     """
     if can_decode(model):
         return CPUDecode(model, n_tokens=n_tokens)
-    from minigpt.generation.model_reader import ModelReader  # imports torch
+    from minigpt.generation.model_reader import reader_of_torch  # imports torch
 
-    return ModelReader(model.model if isinstance(model, StoredModel) else model)
+    return reader_of_torch(model.model if isinstance(model, StoredModel) else model)
 
 
 def generate(
@@ -146,6 +162,19 @@ def generate(
         reader = reader_of(model, config.max_new_tokens)
     batch = _Batch(reader, config)
     while going:
+        # On a GPU, several tokens are drawn for one wait. A row that ends leaves the rest of its own unused; the others
+        # do not depend on it.
+        if (drawn := batch.draw_ahead(going)) is not None:
+            rows_ahead = going
+            for step in drawn:  # (3, B)
+                for row, token, chance, total in zip(rows_ahead, *step, strict=True):
+                    if row.ended is None:
+                        _append(row, int(token), float(chance), float(total), config)
+                yield (written := _written(going, config, reader.config.context_length))
+                going = [row for row in written if row.ended is None]
+                if not going:
+                    break
+            continue
         # A draft of n tokens gives n + 1 logits in one pass, as fast as one for a model bound by memory. Each is drawn
         # from as without a draft; the first token that differs from the draft ends the use of the rest.
         draft = batch.draft(going)
@@ -153,17 +182,22 @@ def generate(
         for place, logits in enumerate(steps):
             for row, own in zip(going, logits, strict=True):
                 _draw(own, row, config)
-            written = [row for row in going if row.ended is None]
-            for row in written:
-                if row.n_drawn >= config.max_new_tokens:
-                    row.ended = "length"
-                elif config.overflow == "stop" and len(row.tokens) > reader.config.context_length:
-                    row.ended = "context"
-            yield written
+            yield (written := _written(going, config, reader.config.context_length))
             going = [row for row in written if row.ended is None]
             if not going or going[0].tokens[-1:] != draft[place : place + 1]:
                 batch.take_back(len(draft) - place)
                 break
+
+
+def _written(rows: Sequence[Row], config: GenerationConfig, context_length: int) -> list[Row]:
+    """The rows that have a new token, of which those that reached a limit are ended."""
+    written = [row for row in rows if row.ended is None]
+    for row in written:
+        if row.n_drawn >= config.max_new_tokens:
+            row.ended = "length"
+        elif config.overflow == "stop" and len(row.tokens) > context_length:
+            row.ended = "context"
+    return written
 
 
 def _draw(logits: Logits, row: Row, config: GenerationConfig) -> None:
@@ -172,17 +206,35 @@ def _draw(logits: Logits, row: Row, config: GenerationConfig) -> None:
     largest = logits.max()
     shifted = logits - largest
     total = largest + np.log(np.exp(shifted, out=shifted).sum())
-    if not np.isfinite(total):
-        raise UserError("the model's logits are NaN or inf: its weights are damaged, or its training diverged")
+    _check_finite(total)
     stages = list(apply_filters(logits, config, row.tokens, _permitted(row, len(logits), config)))
     if row.watch is not None:
         row.watch(logits, stages)
     token = draw(stages[-1][1], config.temperature, row.generator)
+    _append(row, token, float(logits[token] - total), float(total), config)
+
+
+def _append(row: Row, token: int, chance: float, total: float, config: GenerationConfig) -> None:
+    """Append a token, or end the row at a stop token.
+
+    Args: chance is its log-probability, total the logarithm of the sum of exponentiated logits.
+    """
+    _check_finite(total)
     if token in config.stop_tokens:
         row.ended, row.stopped_by = "stop_token", token
     else:
         row.tokens.append(token)
-        row.log_probabilities.append(float(logits[token] - total))
+        row.log_probabilities.append(chance)
+
+
+def _check_finite(total: float) -> None:
+    if not np.isfinite(total):
+        raise UserError("the model's logits are NaN or inf: its weights are damaged, or its training diverged")
+
+
+def _is_limited(row: Row, config: GenerationConfig) -> bool:
+    """Whether `_permitted` has a mask, for the next token at least."""
+    return row.n_drawn < config.min_new_tokens or (row.restrict is not None and row.restrict(row.drawn) is not None)
 
 
 def _permitted(row: Row, V: int, config: GenerationConfig) -> Mask | None:
@@ -219,6 +271,26 @@ class _Batch:
         room = min(cache.n_tokens - cache.position, self.config.max_new_tokens - row.n_drawn) - 1
         return prompt_lookup_draft(row.tokens, min(self.config.draft_tokens, room))
 
+    def draw_ahead(self, rows: Sequence[Row]) -> npt.NDArray[np.float64] | None:
+        """(n, 3, B) tokens, log-probabilities and totals of the next n steps; None where the loop is to draw."""
+        reader, cache, config = self.reader, self.cache, self.config
+        if not isinstance(reader, DrawingReader) or cache is None or config.draft_tokens:
+            return None
+        if any(row.watch is not None or _is_limited(row, config) for row in rows):
+            return None
+        if len(rows) < len(self.rows):
+            self._keep(rows)
+        n = min(reader.ahead, cache.n_tokens - cache.position, *(config.max_new_tokens - row.n_drawn for row in rows))
+        n = next((i for i in range(n) if self._starts(rows, i) != self.starts), n)  # until a window moves on
+        if n < 1:
+            return None
+        uniform = np.zeros((len(rows), n))
+        if config.temperature:
+            uniform[:] = [[row.generator.uniform() for _ in range(n)] for row in rows]
+        drawn = reader.draw_ahead([row.tokens for row in rows], cache, uniform, config)
+        cache.position += n
+        return drawn
+
     def logits(self, rows: Sequence[Row], draft: Sequence[int] = ()) -> Logits:
         """(B, 1 + draft, V) logits of the token after each row and after each token of the draft."""
         if self.cache is not None and len(rows) < len(self.rows):
@@ -240,8 +312,9 @@ class _Batch:
         assert self.cache is not None
         return self._starts(rows) == self.starts and self.cache.position < self.cache.n_tokens
 
-    def _starts(self, rows: Sequence[Row]) -> list[int]:
-        return [window_start(len(row.tokens), self.reader.config.context_length) for row in rows]
+    def _starts(self, rows: Sequence[Row], n_later: int = 0) -> list[int]:
+        """Where each row's window starts, or will after some more tokens."""
+        return [window_start(len(row.tokens) + n_later, self.reader.config.context_length) for row in rows]
 
     def _keep(self, rows: Sequence[Row]) -> None:
         kept = [i for i, row in enumerate(self.rows) if row in rows]

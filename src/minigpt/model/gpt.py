@@ -6,6 +6,7 @@ choice is also a name in `GPTConfig` (config/model.py). Attention is in attentio
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -271,25 +272,49 @@ class GPT(nn.Module):
             raise ValueError(f"{start + T} tokens do not fit the {'context' if cache is None else 'cache'} of {limit}")
         if document_ids is not None or cache is not None or self.config.document_mask:
             document_ids = self._document_ids(tokens, document_ids, cache)
-        x = self.token_embedding(tokens)  # (B, T, C)
         # A packed or padded document counts its positions from its own start, so it reads the same anywhere in a row.
         positions = slice(start, start + T) if document_ids is None else _positions(document_ids)[:, start:]
+        # ALiBi can ignore document_ids: a distance is the same wherever positions count from.
+        key_bias = self.key_bias(start + T)
+        # Layers with the same window share a graph, so its mask is built once.
+        device, softcap = tokens.device, self.config.logit_softcap
+        graphs = {
+            window: shared(_graph(document_ids, window, start, T, device), device, softcap)
+            for window in set(self.windows)
+        }
+        layers = [None] * len(self.blocks) if cache is None else cache.layers
+        return self.through_blocks(tokens, positions, graphs, key_bias, layers)
+
+    def key_bias(self, n_keys: int) -> Tensor | None:
+        """ALiBi's (1, H, S) bias of the scores, in float32 or float64; None for other positions."""
+        if self.slopes is None:
+            return None
+        dtype = torch.promote_types(self.token_embedding.weight.dtype, torch.float32)
+        return alibi_bias(self.slopes.view(torch.float32).to(dtype), n_keys)
+
+    def through_blocks(
+        self,
+        tokens: Tensor,
+        positions: slice | Tensor,
+        graphs: Mapping[int | None, Graph],
+        key_bias: Tensor | None,
+        layers: Sequence[LayerCache | None],
+    ) -> Tensor:
+        """Embedding, blocks and the final norm: (B, T) tokens -> (B, T, C).
+
+        Args:
+            tokens: (B, T).
+            positions: of the tokens, a slice for all rows or (B, T).
+            graphs: the attention mask of each window in the config.
+            key_bias: ALiBi's (1, H, S), or None.
+            layers: the cache of each block, or None.
+        """
+        x = self.token_embedding(tokens)  # (B, T, C)
         absolute = self.position_embedding.weight if self.config.position == "learned" else self.sinusoidal
         if absolute is not None:
             x = x + absolute[positions]
         x = self.dropout(x)
         rotary = None if self.rotary is None else self.rotary[:, positions]  # (2, T, D) or (2, B, T, D)
-        # ALiBi can ignore document_ids: a distance is the same wherever positions count from.
-        key_bias = None
-        if self.slopes is not None:
-            slopes = self.slopes.view(torch.float32).to(torch.promote_types(x.dtype, torch.float32))
-            key_bias = alibi_bias(slopes, start + T)
-        # Layers with the same window share a graph, so its mask is built once.
-        graphs = {
-            window: shared(_graph(document_ids, window, start, T, x.device), x.device, self.config.logit_softcap)
-            for window in set(self.windows)
-        }
-        layers = [None] * len(self.blocks) if cache is None else cache.layers
         for block, window, layer in zip(self.blocks, self.windows, layers, strict=True):
             if self.recomputes_blocks and torch.is_grad_enabled():
                 given = (x, graphs[window], rotary, key_bias, layer)
