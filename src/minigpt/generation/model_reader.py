@@ -202,7 +202,7 @@ class StaticDecode(ModelReader):
         layers = [_StaticLayer(*each, place) for each in zip(keys, values, states, strict=True)]
         n_tokens = {window: key.shape[2] for window, key in zip(model.windows, keys, strict=True)}
         graphs = {window: _newest(place, begins, window, n) for window, n in n_tokens.items()}
-        key_bias = model.key_bias(max(n_tokens.values()))
+        key_bias = None if model.slopes is None else model.key_bias(max(n_tokens.values()))
         hidden = model.through_blocks(tokens, (place - begins)[:, None], graphs, key_bias, layers)
         for state, layer in zip(states, layers, strict=True):
             if state is not None and layer.state is not None:

@@ -275,20 +275,14 @@ class GPT(nn.Module):
         # A packed or padded document counts its positions from its own start, so it reads the same anywhere in a row.
         positions = slice(start, start + T) if document_ids is None else _positions(document_ids)[:, start:]
         # ALiBi can ignore document_ids: a distance is the same wherever positions count from.
-        key_bias = self.key_bias(start + T)
-        # Layers with the same window share a graph, so its mask is built once.
-        device, softcap = tokens.device, self.config.logit_softcap
-        graphs = {
-            window: shared(_graph(document_ids, window, start, T, device), device, softcap)
-            for window in set(self.windows)
-        }
+        key_bias = None if self.slopes is None else self.key_bias(start + T)
+        graphs = _graphs(self, document_ids, start, T, tokens.device)
         layers = [None] * len(self.blocks) if cache is None else cache.layers
         return self.through_blocks(tokens, positions, graphs, key_bias, layers)
 
-    def key_bias(self, n_keys: int) -> Tensor | None:
-        """ALiBi's (1, H, S) bias of the scores, in float32 or float64; None for other positions."""
-        if self.slopes is None:
-            return None
+    def key_bias(self, n_keys: int) -> Tensor:
+        """ALiBi's (1, H, S) bias of the scores, in float32 or float64."""
+        assert self.slopes is not None
         dtype = torch.promote_types(self.token_embedding.weight.dtype, torch.float32)
         return alibi_bias(self.slopes.view(torch.float32).to(dtype), n_keys)
 
@@ -372,15 +366,25 @@ def position_tables(config: GPTConfig) -> dict[str, Tensor | None]:
     return found | {"slopes": None if slopes is None else slopes.view(torch.int32)}
 
 
-def _graph(document_ids: Tensor | None, window: int | None, start: int, T: int, device: torch.device) -> Graph:
-    """The attention mask of T tokens after `start` cached ones, in the simplest form: Causal and Full run fastest."""
-    if start and T == 1 and document_ids is None and (window is None or start < window):
-        return Full()  # the newest token attends to all
-    graph: Graph = Causal() if document_ids is None else Causal() & Documents(document_ids)
-    if window is not None:
-        graph = (graph & Window(window)).reduced(T, start + T)  # a window longer than the row is none
-    # A causal rule counts queries from 0, so those that begin later need their rows of the mask written out.
-    return Adjacency(graph.mask(range(start, start + T), range(start + T), device)) if start else graph
+def _graphs(
+    model: GPT, document_ids: Tensor | None, start: int, T: int, device: torch.device
+) -> dict[int | None, Graph]:
+    """Window -> the attention mask of T tokens after `start` cached ones, in the simplest form.
+
+    Causal and Full run fastest. Layers with the same window share a graph, so its mask is built once.
+    """
+    found: dict[int | None, Graph] = {}
+    for window in set(model.windows):
+        graph: Graph = Causal() if document_ids is None else Causal() & Documents(document_ids)
+        if window is not None:
+            graph = (graph & Window(window)).reduced(T, start + T)  # a window longer than the row is none
+        if start and T == 1 and document_ids is None and (window is None or start < window):
+            graph = Full()  # the newest token attends to all
+        elif start:
+            # A causal rule counts queries from 0, so those that begin later need their rows of the mask written out.
+            graph = Adjacency(graph.mask(range(start, start + T), range(start + T), device))
+        found[window] = shared(graph, model.config.logit_softcap) if device.type == "cuda" else graph
+    return found
 
 
 def _pad_rows(table: nn.Embedding | nn.Linear) -> None:

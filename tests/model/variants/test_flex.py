@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from test_intervals import GRAPHS, T
 
 from minigpt.config import GPTConfig
+from minigpt.model import gpt
 from minigpt.model.gpt import GPT
 from minigpt.model.variants import flex
 from minigpt.model.variants.attend import attend
@@ -144,7 +145,10 @@ def test_layers_of_one_window_share_a_block_mask(monkeypatch: pytest.MonkeyPatch
         return make(graph, *sizes)
 
     monkeypatch.setattr(flex, "make_block_mask", counted)
-    monkeypatch.setattr("minigpt.model.gpt.shared", lambda graph, _, softcap: flex.shared(graph, CUDA, softcap))
+    graphs = gpt._graphs
+    monkeypatch.setattr(
+        gpt, "_graphs", lambda *given: {window: flex.shared(graph, None) for window, graph in graphs(*given).items()}
+    )
     monkeypatch.setattr(torch.nn.attention.flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     torch.manual_seed(0)
     config = GPTConfig(
@@ -159,6 +163,3 @@ def test_layers_of_one_window_share_a_block_mask(monkeypatch: pytest.MonkeyPatch
         assert len(made) == 4, "and forward pass, as documents differ"
         flex._state["has failed"] = True
         torch.testing.assert_close(found, model(tokens), atol=1e-5, rtol=1e-4)
-
-
-CUDA = torch.device("cuda")

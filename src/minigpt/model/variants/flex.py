@@ -57,9 +57,9 @@ class SharedMask(Graph):
         return self.graph.mask(queries, keys, device)
 
 
-def shared(graph: Graph, device: torch.device, softcap: float | None) -> Graph:
-    """The graph of a forward pass, with one block mask for all its layers where a GPU needs one."""
-    return graph if device.type != "cuda" or _fits_sdpa(graph, softcap) else SharedMask(graph)
+def shared(graph: Graph, softcap: float | None) -> Graph:
+    """The graph of a forward pass on a GPU, with one block mask for all its layers where one is needed."""
+    return graph if _fits_sdpa(graph, softcap) else SharedMask(graph)
 
 
 def pays(

@@ -40,11 +40,12 @@ def fused(factors: ScoreFactors, value: Tensor, graph: Graph, dropout: float) ->
         if bounds is not None:
             return _by_intervals(factors, value, *bounds)
     query, key, value = of_one_width(factors, value)
-    is_grouped = key.shape[1] < query.shape[1]
+    # Not the comparison itself: while shapes are traced it is a symbol, which torch refuses.
+    options = {"enable_gqa": True} if key.shape[1] < query.shape[1] else {}
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool = False) -> Tensor:
         return F.scaled_dot_product_attention(
-            query, key, value, mask, dropout, is_causal, scale=factors.scale, enable_gqa=is_grouped
+            query, key, value, mask, dropout, is_causal, scale=factors.scale, **options
         )
 
     def by_mask(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, keys: slice) -> Tensor:
