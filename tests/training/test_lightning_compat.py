@@ -111,7 +111,7 @@ def test_lightning_broadcasts_no_sigterm_in_the_loop(monkeypatch: pytest.MonkeyP
 def test_gradients_of_ddp_are_views_unless_the_setting_says_otherwise() -> None:
     for strategy, expected in (("ddp", True), (DDPStrategy(gradient_as_bucket_view=False), False)):
         trainer = L.Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False, enable_checkpointing=False)
-        compat.view_gradients_as_buckets(trainer.strategy)
+        compat.spare_ddp(trainer.strategy)
         wrapped = trainer.strategy._ddp_kwargs
         assert wrapped["gradient_as_bucket_view"] is expected
 

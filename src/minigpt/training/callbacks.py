@@ -104,8 +104,8 @@ class Metrics(Callback):
         if step == self._step:  # with accumulation, several micro-batches share one global_step
             return
         self._step = step
-        if math.isfinite(pl_module.step_loss):  # that of a skipped step may not be
-            self.recent_losses.append(pl_module.step_loss)
+        if math.isfinite(pl_module.finite_loss):  # NaN if all losses of the step are NaN or inf
+            self.recent_losses.append(pl_module.finite_loss)
         if step % (self.config.trainer.log_every_n_steps or 1):
             return
         loss = statistics.fmean(self.recent_losses) if self.recent_losses else math.nan

@@ -55,13 +55,14 @@ def leave_out_sigterm_broadcast(trainer: L.Trainer) -> None:
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
-def view_gradients_as_buckets(strategy: Strategy) -> None:
-    """Let DDP's gradients be views of what it sends, which saves their copy; unless the setting names the argument.
+def spare_ddp(strategy: Strategy) -> None:
+    """Let DDP's gradients be views of what it sends, and our constant buffers stay; unless the setting says otherwise.
 
-    Set afterwards, since Lightning chooses the strategy for "auto", and only it knows the devices.
+    That saves a copy of the gradients, and a broadcast a step. Set afterwards, since Lightning chooses the strategy for
+    "auto", and only it knows the devices.
     """
     if type(strategy) is DDPStrategy:
-        strategy._ddp_kwargs.setdefault("gradient_as_bucket_view", True)
+        strategy._ddp_kwargs = {"gradient_as_bucket_view": True, "broadcast_buffers": False} | strategy._ddp_kwargs
 
 
 def set_data_parallel_size(strategy: ModelParallelStrategy) -> None:

@@ -98,6 +98,7 @@ class TrainingModule(L.LightningModule):
         self.micro_batches: list[MicroBatch] = []
         self.learning_rate = 0.0
         self.step_loss = math.nan  # mean over micro-batches and devices
+        self.finite_loss = math.nan  # mean over those of them that are finite
         self.grad_norm = math.nan  # total norm of the gradient before clipping
         self.skipped = False  # not taken, as a loss or gradient was NaN or infinite: a skipped step or a rollback
         self.val_loss = self.val_bits_per_byte = math.nan
@@ -219,18 +220,22 @@ class TrainingModule(L.LightningModule):
         # Under a gradient scaler (16-mixed) overflowing gradients are normal, and the scaler skips those steps itself.
         checked = own if gradient_scaler(trainer) is None else own[1:]
         told = (self._read_clock() if trainer.is_global_zero else 0.0, *self.requests())
-        shared = own.new_zeros(2 + len(told))
-        shared[0], shared[1] = ~checked.isfinite().all(), own[1:].mean()
-        for i, number in enumerate(told, start=2):
+        losses, are_finite = own[1:], own[1:].isfinite()
+        shared = own.new_zeros(4 + len(told))
+        shared[0], shared[1] = ~checked.isfinite().all(), losses.mean()
+        shared[2], shared[3] = losses.where(are_finite, 0.0).sum(), are_finite.sum()
+        for i, number in enumerate(told, start=4):
             if number:  # filling does not wait for the device, as copying a list would
                 shared[i].fill_(number)
         # The only reduction of a step over ranks beside that of the gradients: all they tell each other is in it.
         # The norm is not: it is equal on all ranks, as their gradients are averaged already.
         shared = all_reduce(trainer, shared, "sum")
         # One transfer, hence one synchronisation with the device, for all numbers of the step.
-        self.grad_norm, n_bad, loss, self.share_of_time, *asked = torch.cat([own[:1], shared]).tolist()
+        numbers = torch.cat([own[:1], shared]).tolist()
+        self.grad_norm, n_bad, loss, finite_sum, n_finite, self.share_of_time, *asked = numbers
         self.requested = [n > 0 for n in asked]
         self._total_norm, self.step_loss, self.skipped = norm, loss / trainer.world_size, n_bad > 0
+        self.finite_loss = finite_sum / n_finite if n_finite else math.nan
         if self.skipped:
             checkpoint = None if self.on_bad_step is None else self.on_bad_step(self)
             for parameter in self.parameters():

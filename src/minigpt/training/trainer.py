@@ -20,7 +20,7 @@ from minigpt.training.class_path import instantiate
 from minigpt.training.dashboards import make_loggers
 from minigpt.training.distributed import FSDP2
 from minigpt.training.launchers import ONE_DEVICE, check_notebook, check_processes, devices_of, find_launcher
-from minigpt.training.lightning_compat import DummyLogger, is_rank_zero, view_gradients_as_buckets
+from minigpt.training.lightning_compat import DummyLogger, is_rank_zero, spare_ddp
 from minigpt.training.progress import ProgressBar
 from minigpt.training.stopping import MaxTime
 from minigpt.training.user_callbacks import save_beside
@@ -90,7 +90,7 @@ def make_trainer(config: Config, folder: RunFolder, callbacks: list[L.Callback])
     _check_precision(trainer)
     check_notebook(trainer, given["devices"])
     refuse_shards(trainer)
-    view_gradients_as_buckets(trainer.strategy)
+    spare_ddp(trainer.strategy)
     return trainer
 
 
