@@ -212,7 +212,7 @@ _CURVES = (
     Term("train/loss", "Mean cross-entropy of the training batches since the last point.", *_NATS, "worse"),
     Term("val/loss", "Mean cross-entropy on held-out text.", *_NATS, "worse"),
     Term("val/bits_per_byte", "Held-out loss in bits, per byte of text.", 0.0, None, "bits", "worse; any tokenizer"),
-    Term("val/tokens", "Held-out tokens that it is of, if not all.", 0.0, None, "tokens", "a more exact val/loss"),
+    Term("val/tokens", "Held-out tokens whose mean loss val/loss is.", 0.0, None, "tokens", "a more exact val/loss"),
     Term("learning_rate", "Step size of the optimizer.", 0.0, None, "", "larger steps"),
     Term("grad_norm", "Length of the gradient before clipping.", 0.0, None, "", "a steeper loss; spikes warn"),
     Term("perf/tokens_per_second", "Training speed, without validation.", 0.0, None, "tokens per second", "faster"),

@@ -135,11 +135,8 @@ class Metrics(Callback):
             if not math.isfinite(self.val_loss):
                 raise UserError(not_finite("val/loss", trainer.global_step, self.folder))
             row = {"val/loss": pl_module.val_loss, "val/bits_per_byte": pl_module.val_bits_per_byte}
-            of_part = of_part_of_val(pl_module)
-            said = "   ".join(f"{name} {value:.4f}" for name, value in row.items()) + of_part
-            if of_part:
-                row["val/tokens"] = pl_module.val_tokens
-            self.write(trainer, trainer.global_step, row)
+            said = "   ".join(f"{name} {value:.4f}" for name, value in row.items()) + of_part_of_val(pl_module)
+            self.write(trainer, trainer.global_step, row | {"val/tokens": pl_module.val_tokens})
             self._print_line(trainer, said)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:

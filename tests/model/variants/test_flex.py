@@ -135,6 +135,14 @@ def test_too_little_memory_is_no_failure_of_flex_attention(monkeypatch: pytest.M
     assert flex.can_run()
 
 
+def share_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graphs of a model as they are on a GPU."""
+    graphs = gpt._graphs
+    monkeypatch.setattr(
+        gpt, "_graphs", lambda *given: {window: flex.shared(graph, None) for window, graph in graphs(*given).items()}
+    )
+
+
 @pytest.mark.usefixtures("on_cpu")
 def test_layers_of_one_window_share_a_block_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Graph] = []
@@ -145,10 +153,7 @@ def test_layers_of_one_window_share_a_block_mask(monkeypatch: pytest.MonkeyPatch
         return make(graph, *sizes)
 
     monkeypatch.setattr(flex, "make_block_mask", counted)
-    graphs = gpt._graphs
-    monkeypatch.setattr(
-        gpt, "_graphs", lambda *given: {window: flex.shared(graph, None) for window, graph in graphs(*given).items()}
-    )
+    share_on_cpu(monkeypatch)
     monkeypatch.setattr(torch.nn.attention.flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     torch.manual_seed(0)
     config = GPTConfig(
@@ -161,5 +166,18 @@ def test_layers_of_one_window_share_a_block_mask(monkeypatch: pytest.MonkeyPatch
         assert len(made) == 2, "one for each kind of layer"
         model(tokens)
         assert len(made) == 4, "and forward pass, as documents differ"
+        flex._state["has failed"] = True
+        torch.testing.assert_close(found, model(tokens), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_layers_of_two_windows_have_their_own_block_masks_when_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    share_on_cpu(monkeypatch)
+    torch.manual_seed(0)
+    config = GPTConfig(vocab_size=20, context_length=160, n_layer=4, n_head=1, n_embd=16, window=[40, 20])
+    model, tokens = GPT(config).eval(), torch.randint(0, 20, (1, 160))
+    torch.compiler.reset()
+    with torch.no_grad():
+        found = torch.compile(model, backend="eager", fullgraph=True)(tokens)
         flex._state["has failed"] = True
         torch.testing.assert_close(found, model(tokens), atol=1e-5, rtol=1e-4)

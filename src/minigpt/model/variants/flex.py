@@ -168,9 +168,10 @@ def _rehearse(attend: Callable[..., Tensor], *inputs: Tensor) -> None:
 
 def _block_mask(graph: Graph, n_queries: int, n_keys: int, device: torch.device) -> BlockMask:
     if isinstance(graph, SharedMask):
-        if graph.made is None:
-            graph.made = make_block_mask(graph.graph, n_queries, n_keys, device)
-        return graph.made
+        made = graph.made
+        if made is None:
+            made = graph.made = make_block_mask(graph.graph, n_queries, n_keys, device)
+        return made
     return make_block_mask(graph, n_queries, n_keys, device)
 
 

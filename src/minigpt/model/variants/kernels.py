@@ -160,14 +160,9 @@ def takes_groups(value: Tensor, graph: Graph) -> bool:
     kind = value.device.type
     if kind != "cuda":
         return kind == "cpu"
-    # FlashAttention alone: it has no mask, and is for 16 bits from the Ampere generation on.
+    # FlashAttention alone: it has no mask, and is for 16 bits from the Ampere generation on, the first with bfloat16.
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
-    return isinstance(graph, Full | Causal) and dtype.itemsize == 2 and value.shape[-1] <= 256 and _has_flash()
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _has_flash() -> bool:
-    return torch.cuda.get_device_capability() >= (8, 0)
+    return isinstance(graph, Full | Causal) and dtype is torch.bfloat16 and value.shape[-1] <= 256
 
 
 def of_one_width(factors: ScoreFactors, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
