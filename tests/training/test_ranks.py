@@ -80,7 +80,8 @@ def test_an_error_of_the_connection_is_told_from_others(error: Exception, lost: 
         # The gradients, and one reduction of all that ranks tell each other.
         ("ddp", {"max_time": "00:01:00:00", "log_every_n_steps": 1}, {"c10d::allreduce_": 2}),
         pytest.param("ddp", {"accumulate_grad_batches": 2}, {"c10d::allreduce_": 2}, marks=pytest.mark.slow),
-        pytest.param("fsdp2", {}, {"c10d::allreduce_": 1}, marks=pytest.mark.slow),
+        # Shards of the gradient have a norm each, which are added up.
+        pytest.param("fsdp2", {}, {"c10d::allreduce_": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_an_optimizer_step_has_as_many_collectives_as_are_said_here(

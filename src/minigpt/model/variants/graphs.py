@@ -234,7 +234,8 @@ class Documents(Graph):
         return (mine == theirs) & (mine >= 0)
 
     def reach(self, start: int, stop: int, n_keys: int) -> tuple[int, int]:
-        if torch.compiler.is_compiling():  # shapes that depend on the ids would break the traced graph
+        # Shapes that depend on the ids would break a traced graph, and on a device they would be waited for.
+        if torch.compiler.is_compiling() or self.ids.device.type != "cpu":
             return 0, n_keys
         # Keys whose id lies between the lowest and the highest of these queries: exact where ids ascend, as in packed
         # rows, and never too few.
