@@ -151,7 +151,7 @@ def training(chosen: Namespace) -> Iterator[Block]:
         )  # fmt: skip
         every[NANOGPT] = partial(nanogpts, chosen.against, recipe, tokens)
     else:
-        yield "nanoGPT is left out: name a checkout with --against."
+        yield "nanoGPT is skipped: name a checkout with --against."
     first, taken = turns(every, 2 if chosen.quick else 8, n_pieces)
     warm = {} if chosen.quick else turns({name: each for name, each in every.items() if name != PEAK}, 0, n_pieces)[0]
     reached = [2 * side**3 * n_pieces / seconds for seconds in taken.pop(PEAK)]
@@ -219,7 +219,7 @@ def kernels(chosen: Namespace) -> Iterator[Block]:
         B = max(1, n_tokens // T)
         for name, graph in graphs(T, device).items():
             if time.perf_counter() - began > 0.8 * SECONDS["kernels"]:
-                yield f"{name} of {T:,} tokens is left out, as the others took {0.8 * SECONDS['kernels']:.0f} s."
+                yield f"{name} of {T:,} tokens is skipped: the part's {0.8 * SECONDS['kernels']:.0f} s are used up."
                 continue
             torch.compiler.reset()  # each mask is a program, of which few are kept for one function
             mask = graph.mask(range(T), range(T), torch.device(device))
@@ -576,7 +576,7 @@ def main(arguments: list[str]) -> None:
     measure = partial(harness.main, name="gpu", title="What only a GPU shows", options=options)
     named = [word for word in arguments if word in PARTS]
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("there is no NVIDIA GPU here; --device cpu --quick shows that the script runs")
+        raise UserError("there is no NVIDIA GPU here; --device cpu --quick tries the script on this CPU")
     if named or {"-h", "--help"} & set(arguments):
         measure(arguments, PARTS)
         return

@@ -11,7 +11,7 @@ import torch
 from small_runs import small_settings
 
 from minigpt.training.module import TrainingModule
-from minigpt.training.process import FREEZE_AFTER_STEPS, FreezeGarbage, allow_tf32, uses_tf32
+from minigpt.training.process import FREEZE_AFTER_BATCHES, FreezeGarbage, allow_tf32, uses_tf32
 from minigpt.training.run import train
 
 CUDA = torch.device("cuda")
@@ -67,10 +67,10 @@ def test_a_run_freezes_objects_after_its_first_steps_and_lets_the_collector_see_
         counts.append(gc.get_freeze_count())
         original(*arguments)
 
-    trainer = {"max_steps": FREEZE_AFTER_STEPS + 1, "val_check_interval": 1000, "enable_checkpointing": False}
+    trainer = {"max_steps": FREEZE_AFTER_BATCHES + 1, "val_check_interval": 1000, "enable_checkpointing": False}
     with mock.patch.object(TrainingModule, "on_train_batch_start", count):
         train(small_settings(tmp_path, model={"n_layer": 1}, trainer=trainer, sampling={"prompts": []}))
-    assert counts[:-1] == [0] * FREEZE_AFTER_STEPS
+    assert counts[:-1] == [0] * FREEZE_AFTER_BATCHES
     assert counts[-1] > 100_000
     assert gc.get_freeze_count() == 0
 
@@ -80,7 +80,7 @@ def test_what_the_user_has_frozen_stays_as_it_is() -> None:
     gc.freeze()
     try:
         with mock.patch.object(gc, "collect", side_effect=AssertionError):
-            for _ in range(FREEZE_AFTER_STEPS + 1):
+            for _ in range(FREEZE_AFTER_BATCHES + 1):
                 callback.on_train_batch_end()
         callback.undo()
         assert gc.get_freeze_count() > len(kept)

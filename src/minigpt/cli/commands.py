@@ -280,11 +280,7 @@ class Command(NamedTuple):
         if self.schema is not Config:
             self.run(parsing.parse_options(arguments, self.schema, program, self.what, self.several))
             return
-        config, asked = parsing.parse_training(arguments, program, self.what, resumes=self.resumes, more=self.more)
-        if self.resumes and self.more:
-            self.run(config, *asked)
-        else:
-            self.run(config, asked) if self.resumes or self.more else self.run(config)
+        self.run(*parsing.parse_training(arguments, program, self.what, resumes=self.resumes, more=self.more))
 
 
 COMMANDS = {

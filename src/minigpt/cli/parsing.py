@@ -35,7 +35,7 @@ def parse_training(
     *,
     resumes: bool = True,
     more: type | None = None,
-) -> tuple[Config, Any]:
+) -> tuple[Config, *tuple[Any, ...]]:
     """Parse the command line of `minigpt train`, or of a command with the same settings and recipes.
 
     Args:
@@ -46,7 +46,7 @@ def parse_training(
         more: another dataclass whose fields are options, but not settings of a recipe.
 
     Returns:
-        The config, and the run folder of `--resume` (None where not given), or the instance of `more`, or both.
+        The config; with `resumes` the run folder of `--resume`, or None; with `more` its instance.
 
     Raises:
         UserError: invalid arguments, naming the one.
@@ -72,7 +72,8 @@ def parse_training(
         _plan(parser, words, values)
     asked = more and more(**{field.name: values.pop(field.name) for field in dataclasses.fields(more)})
     folder = None if run is None else Path(run)
-    return Config.from_dict(values), folder if more is None else (folder, asked) if resumes else asked
+    others: list[Any] = [*([folder] if resumes else []), *([asked] if more else [])]
+    return (Config.from_dict(values), *others)
 
 
 def _without_keyword(word: str) -> str:

@@ -169,7 +169,8 @@ def generate(
             for step in drawn:  # (3, B)
                 for row, token, chance, total in zip(rows_ahead, *step, strict=True):
                     if row.ended is None:
-                        _append(row, int(token), float(chance), float(total), config)
+                        _check_finite(total)
+                        _append(row, int(token), float(chance), config)
                 yield (written := _written(going, config, reader.config.context_length))
                 going = [row for row in written if row.ended is None]
                 if not going:
@@ -211,15 +212,11 @@ def _draw(logits: Logits, row: Row, config: GenerationConfig) -> None:
     if row.watch is not None:
         row.watch(logits, stages)
     token = draw(stages[-1][1], config.temperature, row.generator)
-    _append(row, token, float(logits[token] - total), float(total), config)
+    _append(row, token, float(logits[token] - total), config)
 
 
-def _append(row: Row, token: int, chance: float, total: float, config: GenerationConfig) -> None:
-    """Append a token, or end the row at a stop token.
-
-    Args: chance is its log-probability, total the logarithm of the sum of exponentiated logits.
-    """
-    _check_finite(total)
+def _append(row: Row, token: int, chance: float, config: GenerationConfig) -> None:
+    """Append a token of that log-probability, or end the row at a stop token."""
     if token in config.stop_tokens:
         row.ended, row.stopped_by = "stop_token", token
     else:
@@ -228,6 +225,7 @@ def _append(row: Row, token: int, chance: float, total: float, config: Generatio
 
 
 def _check_finite(total: float) -> None:
+    """Args: total is the logarithm of the sum of exponentiated logits."""
     if not np.isfinite(total):
         raise UserError("the model's logits are NaN or inf: its weights are damaged, or its training diverged")
 

@@ -312,7 +312,7 @@ class GPT(nn.Module):
         for block, window, layer in zip(self.blocks, self.windows, layers, strict=True):
             if self.recomputes_blocks and torch.is_grad_enabled():
                 given = (x, graphs[window], rotary, key_bias, layer)
-                # The second time must drop the same values; without dropout there is no random state to keep.
+                # Recomputing needs the same dropout mask, hence the same random state; without dropout, none.
                 x = checkpoint(block, *given, use_reentrant=False, preserve_rng_state=self.config.dropout > 0)
             else:
                 x = block(x, graphs[window], rotary, key_bias, layer)

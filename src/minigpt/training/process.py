@@ -11,9 +11,9 @@ from typing import Any
 import lightning as L
 import torch
 
-FREEZE_AFTER_STEPS = 20
-"""By then all that lives as long as the run is there: models, optimizer state, compiled code. A short run ends before,
-and need not pay for the collection."""
+FREEZE_AFTER_BATCHES = 20
+"""Micro-batches. By then all that lives as long as the run is there: models, optimizer state, compiled code. A short
+run ends before, and need not pay for the collection."""
 
 
 def uses_tf32(device: torch.device) -> bool:
@@ -57,11 +57,12 @@ class FreezeGarbage(L.Callback):
     """
 
     def __init__(self) -> None:
-        self._steps, self._has_frozen = 0, False
+        self._n_batches, self._has_frozen = 0, False
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self._steps += 1
-        if self._steps == FREEZE_AFTER_STEPS and gc.isenabled() and not gc.get_freeze_count():  # else the user's own
+        self._n_batches += 1
+        is_due = self._n_batches == FREEZE_AFTER_BATCHES
+        if is_due and gc.isenabled() and not gc.get_freeze_count():  # else the user has frozen some
             gc.collect()
             gc.freeze()
             self._has_frozen = True

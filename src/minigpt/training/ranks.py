@@ -29,8 +29,9 @@ SECONDS_TO_NOTICE = 3
 LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket", re.IGNORECASE)
 """In messages of errors that mean a lost connection: gloo raises plain RuntimeErrors."""
 PLACES = ("data.dir", "data.source", "data.val_source", "data.tokenizer", "attention.relations")
-"""Settings that are paths, which may differ between machines: what is read there is compared instead, or only rank 0
-reads it. The number of loader workers changes no number, and each machine chooses whether it compiles."""
+"""Settings that hold paths, which may differ between machines. Ranks compare the text itself; only rank 0 reads
+relations."""
+# The number of loader workers does not change a batch, and each machine chooses whether to compile.
 MAY_DIFFER = {*PLACES, "runs_dir", "initial_weights", "trainer.default_root_dir", "data.num_workers", "compile"}
 RANK_ZERO = "MINIGPT_RANK_ZERO"
 """Variable with the process id of rank 0, in the environment of the processes that Lightning starts from it."""
