@@ -1,6 +1,8 @@
-"""Mistakes of the user: what programs print in one line, with exit code 2."""
+"""What programs print in one line, with exit code 2: mistakes of the user, and too little memory."""
 
 from __future__ import annotations
+
+import errno
 
 
 class UserError(ValueError):
@@ -12,3 +14,18 @@ class UserError(ValueError):
     def _render_traceback_(self) -> list[str]:
         """What IPython and notebooks print for it."""
         return [f"error: {self}"]
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether a device or the CPU had too little memory, also where a compiler wraps that error in one of its own.
+
+    By what torch says, without importing it: its CPU's and Apple's allocators raise plain RuntimeErrors.
+    """
+    said = "out of memory", "can't allocate memory", "not enough memory"
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+            return True
+        if isinstance(error, RuntimeError) and any(each in str(error) for each in said):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

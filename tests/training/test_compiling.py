@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -225,6 +226,42 @@ def test_torchs_switches_are_put_back_after_a_run() -> None:
         assert torch.are_deterministic_algorithms_enabled()
     after = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     assert after == before
+
+
+def test_a_backward_pass_that_cannot_be_compiled_fails_where_the_uncompiled_function_takes_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By itself torch compiles it in the loss's `backward()`, which no one catches."""
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch.aot_autograd import make_boxed_func
+
+    compiled_passes: list[str] = []
+
+    def forward(graph: torch.fx.GraphModule, _: Any) -> Any:
+        compiled_passes.append("forward")
+        return make_boxed_func(graph)
+
+    def backward(*_: Any) -> Any:
+        raise RuntimeError("out of resource: shared memory, Required: 180224, Hardware limit: 101376")
+
+    backend = aot_autograd(fw_compiler=forward, bw_compiler=backward)
+    plain = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: plain(function, backend=backend, **options))
+    run = CompiledWithFallback(lambda x: (x * x).sum())
+    x = torch.arange(3.0, requires_grad=True)
+    with pytest.warns(UserWarning, match="torch.compile failed"):
+        loss = run(x)
+    loss.backward()
+    assert compiled_passes == ["forward"]
+    assert x.grad is not None
+    assert x.grad.tolist() == [0, 2, 4]
+
+
+def test_a_new_process_can_compile() -> None:
+    """The parts of torch that this takes are not imported with torch, and some other test has imported them here."""
+    program = "from minigpt.model.compiling import CompiledWithFallback as C; print(C(lambda x: x).compiles)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
 
 
 @pytest.mark.slow  # a minute of compiling

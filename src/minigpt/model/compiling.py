@@ -1,4 +1,4 @@
-"""torch.compile with the uncompiled function where it fails, and the switch that makes compiled code exact."""
+"""torch.compile that fails early, with the uncompiled function where it does, and the switch for exact results."""
 
 from __future__ import annotations
 
@@ -9,6 +9,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from minigpt.errors import is_out_of_memory
+
+
+def compiled(function: Callable[..., Tensor], **options: Any) -> Callable[..., Tensor]:
+    """torch.compile, but the call that compiles the forward pass compiles the backward pass too, if it needs one.
+
+    By itself torch compiles the backward pass in the loss's `backward()`, where nothing can take its place if that
+    fails: a kernel may fit a GPU forward and not backward.
+    """
+    from torch._functorch import config  # takes long, and only compiling needs it
+
+    config.force_non_lazy_backward_lowering = True
+    return torch.compile(function, **options)
 
 
 class CompiledWithFallback:
@@ -22,7 +36,7 @@ class CompiledWithFallback:
     def __init__(self, function: Callable[..., Tensor], *, dynamic: bool | None = None) -> None:
         """Args: dynamic as in torch.compile: True compiles once for all shapes."""
         self._function = function
-        self._fast: Callable[..., Tensor] = torch.compile(function, dynamic=dynamic)
+        self._fast = compiled(function, dynamic=dynamic)
 
     @property
     def compiles(self) -> bool:
@@ -39,18 +53,6 @@ class CompiledWithFallback:
                 warnings.warn(f"torch.compile failed ({type(error).__name__}); continuing uncompiled", stacklevel=2)
                 self._fast = self._function
         return self._function(*arguments, **options)
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether a device or the CPU had too little memory, also where a compiler wraps that error in one of its own."""
-    while error is not None:
-        # The CPU's allocator and MPS raise plain RuntimeErrors.
-        named = "out of memory", "can't allocate memory", "not enough memory"
-        text = str(error) if isinstance(error, RuntimeError) else ""
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(each in text for each in named):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def compute_exactly() -> None:

@@ -22,9 +22,9 @@ from minigpt.data.shards import PreparedData
 from minigpt.data.sources.stdin import keep_stdin
 from minigpt.data.tokenizers.base import save_tokenizer
 from minigpt.data.val_prompts import val_prompts
-from minigpt.errors import UserError
+from minigpt.errors import UserError, is_out_of_memory
 from minigpt.files import shown, write_text
-from minigpt.model.compiling import is_out_of_memory, restored_exactness
+from minigpt.model.compiling import restored_exactness
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import CHECKPOINT_KEY, newest_checkpoint
 from minigpt.training.anomalies import Anomalies

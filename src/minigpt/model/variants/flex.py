@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from minigpt.errors import is_out_of_memory
+from minigpt.model.compiling import compiled
 from minigpt.model.variants.graphs import BlockEnds, Causal, Full, Graph
 from minigpt.model.variants.kernels import of_one_width, with_a_key_for_each_head
 from minigpt.model.variants.similarities import ScoreFactors
@@ -27,7 +29,6 @@ NARROWEST = 16
 """Triton multiplies no narrower matrices."""
 
 _state = {"has failed": False}
-_rehearsed: set[tuple[object, ...]] = set()
 
 
 class SharedMask(Graph):
@@ -105,9 +106,9 @@ def by_blocks(factors: ScoreFactors, value: Tensor, graph: Graph, softcap: float
         return attend_blocks(factors, value, graph, softcap)
     try:
         return attend_blocks(factors, value, graph, softcap)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # no C compiler, an unsupported shape, a kernel that does not fit this GPU, ...
+        if is_out_of_memory(error):
+            raise
         _state["has failed"] = True
         reason = next(iter(str(error).strip().splitlines()), "")
         warnings.warn(
@@ -136,34 +137,20 @@ def attend_blocks(factors: ScoreFactors, value: Tensor, graph: Graph, softcap: f
 
     block_mask = _block_mask(graph, query.shape[2], n_keys, value.device)
 
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        # Uncompiled, FlexAttention stores the whole matrix. Inside a compiled model the outer compiler fuses it.
-        kernel: Callable[..., Tensor] = flex_attention
-        if value.is_cuda and not torch.compiler.is_compiling():
-            kernel = _compiled_flex_attention()
-        return kernel(
-            query,
-            key,
-            value,
-            score_mod=None if softcap is None and bias is None else score_mod,
-            block_mask=block_mask,
-            scale=factors.scale,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-
-    if not torch.compiler.is_compiling():
-        _rehearse(attend, query, key, value)
-    return attend(query, key, value)[..., :D_v]
-
-
-def _rehearse(attend: Callable[..., Tensor], *inputs: Tensor) -> None:
-    """One backward pass of each shape, which compiles its kernel: in the loss's own, a failure would end the run."""
-    key = tuple((x.shape, x.dtype, x.requires_grad) for x in inputs)
-    if not torch.is_grad_enabled() or not any(x.requires_grad for x in inputs) or key in _rehearsed:
-        return
-    leaves = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
-    torch.autograd.grad(attend(*leaves).sum(), [leaf for leaf in leaves if leaf.requires_grad])
-    _rehearsed.add(key)
+    # Uncompiled, FlexAttention stores the whole matrix. Inside a compiled model the outer compiler fuses it.
+    kernel: Callable[..., Tensor] = flex_attention
+    if value.is_cuda and not torch.compiler.is_compiling():
+        kernel = _compiled_flex_attention()
+    found = kernel(
+        query,
+        key,
+        value,
+        score_mod=None if softcap is None and bias is None else score_mod,
+        block_mask=block_mask,
+        scale=factors.scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return found[..., :D_v]
 
 
 def _block_mask(graph: Graph, n_queries: int, n_keys: int, device: torch.device) -> BlockMask:
@@ -204,7 +191,7 @@ def _fits_sdpa(graph: Graph, softcap: float | None) -> bool:
 @lru_cache(maxsize=1)
 def _compiled_flex_attention() -> Callable[..., Tensor]:
     # Whole or not at all: a part that is left uncompiled would store the matrix.
-    return torch.compile(flex_attention, fullgraph=True)
+    return compiled(flex_attention, fullgraph=True)
 
 
 @lru_cache(maxsize=1)
