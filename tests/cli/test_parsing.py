@@ -416,6 +416,18 @@ def test_closed_standard_streams_are_empty_ones() -> None:
         (None, 0, ""),
         (UserError("one\nline"), 2, "error: one line\n"),
         (KeyboardInterrupt(), 130, ""),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has\na total of 8 GiB"),
+            2,
+            "error: too little memory (CUDA out of memory): take a smaller model, batch, context or text, or end other "
+            "programs\n",
+        ),
+        (
+            MemoryError(),
+            2,
+            "error: too little memory (MemoryError): take a smaller model, batch, context or text, or "
+            "end other programs\n",
+        ),
     ],
 )
 def test_a_program_ends_with_the_code_of_what_happened(

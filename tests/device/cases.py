@@ -350,7 +350,7 @@ def waits_of_doctor(place: Place, sections: dict[str, Any]) -> dict[str, Any]:
 
     config = config_of(place, {**sections, "model": {"vocab_size": 257}}, "doctor")
     before = 0 if place.kind == "cpu" or JOB["real"] else pretended.waits.total()
-    measure(config, check_before_text(config), 1000, 1e9)
+    measure(config, check_before_text(config), 1e9)
     return {"waits": 0 if place.kind == "cpu" or JOB["real"] else pretended.waits.total() - before}
 
 

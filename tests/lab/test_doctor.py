@@ -168,6 +168,19 @@ def test_the_doctor_says_what_training_would_decide_on_compiling(
     assert line.endswith(f"; {said}")
 
 
+def test_memory_that_runs_out_in_the_trial_step_is_said_and_the_screen_still_printed(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(doctor, "measure", full)
+    code, out = screen(arguments, monkeypatch, capsys)
+    assert code == 2
+    assert "memory: cpu has too little for a trial step: try a smaller data.batch_size" in " ".join(out.split())
+    assert "parameters" in out
+
+
 def test_withdrawn_releases_are_refused_before_they_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda name: "2.6.3")
     with pytest.raises(UserError, match=r"lightning 2\.6\.3: a compromised release"):
@@ -182,8 +195,8 @@ def test_a_step_that_would_take_long_is_measured_in_part(arguments: list[str]) -
     config, _ = parsing.parse_training([*arguments, "--model.vocab_size=64", "--trainer.accelerator=cpu"])
     trainer = check_before_text(config)
     state = torch.get_rng_state()
-    whole = measure(config, trainer, 10_000, flops=1e12)
-    part = measure(config, trainer, 10_000, flops=1e6)
+    whole = measure(config, trainer, flops=1e12)
+    part = measure(config, trainer, flops=1e6)
     assert whole.share == 1
     assert part.share < 0.1
     assert part.activation_bytes == pytest.approx(whole.activation_bytes, rel=0.3)

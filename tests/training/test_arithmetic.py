@@ -159,6 +159,9 @@ def test_the_devices_have_names_rates_and_a_precision() -> None:
         ("Tesla T4", "t4"),
         ("NVIDIA L4", "l4"),
         ("NVIDIA L40S", None),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
     ],
 )
 def test_a_device_is_found_by_the_name_that_it_gives_itself(name: str, key: Any) -> None:

@@ -103,6 +103,20 @@ def test_a_short_budget_takes_a_model_that_it_can_give_enough_tokens(story: Path
     assert len(set(widths)) > 1
 
 
+@pytest.mark.parametrize("length", ["5m", "2000 steps"])
+def test_a_model_too_large_for_the_devices_memory_is_not_taken(length: str, story: Path, monkeypatch: Any) -> None:
+    def timed(config: Config, *_: Any) -> StepTimes:
+        if config.model.n_embd > 192:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return StepTimes(1e-6, 0.0, 0, 1.0)
+
+    monkeypatch.setattr(budget, "measure", timed)
+    monkeypatch.setattr(budget, "speeds", lambda _: {"float32": 1e14})
+    planner = Planner(parse_training([f"--data.source={story}", f"--budget={length}"])[0], on_one())
+    planner._fit(2048, 10_000_000)
+    assert planner.config.model.n_embd == 192
+
+
 def test_where_a_small_model_would_read_a_text_often_a_larger_one_reads_it_less(story: Path, monkeypatch: Any) -> None:
     def timed(config: Config, *_: Any) -> StepTimes:
         return StepTimes(1e-6 * config.model.n_layer * config.model.n_embd**2, 0.0, 0, 1.0)

@@ -34,6 +34,7 @@ from minigpt.pages.model_report import inspect_runs
 from minigpt.pages.run_record import curves_of, metric_rows
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import load_model, read_checkpoint
+from minigpt.training.arithmetic import flops_per_token
 from minigpt.training.callbacks import Metrics
 from minigpt.training.console import _prompt_arguments
 from minigpt.training.module import TrainingModule
@@ -209,6 +210,17 @@ def test_a_train_loss_is_on_disk_before_the_validation_of_its_step_and_is_not_lo
         patched.setattr("minigpt.training.rows.write_atomically", die)  # in the middle of adding the validation
         train(config)
     assert rows_of(RunFolder(tmp_path / "runs" / "small-2"))[-1]["train/loss"]
+
+
+def test_the_mfu_is_logged_where_the_devices_peak_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {row["perf/mfu"] for row in rows_of(train(small_settings(tmp_path)))} == {""}, "a CPU's peak is not known"
+    monkeypatch.setattr("minigpt.training.callbacks.peak_flops", lambda *_: 1e12)
+    run = train(small_settings(tmp_path, name="known"))
+    config, rows = load_model(run.path).model.config, rows_of(run)
+    assert rows
+    for row in rows:
+        flops = float(row["perf/tokens_per_second"]) * flops_per_token(config)
+        assert float(row["perf/mfu"]) == pytest.approx(flops / 1e12, rel=1e-3)
 
 
 def test_a_run_of_an_earlier_version_goes_on_and_keeps_its_two_rows_of_a_step(tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ from typing import NoReturn
 
 from minigpt.cli.streams import drop, outlive_reader
 from minigpt.environment import is_ours, refuse_missing
-from minigpt.errors import UserError
+from minigpt.errors import UserError, is_out_of_memory
 from minigpt.files import reason, shown
 from minigpt.signals import SIGNALS, exit_by_signal, handled_by
 
 
 def run(main: Callable[[list[str]], None], *, outlives_reader: bool = True) -> NoReturn:
-    """Call a program's main with the command line; exit with 0, 2 (a UserError) or 128 + the signal's number.
+    """Call a program's main with the command line; exit with 0, 2 (one line said why) or 128 + the signal's number.
 
     Args:
         main: the program.
@@ -54,11 +54,19 @@ def run(main: Callable[[list[str]], None], *, outlives_reader: bool = True) -> N
             raise
         drop(sys.stdout.fileno())  # else Python's flush at exit fails again
         sys.exit(0)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except Exception as error:
+        if is_out_of_memory(error):
+            _flush()
+            print(
+                f"error: too little memory ({shown(reason(error), sys.stderr).split('. ')[0]}): take a smaller model, "
+                "batch, context or text, or end other programs",
+                file=sys.stderr,
+            )
+        elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            drop(sys.stdout.fileno())
+            print(f"error: no space left to write output ({reason(error)}): free some", file=sys.stderr)
+        else:
             raise
-        drop(sys.stdout.fileno())
-        print(f"error: no space left to write output ({reason(error)}): free some", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import CHECKPOINT_KEY, read_checkpoint
 
-CLOCKS = {"seconds", "perf/tokens_per_second"}
+CLOCKS = {"seconds", "perf/tokens_per_second", "perf/mfu"}
 """Columns of metrics.csv that differ between any two runs."""
 DASHBOARDS = {"wandb", "tensorboard", "lightning_logs", "loggers.json"}
 """Files of dashboards, with their own clocks and names. All logged values are in the run's own files too."""

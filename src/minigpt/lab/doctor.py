@@ -26,14 +26,13 @@ from minigpt.data.prepare import find_prepared, prepare
 from minigpt.data.shards import PreparedData
 from minigpt.data.sources.hub import is_kept, parse_name, require_dataset
 from minigpt.data.tokenizers.tiktoken_tables import TIKTOKEN_NAMES, require_tables
-from minigpt.errors import UserError
+from minigpt.errors import UserError, is_out_of_memory
 from minigpt.files import shown
-from minigpt.model.gpt import GPT
 from minigpt.pages.run_record import duration
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import CHECKPOINT_KEY, newest_checkpoint
 from minigpt.training import machine
-from minigpt.training.arithmetic import memory
+from minigpt.training.arithmetic import memory, on_meta
 from minigpt.training.compile_choice import choose
 from minigpt.training.step_times import StepTimes, measure
 
@@ -279,8 +278,7 @@ def _plan(
     findings: Findings,
 ) -> None:
     """Estimate the run's disk, memory and time."""
-    with torch.device("meta"):  # shapes without memory
-        model = GPT(config.model)
+    model = on_meta(config.model)
     need = memory(config, trainer.precision if trainer else "32-true")
     weights, state = need.weights, need.optimizer + need.average
     findings.add("model", f"{model.n_parameters:,} parameters")
@@ -306,18 +304,26 @@ def _plan(
     fixed = weights + need.gradients + state
     parts = f"weights {weights / 1e6:,.0f}, gradients {need.gradients / 1e6:,.0f}, optimizer {state / 1e6:,.0f}"
     measured = None
+    smaller = (
+        "try a smaller data.batch_size with more trainer.accumulate_grad_batches, a shorter model.context_length, or a "
+        "smaller model"
+    )
     if here * fixed < free:
-        measured = measure(config, trainer, model.n_parameters, flops)
-        parts += f", activations of a micro-batch {measured.activation_bytes / 1e6:,.0f}"
+        try:
+            measured = measure(config, trainer, flops)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            findings.failures.append(f"memory: {device} has too little for a trial step: {smaller}")
+        else:
+            parts += f", activations of a micro-batch {measured.activation_bytes / 1e6:,.0f}"
     total = here * (fixed + (measured.activation_bytes if measured else 0))
     findings.add(
         "memory", f"{total / 1e9:.2f} GB besides {here * 0.4:.1f} for the program{'s' * (here > 1)} (MB: {parts})"
     )
     if total > free:
         findings.failures.append(
-            f"memory: about {total / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free on {device}: try a "
-            "smaller data.batch_size with more trainer.accumulate_grad_batches, a shorter model.context_length, or a "
-            "smaller model"
+            f"memory: about {total / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free on {device}: {smaller}"
         )
     if measured is not None:
         findings.add("time", _time(config, data, processes, measured))

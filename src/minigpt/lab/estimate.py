@@ -8,9 +8,8 @@ from __future__ import annotations
 from minigpt.config import Config
 from minigpt.config.commands import DeviceName
 from minigpt.lab.doctor import Findings, with_guessed_vocabulary
-from minigpt.model.gpt import GPT
 from minigpt.pages.run_record import duration
-from minigpt.training.arithmetic import Memory, flops_per_token, memory, update_cost
+from minigpt.training.arithmetic import Memory, flops_per_token, memory, on_meta, update_cost
 from minigpt.training.devices import DEVICES, DeviceSpec
 from minigpt.training.initial import taken_over
 from minigpt.training.loss import CHUNK_LOGITS, chunk_logits_in
@@ -36,7 +35,6 @@ def estimate(config: Config, name: DeviceName) -> None:
 
 
 def _examine(config: Config, device: DeviceSpec, findings: Findings) -> None:
-    import torch
 
     p, m, rows = config.trainer, config.model, config.data.batch_size
     precision = str(device.precision if p.precision in {"auto", None} else p.precision)
@@ -47,8 +45,7 @@ def _examine(config: Config, device: DeviceSpec, findings: Findings) -> None:
         f"{n_devices} x {device.name}: {peak / 1e12:,.4g} Tflop/s in {precision}, {device.memory_gb} GB, "
         f"{device.bandwidth:,} GB/s ({device.source})",
     )
-    with torch.device("meta"):
-        n_parameters = GPT(m).n_parameters
+    n_parameters = on_meta(m).n_parameters
     findings.add("model", f"{n_parameters:,} parameters, with a vocabulary of {m.vocab_size:,}")
     n_tokens = rows * m.context_length * p.accumulate_grad_batches * n_devices
     findings.add(

@@ -13,18 +13,29 @@ from minigpt.training.loss import BYTES_PER_LOGIT, CHUNK_LOGITS
 from minigpt.training.optimizer import stacked_rows
 
 
-def flops_per_token(config: GPTConfig) -> int:
+def on_meta(config: GPTConfig) -> GPT:
+    """The model without memory for its weights."""
+    with torch.device("meta"):
+        return GPT(config)
+
+
+def flops_per_token(config: GPTConfig, context_length: int | None = None) -> int:
     """Of a training step: 6 N + 12 L H D T (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, appendix B).
 
     Each of the N parameters of matrices that a token is multiplied with takes part in two operations forward and four
     backward; an embedding that is only looked up does not count, a head does, tied or not. In L layers, H heads of
     width D multiply with T keys and T values; the formula has all of them, though a causal kernel skips half.
+
+    Args:
+        config: with vocab_size set.
+        context_length: T, if it is not the config's.
     """
-    with torch.device("meta"):  # shapes without memory
-        model = GPT(config)
+    model = on_meta(config)
     n = model.n_parameters - (0 if config.tie_embeddings else (config.vocab_size or 0) * config.n_embd)
     n -= model.position_embedding.weight.numel() if config.position == "learned" else 0
-    return 6 * n + 12 * config.n_layer * config.n_head * config.width_per_head * config.context_length
+    return 6 * n + 12 * config.n_layer * config.n_head * config.width_per_head * (
+        context_length or config.context_length
+    )
 
 
 @dataclass(frozen=True)
@@ -92,8 +103,7 @@ def memory(config: Config, precision: str, *, n_shards: int = 1, chunk_logits: i
         chunk_logits: logits that the loss computes at a time.
     """
     m, (compute, stream) = config.model, _item_sizes(precision)
-    with torch.device("meta"):
-        model = GPT(m)
+    model = on_meta(m)
     n_all = sum(parameter.numel() for parameter in model.parameters())
     # AdamW keeps two moments of each weight, Muon one of each matrix.
     n_muon = sum(weight.numel() for weight in stacked_rows(model)) if config.optimizer.name == "muon" else 0
@@ -152,8 +162,7 @@ def update_cost(config: Config) -> tuple[int, int]:
     Muon's are the Newton-Schulz iteration's products: of an n x m matrix with n < m, 2 n² m for its Gram matrix, and
     in each step two or three products of n x n matrices (`muon.orthogonalised`).
     """
-    with torch.device("meta"):
-        model = GPT(config.model)
+    model = on_meta(config.model)
     n_all = sum(parameter.numel() for parameter in model.parameters())
     moved = 7 * 4 * n_all  # gradient, weight and two moments are read, and the latter three written
     if config.optimizer.name != "muon":

@@ -14,16 +14,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-
 from minigpt.config import Config, GPTConfig
 from minigpt.config.trainer import as_max_time
 from minigpt.data.prepare import find_text
 from minigpt.data.shards import SCANS, PreparedData
 from minigpt.data.sources.scan import Scans
 from minigpt.data.splitting import PART_BYTES
-from minigpt.errors import UserError
-from minigpt.model.gpt import GPT
+from minigpt.errors import UserError, is_out_of_memory
+from minigpt.training.arithmetic import flops_per_token, on_meta
 from minigpt.training.finetuning import PASSES, is_pretrained, warmup_steps
 from minigpt.training.machine import speeds
 from minigpt.training.step_times import StepTimes, measure
@@ -208,7 +206,12 @@ class Planner:
             self._set_size(size)
             if self.config == smaller:
                 continue
-            seconds = self._seconds_of_step(vocab_size)
+            try:
+                seconds = self._seconds_of_step(vocab_size)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                seconds = math.inf
             tokens = min(self._affordable(seconds) * self._tokens_per_step(), n_train * MOST_PASSES)
             n_blocks = sum(weight.numel() for weight in on_meta(self._sized(vocab_size)).blocks.parameters())
             if tokens < n_blocks * (TOKENS_PER_PARAMETER if passes <= ENOUGH_PASSES else OF_A_SMALL_TEXT):
@@ -250,13 +253,12 @@ class Planner:
         """Measured with this device, precision and vocabulary; a model far too slow for the budget is not built."""
         model = self._sized(vocab_size)
         config = dataclasses.replace(self.config, model=model)
-        n = sum(weight.numel() for weight in on_meta(model).parameters())
-        least = 6.0 * n * self._tokens_per_step() / self.flops
+        least = flops_per_token(model) * self._tokens_per_step() / self.flops
         if self.budget.seconds and least * 50 > self.budget.seconds and model.n_embd > WIDE and self.open >= WIDTH:
             return math.inf
         key = repr((model, config.data.batch_size))
         if key not in self.measured:
-            self.measured[key] = measure(config, self.trainer, n, self.flops)
+            self.measured[key] = measure(config, self.trainer, self.flops)
         times = self.measured[key]
         return times.micro_batch_seconds * config.trainer.accumulate_grad_batches + times.update_seconds
 
@@ -266,10 +268,10 @@ class Planner:
         return max(speeds(self.trainer.strategy.root_device).values())
 
     def _affordable(self, step_seconds: float) -> int:
-        if self.budget.steps is not None:
-            return self.budget.steps
         if math.isinf(step_seconds):
             return 0
+        if self.budget.steps is not None:
+            return self.budget.steps
         return max(1, int(self._seconds_left() * (1 - SHARE_OF_VALIDATION) / step_seconds))
 
     def _seconds_left(self) -> float:
@@ -317,12 +319,6 @@ def text_bytes(config: Config) -> float:
     scans = Scans(Path(config.data.dir) / SCANS)
     files = [file for source in find_text(config.data, scans).train for file in source.files]
     return max(1, sum(scan.n_bytes for scan in scans.of(files)))
-
-
-def on_meta(model: GPTConfig) -> GPT:
-    """The model without memory for its weights."""
-    with torch.device("meta"):
-        return GPT(model)
 
 
 def _size(n_bytes: float) -> str:

@@ -16,8 +16,10 @@ from minigpt.config import Config
 from minigpt.errors import UserError
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import CHECKPOINT_KEY
+from minigpt.training.arithmetic import flops_per_token
 from minigpt.training.checkpoints import not_finite
 from minigpt.training.dashboards import log_scalars
+from minigpt.training.devices import peak_flops
 from minigpt.training.module import TrainingModule
 from minigpt.training.rows import keep_rows_up_to, put_row
 
@@ -37,6 +39,7 @@ COLUMNS = (
     "samples/longest_copied_tokens",
     "samples/copied_20gram_share",
     "val/tokens",
+    "perf/mfu",
 )
 
 
@@ -74,6 +77,7 @@ class Metrics(Callback):
         self._mark, self._mark_tokens = 0.0, 0
         self._last_line = time.monotonic()
         self._last_row: dict[str, Any] = {}  # of metrics.csv
+        self._tokens_at_peak = math.nan  # per second, at the peak rate of all devices; NaN where it is not known
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -94,6 +98,10 @@ class Metrics(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
         self.logged = (trainer.global_step, {})
+        device, is_whole = trainer.strategy.root_device, self.config.data.mode == "packed" and not self.config.lora
+        peak = peak_flops(device, str(trainer.precision)) if is_whole else None  # of every position, and of all weights
+        if peak is not None:
+            self._tokens_at_peak = trainer.world_size * peak / flops_per_token(self.config.model)
         self._start_watch(pl_module)
         if trainer.is_global_zero:
             self._last_row = keep_rows_up_to(self.folder.metrics, COLUMNS, trainer.global_step)
@@ -116,6 +124,7 @@ class Metrics(Callback):
             "learning_rate": pl_module.learning_rate,
             "grad_norm": pl_module.grad_norm,
             "perf/tokens_per_second": self.tokens_per_second,
+            "perf/mfu": self.tokens_per_second / self._tokens_at_peak,
         }
         # `Anomalies` reports NaN and inf; the field in metrics.csv stays empty.
         self.logged = (step, {name: value for name, value in row.items() if math.isfinite(value)})
@@ -123,7 +132,9 @@ class Metrics(Callback):
         if math.isfinite(loss):
             self.train_loss = loss
         if trainer.progress_bar_callback is None and time.monotonic() - self._last_line > PLAIN_LINE_SECONDS:
-            self._print_line(trainer, f"{self.tokens_per_second:,.0f} tokens/s")
+            mfu = self.logged[1].get("perf/mfu")
+            share = "" if mfu is None else f" ({mfu:.0%} MFU)"
+            self._print_line(trainer, f"{self.tokens_per_second:,.0f} tokens/s{share}")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._stop_watch(trainer, pl_module)

@@ -1,10 +1,12 @@
-"""What other devices can do, for estimates without one: peak rates, memory and bandwidth, from their makers' pages."""
+"""What devices can do, from their makers' pages: for estimates without one, and for the MFU."""
 
 from __future__ import annotations
 
 import itertools
 import re
 from dataclasses import dataclass
+
+import torch
 
 from minigpt.config.commands import DeviceName
 
@@ -58,8 +60,18 @@ DEVICES: dict[DeviceName, DeviceSpec] = {
 }
 
 
+_OTHERS = {"pcie", "nvl", "mig", "laptop", "ti", "super"}
+"""Words in the names of slower or faster devices, or parts of one, with the same number."""
+
+
 def find_device(name: str) -> DeviceSpec | None:
     """The device that calls itself so, as torch.cuda.get_device_name() does; None where it is not in the table."""
     words = re.split(r"[ -]", name.lower())
     known = {*words, *(first + second for first, second in itertools.pairwise(words))}  # "rtx 4090"
-    return next((spec for key, spec in DEVICES.items() if key in known), None)
+    return None if known & _OTHERS else next((spec for key, spec in DEVICES.items() if key in known), None)
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """Operations per second of an NVIDIA GPU that is in the table, in one of Lightning's precisions; else None."""
+    spec = find_device(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return None if spec is None else spec.peak(precision)

@@ -10,6 +10,7 @@ import torch
 
 from minigpt.config import Config
 from minigpt.model.gpt import GPT
+from minigpt.training.arithmetic import flops_per_token
 from minigpt.training.lora import adapters_of
 from minigpt.training.loss import chunk_logits, model_loss
 from minigpt.training.optimizer import make_optimizer
@@ -38,16 +39,20 @@ class StepTimes:
     """Fraction of a micro-batch that was timed; the seconds are scaled up by it."""
 
 
-def measure(config: Config, trainer: L.Trainer, n_parameters: int, flops: float) -> StepTimes:
+def measure(config: Config, trainer: L.Trainer, flops: float) -> StepTimes:
     """Time a few steps on random tokens, the first as a warm-up; the fastest counts.
 
     If a step would take longer than MEASURING_SECONDS, fewer rows or a shorter context are timed and scaled up.
+
+    Args:
+        config: with model.vocab_size set.
+        trainer: with the run's device and precision.
+        flops: operations per second of a plain matrix product there.
     """
     m, device = config.model, trainer.strategy.root_device
 
     def work(rows: int, length: int) -> float:
-        # 6 FLOPs per weight and token, forward and backward, plus attention scores (Chowdhery et al. 2022, PaLM).
-        return rows * length * (6.0 * n_parameters + 6.0 * m.n_layer * m.n_embd * length)
+        return float(rows * length * flops_per_token(m, length))
 
     B, T = config.data.batch_size, m.context_length
     affordable = MEASURING_SECONDS * FLOPS_USED * flops
