@@ -81,15 +81,38 @@ def test_what_is_given_wins_even_if_it_is_the_default(story: Path, a_step_takes:
     config, _ = planned("--data.source=story.txt", "--budget=10m", *given)
     assert (config.model.n_layer, config.data.tokenizer, config.optimizer.weight_decay) == (4, "bpe:2048", 0)
     assert config.trainer.max_steps == 600
+    assert config.model.dropout == 0.1
     assert config.planned is not None
     assert not {name.split("=")[0].removeprefix("--") for name in given} & set(config.planned)
     assert planned("--data.source=story.txt", "--budget=10m")[0].data.tokenizer == "bpe:512"
+    few, _ = planned("--data.source=story.txt", "--budget=10m", "--trainer.max_steps=60")
+    assert few.model.dropout == 0, "few steps make few passes, whatever the time"
 
 
 def test_a_given_width_keeps_its_number_of_heads(story: Path, a_step_takes: Any) -> None:
     a_step_takes(0.0001)
     config, _ = planned("--data.source=story.txt", "--budget=2h", "--model.n_embd=40")
     assert (config.model.n_embd, config.model.n_head) == (40, 4)
+
+
+@pytest.mark.parametrize("length", ["2h", "100000 steps"])
+def test_a_given_width_has_the_context_and_batch_that_suit_it(length: str, story: Path, a_step_takes: Any) -> None:
+    a_step_takes(0.0001)
+    planner = Planner(
+        parse_training([f"--data.source={story}", f"--budget={length}", "--model.n_embd=96"])[0], on_one()
+    )
+    planner._fit(2048, 100_000_000)
+    assert (planner.config.model.context_length, planner.config.data.batch_size) == (128, 8)
+
+
+def test_a_small_text_has_a_small_model_however_long_the_run(story: Path, a_step_takes: Any) -> None:
+    a_step_takes(0.0001)
+    widths = []
+    for n_train in (40_000, 200_000, 1_000_000):
+        planner = Planner(parse_training([f"--data.source={story}", "--budget=2h"])[0], on_one())
+        planner._fit(512, n_train)
+        widths.append(planner.config.model.n_embd)
+    assert widths == [96, 160, 256]
 
 
 def test_a_short_budget_takes_a_model_that_it_can_give_enough_tokens(story: Path, monkeypatch: Any) -> None:

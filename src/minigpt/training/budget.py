@@ -10,6 +10,7 @@ import math
 import re
 import sys
 import time
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -68,6 +69,8 @@ SMALLEST_OF_STEPS = 4
 TOKENS_PER_PARAMETER, OF_A_SMALL_TEXT = 3.0, 1.0
 """Training tokens for each parameter of the blocks, at least: a larger model would read too little in the time. The
 second number where a smaller model would read the text more than ENOUGH_PASSES times, and so learn little more."""
+PARAMETERS_PER_TOKEN = 8.0
+"""Parameters of the blocks for each token of the text, at most: a larger model only memorises a small text sooner."""
 ENOUGH_PASSES = 5
 WIDTH = {"model.n_embd", "model.n_head", "model.head_dim", "model.n_kv_head"}
 WIDE = 192
@@ -173,13 +176,16 @@ class Planner:
         steps, step_seconds = self._fit(data.tokenizer.vocab_size, n_train)
         per_step = self._tokens_per_step()
         most = math.ceil(self.most_passes * n_train / per_step) if math.isfinite(n_train) else sys.maxsize
+        is_given = "trainer.max_steps" not in self.open
+        if is_given:
+            most = self.config.trainer.max_steps
         passes = min(steps, most) * per_step / n_train
         _, dropout, decay = next(each for each in REGULARISED if passes <= each[0])
         self.choose("model", dropout=dropout)
         if self.config.model.dropout:  # takes time of its own: a CPU's fused attention has none
             step_seconds = self._seconds_of_step(data.tokenizer.vocab_size)
             steps = self._affordable(step_seconds)
-        limited, steps = steps > most, min(steps, most)
+        limited, steps = steps > most and not is_given, min(steps, most)
         passes = steps * per_step / n_train
         # Where time ends the run, there must be steps left: the schedule ends with the time, and a machine that was
         # busy when it was measured may become free.
@@ -197,7 +203,7 @@ class Planner:
         """Set the largest size with enough tokens in the budget and the text; (steps in the budget, seconds of one)."""
         if self.tunes:
             return self._fit_rows(vocab_size, n_train)
-        first, *larger = LADDER if self.budget.seconds else LADDER[SMALLEST_OF_STEPS:]
+        first, *larger = self._sizes()
         self._set_size(first)
         step_seconds = self._seconds_of_step(vocab_size)
         passes = self._affordable(step_seconds) * self._tokens_per_step() / n_train
@@ -214,11 +220,18 @@ class Planner:
                 seconds = math.inf
             tokens = min(self._affordable(seconds) * self._tokens_per_step(), n_train * MOST_PASSES)
             n_blocks = sum(weight.numel() for weight in on_meta(self._sized(vocab_size)).blocks.parameters())
-            if tokens < n_blocks * (TOKENS_PER_PARAMETER if passes <= ENOUGH_PASSES else OF_A_SMALL_TEXT):
+            least = n_blocks * (TOKENS_PER_PARAMETER if passes <= ENOUGH_PASSES else OF_A_SMALL_TEXT)
+            if tokens < least or n_blocks > PARAMETERS_PER_TOKEN * n_train:
                 self.config = smaller
                 break
             step_seconds, passes = seconds, tokens / n_train
         return self._affordable(step_seconds), step_seconds
+
+    def _sizes(self) -> Sequence[Size]:
+        """The sizes to try, smallest first. A given width has no longer context and no larger batch than suit it."""
+        width = math.inf if self.open >= WIDTH else self.config.model.n_embd
+        sizes = [size for size in LADDER if size.n_embd <= width] or LADDER[:1]
+        return sizes if self.budget.seconds else sizes[min(SMALLEST_OF_STEPS, len(sizes) - 1) :]
 
     def _fit_rows(self, vocab_size: int, n_train: float) -> tuple[int, float]:
         """For a pretrained model: the most rows that leave enough steps in the budget and the text; else as `_fit`."""
