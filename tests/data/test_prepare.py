@@ -1,8 +1,10 @@
 """Preparation: tokens that decode to the documents, folders that are complete and reused, after any interruption."""
 
 import hashlib
+import itertools
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -10,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -412,6 +414,38 @@ def test_a_tokenizer_file_of_ours_is_used_and_its_content_counts(config: DataCon
 
 def test_a_missing_tokenizer_file_is_refused_before_anything_is_written(config: DataConfig) -> None:
     assert "data.tokenizer=nowhere.json: no such file" in refusal(replace(config, tokenizer="nowhere.json"))
+
+
+def test_a_bpe_learns_from_an_evenly_spread_sample_of_a_large_text(
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """As many bytes as its vocabulary calls for: of a single document, of many, and of train alone."""
+    learned_from: list[list[str]] = []
+    make = tokenising.make_tokenizer
+
+    def watched(name: str, train: Iterable[str], all_texts: Iterable[str]) -> Tokenizer:
+        learned_from.append(list(train))
+        return make(name, learned_from[-1], all_texts)
+
+    monkeypatch.setattr(tokenising, "make_tokenizer", watched)
+    monkeypatch.setattr(tokenising, "BPE_BYTES_PER_TOKEN", 100)
+    monkeypatch.setattr(tokenising, "SAMPLE_CHARACTERS", 500)
+    lines = [f"line {i} of this text is one of {i * i}" for i in range(3000)]
+    one, many, val = (tmp_path / name for name in ("one.txt", "many.jsonl", "val.txt"))
+    one.write_text("\n".join(lines))
+    many.write_text("".join(f'{{"text": "{line}"}}\n' for line in lines))
+    val.write_text("something else\n" * 30_000)
+    for source in (one, many):
+        text = replace(config, source=str(source), val_source=str(val), tokenizer="bpe:280")
+        prepare(text)
+        sample = "\n".join(learned_from.pop())
+        n_bytes = sum(map(len, lines))
+        assert len(sample) == pytest.approx(28_000, rel=0.15)
+        assert f"bpe:280, on 0.0 of {n_bytes / 1e6:.1f} MB" in capsys.readouterr().out
+        places = [int(place) for place in re.findall(r"line (\d+) of this text", sample)]
+        assert max(b - a for a, b in itertools.pairwise([0, *places, 3000])) < 200
+    prepare(replace(text, tokenizer="bpe:1500"))
+    assert "".join(learned_from.pop()) == "".join(lines), "all that there is"
 
 
 def test_a_bpe_is_trained_once_and_comes_with_the_folder(config: DataConfig, capsys: pytest.CaptureFixture) -> None:

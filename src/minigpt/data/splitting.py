@@ -126,9 +126,9 @@ class SplitDocuments:
     n_duplicates: int
     """Documents left out of val because train contains the same text."""
 
-    def n_bytes(self) -> int:
-        """Length in UTF-8 of the kept documents."""
-        return int(self.lengths[self.sides != LEFT_OUT].sum())
+    def n_bytes(self, side: int | None = None) -> int:
+        """Length in UTF-8 of the kept documents, or of those of a side; a text that is cut later is in TRAIN."""
+        return int(self.lengths[self.sides != LEFT_OUT if side is None else self.sides == side].sum())
 
     def chunks(self) -> Iterator[tuple[int, int, Chunk]]:
         """(TRAIN or VAL, index of the source, chunk) of the kept documents, in order.

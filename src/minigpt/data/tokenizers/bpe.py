@@ -85,8 +85,9 @@ class BPETokenizer:
 
         `tokenizers` learns them, with printable characters for bytes; they are converted back for tiktoken. Memory
         grows with the number of different words, time with the length of the text. So callers pass an evenly spread
-        sample of a large text; 200 MB are plenty. Runs without a break are cut into words of LONGEST_WORD characters.
-        No signal interrupts the call; `learn_bpe` does the same in a child process.
+        sample of a large text; 2,500 bytes for each token of the vocabulary are plenty. Runs without a break are cut
+        into words of LONGEST_WORD characters. No signal interrupts the call; `learn_bpe` does the same in a child
+        process.
         """
         from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
