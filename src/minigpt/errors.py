@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 
 
 class UserError(ValueError):
@@ -14,6 +15,13 @@ class UserError(ValueError):
     def _render_traceback_(self) -> list[str]:
         """What IPython and notebooks print for it."""
         return [f"error: {self}"]
+
+
+def memory_reason(error: Exception) -> str:
+    """How much was asked for, in the words of torch or numpy, or the error's first sentence."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    asked = re.search(r"(?:tried|unable) to allocate [\d.,]+ ?\w+", text, re.IGNORECASE)
+    return asked[0][0].lower() + asked[0][1:] if asked else text.split(". ")[0]
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

@@ -419,8 +419,16 @@ def test_closed_standard_streams_are_empty_ones() -> None:
         (
             RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has\na total of 8 GiB"),
             2,
-            "error: too little memory (CUDA out of memory): take a smaller model, batch, context or text, or end other "
-            "programs\n",
+            "error: too little memory (tried to allocate 2.00 GiB): take a smaller model, batch, context or text, or "
+            "end other programs\n",
+        ),
+        (
+            RuntimeError(
+                "[enforce fail] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+            ),
+            2,
+            "error: too little memory (tried to allocate 9 bytes): take a smaller model, batch, context or text, or "
+            "end other programs\n",
         ),
         (
             MemoryError(),

@@ -15,9 +15,9 @@ from minigpt.cli.main import dispatch
 from minigpt.config import Config
 from minigpt.errors import UserError
 from minigpt.lab import doctor
-from minigpt.training import machine
+from minigpt.training import budget, machine
 from minigpt.training.compile_choice import Choice
-from minigpt.training.step_times import measure
+from minigpt.training.step_times import StepTimes, measure
 
 TEXT = "All happy families are alike; each unhappy family is unhappy in its own way.\n" * 200
 FSDP = ["--optimizer.name=adamw", "--trainer.strategy=fsdp", "--trainer.gradient_clip_val=null"]
@@ -34,6 +34,7 @@ def arguments(tmp_path: Path) -> list[str]:
         "--data.tokenizer=bytes",
         f"--data.dir={tmp_path / 'data'}",
         f"--runs_dir={tmp_path / 'runs'}",
+        "--trainer.max_steps=600",  # and so no budget
     ]
 
 
@@ -166,6 +167,35 @@ def test_the_doctor_says_what_training_would_decide_on_compiling(
     lines = screen([*arguments, *changes], monkeypatch, capsys)[1].splitlines()
     (line,) = [line for line in lines if line.startswith("compile ")]
     assert line.endswith(f"; {said}")
+
+
+@pytest.mark.parametrize("is_short", [True, False])
+def test_a_budgets_run_is_the_one_that_training_would_make(
+    is_short: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A text of one's own has a budget by default; of a long text that is not prepared, its size is what is known."""
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text(TEXT * 5)
+    if not is_short:
+        monkeypatch.setattr(doctor, "SHORT_BYTES", 0)
+    monkeypatch.setattr(budget, "measure", lambda *_: StepTimes(0.1, 0.0, 0, 1.0))
+    code, out = screen(["--data.source=text.txt"], monkeypatch, capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+    said = " ".join(out.split())
+    assert code == 0, out
+    assert "budget 5m. text: 77 kB, so tokenizer bpe:512" in said
+    assert "model: 2 layers, 64 wide, context 128: a step of 4 x 128 tokens takes 0.1 s here" in said
+    assert "tokens 512 a step" in said
+    assert ("not prepared yet: 1 document" in said) == is_short
+
+
+def test_a_budget_of_a_text_that_is_fetched_later_is_said_to_choose_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    _, out = screen(["--data.source=-", "--budget=2m"], monkeypatch, capsys)
+    assert "budget 2m: chooses when the text is read" in " ".join(out.split())
+    _, out = screen(["--data.source=x.txt", "--for=h100"], monkeypatch, capsys)
+    assert "budget 5m: chooses model and length there" in " ".join(out.split())
 
 
 def test_memory_that_runs_out_in_the_trial_step_is_said_and_the_screen_still_printed(

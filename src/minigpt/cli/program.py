@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from minigpt.cli.streams import drop, outlive_reader
 from minigpt.environment import is_ours, refuse_missing
-from minigpt.errors import UserError, is_out_of_memory
+from minigpt.errors import UserError, is_out_of_memory, memory_reason
 from minigpt.files import reason, shown
 from minigpt.signals import SIGNALS, exit_by_signal, handled_by
 
@@ -58,7 +58,7 @@ def run(main: Callable[[list[str]], None], *, outlives_reader: bool = True) -> N
         if is_out_of_memory(error):
             _flush()
             print(
-                f"error: too little memory ({shown(reason(error), sys.stderr).split('. ')[0]}): take a smaller model, "
+                f"error: too little memory ({shown(memory_reason(error), sys.stderr)}): take a smaller model, "
                 "batch, context or text, or end other programs",
                 file=sys.stderr,
             )

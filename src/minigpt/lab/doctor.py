@@ -21,18 +21,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from minigpt.config import AUTO, Config
+from minigpt.config import AUTO, Config, DataConfig
 from minigpt.data.prepare import find_prepared, prepare
 from minigpt.data.shards import PreparedData
 from minigpt.data.sources.hub import is_kept, parse_name, require_dataset
 from minigpt.data.tokenizers.tiktoken_tables import TIKTOKEN_NAMES, require_tables
-from minigpt.errors import UserError, is_out_of_memory
+from minigpt.errors import UserError, is_out_of_memory, memory_reason
 from minigpt.files import shown
 from minigpt.pages.run_record import duration
 from minigpt.runs.folder import RunFolder
 from minigpt.runs.loading import CHECKPOINT_KEY, newest_checkpoint
 from minigpt.training import machine
 from minigpt.training.arithmetic import memory, on_meta
+from minigpt.training.budget import BYTES_PER_TOKEN, Planner
 from minigpt.training.compile_choice import choose
 from minigpt.training.step_times import StepTimes, measure
 
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 WIDTH, INDENT = 100, 11
+FETCHED = ("hf:", "http")
+"""How names of sources begin that are not files here."""
 SHORT_BYTES = 1 << 20
 """Texts below this size are prepared in a temporary folder, to find errors and the number of tokens."""
 
@@ -58,12 +61,15 @@ class Findings:
         self.lines.append((label, text))
 
     def check(self, function: Callable[..., T], *arguments: Any) -> T | None:
-        """Call a function; on UserError, record the failure and return None."""
+        """Call a function; on UserError or too little memory, record the failure and return None."""
         try:
             return function(*arguments)
-        except UserError as error:
-            if str(error) not in self.failures:
-                self.failures.append(str(error))
+        except Exception as error:
+            if not isinstance(error, UserError) and not is_out_of_memory(error):
+                raise
+            said = str(error) if isinstance(error, UserError) else f"too little memory ({memory_reason(error)})"
+            if said not in self.failures:
+                self.failures.append(said)
             return None
 
     def __str__(self) -> str:
@@ -137,12 +143,52 @@ def examine(
     findings.add("hub", f"{silent}; only cached data can be used" if silent else f"{hub.host} answers")
     if resume is not None and resume != Path(AUTO):
         config = findings.check(_with_paths, config, resume) or config
+    planner = findings.check(_planner, config, trainer, temporary, findings) if resume is None and trainer else None
+    config = planner.config if planner else config
     data = findings.check(_text, config, temporary, not silent, findings)
+    config = (findings.check(_planned, planner, data, findings) if planner else None) or config
     config = _filled_in(config, data, findings)
     findings.add("compile", f"{works}; {_compile_line(config, trainer, compiled)}")
     if data is not None:
         findings.check(_start, config, data, trainer, resume, findings)
     _plan(config, data, trainer, speeds["float32"], disk["runs_dir"], findings)
+
+
+def _planner(config: Config, trainer: L.Trainer, temporary: Path, findings: Findings) -> Planner | None:
+    """What fills in a budget's settings, with those of the text filled in; None without a budget or a text to read."""
+    config, planner = Planner.of(config, trainer)
+    if planner is None or not _is_here(config.data):
+        if planner is not None:
+            findings.add(
+                "budget",
+                f"{config.budget}: chooses when the text is read; the lines below are of the settings until then",
+            )
+        return None
+    planner.config = _with_data_dir(config, str(temporary))  # where reading the text leaves its notes
+    planner.config = _with_data_dir(planner.of_text(), config.data.dir)
+    return planner
+
+
+def _with_data_dir(config: Config, folder: str) -> Config:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, dir=folder))
+
+
+def _planned(planner: Planner, data: PreparedData | None, findings: Findings) -> Config:
+    """The config with a budget's choices; those for a text that is not prepared yet are by its size."""
+    if data is not None:
+        config = planner.of_training(data)
+    else:
+        n_tokens, held_out = planner.n_bytes / BYTES_PER_TOKEN, planner.config.data.val_fraction
+        vocab_size = with_guessed_vocabulary(planner.config).model.vocab_size or 0
+        config = planner.of_tokens(vocab_size, (1 - held_out) * n_tokens, held_out * n_tokens)
+    findings.add("budget", f"{config.budget}. {'; '.join(planner.lines)}")
+    return config
+
+
+def _is_here(settings: DataConfig) -> bool:
+    """Whether the text can be read now: it is neither a pipe, nor fetched, nor endless."""
+    names = (*settings.sources, *settings.val_sources)
+    return "-" not in names and not settings.streaming and not any(name.startswith(FETCHED) for name in names)
 
 
 def _compile_line(config: Config, trainer: L.Trainer | None, compiled: str | None) -> str:
@@ -191,7 +237,7 @@ def _text(config: Config, temporary: Path, hub: bool, findings: Findings) -> Pre
     """The prepared data; None if the text is not prepared yet and too long to prepare here."""
     settings = config.data
     names = ", ".join(settings.sources)
-    fetched = [name for name in (*settings.sources, *settings.val_sources) if name.startswith(("hf:", "http"))]
+    fetched = [name for name in (*settings.sources, *settings.val_sources) if name.startswith(FETCHED)]
     missing = [name for name in fetched if not is_kept(name, Path(settings.dir))]
     for name in missing:
         _require_source(name, hub)

@@ -35,7 +35,11 @@ def estimate(config: Config, name: DeviceName) -> None:
 
 
 def _examine(config: Config, device: DeviceSpec, findings: Findings) -> None:
-
+    if config.budget is not None:
+        findings.add(
+            "budget",
+            f"{config.budget}: chooses model and length there, by the device's speed; this is of the settings here",
+        )
     p, m, rows = config.trainer, config.model, config.data.batch_size
     precision = str(device.precision if p.precision in {"auto", None} else p.precision)
     precision, n_devices = PRECISIONS.get(precision, precision), count_devices(config)

@@ -115,7 +115,7 @@ class Planner:
         self.tunes = is_pretrained(config)
         self.most_passes = PASSES if self.tunes else MOST_PASSES
         self.began = time.monotonic()
-        self.most_rows = sys.maxsize
+        self.n_bytes, self.most_rows = math.inf, sys.maxsize
         self.measured: dict[str, StepTimes] = {}
         """Of each model and batch size: both stages ask for most of them."""
         self.chosen: set[str] = set()
@@ -154,7 +154,7 @@ class Planner:
         Raises:
             UserError: there is no text, or it cannot be read.
         """
-        n_bytes = text_bytes(self.config)
+        n_bytes = self.n_bytes = text_bytes(self.config)
         self.most_rows = next((rows for limit, rows in SMALL_BATCHES if n_bytes < limit), sys.maxsize)
         steps, _ = self._fit(2048, n_bytes / BYTES_PER_TOKEN)
         passes = steps * self._tokens_per_step() * BYTES_PER_TOKEN / n_bytes
@@ -172,8 +172,14 @@ class Planner:
 
     def of_training(self, data: PreparedData) -> Config:
         """Model, batch, length, regularisation and validations, by the text's tokens and this machine's speed."""
-        n_train = math.inf if self.config.data.streaming else len(data.train.tokens)
-        steps, step_seconds = self._fit(data.tokenizer.vocab_size, n_train)
+        n_tokens = (
+            (math.inf, math.inf) if self.config.data.streaming else (len(data.train.tokens), len(data.val.tokens))
+        )
+        return self.of_tokens(data.tokenizer.vocab_size, *n_tokens)
+
+    def of_tokens(self, vocab_size: int, n_train: float, n_val: float) -> Config:
+        """`of_training` by the sizes of the vocabulary and the two sides."""
+        steps, step_seconds = self._fit(vocab_size, n_train)
         per_step = self._tokens_per_step()
         most = math.ceil(self.most_passes * n_train / per_step) if math.isfinite(n_train) else sys.maxsize
         is_given = "trainer.max_steps" not in self.open
@@ -183,14 +189,14 @@ class Planner:
         _, dropout, decay = next(each for each in REGULARISED if passes <= each[0])
         self.choose("model", dropout=dropout)
         if self.config.model.dropout:  # takes time of its own: a CPU's fused attention has none
-            step_seconds = self._seconds_of_step(data.tokenizer.vocab_size)
+            step_seconds = self._seconds_of_step(vocab_size)
             steps = self._affordable(step_seconds)
         limited, steps = steps > most and not is_given, min(steps, most)
         passes = steps * per_step / n_train
         # Where time ends the run, there must be steps left: the schedule ends with the time, and a machine that was
         # busy when it was measured may become free.
         most = min(most, 3 * steps) if self.budget.seconds else steps
-        interval = self._interval(data, steps, step_seconds)
+        interval = self._interval(n_val, steps, step_seconds)
         self.choose("optimizer", weight_decay=decay)
         if self.tunes:
             self.choose("optimizer", warmup_steps=warmup_steps(steps))
@@ -293,10 +299,9 @@ class Planner:
         spent = time.monotonic() - self.began + OTHER_SECONDS
         return max(1.0, 0.5 * self.budget.seconds, self.budget.seconds - spent)
 
-    def _interval(self, data: PreparedData, steps: int, step_seconds: float) -> int:
+    def _interval(self, n_val: float, steps: int, step_seconds: float) -> int:
         """Micro-batches between validations: up to twenty in a run, as far as their share of the time allows."""
         # A forward pass takes about a third of a step.
-        n_val = math.inf if self.config.data.streaming else len(data.val.tokens)
         seconds = SECONDS_OF_VALIDATION + step_seconds / 3 * n_val / self._tokens_per_step()
         n = max(2, min(20, int(SHARE_OF_VALIDATION * steps * step_seconds / seconds)))
         return max(1, math.ceil(steps / n)) * self.config.trainer.accumulate_grad_batches
