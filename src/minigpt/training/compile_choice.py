@@ -29,8 +29,6 @@ COLD_SECONDS, COLD_PER_LAYER = 15.0, 7.5
 WARM_SECONDS, WARM_PER_LAYER = 1.5, 0.4
 """Of compiling 4 layers on a CPU, with an empty cache (24 to 37 s there, 59 to 73 on an EPYC) and a warm one (3 s).
 Layers are unrolled, so the time grows with them."""
-OWN_SHARE = 2 / 3
-"""Of the time with an empty cache, what the run itself must earn back: a later run of the same shape starts warm."""
 
 
 class Choice(NamedTuple):
@@ -79,7 +77,7 @@ def on_cpu(saving: Saving, *, is_warm: bool, compiler: str | None) -> Choice:
     """
     cost = saving.warm if is_warm else saving.cold
     cache = "warm" if is_warm else "cold"
-    if saving.saved < (cost if is_warm else OWN_SHARE * cost):
+    if saving.saved < cost:
         return Choice(False, f"it would save about {saving.saved:.0f} s and take {cost:.0f} s ({cache} cache)")
     if compiler is not None:
         return Choice(False, compiler)
