@@ -43,10 +43,18 @@ def test_a_cpu_compiles_where_that_saves_more_than_it_takes() -> None:
     assert on_cpu(saving, is_warm=True, compiler="no C++ compiler") == Choice(False, "no C++ compiler")
 
 
+def test_one_core_compiles_twice_as_long_as_two() -> None:
+    one, two, many = (Saving.of(Config(), 1, n_cores).cold for n_cores in (1, 2, 16))
+    assert one == 2 * two
+    assert two == many
+
+
 def test_what_compiling_saves_grows_with_the_run_until_its_time_is_up() -> None:
     def saved(**settings: Any) -> float:
         config = Config()
-        return Saving.of(dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, **settings)), 2).saved
+        return Saving.of(
+            dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, **settings)), 2, 2
+        ).saved
 
     assert saved(max_steps=2000) == pytest.approx(2 * saved(max_steps=1000))
     assert saved(max_steps=1000, accumulate_grad_batches=2) == pytest.approx(saved(max_steps=2000))

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from minigpt.config import Config
+from minigpt.cores import usable_cores
 from minigpt.model.variants.flex import has_triton
 
 PAYING_STEPS = 1000
@@ -25,10 +26,11 @@ configs/demo.yaml, where one of 225 ms saves 30 (two cores of a Xeon, torch 2.13
 compiler both take longer, so that their comparison holds."""
 FLOPS, MOST_THREADS = 60e9, 8
 """Of a thread in those compiled steps, and the threads up to which small models gain."""
-COLD_SECONDS, COLD_PER_LAYER = 15.0, 7.5
+COLD_SECONDS, COLD_PER_LAYER = 26.0, 10.0
 WARM_SECONDS, WARM_PER_LAYER = 1.5, 0.4
-"""Of compiling 4 layers on a CPU, with an empty cache (24 to 37 s there, 59 to 73 on an EPYC) and a warm one (3 s).
-Layers are unrolled, so the time grows with them."""
+"""Of compiling on two cores, with an empty cache and with a warm one. Layers are unrolled, so the time grows with them:
+4 take 59 to 73 s on an EPYC, 24 to 37 on that Xeon, and 3 s with a warm cache. The slower one counts: compiling that
+does not pay has cost half a run of five minutes on one core, and not compiling costs a tenth."""
 
 
 class Choice(NamedTuple):
@@ -50,7 +52,7 @@ class Saving:
     warm: float
 
     @classmethod
-    def of(cls, config: Config, n_threads: int) -> Saving:
+    def of(cls, config: Config, n_threads: int, n_cores: int) -> Saving:
         """From the sizes; measured constants, so within a factor of two."""
         m, t = config.model, config.trainer
         n_tokens = config.data.batch_size * m.context_length
@@ -61,9 +63,8 @@ class Saving:
         n_batches = float(t.max_steps * t.accumulate_grad_batches)
         if t.max_time_seconds:
             n_batches = min(n_batches, t.max_time_seconds / (seconds + saved))
-        return cls(
-            n_batches * saved, COLD_SECONDS + m.n_layer * COLD_PER_LAYER, WARM_SECONDS + m.n_layer * WARM_PER_LAYER
-        )
+        cold = (COLD_SECONDS + m.n_layer * COLD_PER_LAYER) * (2 if n_cores == 1 else 1)  # two compilers at a time
+        return cls(n_batches * saved, cold, WARM_SECONDS + m.n_layer * WARM_PER_LAYER)
 
 
 def on_cpu(saving: Saving, *, is_warm: bool, compiler: str | None) -> Choice:
@@ -100,7 +101,7 @@ def choose(config: Config, device: torch.device, *, is_warm: bool) -> Choice:
         return Choice(steps >= PAYING_STEPS, f"{steps} steps on a GPU; it pays from {PAYING_STEPS} on")
     if device.type != "cpu":
         return Choice(False, f"not tried on {device.type}")
-    saving = Saving.of(config, torch.get_num_threads())
+    saving = Saving.of(config, torch.get_num_threads(), usable_cores())
     pays_warm = saving.saved >= saving.warm
     return on_cpu(saving, is_warm=is_warm, compiler=why_no_compiler() if pays_warm else None)
 
