@@ -576,7 +576,7 @@ def main(arguments: list[str]) -> None:
     measure = partial(harness.main, name="gpu", title="What only a GPU shows", options=options)
     named = [word for word in arguments if word in PARTS]
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("there is no NVIDIA GPU here; --device cpu --quick tries the script on this CPU")
+        raise UserError("there is no NVIDIA GPU here; --device cpu --quick runs the script on the CPU")
     if named or {"-h", "--help"} & set(arguments):
         measure(arguments, PARTS)
         return

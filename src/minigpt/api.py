@@ -73,9 +73,8 @@ class Run:
             steps.setdefault(int(row["step"]), {}).update(row)
         columns = file.read_text(encoding="utf-8").partition("\n")[0].split(",") if file.exists() else ["step"]
         table = pandas.DataFrame(list(steps.values()), columns=[name.strip() for name in columns])
-        if (
-            "perf/mfu" in table and table["perf/mfu"].isna().all()
-        ):  # not known on this device, and `dropna()` drops rows
+        # Where the device's peak is not known the column is empty, and `dropna()` would drop every row.
+        if "perf/mfu" in table and table["perf/mfu"].isna().all():
             table = table.drop(columns="perf/mfu")
         return table.astype({name: "int64" for name in ("step", "tokens") if name in table})
 

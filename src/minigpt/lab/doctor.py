@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 WIDTH, INDENT = 100, 11
-FETCHED = ("hf:", "http")
+FETCHED = ("hf:", "http://", "https://")
 """How names of sources begin that are not files here."""
 SHORT_BYTES = 1 << 20
 """Texts below this size are prepared in a temporary folder, to find errors and the number of tokens."""
@@ -157,12 +157,10 @@ def examine(
 def _planner(config: Config, trainer: L.Trainer, temporary: Path, findings: Findings) -> Planner | None:
     """What fills in a budget's settings, with those of the text filled in; None without a budget or a text to read."""
     config, planner = Planner.of(config, trainer)
-    if planner is None or not _is_here(config.data):
-        if planner is not None:
-            findings.add(
-                "budget",
-                f"{config.budget}: chooses when the text is read; the lines below are of the settings until then",
-            )
+    if planner is None:
+        return None
+    if not _is_here(config.data):
+        findings.add("budget", f"{config.budget}: chooses when the text is read; below are the settings until then")
         return None
     planner.config = _with_data_dir(config, str(temporary))  # where reading the text leaves its notes
     planner.config = _with_data_dir(planner.of_text(), config.data.dir)
@@ -187,8 +185,11 @@ def _planned(planner: Planner, data: PreparedData | None, findings: Findings) ->
 
 def _is_here(settings: DataConfig) -> bool:
     """Whether the text can be read now: it is neither a pipe, nor fetched, nor endless."""
-    names = (*settings.sources, *settings.val_sources)
-    return "-" not in names and not settings.streaming and not any(name.startswith(FETCHED) for name in names)
+    return "-" not in settings.sources and not settings.streaming and not _fetched(settings)
+
+
+def _fetched(settings: DataConfig) -> list[str]:
+    return [name for name in (*settings.sources, *settings.val_sources) if name.startswith(FETCHED)]
 
 
 def _compile_line(config: Config, trainer: L.Trainer | None, compiled: str | None) -> str:
@@ -237,11 +238,10 @@ def _text(config: Config, temporary: Path, hub: bool, findings: Findings) -> Pre
     """The prepared data; None if the text is not prepared yet and too long to prepare here."""
     settings = config.data
     names = ", ".join(settings.sources)
-    fetched = [name for name in (*settings.sources, *settings.val_sources) if name.startswith(FETCHED)]
-    missing = [name for name in fetched if not is_kept(name, Path(settings.dir))]
+    missing = [name for name in _fetched(settings) if not is_kept(name, Path(settings.dir))]
     for name in missing:
         _require_source(name, hub)
-    if "-" in settings.sources or fetched or settings.streaming:
+    if not _is_here(settings):
         findings.add("text", f"{names}: not checked{', since it is read when the run starts' if missing else ''}")
         if settings.tokenizer in TIKTOKEN_NAMES:
             require_tables(settings.tokenizer)

@@ -33,9 +33,8 @@ def flops_per_token(config: GPTConfig, context_length: int | None = None) -> int
     model = on_meta(config)
     n = model.n_parameters - (0 if config.tie_embeddings else (config.vocab_size or 0) * config.n_embd)
     n -= model.position_embedding.weight.numel() if config.position == "learned" else 0
-    return 6 * n + 12 * config.n_layer * config.n_head * config.width_per_head * (
-        context_length or config.context_length
-    )
+    T = context_length or config.context_length
+    return 6 * n + 12 * config.n_layer * config.n_head * config.width_per_head * T
 
 
 @dataclass(frozen=True)

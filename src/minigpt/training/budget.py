@@ -172,10 +172,9 @@ class Planner:
 
     def of_training(self, data: PreparedData) -> Config:
         """Model, batch, length, regularisation and validations, by the text's tokens and this machine's speed."""
-        n_tokens = (
-            (math.inf, math.inf) if self.config.data.streaming else (len(data.train.tokens), len(data.val.tokens))
-        )
-        return self.of_tokens(data.tokenizer.vocab_size, *n_tokens)
+        is_stream = self.config.data.streaming
+        n_train, n_val = (math.inf if is_stream else len(side.tokens) for side in (data.train, data.val))
+        return self.of_tokens(data.tokenizer.vocab_size, n_train, n_val)
 
     def of_tokens(self, vocab_size: int, n_train: float, n_val: float) -> Config:
         """`of_training` by the sizes of the vocabulary and the two sides."""

@@ -98,9 +98,9 @@ class Metrics(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
         self.logged = (trainer.global_step, {})
-        device, is_whole = trainer.strategy.root_device, self.config.data.mode == "packed" and not self.config.lora
-        peak = peak_flops(device, str(trainer.precision)) if is_whole else None  # of every position, and of all weights
-        if peak is not None:
+        peak = peak_flops(trainer.strategy.root_device, str(trainer.precision))
+        # The formula is of training all weights on every position.
+        if peak is not None and self.config.data.mode == "packed" and not self.config.lora:
             self._tokens_at_peak = trainer.world_size * peak / flops_per_token(self.config.model)
         self._start_watch(pl_module)
         if trainer.is_global_zero:

@@ -22,15 +22,14 @@ PAYING_STEPS = 1000
 SAVED_PER_LAYER, SAVED_PER_ELEMENT = 3.9e-3, 9e-9
 """Seconds that a compiled micro-batch saves on a CPU: of calls, in each layer, and of elementwise work, in each layer
 for each token times the model's width. Solved from configs/shakespeare_char.yaml, where a step of 54 ms saves 19, and
-configs/demo.yaml, where one of 225 ms saves 30 (two cores of a Xeon, torch 2.13). On a slower CPU the steps and the
-compiler both take longer, so that their comparison holds."""
+configs/demo.yaml, where one of 225 ms saves 30 (two cores of a Xeon, torch 2.13)."""
 FLOPS, MOST_THREADS = 60e9, 8
 """Of a thread in those compiled steps, and the threads up to which small models gain."""
 COLD_SECONDS, COLD_PER_LAYER = 26.0, 10.0
 WARM_SECONDS, WARM_PER_LAYER = 1.5, 0.4
 """Of compiling on two cores, with an empty cache and with a warm one. Layers are unrolled, so the time grows with them:
-4 take 59 to 73 s on an EPYC, 24 to 37 on that Xeon, and 3 s with a warm cache. The slower one counts: compiling that
-does not pay has cost half a run of five minutes on one core, and not compiling costs a tenth."""
+4 take 59 to 73 s on an EPYC, 24 to 37 on that Xeon, and 3 s with a warm cache. The slower CPU counts: to compile in
+vain has cost half of a run of five minutes on one core, and to miss a gain costs less."""
 
 
 class Choice(NamedTuple):
